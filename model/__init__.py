@@ -1,0 +1,1 @@
+"""The vision-language model in torch: it opens no data file and knows no flow."""
