@@ -1,0 +1,252 @@
+"""The command line: quick to start, because each command imports only what it needs."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+    from pipeline.settings import Settings
+    from storage.artifacts import ArtifactStore
+
+app = App(
+    name="phivision",
+    help="Build your own small vision-language assistant, and re-run it like make.",
+    version_flags=["--version"],
+)
+
+Preset = Annotated[str, Parameter(help="Complete recipe to start from: demo or coco.")]
+Set = Annotated[
+    list[str] | None,
+    Parameter(name="--set", help="Change one recipe field: dotted.path=value.", negative=()),
+]
+Store = Annotated[str | None, Parameter(help="Path or fsspec URL of the artifact store.")]
+Rerun = Annotated[
+    list[str] | None, Parameter(help="Make this stage again although it is fresh.", negative=())
+]
+
+
+@app.command
+def run(
+    *,
+    preset: Preset = "demo",
+    set_: Set = None,
+    store: Store = None,
+    rerun: Rerun = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int | None = None,
+    wandb: Literal["offline", "online", "disabled"] = "offline",
+) -> None:
+    """Run the DAG: only stages whose recipe, code or inputs changed do any work.
+
+    Args:
+        device: Device of the encoder and of training.
+        threads: CPU threads; all cores if omitted.
+        wandb: Mode of Weights & Biases.
+    """
+    from flows.run_command import run_pipeline
+
+    settings = _settings(store, device=device, threads=threads, wandb=wandb)
+    run_pipeline(preset, _changes(set_), settings, rerun or [])
+
+
+@app.command
+def plan(
+    *,
+    preset: Preset = "demo",
+    set_: Set = None,
+    store: Store = None,
+    rerun: Rerun = None,
+    format: Literal["table", "json"] = "table",  # noqa: A002 - the option's name
+) -> None:
+    """Say which stages would run, and why; nothing runs.
+
+    Args:
+        format: A table for people or JSON for programs.
+    """
+    import json
+
+    from pipeline.plan import plan as make_plan
+
+    settings = _settings(store)
+    steps = make_plan(_recipe(preset, set_), _open(settings), rerun or ())
+    if format == "json":
+        rows = [{"stage": s.stage, "status": s.status, "reason": s.reason} for s in steps]
+        print(json.dumps(rows, indent=1))
+        return
+    from flows.tables import print_rows
+
+    print_rows(["stage", "status", "reason"], [[s.stage, s.status, s.reason] for s in steps])
+
+
+@app.command
+def sql(
+    query: str | None = None,
+    /,
+    *,
+    store: Store = None,
+    run: str | None = None,
+    format: Literal["table", "csv", "json", "parquet"] = "table",  # noqa: A002
+    output: Path | None = None,
+) -> None:
+    """Query the catalog, read-only; without a query, start a shell.
+
+    Args:
+        query: One SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
+        run: Show the artifacts of this run instead of the latest one.
+        format: How the result is printed; parquet needs --output.
+        output: File to write to instead of the screen.
+    """
+    from flows.sql_command import query_once, shell
+    from storage.catalog import Catalog
+
+    catalog = Catalog(_open(_settings(store)), run)
+    if query is None:
+        shell(catalog)
+    else:
+        query_once(catalog, query, format, output)
+
+
+@app.command
+def show(image_id: int, /, *, store: Store = None) -> None:
+    """Follow one image through the DAG, from its file to the answers about it.
+
+    Args:
+        image_id: COCO id of the image.
+    """
+    from flows.show_command import show_image
+    from storage.catalog import Catalog
+
+    show_image(Catalog(_open(_settings(store))), image_id)
+
+
+@app.command
+def ask(image: Path, question: str, /, *, store: Store = None, bundle: Path | None = None) -> None:
+    """Answer a question about a picture with the published assistant.
+
+    Args:
+        image: A picture file.
+        question: What to ask.
+        bundle: Folder of a bundle, instead of the store's published one.
+    """
+    from flows.assistant_command import open_assistant, read_picture
+
+    picture = read_picture(image)
+    print(open_assistant(_settings(store), bundle).ask(picture, question))
+
+
+@app.command
+def caption(*images: Path, store: Store = None, bundle: Path | None = None) -> None:
+    """Caption pictures with the published assistant.
+
+    Args:
+        images: Picture files.
+        bundle: Folder of a bundle, instead of the store's published one.
+    """
+    from flows.assistant_command import open_assistant, read_picture
+
+    if not images:
+        raise PipelineError("no picture was given", "phivision caption PHOTO.jpg …")
+    pictures = [read_picture(path) for path in images]
+    assistant = open_assistant(_settings(store), bundle)
+    for path, text in zip(images, assistant.caption(pictures), strict=True):
+        print(f"{path}: {text}" if len(images) > 1 else text)
+
+
+@app.command
+def recipe(*, preset: Preset = "demo", set_: Set = None) -> None:
+    """Print every field of a recipe with its value and meaning."""
+    from flows.recipe_command import print_recipe
+
+    print_recipe(_recipe(preset, set_))
+
+
+@app.command
+def runs(*, store: Store = None) -> None:
+    """List the finished runs of a store, newest first."""
+    from flows.tables import print_rows
+    from storage.catalog import read_runs
+
+    records = read_runs(_open(_settings(store)))
+    rows = [[r["run"], _when(r["created"]), r["seconds"], " ".join(r["made"])] for r in records]
+    print_rows(["run", "finished (UTC)", "seconds", "made"], rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; an expected error is one clear line and exit status 1 (2 for wrong usage)."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]  # noqa: S105
+    with _errors(debug=debug):
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+@contextmanager
+def _errors(*, debug: bool) -> Iterator[None]:
+    from flows.failures import explain
+
+    try:
+        yield
+    except CycloptsError as error:
+        _fail(f"{error}\n  → phivision --help", 2)
+    except KeyboardInterrupt:
+        _fail("stopped; finished work is kept, run again to go on", 130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        text = explain(error)
+        if debug or text is None:
+            raise
+        _fail(text, 1)
+
+
+def _fail(text: str, status: int) -> None:
+    print(f"phivision: {text}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _changes(assignments: Sequence[str] | None) -> dict[str, object]:
+    changes: dict[str, object] = {}
+    for assignment in assignments or ():
+        path, separator, value = assignment.partition("=")
+        if not separator:
+            raise PipelineError(
+                f"--set {assignment} is no assignment", "write --set dotted.path=value"
+            )
+        changes[path.strip()] = value
+    return changes
+
+
+def _recipe(preset: str, assignments: Sequence[str] | None) -> "Recipe":
+    from pipeline.presets import preset as load_preset
+
+    return load_preset(preset).override(_changes(assignments))
+
+
+def _settings(store: str | None, **values: Any) -> "Settings":
+    from pipeline.settings import Settings
+
+    given = {key: value for key, value in values.items() if value is not None}
+    return Settings(**({"store": store} if store else {}), **given)
+
+
+def _open(settings: "Settings") -> "ArtifactStore":
+    from storage.artifacts import ArtifactStore
+
+    return ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+
+
+def _when(seconds: float) -> str:
+    import datetime
+
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The patch encoder: an open_clip vision tower from an ordinary open_clip folder, frozen.
+
+The folder holds `open_clip_config.json` and `open_clip_model.safetensors`, as open_clip's own
+`local-dir:` schema reads them, whether they are OpenAI's weights or a tiny model of the demo.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from jaxtyping import Float
+from open_clip.push_to_hf_hub import save_config_for_hf as save_clip_config
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.errors import ModelError
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of a batch of pictures.
+
+    Attributes:
+        patches: [batch, patch, vision] float32; hidden states of one layer, without the class
+            token, before the final layer norm.
+        pooled: [batch, embed] float32; open_clip's normalised image embedding.
+    """
+
+    patches: Float[Tensor, "batch patch vision"]
+    pooled: Float[Tensor, "batch embed"]
+
+
+class PatchEncoder:
+    """Pictures in, patch embeddings out; deterministic and without gradients.
+
+    Args:
+        folder: Folder in open_clip's layout.
+        layer: Transformer layer counted from the end, -1 the last. LLaVA takes -2.
+        device: Where to compute.
+    """
+
+    def __init__(self, folder: Path, layer: int, device: str = "cpu") -> None:
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise ModelError(f"{folder} has no {name}: it is no open_clip model")
+        clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+        self.visual: nn.Module = clip.visual.eval().requires_grad_(False).to(device)
+        self.layer, self.device = layer, device
+        self.preprocess: Callable[[Image.Image], Tensor] = preprocess
+        self.fingerprint = encoder_fingerprint(folder, layer)
+
+    def prepare(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """Return one RGB picture resized, cropped and normalised as the weights expect."""
+        return self.preprocess(image)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Encoded:
+        """Return patch embeddings and pooled embeddings of prepared pictures."""
+        found = self.visual.forward_intermediates(
+            pixels.to(self.device),
+            indices=[self.depth + self.layer],
+            stop_early=False,
+            normalize_intermediates=False,
+            output_fmt="NLC",
+        )
+        pooled = nn.functional.normalize(found["image_features"].float(), dim=-1)
+        return Encoded(found["image_intermediates"][0].float(), pooled)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Encoded:
+        """Return the embeddings of RGB pictures."""
+        return self.encode(torch.stack([self.prepare(image) for image in images]))
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer layers."""
+        return len(self.visual.transformer.resblocks)
+
+
+def save_clip(clip: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    """Write a CLIP in open_clip's own layout, as safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_clip_config(clip, folder / CONFIG, config)
+    weights = {name: tensor.contiguous() for name, tensor in clip.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+
+
+def fetch_clip(name: str, pretrained: str, folder: Path) -> int:
+    """Fetch published weights into a folder and return the number of parameters.
+
+    Raises:
+        ModelError: open_clip knows no such model or weights.
+    """
+    config = open_clip.get_model_config(name)
+    if config is None or pretrained not in open_clip.list_pretrained_tags_by_model(name):
+        raise ModelError(f"open_clip has no weights '{pretrained}' for a model '{name}'")
+    clip = open_clip.create_model(name, pretrained=pretrained)
+    save_clip(clip, config, folder)
+    return sum(parameter.numel() for parameter in clip.parameters())
+
+
+def encoder_fingerprint(folder: Path, layer: int) -> str:
+    """Return the identity of all that shapes a patch embedding of a given picture.
+
+    That is the weights, the architecture with its preprocessing (mean, deviation, size, crop,
+    interpolation), the layer, and this file's own conventions.
+    """
+    hashed = hashlib.sha256()
+    with (folder / WEIGHTS).open("rb") as stream:
+        while chunk := stream.read(4 * 2**20):
+            hashed.update(chunk)
+    config = json.loads((folder / CONFIG).read_text())
+    identity = {
+        "weights": hashed.hexdigest(),
+        "config": config,
+        "layer": layer,
+        "conventions": "pillow-decode/open_clip-transform/no-post-norm/float32-to-float16",
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

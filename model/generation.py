@@ -1,0 +1,219 @@
+"""Text from images and prompts: batched with transformers' `generate`, or streamed.
+
+Prompts of different lengths are padded on the left, in front of the image, so that the last
+position of every row is its newest token. Masked positions are skipped in the count of positions,
+so a row gives the same text alone as in a batch.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import transformers
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, GenerationMixin, LogitsProcessorList
+from transformers.generation import (
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from model.errors import ModelError
+from model.generation_configs import BeamConfig, GenerationConfig, TopPConfig
+from model.vlm import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One generated text.
+
+    Attributes:
+        ids: Token ids without the end-of-sequence token.
+        ended: Whether the model ended the text itself, rather than being cut.
+    """
+
+    ids: list[int]
+    ended: bool
+
+
+def generate(
+    vlm: VisionLanguageModel,
+    patches: Float[Tensor, "batch patch vision"],
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_id: int,
+    max_new_tokens: int,
+    decoding: GenerationConfig,
+) -> list[Generated]:
+    """One text per image and prompt, in order.
+
+    Args:
+        vlm: The model; it runs in evaluation mode and is left in the mode it was in.
+        patches: One image per prompt.
+        prompts: Token ids after the image; an empty prompt asks for a caption.
+        eos_id: Token that ends a text.
+        max_new_tokens: Tokens after which a text is cut, counting the ending one.
+        decoding: Greedy, beam search or nucleus sampling. The draws of sampling depend on the
+            batch a prompt is in; greedy and beam search do not.
+
+    Raises:
+        ModelError: Prompts and images differ in number, or the text might outgrow the model.
+    """
+    if len(prompts) != len(patches):
+        raise ModelError(f"{len(prompts)} prompts for {len(patches)} images: give one for each")
+    if not prompts:
+        return []
+    language_model = vlm.language_model
+    assert isinstance(language_model, GenerationMixin)
+    with _evaluating(vlm), torch.no_grad(), _seeded(decoding, patches.device):
+        embeddings, attention = _left_padded(vlm, patches, prompts)
+        vlm.check_length(embeddings.shape[1] + max_new_tokens)
+        rows = language_model.generate(
+            inputs_embeds=embeddings,
+            attention_mask=attention.long(),
+            generation_config=_transformers_config(decoding, eos_id, max_new_tokens),
+        )
+    return [_until_eos(row, eos_id) for row in rows.tolist()]
+
+
+def stream(
+    vlm: VisionLanguageModel,
+    patches: Float[Tensor, "patch vision"],
+    prompt: Sequence[int],
+    *,
+    eos_id: int,
+    max_new_tokens: int,
+    decoding: GenerationConfig,
+) -> Iterator[int]:
+    """Token ids of one text, each as soon as it is known; the ending token is not given.
+
+    The text is the one `generate` gives for this image and prompt alone.
+
+    Args:
+        vlm: The model; it is in evaluation mode until the iterator ends or is closed.
+        patches: The image.
+        prompt: Token ids after the image.
+        eos_id: Token that ends the text.
+        max_new_tokens: Tokens after which the text is cut, counting the ending one.
+        decoding: Greedy or nucleus sampling.
+
+    Raises:
+        ModelError: Beam search was asked for, or the text might outgrow the model.
+    """
+    if isinstance(decoding, BeamConfig) and decoding.beams > 1:
+        raise ModelError("beam search knows its text only at the end: stream greedy or top_p")
+    with torch.no_grad():
+        embeddings, attention = _left_padded(vlm, patches.unsqueeze(0), [prompt])
+    vlm.check_length(embeddings.shape[1] + max_new_tokens)
+    settings = vlm.language_model.generation_config
+    suppressed = settings.suppress_tokens if settings is not None else None
+    choose = _chooser(decoding, suppressed, embeddings.device)
+    return _stream_tokens(vlm, embeddings, attention, eos_id, max_new_tokens, choose)
+
+
+def _stream_tokens(
+    vlm: VisionLanguageModel,
+    embeddings: Float[Tensor, "1 new language"],
+    attention: Bool[Tensor, "1 position"],
+    eos_id: int,
+    max_new_tokens: int,
+    choose: Callable[[Tensor], Tensor],
+) -> Iterator[int]:
+    cache = DynamicCache(config=vlm.language_model.config)
+    with _evaluating(vlm):
+        for _ in range(max_new_tokens):
+            # Entered anew for each token: the caller's code between two tokens keeps its own mode.
+            with torch.no_grad():
+                state = vlm.hidden(embeddings, attention, cache)[:, -1]
+                token = choose(vlm.logits(state))
+                embeddings = vlm.embed_text(token)
+            if token.item() == eos_id:
+                return
+            yield int(token.item())
+            attention = nn.functional.pad(attention, (0, 1), value=True)
+
+
+def _chooser(
+    decoding: GenerationConfig, suppressed: list[int] | None, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """A function from logits [1, word] to the chosen token [1, 1]."""
+    # The classes and the order of transformers' own generation.
+    steps = LogitsProcessorList()
+    if suppressed:
+        steps.append(SuppressTokensLogitsProcessor(suppressed, str(device)))
+    if isinstance(decoding, TopPConfig):
+        steps.append(TemperatureLogitsWarper(decoding.temperature))
+        steps.append(TopPLogitsWarper(decoding.top_p))
+        generator = torch.Generator(device).manual_seed(decoding.seed)
+    no_ids = torch.LongTensor(1, 0)  # these processors look at the scores only
+
+    def choose(logits: Tensor) -> Tensor:
+        scores = steps(no_ids, logits)
+        if not isinstance(decoding, TopPConfig):
+            return scores.argmax(dim=-1, keepdim=True)
+        return torch.multinomial(scores.softmax(dim=-1), 1, generator=generator)
+
+    return choose
+
+
+def _left_padded(
+    vlm: VisionLanguageModel,
+    patches: Float[Tensor, "batch patch vision"],
+    prompts: Sequence[Sequence[int]],
+) -> tuple[Float[Tensor, "batch position language"], Bool[Tensor, "batch position"]]:
+    """Embeddings [padding][patches][separator][prompt] and the mask of what is no padding."""
+    prefixes = vlm.embed_images(patches).tokens
+    ids = torch.tensor([i for prompt in prompts for i in prompt], dtype=torch.long)
+    texts = vlm.embed_text(ids.to(prefixes.device)).split([len(prompt) for prompt in prompts])
+    rows = [torch.cat(pair) for pair in zip(prefixes, texts, strict=True)]
+    embeddings = pad_sequence(rows, batch_first=True, padding_side="left")
+    real = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
+    return embeddings, pad_sequence(real, batch_first=True, padding_side="left")
+
+
+def _transformers_config(
+    decoding: GenerationConfig, eos_id: int, max_new_tokens: int
+) -> transformers.GenerationConfig:
+    # What is left open comes from the language model: its suppressed tokens, for one.
+    config = transformers.GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos_id,
+        pad_token_id=eos_id,  # fills finished rows, behind their end
+        do_sample=isinstance(decoding, TopPConfig),
+        num_beams=1,
+        use_cache=True,
+    )
+    if isinstance(decoding, BeamConfig):
+        config.num_beams = decoding.beams
+        config.length_penalty = decoding.length_penalty if decoding.beams > 1 else None
+    elif isinstance(decoding, TopPConfig):
+        config.top_k = 0  # transformers' default of 50 would cut the nucleus
+        config.top_p, config.temperature = decoding.top_p, decoding.temperature
+    return config
+
+
+def _until_eos(row: list[int], eos_id: int) -> Generated:
+    ended = eos_id in row
+    return Generated(row[: row.index(eos_id)] if ended else row, ended)
+
+
+@contextmanager
+def _evaluating(vlm: VisionLanguageModel) -> Generator[None]:
+    was_training = vlm.training
+    vlm.eval()
+    try:
+        yield
+    finally:
+        vlm.train(was_training)
+
+
+@contextmanager
+def _seeded(decoding: GenerationConfig, device: torch.device) -> Generator[None]:
+    # transformers draws from the global generator; training must find it as it was.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if isinstance(decoding, TopPConfig):
+            torch.manual_seed(decoding.seed)
+        yield

@@ -1,0 +1,82 @@
+"""Loading, adapting and merging the language model, always a stock transformers class."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from model.errors import ModelError
+
+
+def load_language_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Return the causal language model of a folder in Hugging Face's layout.
+
+    Only safetensors are read and no code of the folder is run.
+
+    Raises:
+        ModelError: The folder holds no such model.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            attn_implementation="sdpa",
+        ).eval()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} holds no language model: {error}") from None
+
+
+def add_lora(
+    language_model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    targets: tuple[str, ...],
+) -> None:
+    """Freeze a language model and give its linear layers low-rank adapters, in place.
+
+    The class of the model and its `.model` and `.lm_head` stay what they are.
+
+    Raises:
+        ModelError: No layer bears one of the target names.
+    """
+    language_model.requires_grad_(False)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)
+    )
+    try:
+        inject_adapter_in_model(config, language_model)
+    except ValueError as error:
+        raise ModelError(f"finetune.lora_targets {list(targets)}: {error}") from None
+
+
+def merge_lora(language_model: PreTrainedModel) -> None:
+    """Fold the adapters into the weights, in place, leaving the stock architecture."""
+    for name, module in list(language_model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent = language_model.get_submodule(name.rpartition(".")[0])
+            base: nn.Module = module.get_base_layer()
+            setattr(parent, name.rpartition(".")[2], base)
+    # peft leaves its config on the model; a merged model must save as a plain one.
+    if hasattr(language_model, "peft_config"):
+        del language_model.peft_config
+        language_model._hf_peft_config_loaded = False
+
+
+def forbid_ids(language_model: PreTrainedModel, used: int) -> None:
+    """Keep generation away from embedding rows that no token stands behind.
+
+    Phi-2's tokenizer ends at 50,295 and its embedding has 51,200 rows; the rest was never
+    trained.
+    """
+    rows = language_model.get_input_embeddings().weight.shape[0]
+    if used < rows:
+        language_model.generation_config.suppress_tokens = list(range(used, rows))

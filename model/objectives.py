@@ -1,0 +1,199 @@
+"""The training methods: standard (teacher forcing) and scheduled sampling, in parallel passes.
+
+Both give the same `ObjectiveLoss` and train on the same targets; they differ only in the tokens
+that are fed. At sampling rate 1.0 they are the same computation.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+from transformers import DynamicCache
+
+from model.objective_configs import (
+    MixedByLengthConfig,
+    MixedConfig,
+    ObjectiveConfig,
+    ScheduledSamplingConfig,
+    StandardConfig,
+    is_scheduled_step,
+    sampling_rate,
+)
+from model.vlm import Batch, VisionLanguageModel
+
+
+class ObjectiveLoss(NamedTuple):
+    """The loss of one batch and what to log beside it.
+
+    Attributes:
+        token_nll: [target] float32; nats per supervised token, row by row, with gradient.
+        auxiliary_loss: Scalar float32; the projector's weighted load-balancing loss.
+        expert_usage: [expert] float32; each expert's share of the tokens, length 0 without experts.
+    """
+
+    token_nll: Tensor
+    auxiliary_loss: Tensor
+    expert_usage: Tensor
+
+    @property
+    def nll(self) -> Tensor:
+        """Mean negative log-likelihood over the supervised tokens, in nats."""
+        return self.token_nll.mean()
+
+    @property
+    def tokens(self) -> int:
+        """Supervised tokens of the batch, the weight of its mean under accumulation."""
+        return len(self.token_nll)
+
+    @property
+    def loss(self) -> Tensor:
+        """What is minimized: mean negative log-likelihood plus auxiliary loss."""
+        return self.nll + self.auxiliary_loss
+
+
+def objective_loss(
+    config: ObjectiveConfig,
+    vlm: VisionLanguageModel,
+    batch: Batch,
+    *,
+    step: int,
+    total_steps: int,
+    generator: torch.Generator,
+) -> ObjectiveLoss:
+    """The loss of a batch under the configured training method.
+
+    The choice between methods depends on the step and the configuration only, so that all
+    processes of a run do the same number of forward passes (FSDP would hang otherwise).
+
+    Args:
+        config: The training method.
+        vlm: The model.
+        batch: Examples with at least one supervised token.
+        step: Optimizer step, from 0.
+        total_steps: Optimizer steps of the whole training.
+        generator: Source of the coins. Seeded from (seed, step, rank) it needs no saved state.
+    """
+    if isinstance(config, StandardConfig):
+        return standard(vlm, batch)
+    if isinstance(config, MixedConfig) and not is_scheduled_step(config, step):
+        return standard(vlm, batch)
+    scheduled = config if isinstance(config, ScheduledSamplingConfig) else config.scheduled
+    return scheduled_sampling(
+        vlm,
+        batch,
+        sampling_rate(scheduled, step, total_steps),
+        generator,
+        passes=scheduled.passes,
+        longest=config.longest if isinstance(config, MixedByLengthConfig) else None,
+    )
+
+
+def standard(vlm: VisionLanguageModel, batch: Batch) -> ObjectiveLoss:
+    """Teacher forcing: one masked forward pass that is fed the true tokens.
+
+    Raises:
+        ModelError: The batch has no supervised token.
+    """
+    return _loss_when_fed(vlm, batch, batch.input_ids)
+
+
+def scheduled_sampling(
+    vlm: VisionLanguageModel,
+    batch: Batch,
+    rate: float,
+    generator: torch.Generator,
+    *,
+    passes: int = 1,
+    longest: int | None = None,
+) -> ObjectiveLoss:
+    """Scheduled sampling in parallel (Mihaylova and Martins 2019, arXiv 1906.07651).
+
+    `passes` forward passes without gradient predict every supervised token, the first from the
+    true tokens, each later one from the mixture that the coins made of the pass before. A last
+    pass with gradient is fed the mixture. Coins are drawn once. After n passes the first n fed
+    tokens of a row are those of sequential sampling, so that many passes equal the sequential
+    loop. The targets are always the true tokens.
+
+    Args:
+        vlm: The model.
+        batch: Examples with at least one supervised token.
+        rate: Probability of feeding the true token; 1.0 is exactly `standard`.
+        generator: Source of the coins.
+        passes: Predicting passes, at least 1.
+        longest: Rows with more supervised tokens than this are fed the truth; None is no limit.
+
+    Raises:
+        ModelError: The batch has no supervised token.
+    """
+    if rate >= 1.0:
+        return standard(vlm, batch)
+    truth = true_token_coins(batch.supervised, rate, generator, longest)
+    fed_ids = batch.input_ids
+    with torch.no_grad():
+        for _ in range(passes):
+            predicted = vlm.predict(vlm.supervised_states(batch, fed_ids).states)
+            guesses = batch.input_ids.masked_scatter(batch.supervised, predicted)
+            fed_ids = torch.where(truth, batch.input_ids, guesses)
+    return _loss_when_fed(vlm, batch, fed_ids)
+
+
+def true_token_coins(
+    supervised: Bool[Tensor, "batch text"],
+    rate: float,
+    generator: torch.Generator,
+    longest: int | None = None,
+) -> Bool[Tensor, "batch text"]:
+    """A coin per token: True where the true token is fed; always True where unsupervised.
+
+    Coins are drawn per supervised token in row order on the generator's device, so neither the
+    padding nor the training device changes them.
+
+    Args:
+        supervised: The tokens to draw for.
+        rate: Probability of True.
+        generator: Source of the coins.
+        longest: Rows with more supervised tokens than this are all True; None is no limit.
+    """
+    draws = torch.rand(int(supervised.sum()), generator=generator, device=generator.device).to(
+        supervised.device
+    )
+    truth = torch.ones_like(supervised).masked_scatter(supervised, draws < rate)
+    if longest is not None:
+        truth |= supervised.sum(dim=1, keepdim=True) > longest
+    return truth
+
+
+def scheduled_sampling_reference(
+    vlm: VisionLanguageModel, batch: Batch, rate: float, generator: torch.Generator
+) -> ObjectiveLoss:
+    """Scheduled sampling token by token with a key-value cache (Bengio et al. 2015).
+
+    The definition that the parallel form is tested against: slow, since it takes one forward pass
+    per text token. It cannot be used with gradient checkpointing, which drops the cache.
+
+    Raises:
+        ModelError: The batch has no supervised token.
+    """
+    truth = true_token_coins(batch.supervised, rate, generator)
+    prefix = vlm.embed_images(batch.patches)
+    cache = DynamicCache(config=vlm.language_model.config)
+    attention = torch.ones(prefix.tokens.shape[:2], dtype=torch.bool, device=truth.device)
+    embeddings, states = prefix.tokens, []
+    for token in range(batch.input_ids.shape[1]):
+        states.append(vlm.hidden(embeddings, attention, cache)[:, -1])
+        fed = torch.where(truth[:, token], batch.input_ids[:, token], vlm.predict(states[-1]))
+        embeddings = vlm.embed_text(fed.unsqueeze(1))
+        attention = torch.cat([attention, batch.attention[:, token : token + 1]], dim=1)
+    token_nll = vlm.nll(
+        torch.stack(states, dim=1)[batch.supervised], batch.input_ids[batch.supervised]
+    )
+    return ObjectiveLoss(token_nll, prefix.auxiliary_loss, prefix.expert_usage)
+
+
+def _loss_when_fed(
+    vlm: VisionLanguageModel, batch: Batch, fed_ids: Int64[Tensor, "batch text"]
+) -> ObjectiveLoss:
+    found = vlm.supervised_states(batch, fed_ids)
+    token_nll = vlm.nll(found.states, found.targets)
+    return ObjectiveLoss(token_nll, found.auxiliary_loss, found.expert_usage)

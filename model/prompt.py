@@ -1,0 +1,90 @@
+"""Prompts: text becomes token ids segment by segment, each id knowing whether it is a target.
+
+Labels are never found by tokenizing a whole text again and counting, and text that people write
+never becomes a control token: `<|endoftext|>` typed in a question is plain text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of one example beside their loss mask.
+
+    Attributes:
+        input_ids: Ids of all text tokens; the picture's prefix is not among them.
+        supervised: Whether each id is a target of the loss.
+    """
+
+    input_ids: list[int]
+    supervised: list[bool]
+
+    def __len__(self) -> int:
+        """Return the number of text tokens."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The one way text is laid out, in training, evaluation and chat.
+
+    A caption is `caption EOS`, all of it supervised. A conversation is, for each turn,
+    `user_prefix question assistant_prefix` (not supervised) and ` answer EOS` (supervised).
+
+    Attributes:
+        tokenizer: A `tokenizers` tokenizer; its special tokens are switched off for text.
+        eos_id: Id that ends every answer.
+        user_prefix: Text before a question.
+        assistant_prefix: Text between a question and its answer.
+    """
+
+    tokenizer: Tokenizer
+    eos_id: int
+    user_prefix: str
+    assistant_prefix: str
+
+    @classmethod
+    def load(
+        cls, folder: Path, eos_id: int, user_prefix: str, assistant_prefix: str
+    ) -> "PromptTemplate":
+        """Read `tokenizer.json` from a folder in the ordinary Hugging Face layout."""
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        return cls(tokenizer, eos_id, user_prefix, assistant_prefix)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of plain text."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of generated ids, without control tokens and outer blanks."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def caption(self, caption: str) -> Tokens:
+        """Return a caption as an example of pretraining."""
+        ids = [*self.encode(caption), self.eos_id]
+        return Tokens(ids, [True] * len(ids))
+
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> Tokens:
+        """Return a conversation of (question, answer) turns as an example of finetuning."""
+        tokens = Tokens([], [])
+        for question, answer in turns:
+            asked = self.encode(self.ask(question))
+            answered = [*self.encode(f" {answer}"), self.eos_id]
+            tokens.input_ids.extend(asked + answered)
+            tokens.supervised.extend([False] * len(asked) + [True] * len(answered))
+        return tokens
+
+    def question(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Return the ids after which the model is to write an answer."""
+        return self.conversation(history).input_ids + self.encode(self.ask(question))
+
+    def ask(self, question: str) -> str:
+        """Return a question as text between its two prefixes."""
+        return f"{self.user_prefix}{question}{self.assistant_prefix}"

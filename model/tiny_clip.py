@@ -1,0 +1,116 @@
+"""A small CLIP of open_clip's classes, trained contrastively with open_clip's own loss."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from model.encoder import CONFIG, save_clip
+from model.training_schedule import warmup_cosine
+
+MEAN_STD = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+CONTEXT = 40  # text tokens; rendered and most real captions are shorter
+
+
+def tiny_clip_config(
+    *,
+    image_size: int,
+    patch_size: int,
+    width: int,
+    layers: int,
+    text_width: int,
+    text_layers: int,
+    embed: int,
+) -> dict[str, Any]:
+    """Return an open_clip model config with heads of 32 dimensions."""
+    return {
+        "embed_dim": embed,
+        "quick_gelu": False,
+        "vision_cfg": {
+            "image_size": image_size,
+            "layers": layers,
+            "width": width,
+            "head_width": 32,
+            "patch_size": patch_size,
+        },
+        "text_cfg": {
+            "context_length": CONTEXT,
+            "vocab_size": 49408,
+            "width": text_width,
+            "heads": max(1, text_width // 32),
+            "layers": text_layers,
+        },
+    }
+
+
+def train_tiny_clip(
+    config: dict[str, Any],
+    folder: Path,
+    pictures: Callable[[Callable[[Image.Image], Tensor]], Float[Tensor, "image 3 side side"]],
+    captions: Sequence[Sequence[str]],
+    *,
+    epochs: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    advance: Callable[[int, str], None],
+) -> float:
+    """Train a CLIP from random weights, write it to a folder, and return the last loss.
+
+    Args:
+        config: From `tiny_clip_config`.
+        folder: Where the model goes, in open_clip's layout.
+        pictures: Given the preprocessing, returns all prepared pictures.
+        captions: Captions of each picture; one is drawn per epoch.
+        epochs: Passes over the pictures.
+        batch: Pictures per step; all others in the step are negatives.
+        learning_rate: Peak of a warm-up and cosine schedule.
+        seed: Seed of weights, order and drawn captions.
+        advance: Told of every finished step.
+    """
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": MEAN_STD}))
+    clip, _, preprocess = open_clip.create_model_and_transforms(
+        f"local-dir:{folder}", load_weights=False
+    )
+    pixels = pictures(preprocess)
+    tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
+    loss_function = open_clip.ClipLoss()
+    optimizer = torch.optim.AdamW(_groups(clip), lr=learning_rate, betas=(0.9, 0.98))
+    rng = random.Random(seed)  # noqa: S311
+    batch = min(batch, len(captions))
+    steps = len(captions) // batch
+    schedule = warmup_cosine(optimizer, epochs * steps, warmup_share=0.1)
+    loss = torch.zeros(())
+    for _ in range(epochs):
+        order = rng.sample(range(len(captions)), len(captions))
+        for step in range(steps):
+            chosen = order[step * batch : (step + 1) * batch]
+            texts = tokenizer([rng.choice(captions[i]) for i in chosen])
+            image, text, scale = clip(pixels[chosen], texts)
+            loss = loss_function(image, text, scale)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                clip.logit_scale.clamp_(0, 4.6052)  # at most 100, as in the CLIP paper
+            advance(1, f"loss {loss.item():.3f}")
+    save_clip(clip, config, folder)
+    return float(loss)
+
+
+def _groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Weight decay for matrices only, as in the CLIP paper."""
+    matrices = [p for p in module.parameters() if p.ndim >= 2]
+    others = [p for p in module.parameters() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]

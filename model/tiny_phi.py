@@ -1,0 +1,128 @@
+"""A small Phi of transformers' own class, with a BPE tokenizer, trained on plain text."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import PhiConfig, PhiForCausalLM
+
+from model.training_schedule import warmup_cosine
+
+EOS = "<|endoftext|>"
+POSITIONS = 1024
+BLOCK = 128  # tokens of one training row; documents are packed behind one another
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int, folder: Path) -> Tokenizer:
+    """Train a byte-level BPE (the kind GPT-2 and Phi-2 use) and write it to a folder.
+
+    Args:
+        texts: Training text.
+        vocabulary: Largest number of tokens, the control token included.
+        folder: Gets `tokenizer.json` and `tokenizer_config.json`.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "bos_token": EOS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+    return tokenizer
+
+
+def train_tiny_phi(
+    texts: Sequence[str],
+    folder: Path,
+    *,
+    vocabulary: int,
+    width: int,
+    layers: int,
+    heads: int,
+    epochs: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    advance: Callable[[int, str], None],
+) -> float:
+    """Train a Phi from random weights on packed text, write it, and return the last loss.
+
+    Args:
+        texts: Documents; each is followed by the end-of-text token.
+        folder: Where model and tokenizer go, in Hugging Face's layout.
+        vocabulary: Tokens of the BPE, at most.
+        width: Hidden width.
+        layers: Layers.
+        heads: Attention heads.
+        epochs: Passes over the text.
+        batch: Rows of `BLOCK` tokens per step.
+        learning_rate: Peak of a warm-up and cosine schedule.
+        seed: Seed of weights and order.
+        advance: Told of every finished step.
+    """
+    tokenizer = train_tokenizer(texts, vocabulary, folder)
+    torch.manual_seed(seed)
+    lm = PhiForCausalLM(_config(tokenizer, width, layers, heads)).train()
+    rows = _pack(texts, tokenizer)
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=learning_rate, betas=(0.9, 0.95))
+    batch = min(batch, len(rows))
+    steps = len(rows) // batch
+    schedule = warmup_cosine(optimizer, epochs * steps, warmup_share=0.05)
+    order = torch.Generator().manual_seed(seed)
+    loss = torch.zeros(())
+    for _ in range(epochs):
+        shuffled = rows[torch.randperm(len(rows), generator=order)]
+        for step in range(steps):
+            ids = shuffled[step * batch : (step + 1) * batch]
+            logits = lm(input_ids=ids[:, :-1], use_cache=False).logits
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            advance(1, f"loss {loss.item():.3f}")
+    lm.eval().save_pretrained(folder)
+    return float(loss)
+
+
+def packed_rows(texts: Sequence[str], tokenizer: Tokenizer) -> int:
+    """Return how many training rows the texts make."""
+    return len(_pack(texts, tokenizer))
+
+
+def _config(tokenizer: Tokenizer, width: int, layers: int, heads: int) -> PhiConfig:
+    eos = tokenizer.token_to_id(EOS)
+    return PhiConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=POSITIONS,
+        bos_token_id=eos,
+        eos_token_id=eos,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attention_dropout=0.0,
+    )
+
+
+def _pack(texts: Sequence[str], tokenizer: Tokenizer) -> torch.Tensor:
+    eos = tokenizer.token_to_id(EOS)
+    ids = [eos]
+    for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
+        ids.extend([*encoding.ids, eos])
+    rows = max(1, len(ids) // BLOCK)
+    ids.extend([eos] * max(0, BLOCK - len(ids)))
+    return torch.tensor(ids[: rows * BLOCK]).view(rows, BLOCK)

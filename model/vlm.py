@@ -1,0 +1,291 @@
+"""The vision-language model: [projected patches][separator][text] through a stock causal LM.
+
+The language model is used through `inputs_embeds` only, so any transformers causal LM with a
+`.model` and an `.lm_head` works unchanged. One rule of alignment holds everywhere: with a prefix
+of S positions (separator included), text token t stands at position S + t and is predicted at
+position S + t - 1; the separator predicts the first text token. Padding and targets are masks
+over positions; no token id ever marks them.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from model.blocks import Projection
+from model.errors import ModelError
+from model.projectors import ProjectorConfig
+
+# Rows of logits held at once: 1,024 rows of 51,200 words are 210 MB in float32.
+LOGIT_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one step; text is padded on the right.
+
+    Attributes:
+        patches: Patch embeddings, in any float type.
+        input_ids: Token ids; at padded positions any valid id.
+        attention: True at tokens, False at padding.
+        supervised: True where the token is a target of the loss.
+
+    Raises:
+        ModelError: The masks contradict each other, or nothing is supervised.
+    """
+
+    patches: Float[Tensor, "batch patch vision"]
+    input_ids: Int64[Tensor, "batch text"]
+    attention: Bool[Tensor, "batch text"]
+    supervised: Bool[Tensor, "batch text"]
+
+    def __post_init__(self) -> None:
+        if self.attention.device.type != "cpu":
+            return  # checked where it was made; here it would cost a synchronisation
+        if (self.attention[:, 1:] & ~self.attention[:, :-1]).any():
+            raise ModelError("a token follows padding: pad training text on the right")
+        if (self.supervised & ~self.attention).any():
+            raise ModelError("padding is marked as supervised: supervise real tokens only")
+        if not self.supervised.any():
+            raise ModelError(
+                "no token of the batch is supervised: drop examples whose answer was cut off"
+            )
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """The same batch on another device."""
+        names = ("patches", "input_ids", "attention", "supervised")
+        return replace(
+            self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names}
+        )
+
+
+class SupervisedStates(NamedTuple):
+    """What the language model made of a batch, at supervised positions only (row-major).
+
+    Attributes:
+        states: [target, language]; hidden states that predict the targets.
+        targets: [target] int64; the true token ids.
+        auxiliary_loss: Scalar; the projector's own loss.
+        expert_usage: [expert]; see `Projection`.
+    """
+
+    states: Tensor
+    targets: Tensor
+    auxiliary_loss: Tensor
+    expert_usage: Tensor
+
+
+class VisionPrefix(nn.Module):
+    """Projector and learned separator: all that turns patches into [patches][separator].
+
+    The separator lives here, not in the language model, so that pretraining can learn it while
+    the language model is frozen.
+    """
+
+    def __init__(self, projector: nn.Module, lm_width: int, lm_scale: float) -> None:
+        super().__init__()
+        self.projector = projector
+        self.separator = nn.Parameter(torch.randn(lm_width) * lm_scale)
+
+    def forward(self, patches: Float[Tensor, "batch patch vision"]) -> Projection:
+        """The prefix, [batch, token + 1, language], with the projector's routing figures."""
+        projection = self.projector(patches.to(self.separator.dtype))
+        tokens = projection.tokens
+        separator = self.separator.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
+        return projection._replace(tokens=torch.cat([tokens, separator], dim=1))
+
+
+class VisionLanguageModel(nn.Module):
+    """A vision prefix in front of a causal language model."""
+
+    def __init__(self, vision_prefix: VisionPrefix, language_model: PreTrainedModel) -> None:
+        super().__init__()
+        self.vision_prefix = vision_prefix
+        self.language_model = language_model
+
+    def train(self, mode: bool = True) -> "VisionLanguageModel":
+        """Switch modes, but keep a frozen language model in evaluation mode.
+
+        Phi-2 has dropout, which would only add noise to a model that does not learn.
+        """
+        super().train(mode)
+        if mode and not any(p.requires_grad for p in self.language_model.parameters()):
+            self.language_model.eval()
+            # transformers recomputes activations only in layers that are in training mode; the
+            # flag of the layer itself switches that, its dropout has a flag of its own.
+            for module in self.language_model.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = module.gradient_checkpointing
+        return self
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the language model's activations in the backward pass, to save memory."""
+        # The method was renamed within transformers 5, and the old name warns there.
+        enable = getattr(self.language_model, "activation_checkpointing_enable", None)
+        enable = enable or self.language_model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        self.train(self.training)
+
+    def embed_text(self, ids: Int64[Tensor, "*shape"]) -> Float[Tensor, "*shape language"]:
+        """The language model's word embeddings of `ids`."""
+        return self.language_model.get_input_embeddings()(ids)
+
+    def embed_images(self, patches: Float[Tensor, "batch patch vision"]) -> Projection:
+        """The prefix of each image, in the type of the word embeddings."""
+        projection = self.vision_prefix(patches)
+        dtype = self.language_model.get_input_embeddings().weight.dtype
+        return projection._replace(tokens=projection.tokens.to(dtype))
+
+    def hidden(
+        self,
+        embeddings: Float[Tensor, "batch new language"],
+        attention: Bool[Tensor, "batch position"],
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "batch new language"]:
+        """The language model's last hidden states of `embeddings`.
+
+        Args:
+            embeddings: New positions; with a cache they continue what it holds.
+            attention: True at tokens, for the cached and the new positions.
+            cache: Keys and values of earlier positions; it grows in place.
+
+        Raises:
+            ModelError: More positions than the language model was made for.
+        """
+        self.check_length(attention.shape[1])
+        outputs = self.language_model.get_submodule("model")(
+            inputs_embeds=embeddings,
+            attention_mask=attention,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return outputs.last_hidden_state
+
+    def supervised_states(
+        self, batch: Batch, fed_ids: Int64[Tensor, "batch text"] | None = None
+    ) -> SupervisedStates:
+        """One masked forward pass; hidden states at the positions that predict a target.
+
+        Args:
+            batch: Images and text.
+            fed_ids: Token ids to feed in place of the batch's; the targets stay the batch's.
+
+        Raises:
+            ModelError: Nothing is supervised, or the text is too long for the language model.
+        """
+        prefix = self.embed_images(batch.patches)
+        fed_ids = batch.input_ids if fed_ids is None else fed_ids
+        # The last token is only a target: nothing is predicted from it.
+        joint = torch.cat([prefix.tokens, self.embed_text(fed_ids[:, :-1])], dim=1)
+        length = prefix.tokens.shape[1]
+        attention = nn.functional.pad(batch.attention[:, :-1], (length, 0), value=True)
+        predicting = self.hidden(joint, attention)[:, length - 1 :]
+        states = predicting[batch.supervised]
+        if not len(states):
+            raise ModelError("no token of the batch is supervised")
+        return SupervisedStates(
+            states,
+            batch.input_ids[batch.supervised],
+            prefix.auxiliary_loss,
+            prefix.expert_usage,
+        )
+
+    def logits(self, states: Float[Tensor, "*rows language"]) -> Float32[Tensor, "*rows word"]:
+        """Scores of all words of the vocabulary for the next token."""
+        return self.language_model.get_submodule("lm_head")(states).float()
+
+    def nll(
+        self, states: Float[Tensor, "target language"], targets: Int64[Tensor, "target"]
+    ) -> Float32[Tensor, "target"]:
+        """Negative log-likelihood of each target, in nats.
+
+        Long answers go through in chunks whose logits are recomputed in the backward pass, so
+        that memory does not grow with targets times vocabulary.
+        """
+        chunks = zip(states.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
+        if len(targets) <= LOGIT_ROWS or not torch.is_grad_enabled():
+            return torch.cat([self._nll_rows(*chunk) for chunk in chunks])
+        return torch.cat(
+            [checkpoint(self._nll_rows, *chunk, use_reentrant=False) for chunk in chunks]
+        )
+
+    def _nll_rows(self, states: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.logits(states), targets, reduction="none")
+
+    @torch.no_grad()
+    def predict(self, states: Float[Tensor, "target language"]) -> Int64[Tensor, "target"]:
+        """The likeliest next token after each state."""
+        return torch.cat([self.logits(s).argmax(dim=-1) for s in states.split(LOGIT_ROWS)])
+
+    def forward(self, batch: Batch) -> Float32[Tensor, "target"]:
+        """Negative log-likelihood of each supervised token, row by row, in nats."""
+        found = self.supervised_states(batch)
+        return self.nll(found.states, found.targets)
+
+    def check_length(self, positions: int) -> None:
+        """Refuse sequences that the language model's positions do not cover.
+
+        Raises:
+            ModelError: Too many positions.
+        """
+        limit = getattr(self.language_model.config, "max_position_embeddings", None)
+        if limit is not None and positions > limit:
+            raise ModelError(
+                f"{positions} positions, but the language model takes {limit}: "
+                "lower examples.max_tokens, max_new_tokens or the projector's tokens"
+            )
+
+
+def embedding_scale(language_model: PreTrainedModel) -> float:
+    """The root mean square of the language model's word embeddings."""
+    weight = language_model.get_input_embeddings().get_parameter("weight")
+    return weight.detach().float().square().mean().sqrt().item()
+
+
+def build_vlm(
+    config: ProjectorConfig, vision_width: int, patches: int, language_model: PreTrainedModel
+) -> VisionLanguageModel:
+    """A new vision prefix, matched to the language model's width and scale, in front of it.
+
+    Raises:
+        ModelError: The projector does not fit `patches`, or the model has no `.model`.
+    """
+    if not (hasattr(language_model, "model") and hasattr(language_model, "lm_head")):
+        raise ModelError(
+            f"{type(language_model).__name__} has no .model and .lm_head: "
+            "use a transformers causal language model such as PhiForCausalLM"
+        )
+    scale = embedding_scale(language_model)
+    width = language_model.config.hidden_size
+    projector = config.build(vision_width, patches, width, scale)
+    return VisionLanguageModel(VisionPrefix(projector, width, scale), language_model)
+
+
+def freeze(module: nn.Module) -> None:
+    """Take all parameters of a module out of training, and switch its dropout off."""
+    module.requires_grad_(False)
+    module.eval()
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that gives wrong numbers with Phi.
+
+    Args:
+        precision: fp32, bf16, or one of Lightning's names such as bf16-mixed.
+
+    Raises:
+        ModelError: fp16 in any of its names, or an unknown precision.
+    """
+    if precision in {"fp16", "float16", "half", "16", "16-mixed", "16-true"}:
+        raise ModelError(
+            f"precision {precision!r}: Phi-2's attention overflows in fp16 and gives NaN; "
+            "use bf16 or fp32"
+        )
+    known = ("fp32", "bf16", "32", "32-true", "bf16-mixed", "bf16-true")
+    if precision not in known:
+        raise ModelError(f"precision {precision!r} is unknown: use one of {', '.join(known)}")

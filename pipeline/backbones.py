@@ -1,0 +1,51 @@
+"""Stage `backbones`: the frozen CLIP and the language model, in their ordinary layouts.
+
+`clip/` is an open_clip folder, `lm/` a Hugging Face folder. Whether they were fetched or trained
+here, everything downstream loads them with the same code.
+"""
+
+from pipeline.errors import PipelineError
+from pipeline.recipe_parts import BackbonesChoice, HubBackbones
+from pipeline.stage import StageContext, Summary
+
+
+def backbones(context: StageContext, backbones: BackbonesChoice, seed: int) -> Summary:
+    """Write the folders `clip` and `lm`.
+
+    Raises:
+        PipelineError: The Hub cannot be reached or has no such model.
+    """
+    if isinstance(backbones, HubBackbones):
+        return _from_hub(context, backbones)
+    from pipeline.tiny_backbones import train_tiny_backbones
+
+    return train_tiny_backbones(context, backbones, seed)
+
+
+def _from_hub(context: StageContext, choice: HubBackbones) -> Summary:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    from model.encoder import fetch_clip
+
+    try:
+        context.report.say(f"  fetch {choice.clip_name}/{choice.clip_pretrained}")
+        folder = context.out / "clip"
+        parameters = fetch_clip(choice.clip_name, choice.clip_pretrained, folder)
+        context.report.say(f"  fetch {choice.lm_repository} at {choice.lm_revision}")
+        # Weights as safetensors only, and none of the repository's code.
+        snapshot_download(
+            choice.lm_repository,
+            revision=choice.lm_revision,
+            local_dir=context.out / "lm",
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "LICENSE*"],
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise PipelineError(
+            f"cannot fetch the backbones: {str(error).splitlines()[0]}",
+            "check the network and backbones.*, or fill the Hugging Face cache beforehand",
+        ) from None
+    for leftover in (context.out / "lm" / ".cache").rglob("*"):
+        if leftover.is_file():
+            leftover.unlink()
+    return {"clip": choice.clip_name, "clip_parameters": parameters, "lm": choice.lm_repository}

@@ -1,0 +1,114 @@
+"""Confidence intervals of a mean over images, by the percentile bootstrap.
+
+Source: Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13. Images are
+drawn with replacement; the interval holds the middle of the means that come out. Nothing is
+assumed of the distribution, but the images must be independent, and with fewer than about 20 of
+them the interval is too narrow. It fits metrics that are means over images (CIDEr-D, ROUGE-L,
+accuracy), not corpus BLEU. The draws are a pure function of the seed and the number of images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_DRAWS_AT_ONCE: Final = 1 << 20  # indices held in memory at a time: 8 MB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, in the unit of its values, and the bounds of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_interval(
+    values: Sequence[float] | NDArray[np.floating],
+    seed: int,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """The mean of per-image values with its percentile bootstrap interval.
+
+    Args:
+        values: shape (images,); at least one, all finite. One value gives an empty interval.
+        seed: start of the random draws; equal seeds give equal intervals.
+        resamples: how many times the images are drawn again.
+        level: share of the resampled means inside the interval, between 0 and 1.
+
+    Returns:
+        The mean of the values themselves, and the two quantiles of the resampled means.
+
+    Raises:
+        ValueError: where a value is NaN or infinite, there are none, the shape is not (images,),
+            or ``resamples`` or ``level`` is out of range.
+    """
+    sample = _checked(values)
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, not {resamples}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, not {level}")
+    means = _resampled_means(sample, seed, resamples)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value=float(sample.mean()), low=float(low), high=float(high))
+
+
+def paired_difference(
+    a: Sequence[float] | NDArray[np.floating],
+    b: Sequence[float] | NDArray[np.floating],
+    seed: int,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """The mean of ``a - b`` over the same images, with its percentile bootstrap interval.
+
+    Both values of an image are drawn together, so what makes an image hard for both cancels. An
+    interval that excludes 0 says that the two differ.
+
+    Args:
+        a: shape (images,).
+        b: shape (images,), of the same images in the same order.
+        seed: as in :func:`mean_interval`.
+        resamples: as in :func:`mean_interval`.
+        level: as in :func:`mean_interval`.
+
+    Returns:
+        The interval of the mean difference; positive where ``a`` is larger.
+
+    Raises:
+        ValueError: where the lengths differ, or as in :func:`mean_interval`.
+    """
+    first, second = _checked(a), _checked(b)
+    if first.shape != second.shape:
+        raise ValueError(f"{first.size} values cannot be paired with {second.size}")
+    return mean_interval(first - second, seed, resamples, level)
+
+
+def _checked(values: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1:
+        raise ValueError(f"values must have the shape (images,), not {sample.shape}")
+    if not sample.size:
+        raise ValueError("no values: there are no images")
+    broken = np.flatnonzero(~np.isfinite(sample))
+    if broken.size:
+        raise ValueError(
+            f"{broken.size} of {sample.size} values are not finite; the first is number {broken[0]}"
+        )
+    return sample
+
+
+def _resampled_means(sample: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:
+    """Means of ``resamples`` draws with replacement, shape (resamples,)."""
+    random = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    rows = max(1, _DRAWS_AT_ONCE // sample.size)
+    for start in range(0, resamples, rows):
+        block = means[start : start + rows]
+        draws = random.integers(sample.size, size=(block.size, sample.size))
+        block[:] = sample[draws].mean(axis=1)
+    return means

@@ -1,0 +1,130 @@
+"""Stage `conversations`: LLaVA-Instruct JSON becomes one table of multi-turn conversations.
+
+Rows are kept as they are, blank and odd ones included, because `examples` says in SQL what it
+leaves out and why; only records that have not the shape of the format are dropped here.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.recipe_parts import (
+    ConversationsPart,
+    DemoImages,
+    FileConversations,
+    HubConversations,
+    ImagesPart,
+)
+from pipeline.rendering import render_conversations
+from pipeline.schemas import CONVERSATIONS, DROPS, drop
+from pipeline.stage import StageContext, Summary
+from storage.tables import write_table
+from storage.transfer import download
+
+
+def conversations(
+    context: StageContext, conversations: ConversationsPart, images: ImagesPart, seed: int
+) -> Summary:
+    """Write `conversations` and `drops`.
+
+    Raises:
+        PipelineError: The file is no LLaVA-Instruct JSON.
+        StorageError: The file cannot be fetched.
+    """
+    path = _locate(context, conversations, images, seed)
+    drops: list[dict[str, Any]] = []
+    rows = list(_rows(_records(path), drops))
+    write_table(context.out / "conversations.parquet", rows, CONVERSATIONS)
+    write_table(context.out / "drops.parquet", drops, DROPS)
+    turns = sum(len(row["turns"]) for row in rows)
+    return {"conversations": len(rows), "turns": turns // 2, "broken_records": len(drops)}
+
+
+def _locate(context: StageContext, part: ConversationsPart, images: ImagesPart, seed: int) -> Path:
+    target = context.scratch / "conversations.json"
+    match part.source:
+        case FileConversations(path=path, sha256=sha256):
+            url, checksum = path if "://" in path else str(Path(path).expanduser()), sha256
+        case HubConversations():
+            return _from_hub(part.source)
+        case _:
+            assert isinstance(images.source, DemoImages)
+            rendered = context.scratch / "rendered.json"
+            counts = {"train_images": images.source.train, "val_images": images.source.test}
+            total = sum(counts.values())
+            with context.report.track("write conversations", total) as tick:
+                render_conversations(rendered, seed=seed, advance=tick, **counts)
+            url, checksum = rendered.resolve().as_uri(), None
+    with context.report.track("fetch conversations", None) as tick:
+        return download(
+            url,
+            target,
+            checksum=f"sha256:{checksum}" if checksum else None,
+            size=None,
+            advance=tick,
+        )
+
+
+def _from_hub(source: HubConversations) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(
+            hf_hub_download(
+                source.repository,
+                source.filename,
+                repo_type="dataset",
+                revision=source.revision,
+            )
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise PipelineError(
+            f"cannot fetch {source.filename} of {source.repository}: {str(error).splitlines()[0]}",
+            "check the network, or give the file with conversations.source.kind=file",
+        ) from None
+
+
+def _records(path: Path) -> list[Any]:
+    """Return the records of a JSON list or of JSON lines, whichever the file holds.
+
+    Published files lie about it: JSON lines named `.json` are common.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if text.lstrip()[:1] == "[":
+            return json.loads(text)
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(
+            f"{path} is neither a JSON list nor JSON lines: {error}",
+            "give a file in LLaVA-Instruct's format",
+        ) from None
+
+
+def _rows(records: list[Any], drops: list[dict]) -> Iterator[dict[str, Any]]:
+    for number, record in enumerate(records):
+        match record:
+            case {"conversations": [*turns], "image": str(image)} if all(map(_is_turn, turns)):
+                yield {
+                    "conversation_id": number,
+                    "record_id": str(record.get("id", number)),
+                    "image_name": image,
+                    "turns": [{"speaker": t["from"], "text": t["value"]} for t in turns],
+                }
+            case {"conversations": list()} if "image" not in record:
+                key = record.get("id", number)
+                drops.append(drop("conversations", "conversation", key, "", "no image"))
+            case _:
+                reason, detail = "broken record", json.dumps(record)[:200]
+                drops.append(drop("conversations", "conversation", number, "", reason, detail))
+
+
+def _is_turn(turn: object) -> bool:
+    return (
+        isinstance(turn, dict)
+        and isinstance(turn.get("from"), str)
+        and isinstance(turn.get("value"), str)
+    )

@@ -1,0 +1,40 @@
+"""The whole DAG on one screen: which stage reads which artifacts and which parts of the recipe."""
+
+from pipeline.stage import Stage
+
+DAG: tuple[Stage, ...] = (
+    Stage("images", reads=("images",), network=True, probe="pipeline.sources:probe_images"),
+    Stage(
+        "conversations",
+        reads=("conversations", "images"),
+        network=True,
+        probe="pipeline.sources:probe_conversations",
+    ),
+    Stage(
+        "backbones",
+        inputs=("images", "conversations"),
+        reads=("backbones",),
+        network=True,
+        standalone=lambda recipe: recipe.backbones.kind == "hub",
+    ),
+    Stage("features", inputs=("images", "backbones"), reads=("features",)),
+    Stage("examples", inputs=("images", "conversations", "backbones"), reads=("examples",)),
+    Stage("pretrain", inputs=("examples", "features", "backbones"), reads=("pretrain",)),
+    Stage(
+        "finetune",
+        inputs=("examples", "features", "backbones", "pretrain"),
+        reads=("finetune",),
+    ),
+    Stage(
+        "evaluate",
+        inputs=("images", "examples", "features", "backbones", "pretrain", "finetune"),
+        reads=("evaluate",),
+    ),
+    Stage(
+        "publish",
+        inputs=("examples", "features", "backbones", "pretrain", "finetune", "evaluate"),
+        reads=("publish", "features", "evaluate"),
+    ),
+)
+
+BY_NAME = {stage.name: stage for stage in DAG}

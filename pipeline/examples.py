@@ -1,0 +1,190 @@
+"""Stage `examples`: filtered text about usable images becomes token ids with their loss mask.
+
+Every caption and conversation either becomes an example or a row of `drops` with one reason.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from model.prompt import PromptTemplate, Tokens
+from pipeline.errors import PipelineError
+from pipeline.filters import (
+    CAPTION_FILTERS,
+    CAPTIONS_SQL,
+    CONVERSATION_FILTERS,
+    CONVERSATIONS_SQL,
+    MACROS,
+    first_reason,
+    parameters,
+)
+from pipeline.lm_folder import eos_id
+from pipeline.recipe_parts import ExamplesPart
+from pipeline.schemas import DROPS, EXAMPLES, QUESTIONS, drop
+from pipeline.stage import StageContext, Summary
+from storage.sql import Database
+from storage.tables import read_table, write_table
+
+Row = dict[str, Any]
+
+
+def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summary:
+    """Write `examples`, `questions`, `drops` and the prompt template.
+
+    Raises:
+        PipelineError: Nothing is left to train on.
+    """
+    del seed  # filters and tokens involve no chance
+    folder = context.inputs["backbones"].directory("lm")
+    template = PromptTemplate.load(
+        folder, eos_id(folder), examples.user_prefix, examples.assistant_prefix
+    )
+    captions, conversations = _filtered(context, examples)
+    drops: list[Row] = []
+    rows: list[Row] = []
+    with context.report.track("tokenize", len(captions) + len(conversations)) as tick:
+        for record in (*captions, *conversations):
+            made = _example(record, template, examples, drops)
+            if made is not None:
+                rows.append({"example_id": len(rows), **made})
+            tick()
+    _refuse_leaks(rows)
+    questions = [{"question_id": number, **row} for number, row in enumerate(_questions(rows))]
+    for row in rows:
+        del row["pairs"]
+    write_table(context.out / "examples.parquet", rows, EXAMPLES)
+    write_table(context.out / "questions.parquet", questions, QUESTIONS)
+    write_table(context.out / "drops.parquet", drops, DROPS)
+    stored = {
+        "eos_id": template.eos_id,
+        "user_prefix": template.user_prefix,
+        "assistant_prefix": template.assistant_prefix,
+    }
+    (context.out / "template.json").write_text(json.dumps(stored, indent=1))
+    return _summary(rows, drops)
+
+
+def _filtered(context: StageContext, examples: ExamplesPart) -> tuple[list[Row], list[Row]]:
+    images, conversations = context.inputs["images"], context.inputs["conversations"]
+    sources = {
+        "images": read_table(images.path("images.parquet")),
+        "captions": read_table(images.path("captions.parquet")),
+        "conversations": read_table(conversations.path("conversations.parquet")),
+    }
+    with Database(sources, macros=MACROS) as database:
+        captions = database.query(
+            CAPTIONS_SQL.format(reason=first_reason(CAPTION_FILTERS)),
+            parameters(
+                examples,
+                ("refusals", "caption_max_characters", "caption_min_words", "max_aspect_ratio"),
+            ),
+        )
+        spoken = database.query(
+            CONVERSATIONS_SQL.format(reason=first_reason(CONVERSATION_FILTERS)),
+            parameters(examples, ("forbidden_answers", "max_aspect_ratio")),
+        )
+    return _rows(captions, "caption"), _rows(spoken, "conversation")
+
+
+def _rows(table: pa.Table, kind: str) -> list[Row]:
+    return [{"kind": kind, **row} for row in table.to_pylist()]
+
+
+def _example(
+    record: Row, template: PromptTemplate, examples: ExamplesPart, drops: list[Row]
+) -> Row | None:
+    """Return an example row, or None after writing down why there is none."""
+    kind = record["kind"]
+    key = record[f"{kind}_id"]
+    reason = record["reason"]
+    pairs: list[tuple[str, str]] = []
+    tokens: Tokens | None = None
+    if reason is None and kind == "caption":
+        tokens = template.caption(record["caption"])
+    elif reason is None:
+        texts = record["texts"]
+        pairs = list(zip(texts[::2], texts[1::2], strict=True))[: examples.max_turns]
+        pairs, tokens = _fit(template, pairs, examples.max_tokens)
+    if reason is None:
+        reason = _token_reason(tokens, examples.max_tokens)
+    if reason is not None or tokens is None:
+        text = record.get("caption") or str(record.get("texts", ""))
+        file = record.get("image_name", "") or str(record["image_id"])
+        drops.append(drop("examples", kind, key, file, str(reason), text))
+        return None
+    return {
+        "kind": kind,
+        "split": record["split"],
+        "image_id": record["image_id"],
+        "sha256": record["sha256"],
+        "source_id": key,
+        "turns": len(pairs),
+        "text": record["caption"] if kind == "caption" else template.decode(tokens.input_ids),
+        "input_ids": tokens.input_ids,
+        "supervised": tokens.supervised,
+        "pairs": pairs,
+    }
+
+
+def _fit(
+    template: PromptTemplate, pairs: list[tuple[str, str]], limit: int
+) -> tuple[list[tuple[str, str]], Tokens]:
+    """Return the longest run of first turns within the limit; at least one turn is kept."""
+    tokens = template.conversation(pairs)
+    while len(tokens) > limit and len(pairs) > 1:
+        pairs = pairs[:-1]
+        tokens = template.conversation(pairs)
+    return pairs, tokens
+
+
+def _token_reason(tokens: Tokens | None, limit: int) -> str | None:
+    if tokens is None or not any(tokens.supervised):
+        return "no supervised token"
+    return "too many tokens" if len(tokens) > limit else None
+
+
+def _questions(rows: list[Row]) -> Iterator[Row]:
+    for row in rows:
+        if row["split"] == "train":
+            continue
+        for turn, (question, answer) in enumerate(row["pairs"]):
+            yield {
+                "example_id": row["example_id"],
+                "split": row["split"],
+                "image_id": row["image_id"],
+                "sha256": row["sha256"],
+                "turn": turn,
+                "question": question,
+                "answer": answer,
+            }
+
+
+def _refuse_leaks(rows: list[Row]) -> None:
+    """Raise if a picture, by content, is both trained on and tested with, or nothing is left."""
+    kinds = Counter((row["split"], row["kind"]) for row in rows)
+    for kind in ("caption", "conversation"):
+        if not kinds["train", kind]:
+            raise PipelineError(
+                f"no {kind} is left to train on",
+                '`phivision sql "SELECT reason, count(*) FROM drops GROUP BY ALL"` says why',
+            )
+    tested = {row["sha256"]: row["image_id"] for row in rows if row["split"] == "test"}
+    for row in rows:
+        if row["split"] != "test" and row["sha256"] in tested:
+            raise PipelineError(
+                f"image {row['image_id']} ({row['split']}) and image {tested[row['sha256']]} "
+                "(test) are the same picture",
+                "remove one of them from the dataset: a test picture must not be trained on",
+            )
+
+
+def _summary(rows: list[Row], drops: list[Row]) -> Summary:
+    counts = Counter(f"{row['split']}_{row['kind']}s" for row in rows)
+    return {
+        "examples": len(rows),
+        **dict(sorted(counts.items())),
+        "dropped": dict(sorted(Counter(row["reason"] for row in drops).items())),
+    }

@@ -1,0 +1,219 @@
+"""The two presets: complete recipes that run the very same code."""
+
+from types import MappingProxyType
+
+from model.objective_configs import StandardConfig
+from model.projectors import MixtureConfig
+from pipeline.errors import RecipeError
+from pipeline.recipe import Recipe
+from pipeline.recipe_parts import (
+    Coco2017Images,
+    ConversationsPart,
+    DemoConversations,
+    DemoImages,
+    EvaluatePart,
+    ExamplesPart,
+    FeaturesPart,
+    FinetunePart,
+    HubBackbones,
+    HubConversations,
+    ImagesPart,
+    PretrainPart,
+    PublishPart,
+    TinyBackbones,
+)
+
+REFUSALS = (
+    "no image here to provide a caption",
+    "unable to see an image",
+    "i am unable to see",
+)
+SPEAKS_OF_CAPTIONS = (
+    "based on the caption",
+    "the captions",
+    "in the caption",
+    "bounding box",
+    "according to the description",
+)
+
+DEMO = Recipe(
+    seed=0,
+    images=ImagesPart(
+        source=DemoImages(train=3000, test=250),
+        limit=100_000,
+        test_limit=100_000,
+        validation_share=0.06,
+        max_pixels=50_000_000,
+        max_bytes=32 * 2**20,
+        max_bad_share=0.05,
+    ),
+    conversations=ConversationsPart(source=DemoConversations()),
+    backbones=TinyBackbones(
+        image_size=56,
+        patch_size=8,
+        clip_width=128,
+        clip_layers=4,
+        clip_text_width=128,
+        clip_text_layers=2,
+        clip_embed=128,
+        clip_epochs=10,
+        clip_batch=128,
+        clip_learning_rate=1e-3,
+        lm_vocabulary=512,
+        lm_width=128,
+        lm_layers=4,
+        lm_heads=4,
+        lm_epochs=2,
+        lm_batch=16,
+        lm_learning_rate=2e-3,
+    ),
+    features=FeaturesPart(layer=-1, patches=49, batch=128, rows_per_shard=256),
+    examples=ExamplesPart(
+        caption_max_characters=120,
+        caption_min_words=2,
+        refusals=REFUSALS,
+        forbidden_answers=SPEAKS_OF_CAPTIONS,
+        max_aspect_ratio=3.0,
+        max_turns=4,
+        max_tokens=160,
+        user_prefix="Instruct: ",
+        assistant_prefix="\nOutput:",
+    ),
+    pretrain=PretrainPart(
+        objective=StandardConfig(),
+        epochs=2.0,
+        batch=64,
+        micro_batch=64,
+        weight_decay=0.0,
+        warmup_share=0.05,
+        clip_norm=1.0,
+        precision="fp32",
+        gradient_checkpointing=False,
+        validate_every=100,
+        projector=MixtureConfig(reducer="none", tokens=49, experts=4, layers=2),
+        learning_rate=2e-3,
+    ),
+    finetune=FinetunePart(
+        objective=StandardConfig(),
+        epochs=6.0,
+        batch=64,
+        micro_batch=64,
+        weight_decay=0.01,
+        warmup_share=0.05,
+        clip_norm=1.0,
+        precision="fp32",
+        gradient_checkpointing=False,
+        validate_every=100,
+        method="full",
+        learning_rate=1e-3,
+        projector_learning_rate=1e-3,
+        caption_share=0.3,
+        lora_rank=16,
+        lora_alpha=32,
+        lora_dropout=0.05,
+        lora_targets=("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
+    ),
+    evaluate=EvaluatePart(
+        images=250,
+        questions=600,
+        batch=64,
+        max_new_tokens=48,
+        beams=1,
+        resamples=1000,
+    ),
+    publish=PublishPart(name="phivision-demo"),
+)
+
+COCO = Recipe(
+    seed=0,
+    images=ImagesPart(
+        source=Coco2017Images(root="http://images.cocodataset.org"),
+        limit=40_000,
+        test_limit=5_000,
+        validation_share=0.02,
+        max_pixels=50_000_000,
+        max_bytes=32 * 2**20,
+        max_bad_share=0.01,
+    ),
+    conversations=ConversationsPart(
+        source=HubConversations(
+            repository="liuhaotian/LLaVA-Instruct-150K",
+            filename="llava_instruct_150k.json",
+            revision="main",
+        )
+    ),
+    backbones=HubBackbones(
+        clip_name="ViT-B-32-quickgelu",
+        clip_pretrained="openai",
+        lm_repository="microsoft/phi-2",
+        lm_revision="main",
+    ),
+    features=FeaturesPart(layer=-1, patches=49, batch=256, rows_per_shard=2048),
+    examples=ExamplesPart(
+        caption_max_characters=120,
+        caption_min_words=3,
+        refusals=REFUSALS,
+        forbidden_answers=SPEAKS_OF_CAPTIONS,
+        max_aspect_ratio=3.0,
+        max_turns=8,
+        max_tokens=768,
+        user_prefix="Instruct: ",
+        assistant_prefix="\nOutput:",
+    ),
+    pretrain=PretrainPart(
+        objective=StandardConfig(),
+        epochs=1.0,
+        batch=256,
+        micro_batch=32,
+        weight_decay=0.0,
+        warmup_share=0.03,
+        clip_norm=1.0,
+        precision="bf16",
+        gradient_checkpointing=True,
+        validate_every=200,
+        projector=MixtureConfig(reducer="none", tokens=49, experts=6, layers=4),
+        learning_rate=1e-3,
+    ),
+    finetune=FinetunePart(
+        objective=StandardConfig(),
+        epochs=1.0,
+        batch=128,
+        micro_batch=8,
+        weight_decay=0.0,
+        warmup_share=0.03,
+        clip_norm=1.0,
+        precision="bf16",
+        gradient_checkpointing=True,
+        validate_every=100,
+        method="lora",
+        learning_rate=2e-4,
+        projector_learning_rate=2e-5,
+        caption_share=0.1,
+        lora_rank=128,
+        lora_alpha=256,
+        lora_dropout=0.05,
+        lora_targets=("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
+    ),
+    evaluate=EvaluatePart(
+        images=5_000,
+        questions=5_000,
+        batch=64,
+        max_new_tokens=128,
+        beams=1,
+        resamples=2000,
+    ),
+    publish=PublishPart(name="phivision-coco"),
+)
+
+PRESETS = MappingProxyType({"demo": DEMO, "coco": COCO})
+
+
+def preset(name: str) -> Recipe:
+    """Return a preset by name.
+
+    Raises:
+        RecipeError: There is none of that name.
+    """
+    if name not in PRESETS:
+        raise RecipeError(f"there is no preset '{name}'", f"presets: {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,43 @@
+"""Stage `publish`: one self-describing folder with everything the assistant needs, and its card."""
+
+import json
+import shutil
+from typing import Any
+
+from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG
+from pipeline.model_card import model_card
+from pipeline.recipe_parts import EvaluatePart, FeaturesPart, PublishPart
+from pipeline.stage import StageContext, Summary
+
+MAX_PIXELS = 50_000_000  # of a picture a person sends; about 8,000 by 6,000
+
+
+def publish(
+    context: StageContext,
+    publish: PublishPart,
+    features: FeaturesPart,
+    evaluate: EvaluatePart,
+    seed: int,
+) -> Summary:
+    """Write the bundle: `clip/`, `lm/`, the vision prefix, `bundle.json` and `README.md`."""
+    del seed
+    shutil.copytree(context.inputs["backbones"].directory("clip"), context.out / "clip")
+    shutil.copytree(context.inputs["finetune"].directory("lm"), context.out / "lm")
+    for name in (PREFIX, PREFIX_CONFIG):
+        shutil.copyfile(context.inputs["finetune"].path(name), context.out / name)
+    metrics = json.loads(context.inputs["evaluate"].path("metrics.json").read_text())
+    card: dict[str, Any] = {
+        "format": FORMAT,
+        "name": publish.name,
+        "layer": features.layer,
+        "patches": features.patches,
+        "template": json.loads(context.inputs["examples"].path("template.json").read_text()),
+        "beams": evaluate.beams,
+        "max_new_tokens": evaluate.max_new_tokens,
+        "max_pixels": MAX_PIXELS,
+        "metrics": [row for row in metrics if row["stage"] == "finetune"],
+    }
+    (context.out / BUNDLE).write_text(json.dumps(card, indent=1, sort_keys=True))
+    (context.out / "README.md").write_text(model_card(card))
+    size = sum(path.stat().st_size for path in context.out.rglob("*") if path.is_file())
+    return {"name": publish.name, "bytes": size}

@@ -1,0 +1,156 @@
+"""The Recipe: every choice that shapes an artifact, complete, frozen and validated.
+
+Presets are full recipes; a change is a dotted override on one of them. There are no nested
+defaults, so naming one field can never reset its siblings.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.errors import RecipeError
+from pipeline.recipe_parts import (
+    BackbonesChoice,
+    ConversationsPart,
+    EvaluatePart,
+    ExamplesPart,
+    FeaturesPart,
+    FinetunePart,
+    HubBackbones,
+    ImagesPart,
+    Part,
+    PretrainPart,
+    PublishPart,
+    TinyBackbones,
+)
+
+
+class Recipe(Part):
+    """All choices that bear identity; stages receive only the parts that they declare."""
+
+    seed: int = Field(ge=0, description="Seed of every random choice.")
+    images: ImagesPart
+    conversations: ConversationsPart
+    backbones: BackbonesChoice
+    features: FeaturesPart
+    examples: ExamplesPart
+    pretrain: PretrainPart
+    finetune: FinetunePart
+    evaluate: EvaluatePart
+    publish: PublishPart
+
+    @model_validator(mode="after")
+    def _rooms_fit(self) -> Self:
+        patches = encoder_patches(self.backbones)
+        if patches is not None and patches != self.features.patches:
+            raise ValueError(
+                f"the encoder gives {patches} patches, features.patches says "
+                f"{self.features.patches}"
+            )
+        self.pretrain.projector.validate_against(self.features.patches)
+        if self.conversations.source.kind == "demo" and self.images.source.kind != "demo":
+            raise ValueError(
+                "conversations.source.kind=demo speaks about rendered images only: choose "
+                "kind file or hub beside images.source.kind=" + self.images.source.kind
+            )
+        return self
+
+    def override(self, changes: Mapping[str, object]) -> "Recipe":
+        """Return this recipe with dotted paths replaced, validated as a whole.
+
+        Changing the `kind` of a tagged value drops its old fields; the new kind's fields must
+        then be given in the same call.
+
+        Args:
+            changes: Values by dotted path, e.g. `{"finetune.epochs": 2}`. Text values are read
+                as JSON where they are JSON (`"2"`, `"true"`, `"{…}"`), as text otherwise.
+
+        Raises:
+            RecipeError: A path does not exist (the nearest valid one is named) or the result is
+                not a valid recipe.
+        """
+        values = self.model_dump(mode="json")
+        kinds = [path for path in changes if path.endswith(".kind")]
+        for path in [*kinds, *(path for path in changes if path not in kinds)]:
+            _assign(values, path, _parse(changes[path]), fresh_kinds=kinds)
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError as error:
+            raise RecipeError(_explain(error, self)) from None
+
+    def leaves(self) -> Iterator[tuple[str, object]]:
+        """Yield every dotted path of this recipe with its value, in declaration order."""
+        yield from flatten(self.model_dump(mode="json"))
+
+
+def flatten(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield `(dotted path, leaf)` of nested mappings; lists count as leaves."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def encoder_patches(backbones: BackbonesChoice) -> int | None:
+    """Return how many patches an encoder gives, or None where only its weights can tell."""
+    match backbones:
+        case TinyBackbones(image_size=side, patch_size=patch):
+            return (side // patch) ** 2
+        case HubBackbones(clip_name=name):
+            sizes = {"ViT-B-32": 49, "ViT-B-16": 196, "ViT-L-14": 256, "ViT-L-14-336": 576}
+            return sizes.get(name.removesuffix("-quickgelu"))
+    return None
+
+
+def _parse(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def _assign(values: dict[str, Any], path: str, value: object, *, fresh_kinds: list[str]) -> None:
+    *parents, leaf = path.split(".")
+    node = values
+    for depth, key in enumerate(parents):
+        inner = node.get(key) if isinstance(node, dict) else None
+        if not isinstance(inner, dict):
+            raise _unknown(path, values, ".".join(parents[: depth + 1]))
+        node = inner
+    if leaf == "kind" and node.get("kind") != value:
+        node.clear()
+    elif leaf not in node and ".".join([*parents, "kind"]) not in fresh_kinds:
+        raise _unknown(path, values, path)
+    node[leaf] = value
+
+
+def _unknown(path: str, values: dict[str, Any], missing: str) -> RecipeError:
+    valid = [known for known, _ in flatten(values)]
+    near = difflib.get_close_matches(path, valid, n=1, cutoff=0.4)
+    by_leaf = [known for known in valid if known.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
+    hint = (by_leaf or near or [""])[0]
+    return RecipeError(
+        f"recipe has no field '{missing}'",
+        f"did you mean '{hint}'?" if hint else "`phivision recipe` lists every field",
+    )
+
+
+def _explain(error: ValidationError, recipe: Recipe) -> str:
+    lines = []
+    tags = {"demo", "folder", "coco2017", "file", "hub", "tiny"}
+    for item in error.errors():
+        place = ".".join(str(step) for step in item["loc"] if step not in tags) or "recipe"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            lines.append(str(_unknown(place, recipe.model_dump(mode="json"), place)))
+        elif item["type"] == "missing":
+            lines.append(f"{place} is required here: add --set {place}=…")
+        else:
+            lines.append(f"{place}: {message} (got {str(item['input'])[:80]!r})")
+    return "\n".join(dict.fromkeys(lines))

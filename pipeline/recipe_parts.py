@@ -1,0 +1,238 @@
+"""The parts of a recipe, one class per stage; every field bears identity and has no default.
+
+A part holds values only. It is imported by `plan`, so it must not import torch, pyarrow or
+Prefect; what the values mean in code lives with the stage that reads them.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from model.objective_configs import ObjectiveConfig
+from model.projectors import ProjectorConfig
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Part(BaseModel):
+    """A frozen, complete group of choices; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DemoImages(Part):
+    """A dataset that phivision renders itself, as COCO-format archives behind a `file://` URL."""
+
+    kind: Literal["demo"] = "demo"
+    train: Positive = Field(description="Images rendered for train2017.")
+    test: Positive = Field(description="Images rendered for val2017, never trained on.")
+
+
+class FolderImages(Part):
+    """COCO-format images anywhere: a folder, or a URL that ends where COCO's layout begins."""
+
+    kind: Literal["folder"] = "folder"
+    root: str = Field(
+        description="Path or fsspec URL with annotations/, train2017/ and val2017/, each a "
+        "folder or an archive (.zip, .tar, .tar.gz) of that name."
+    )
+
+
+class Coco2017Images(Part):
+    """The published COCO 2017 archives, checked against their MD5 sums."""
+
+    kind: Literal["coco2017"] = "coco2017"
+    root: str = Field(description="URL under which zips/ and annotations/ lie.")
+
+
+class ImagesPart(Part):
+    """Which images enter, how they are split, and what makes one unfit."""
+
+    source: DemoImages | FolderImages | Coco2017Images = Field(discriminator="kind")
+    limit: Positive = Field(description="Training and validation images at most.")
+    test_limit: Positive = Field(description="Test images at most.")
+    validation_share: Share = Field(
+        description="Share of the training images held out to choose checkpoints."
+    )
+    max_pixels: Positive = Field(description="Pixels above which an image is quarantined.")
+    max_bytes: Positive = Field(description="Bytes above which an image file is quarantined.")
+    max_bad_share: Share = Field(
+        description="Share of quarantined images above which the run stops."
+    )
+
+
+class DemoConversations(Part):
+    """Conversations about the rendered images, written as LLaVA-Instruct JSON."""
+
+    kind: Literal["demo"] = "demo"
+
+
+class FileConversations(Part):
+    """A LLaVA-Instruct JSON file, local or behind any fsspec URL."""
+
+    kind: Literal["file"] = "file"
+    path: str = Field(description="Path or URL of the JSON (or JSON lines) file.")
+    sha256: str | None = Field(description="Expected SHA-256 of the file, or null.")
+
+
+class HubConversations(Part):
+    """A LLaVA-Instruct JSON file in a Hugging Face dataset repository."""
+
+    kind: Literal["hub"] = "hub"
+    repository: str = Field(description="Dataset repository, owner/name.")
+    filename: str = Field(description="File inside the repository.")
+    revision: str = Field(description="Commit or tag; a commit makes the run repeatable.")
+
+
+class ConversationsPart(Part):
+    """Where the instruction conversations come from."""
+
+    source: DemoConversations | FileConversations | HubConversations = Field(discriminator="kind")
+
+
+class ExamplesPart(Part):
+    """Filters, prompt template and token limits: what a training example looks like."""
+
+    caption_max_characters: Positive = Field(description="Captions must be shorter than this.")
+    caption_min_words: Positive = Field(description="Captions need at least this many words.")
+    refusals: tuple[str, ...] = Field(
+        description="Lower-case fragments that mark a caption as a refusal to describe."
+    )
+    forbidden_answers: tuple[str, ...] = Field(
+        description="Lower-case fragments; an answer with one speaks of captions or boxes."
+    )
+    max_aspect_ratio: float = Field(gt=1, description="Longer over shorter side, at most.")
+    max_turns: Positive = Field(description="Question/answer turns kept per conversation.")
+    max_tokens: Positive = Field(description="Text tokens of one example, at most.")
+    user_prefix: str = Field(description="Text before a question.")
+    assistant_prefix: str = Field(description="Text between a question and its answer.")
+
+    @field_validator("refusals", "forbidden_answers")
+    @classmethod
+    def _lower_case(cls, fragments: tuple[str, ...]) -> tuple[str, ...]:
+        for fragment in fragments:
+            if fragment != fragment.lower() or not fragment:
+                raise ValueError(f"{fragment!r} must be non-empty and in lower case")
+        return fragments
+
+
+class TinyBackbones(Part):
+    """A small open_clip model and a small Phi, trained on the training split itself."""
+
+    kind: Literal["tiny"] = "tiny"
+    image_size: Positive = Field(description="Side of the square the encoder sees, in pixels.")
+    patch_size: Positive = Field(description="Side of one patch, in pixels.")
+    clip_width: Positive = Field(description="Width of the vision transformer.")
+    clip_layers: Positive = Field(description="Layers of the vision transformer.")
+    clip_text_width: Positive = Field(description="Width of the text tower.")
+    clip_text_layers: Positive = Field(description="Layers of the text tower.")
+    clip_embed: Positive = Field(description="Width of the shared embedding.")
+    clip_epochs: Positive = Field(description="Passes over the training images.")
+    clip_batch: Positive = Field(description="Images per contrastive step.")
+    clip_learning_rate: Rate = Field(description="Peak learning rate of the contrastive phase.")
+    lm_vocabulary: Positive = Field(description="Size of the BPE vocabulary, at most.")
+    lm_width: Positive = Field(description="Hidden width of the language model.")
+    lm_layers: Positive = Field(description="Layers of the language model.")
+    lm_heads: Positive = Field(description="Attention heads of the language model.")
+    lm_epochs: Positive = Field(description="Passes over the training text.")
+    lm_batch: Positive = Field(description="Texts per step.")
+    lm_learning_rate: Rate = Field(description="Peak learning rate of the language model.")
+
+
+class HubBackbones(Part):
+    """Published weights: a CLIP that open_clip knows and a Phi of the Hugging Face Hub."""
+
+    kind: Literal["hub"] = "hub"
+    clip_name: str = Field(description="open_clip architecture, e.g. ViT-B-32-quickgelu.")
+    clip_pretrained: str = Field(description="open_clip's tag of the weights, e.g. openai.")
+    lm_repository: str = Field(description="Hub repository of the language model.")
+    lm_revision: str = Field(description="Commit or branch of that repository.")
+
+    @model_validator(mode="after")
+    def _openai_weights_need_quickgelu(self) -> Self:
+        if self.clip_pretrained == "openai" and not self.clip_name.endswith("-quickgelu"):
+            raise ValueError(
+                f"OpenAI's weights were trained with QuickGELU: use {self.clip_name}-quickgelu"
+            )
+        return self
+
+
+BackbonesChoice = Annotated[TinyBackbones | HubBackbones, Field(discriminator="kind")]
+
+
+class FeaturesPart(Part):
+    """Which patch embeddings are kept and how they are sharded."""
+
+    layer: int = Field(lt=0, description="Transformer layer, counted from the end: -1 the last.")
+    patches: Positive = Field(description="Patch tokens the encoder gives per image.")
+    batch: Positive = Field(description="Images per forward pass.")
+    rows_per_shard: Positive = Field(description="Images per feature shard.")
+
+
+class TrainingPart(Part):
+    """What both trainings share: schedule, batch and precision."""
+
+    objective: ObjectiveConfig = Field(description="Training method.")
+    epochs: float = Field(gt=0, description="Passes over the examples; a fraction is allowed.")
+    batch: Positive = Field(description="Examples per optimizer step, over all devices.")
+    micro_batch: Positive = Field(description="Examples per forward pass and device.")
+    weight_decay: float = Field(ge=0, description="AdamW's decoupled weight decay.")
+    warmup_share: Share = Field(description="Share of the steps with a rising learning rate.")
+    clip_norm: float = Field(gt=0, description="Largest norm of the gradient.")
+    precision: Literal["fp32", "bf16"] = Field(description="Arithmetic of the forward pass.")
+    gradient_checkpointing: bool = Field(description="Recompute activations to save memory.")
+    validate_every: Positive = Field(description="Optimizer steps between validations.")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_half_precision(cls, precision: object) -> object:
+        if precision in ("fp16", "16", "float16"):
+            raise ValueError("Phi's attention overflows in fp16 and gives NaN: use bf16 or fp32")
+        return precision
+
+    @model_validator(mode="after")
+    def _batch_is_whole(self) -> Self:
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
+        return self
+
+
+class PretrainPart(TrainingPart):
+    """Alignment: the projector learns captions through frozen backbones."""
+
+    projector: ProjectorConfig = Field(description="Network between patches and words.")
+    learning_rate: Rate = Field(description="Peak learning rate of the projector.")
+
+
+class FinetunePart(TrainingPart):
+    """Instructions: projector and language model learn conversations."""
+
+    method: Literal["full", "lora"] = Field(description="All weights, or low-rank adapters.")
+    learning_rate: Rate = Field(description="Peak learning rate of the language model.")
+    projector_learning_rate: Rate = Field(description="Peak learning rate of the projector.")
+    caption_share: Share = Field(
+        description="Share of the examples that are captions, so that captioning is kept."
+    )
+    lora_rank: Positive = Field(description="Rank of the adapters.")
+    lora_alpha: Positive = Field(description="Scale of the adapters, before division by rank.")
+    lora_dropout: Share = Field(description="Dropout in front of the adapters.")
+    lora_targets: tuple[str, ...] = Field(description="Names of the adapted linear layers.")
+
+
+class EvaluatePart(Part):
+    """What is generated and scored on the test images."""
+
+    images: Positive = Field(description="Test images captioned, at most.")
+    questions: Positive = Field(description="Test questions answered, at most.")
+    batch: Positive = Field(description="Prompts generated together.")
+    max_new_tokens: Positive = Field(description="Tokens after which a generation is cut.")
+    beams: Positive = Field(description="Beams of the search; 1 is greedy.")
+    resamples: Positive = Field(description="Bootstrap resamples of every interval.")
+
+
+class PublishPart(Part):
+    """How the bundle is named."""
+
+    name: str = Field(description="Name of the assistant in its card.", pattern=r"^[\w.-]+$")

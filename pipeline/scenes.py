@@ -1,0 +1,206 @@
+"""The little world that the `demo` preset depicts: coloured shapes in four quadrants.
+
+A scene is pure data and a pure function of (seed, index), so picture number i is the same
+whatever the number of pictures. Invariant: every object lies inside its own quadrant of the
+central square of the picture, which is what remains after CLIP's centre crop.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+Colour = tuple[int, int, int]
+Point = tuple[float, float]
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+COLOURS: dict[str, Colour] = {
+    "red": (214, 22, 32),
+    "green": (20, 140, 50),
+    "blue": (28, 62, 214),
+    "yellow": (250, 226, 30),
+    "purple": (130, 30, 165),
+    "orange": (247, 128, 12),
+    "black": (18, 18, 20),
+    "white": (246, 246, 246),
+}
+# Reading order; the index of a quadrant is 2 * row + column.
+QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+
+# As parts of the central square's side. The margin keeps an object clear of the one pixel by
+# which CLIP implementations round the crop differently, the gap clear of its neighbours.
+MARGIN, GAP = 0.02, 0.03
+SIZES = (0.41, 0.45)
+
+_REPEATED_SHAPE_SHARE = 0.1
+_PORTRAIT_SHARE = 0.3
+# COCO is mostly 4:3 and 3:2, with some squares and a few panoramas.
+_ASPECTS, _ASPECT_WEIGHTS = (4 / 3, 3 / 2, 1.0, 1.15, 2.3), (52, 24, 14, 8, 2)
+_SHORTEST_SIDE = (64, 84)
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """One coloured shape.
+
+    Attributes:
+        shape: One of `SHAPES`.
+        colour: A name in `COLOURS`.
+        quadrant: Index into `QUADRANTS`.
+        left: Left edge of the box around it, as a part of the central square's side.
+        top: Top edge, likewise.
+        size: Side of that box, likewise.
+        tilt: Rotation in radians.
+        paint: The RGB colour in which it is drawn, near the colour that its name stands for.
+    """
+
+    shape: str
+    colour: str
+    quadrant: int
+    left: float
+    top: float
+    size: float
+    tilt: float
+    paint: Colour
+
+    @property
+    def place(self) -> str:
+        """The quadrant in words, such as "top left"."""
+        return QUADRANTS[self.quadrant]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One picture before it is drawn.
+
+    Attributes:
+        seed: The seed of the world.
+        index: The number of the scene in that world.
+        width: Width of the picture in pixels.
+        height: Height in pixels.
+        backdrop: The two RGB colours between which the background fades.
+        slope: Direction of that fade in radians.
+        objects: One to four objects in reading order, no two alike in shape and colour.
+    """
+
+    seed: int
+    index: int
+    width: int
+    height: int
+    backdrop: tuple[Colour, Colour]
+    slope: float
+    objects: tuple[SceneObject, ...]
+
+    @property
+    def central_square(self) -> tuple[float, float, float]:
+        """Left edge, top edge and side of the central square, in pixels."""
+        side = float(min(self.width, self.height))
+        return (self.width - side) / 2, (self.height - side) / 2, side
+
+
+def generator(seed: int, index: int, purpose: str) -> random.Random:
+    """A random generator of its own for one purpose about one scene.
+
+    It is seeded with a text, which Python hashes with SHA-512: the same in every process.
+    """
+    return random.Random(f"{seed}/{index}/{purpose}")  # noqa: S311 - pictures, not secrets
+
+
+def make_scene(seed: int, index: int) -> Scene:
+    """Scene number `index` of the world with this seed.
+
+    The number of objects, their quadrants, shapes and colours are uniform, so that nobody
+    answers questions about a scene by its priors.
+    """
+    rng = generator(seed, index, "scene")
+    width, height = _picture_size(rng)
+    grey = rng.randint(128, 180)
+    backdrop = (_near((grey, grey, grey), 18, rng), _near((grey, grey, grey), 18, rng))
+    slope = rng.uniform(0, 2 * math.pi)
+    quadrants = sorted(rng.sample(range(len(QUADRANTS)), rng.randint(1, len(QUADRANTS))))
+    looks = zip(_looks(len(quadrants), rng), quadrants, strict=True)
+    objects = tuple(_place(shape, colour, quadrant, rng) for (shape, colour), quadrant in looks)
+    return Scene(seed, index, width, height, backdrop, slope, objects)
+
+
+def outline(scene: Scene, item: SceneObject) -> list[Point]:
+    """The corners of an object's polygon, in pixels of the picture.
+
+    The tilted shape is scaled so that its longer extent fills the object's box, and centred there.
+    """
+    x0, y0, side = scene.central_square
+    cos, sin = math.cos(item.tilt), math.sin(item.tilt)
+    turned = [(x * cos - y * sin, x * sin + y * cos) for x, y in _CORNERS[item.shape]]
+    xs, ys = [x for x, _ in turned], [y for _, y in turned]
+    scale = item.size * side / max(max(xs) - min(xs), max(ys) - min(ys))
+    across = x0 + (item.left + item.size / 2) * side - scale * (max(xs) + min(xs)) / 2
+    down = y0 + (item.top + item.size / 2) * side - scale * (max(ys) + min(ys)) / 2
+    return [(across + scale * x, down + scale * y) for x, y in turned]
+
+
+def _picture_size(rng: random.Random) -> tuple[int, int]:
+    shortest = rng.randint(*_SHORTEST_SIDE)
+    longest = round(shortest * rng.choices(_ASPECTS, _ASPECT_WEIGHTS)[0])
+    return (shortest, longest) if rng.random() < _PORTRAIT_SHARE else (longest, shortest)
+
+
+def _near(colour: Colour, spread: int, rng: random.Random) -> Colour:
+    r, g, b = (min(255, max(0, part + rng.randint(-spread, spread))) for part in colour)
+    return r, g, b
+
+
+def _looks(count: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Shape and colour of each object: shapes differ mostly, the pairs always."""
+    if rng.random() < _REPEATED_SHAPE_SHARE:
+        pairs = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+        return rng.sample(pairs, count)
+    return [(shape, rng.choice(list(COLOURS))) for shape in rng.sample(SHAPES, count)]
+
+
+def _place(shape: str, colour: str, quadrant: int, rng: random.Random) -> SceneObject:
+    size = rng.uniform(*SIZES)
+    row, column = divmod(quadrant, 2)
+    room = 0.5 - GAP / 2 - MARGIN - size
+    left, top = (
+        (0.5 + GAP / 2 if half else MARGIN) + rng.uniform(0, room) for half in (column, row)
+    )
+    tilt = math.radians(rng.uniform(-5, 5))
+    return SceneObject(
+        shape, colour, quadrant, left, top, size, tilt, _near(COLOURS[colour], 8, rng)
+    )
+
+
+def _ring(radii: tuple[float, ...], turns: int) -> list[Point]:
+    """Corners around a centre, the first one on top; the radii repeat."""
+    polar = [(radii[k % len(radii)], 2 * math.pi * k / turns) for k in range(turns)]
+    return [(radius * math.sin(angle), -radius * math.cos(angle)) for radius, angle in polar]
+
+
+def _heart(corners: int) -> list[Point]:
+    """The well-known parametric heart: x = 16 sin³ t, y a sum of four cosines."""
+    angles = [2 * math.pi * k / corners for k in range(corners)]
+    return [
+        (
+            16 * math.sin(t) ** 3,
+            2 * math.cos(3 * t) + math.cos(4 * t) + 5 * math.cos(2 * t) - 13 * math.cos(t),
+        )
+        for t in angles
+    ]
+
+
+def _plus(arm: float) -> list[Point]:
+    """A cross whose arms are 2 * arm wide and reach to 1."""
+    top = [(-arm, -1.0), (arm, -1.0), (arm, -arm)]
+    right = [(-y, x) for x, y in top]
+    bottom = [(-x, -y) for x, y in top]
+    left = [(-x, -y) for x, y in right]
+    return top + right + bottom + left
+
+
+_CORNERS: dict[str, list[Point]] = {
+    "circle": _ring((1.0,), 32),
+    "square": [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)],
+    "triangle": _ring((1.0,), 3),
+    "star": _ring((1.0, 0.42), 10),
+    "cross": _plus(0.34),
+    "heart": _heart(32),
+}

@@ -1,0 +1,49 @@
+"""Settings: where and how a run happens. They are never hashed, so they never re-run a stage."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where and how to run; every field can come from the environment (`PHIVISION_STORE=…`)."""
+
+    model_config = SettingsConfigDict(env_prefix="PHIVISION_", frozen=True, extra="forbid")
+
+    store: str = Field(
+        default=".phivision", description="Path or fsspec URL of the artifact store."
+    )
+    workdir: Path | None = Field(
+        default=None, description="Local folder for workspaces and the read cache."
+    )
+    cache_bytes: int = Field(
+        default=50 * 2**30, ge=0, description="Largest size of the read cache, in bytes."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Device of the encoder and of training."
+    )
+    devices: int = Field(default=1, ge=1, description="Processes or GPUs used for training.")
+    strategy: str = Field(default="auto", description="Lightning's strategy, e.g. ddp or fsdp.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; null: all cores.")
+    wandb: Literal["offline", "online", "disabled"] = Field(
+        default="offline", description="Mode of Weights & Biases."
+    )
+    wandb_project: str = Field(default="phivision", description="Project in Weights & Biases.")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is a folder of this machine."""
+        return "://" not in self.store or self.store.startswith(("file://", "local://"))
+
+    @property
+    def work(self) -> Path:
+        """The local folder of workspaces, locks and the read cache of this store."""
+        if self.workdir is not None:
+            return self.workdir
+        if self.is_local:
+            return Path(self.store.split("://", 1)[-1]) / "work"
+        name = hashlib.sha256(self.store.encode()).hexdigest()[:16]
+        return Path.home() / ".cache" / "phivision" / name

@@ -1,0 +1,95 @@
+"""A stage: a plain function from input artifacts and recipe parts to files in a folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.progress import Reporter
+from pipeline.recipe import Recipe
+from pipeline.settings import Settings
+
+Summary = Mapping[str, Any]
+
+
+class InputArtifact(Protocol):
+    """A committed artifact as a stage sees it: names in, local paths out."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all files, sorted."""
+
+    def path(self, name: str) -> Path:
+        """Return the local path of one file."""
+
+    def paths(self, pattern: str) -> list[Path]:
+        """Return local paths of the files that match a glob, sorted by name."""
+
+    def directory(self, prefix: str) -> Path:
+        """Return a local directory with all files below a prefix."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What surrounds a stage: where to read and write, and on what to run; nothing hashed.
+
+    Attributes:
+        inputs: Artifacts of the stages it declared, by name.
+        out: Empty folder; what lies in it when the function returns becomes the artifact.
+        scratch: Folder that survives a kill, for downloads, finished shards and checkpoints.
+        settings: Device, threads, wandb mode.
+        report: Progress bars and lines.
+    """
+
+    inputs: Mapping[str, InputArtifact]
+    out: Path
+    scratch: Path
+    settings: Settings
+    report: Reporter
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of the DAG.
+
+    Attributes:
+        name: Name of the stage, of its artifacts and of its module in `pipeline`.
+        inputs: Stages whose artifacts it reads.
+        reads: Recipe parts that it is given; it cannot see others, so identity is complete.
+        network: Whether it may fetch from elsewhere, so that a failure is worth a retry.
+        standalone: Tells of a recipe with which the stage reads no artifact at all.
+        probe: Looks at the stage's outside source (a folder, a URL) and returns its state, which
+            enters the fingerprint; `module:function`, called with the recipe.
+    """
+
+    name: str
+    inputs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    network: bool = False
+    standalone: Callable[[Recipe], bool] | None = None
+    probe: str | None = None
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the module that holds the function."""
+        return f"pipeline.{self.name}"
+
+    def inputs_with(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the stages whose artifacts it reads under this recipe."""
+        return () if self.standalone and self.standalone(recipe) else self.inputs
+
+    def source_state(self, recipe: Recipe) -> Mapping[str, str]:
+        """Return the state of the stage's outside source, empty where it has none."""
+        if self.probe is None:
+            return {}
+        module, name = self.probe.split(":")
+        return getattr(import_module(module), name)(recipe)
+
+    def arguments(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the recipe parts this stage reads, by name, followed by the seed."""
+        return {part: getattr(recipe, part) for part in (*self.reads, "seed")}
+
+    def function(self) -> Callable[..., Summary]:
+        """Import and return the stage's function, which bears the stage's name."""
+        return getattr(import_module(self.module), self.name)

@@ -1,0 +1,250 @@
+"""What is said about a scene: captions as COCO writes them, questions as LLaVA-Instruct does.
+
+Invariants: a caption names every object in reading order; a question has exactly one right
+answer in its scene, and that answer cannot be read off the earlier turns of its conversation.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.scenes import COLOURS, QUADRANTS, SHAPES, Scene, SceneObject, generator
+
+KINDS = ("colour", "shape", "position", "count", "presence")
+NUMBERS = ("One", "Two", "Three", "Four")
+CONVERSATIONS_PER_IMAGE = 2
+
+_PHRASES = {
+    "colour": (
+        "What colour is the {key}?",
+        "Which colour does the {key} have?",
+        "Tell me the colour of the {key}.",
+    ),
+    "shape": ("What shape is the {key}?", "Which shape does the {key} have?"),
+    "position": ("Where is the {key}?", "In which corner is the {key}?"),
+    "count": (
+        "How many objects are there?",
+        "How many objects do you see?",
+        "Count the objects in the picture.",
+    ),
+    "presence": ("Is there {key}?", "Do you see {key}?", "Does the picture show {key}?"),
+}
+# What a conversation asks, in per cent. Yes-or-no questions can be guessed half of the time, so
+# they stay below 15 % of all turns; colour, shape and position then share the rest evenly.
+_PAIRS = {
+    ("presence", "position"): 34,
+    ("colour", "shape"): 22,
+    ("shape", "colour"): 22,
+    ("colour", "position"): 6,
+    ("position", "colour"): 5,
+    ("shape", "position"): 5,
+    ("position", "shape"): 6,
+}
+_COUNT_SHARE = 0.5
+# COCO has two to four times as many of each quirk.
+_QUIRK_SHARE = 0.06
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question about a scene and its one right answer."""
+
+    kind: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """A question that may be asked: its kind, its key in words, and its answer.
+
+    `facts` are the properties of object number `item` that question and answer speak of.
+    """
+
+    kind: str
+    item: int
+    facts: frozenset[str]
+    key: str
+    answer: str
+
+
+def captions(scene: Scene) -> list[str]:
+    """Five captions in random order, no two of them alike.
+
+    Some begin in lower case, lack the full stop, or have a blank or newline at an end, as
+    COCO's do. None has more than 16 words.
+    """
+    rng = generator(scene.seed, scene.index, "captions")
+    texts = [_located(scene), _terse(scene), _listed(scene), _shown(scene), _counted(scene)]
+    rng.shuffle(texts)
+    return [_quirk(text, rng) for text in texts]
+
+
+def conversations(scene: Scene) -> list[tuple[Turn, ...]]:
+    """`CONVERSATIONS_PER_IMAGE` different conversations of two or three turns each.
+
+    Each asks for two of colour, shape, position and presence, and every second one begins by
+    asking for the number of objects. Kinds are drawn without regard to the scene, so that the
+    question asked says nothing about the answer.
+    """
+    rng = generator(scene.seed, scene.index, "conversations")
+    found: list[tuple[Turn, ...]] = []
+    while len(found) < CONVERSATIONS_PER_IMAGE:
+        talk = _conversation(scene, rng)
+        if talk not in found:
+            found.append(talk)
+    return found
+
+
+def _name(item: SceneObject) -> str:
+    return f"{item.colour} {item.shape}"
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _join(parts: list[str]) -> str:
+    """An enumeration: "x", "x and y", "x, y and z"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _names(scene: Scene) -> list[str]:
+    return [_with_article(_name(item)) for item in scene.objects]
+
+
+def _located(scene: Scene) -> str:
+    """Names and places; four objects fill all quadrants, so two rows in order say it all."""
+    names = _names(scene)
+    if len(names) == len(QUADRANTS):
+        return _sentence(f"{_join(names[:2])} above {_join(names[2:])}")
+    link = " in the " if len(names) < 3 else " "
+    return _sentence(_join([f"{name}{link}{item.place}" for name, item in _pairs(scene)]))
+
+
+def _terse(scene: Scene) -> str:
+    return _sentence(", ".join(f"{_name(item)} {item.place}" for item in scene.objects))
+
+
+def _listed(scene: Scene) -> str:
+    return _sentence(_join(_names(scene)))
+
+
+def _shown(scene: Scene) -> str:
+    names = _names(scene)
+    if len(names) < 3:
+        names = [f"{name} {item.place}" for name, item in _pairs(scene)]
+    return _sentence(f"the picture shows {_join(names)}")
+
+
+def _counted(scene: Scene) -> str:
+    count = len(scene.objects)
+    return f"{NUMBERS[count - 1]} object{'s' * (count > 1)}: {_join(_names(scene))}."
+
+
+def _pairs(scene: Scene) -> Iterator[tuple[str, SceneObject]]:
+    return zip(_names(scene), scene.objects, strict=True)
+
+
+def _quirk(text: str, rng: random.Random) -> str:
+    if rng.random() < _QUIRK_SHARE:
+        text = text[0].lower() + text[1:]
+    if rng.random() < _QUIRK_SHARE:
+        text = text.removesuffix(".")
+    if rng.random() < _QUIRK_SHARE:
+        text = rng.choice(("{} ", "{}\n", " {}")).format(text)
+    return text
+
+
+def _conversation(scene: Scene, rng: random.Random) -> tuple[Turn, ...]:
+    first, second = rng.choices(list(_PAIRS), list(_PAIRS.values()))[0]
+    pair = _independent(_aims(scene, first, rng), _aims(scene, second, rng))
+    turns = [
+        Turn(aim.kind, rng.choice(_PHRASES[aim.kind]).format(key=aim.key), aim.answer)
+        for aim in pair
+    ]
+    # Asked later, the number could be guessed from the objects already spoken of.
+    if rng.random() < _COUNT_SHARE:
+        question = rng.choice(_PHRASES["count"])
+        turns.insert(0, Turn("count", question, f"{NUMBERS[len(scene.objects) - 1]}."))
+    return tuple(turns)
+
+
+def _independent(firsts: list[_Aim], seconds: list[_Aim]) -> tuple[_Aim, _Aim]:
+    """The first pair whose second answer is not spoken of in the first turn.
+
+    There always is one. Among several objects the second question can be about another one,
+    named by its quadrant or by shape and colour. A single object can be named by any property,
+    so also by the one that neither answer tells; presence, which speaks of shape and colour, is
+    only ever followed by position.
+    """
+    return next(
+        (first, second)
+        for first, second in itertools.product(firsts, seconds)
+        if first.item != second.item or second.kind not in first.facts
+    )
+
+
+def _aims(scene: Scene, kind: str, rng: random.Random) -> list[_Aim]:
+    """All that can be asked about the scene in this kind, in random order."""
+    if kind == "presence":
+        aims = _presence_aims(scene, rng)
+    else:
+        aims = [
+            _Aim(kind, number, frozenset({*fields, kind}), key, _answer(item, kind))
+            for number, item in enumerate(scene.objects)
+            for fields, key in _keys(item)
+            if kind not in fields and _identifies(scene, item, fields)
+        ]
+    rng.shuffle(aims)
+    return aims
+
+
+def _keys(item: SceneObject) -> list[tuple[tuple[str, ...], str]]:
+    """The ways to speak of an object: the properties used, and the words."""
+    return [
+        (("shape",), item.shape),
+        (("colour",), f"{item.colour} object"),
+        (("position",), f"object in the {item.place}"),
+        (("shape", "colour"), _name(item)),
+    ]
+
+
+def _property(item: SceneObject, field: str) -> str:
+    return {"shape": item.shape, "colour": item.colour, "position": item.place}[field]
+
+
+def _identifies(scene: Scene, item: SceneObject, fields: tuple[str, ...]) -> bool:
+    """Whether no other object of the scene shares all these properties."""
+    return not any(
+        other is not item and all(_property(other, f) == _property(item, f) for f in fields)
+        for other in scene.objects
+    )
+
+
+def _answer(item: SceneObject, kind: str) -> str:
+    return f"{_property(item, kind).capitalize()}."
+
+
+def _presence_aims(scene: Scene, rng: random.Random) -> list[_Aim]:
+    """One question per object, all answered yes or all no.
+
+    The absent things differ from an object of the scene in the shape or in the colour alone.
+    """
+    present = rng.random() < 0.5
+    shown = {(item.colour, item.shape) for item in scene.objects}
+    aims = []
+    for number, item in enumerate(scene.objects):
+        recoloured = [(colour, item.shape) for colour in COLOURS]
+        reshaped = [(item.colour, shape) for shape in SHAPES]
+        absent = [look for look in rng.choice((recoloured, reshaped)) if look not in shown]
+        look = (item.colour, item.shape) if present else rng.choice(absent)
+        answer = "Yes." if present else "No."
+        facts = frozenset({"shape", "colour"})
+        aims.append(_Aim("presence", number, facts, _with_article(" ".join(look)), answer))
+    return aims

@@ -1,0 +1,212 @@
+"""The catalog: SQL views over the tables of committed artifacts, made anew at each connection."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+
+from storage.artifacts import ArtifactStore
+from storage.errors import StorageError
+from storage.manifest import Manifest
+from storage.sql import Database, Source
+from storage.tables import read_table
+
+# View → (stage whose artifact holds its rows, pattern of the files).
+TABLES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "images": ("images", "images.parquet"),
+        "captions": ("images", "captions.parquet"),
+        "objects": ("images", "objects.parquet"),
+        "files": ("images", "files-*.parquet"),
+        "conversations": ("conversations", "conversations.parquet"),
+        "examples": ("examples", "examples.parquet"),
+        "questions": ("examples", "questions.parquet"),
+        "features": ("features", "index-*.parquet"),
+        "patches": ("features", "patches-*.parquet"),
+        "predictions": ("evaluate", "predictions.parquet"),
+    }
+)
+DROPS = ("images", "conversations", "examples")
+TRAININGS = ("pretrain", "finetune")
+_METRICS = pa.schema(
+    [
+        ("run", pa.string()),
+        ("stage", pa.string()),
+        ("split", pa.string()),
+        ("condition", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("count", pa.int64()),
+    ]
+)
+_RUNS = pa.schema(
+    [
+        ("run", pa.string()),
+        ("created", pa.timestamp("ms", tz="UTC")),
+        ("seconds", pa.float64()),
+        ("made", pa.list_(pa.string())),
+        ("recipe", pa.string()),
+    ]
+)
+_ARTIFACTS = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("fingerprint", pa.string()),
+        ("digest", pa.string()),
+        ("created", pa.timestamp("ms", tz="UTC")),
+        ("seconds", pa.float64()),
+        ("files", pa.int64()),
+        ("bytes", pa.int64()),
+        ("summary", pa.string()),
+    ]
+)
+
+
+class Catalog:
+    """SQL over a store; by default over the artifacts of its latest run.
+
+    Args:
+        store: The store.
+        run: Name of a run whose artifacts the views show; the latest one if omitted.
+
+    Raises:
+        StorageError: There is no run of that name.
+    """
+
+    def __init__(self, store: ArtifactStore, run: str | None = None) -> None:
+        self.store = store
+        self.runs = read_runs(store)
+        if run is not None and run not in {record["run"] for record in self.runs}:
+            raise StorageError(f"there is no run '{run}'", "`phivision runs` lists them")
+        self.run = run
+        self._manifests: dict[str, Manifest | None] = {}
+
+    def open(self, sql: str | None = None) -> Database:
+        """Return a read-only database with the views that a statement mentions (or all).
+
+        Files are fetched only for those views, so a query over captions never touches gigabytes
+        of patches.
+        """
+        sources: dict[str, Source] = {}
+        for name in self.views():
+            if sql is None or re.search(rf"\b{name}\b", sql, re.IGNORECASE):
+                source = self._source(name)
+                if source is not None:
+                    sources[name] = source
+                elif sql is not None:
+                    raise StorageError(
+                        f"the view {name} is empty: its stage has not run yet in {self.store.uri}",
+                        "`phivision run` fills it",
+                    )
+        return Database(sources)
+
+    def views(self) -> list[str]:
+        """Return the names of all views."""
+        return [*TABLES, "drops", "training", "metrics", "runs", "artifacts"]
+
+    def manifest(self, stage: str) -> Manifest | None:
+        """Return the artifact of a stage that the views show: of the run, else the newest."""
+        if stage not in self._manifests:
+            self._manifests[stage] = self._find(stage)
+        return self._manifests[stage]
+
+    def _find(self, stage: str) -> Manifest | None:
+        wanted = self.run or (self.runs[0]["run"] if self.runs else None)
+        for record in self.runs:
+            if record["run"] == wanted and stage in record["stages"]:
+                found = self.store.find(stage, record["stages"][stage]["fingerprint"])
+                if found is not None:
+                    return found
+        if self.run is not None:
+            return None
+        return next(iter(self.store.manifests(stage)), None)
+
+    def _source(self, name: str) -> Source | None:
+        match name:
+            case "drops":
+                return _concat([self._paths(s, "drops.parquet") for s in DROPS])
+            case "training":
+                return self._training()
+            case "metrics":
+                return self._metrics()
+            case "runs":
+                return _RUNS.empty_table() if not self.runs else self._run_table()
+            case "artifacts":
+                return self._artifact_table()
+        stage, pattern = TABLES[name]
+        return self._paths(stage, pattern) or None
+
+    def _paths(self, stage: str, pattern: str) -> list[Path]:
+        manifest = self.manifest(stage)
+        return self.store.artifact(manifest).paths(pattern) if manifest else []
+
+    def _metrics(self) -> pa.Table:
+        parts = [_METRICS.empty_table()]
+        for record in self.runs:
+            evaluated = record["stages"].get("evaluate")
+            manifest = self.store.find("evaluate", evaluated["fingerprint"]) if evaluated else None
+            if manifest is not None:
+                table = read_table(self.store.artifact(manifest).path("metrics.parquet"))
+                names = pa.array([record["run"]] * len(table), pa.string())
+                parts.append(table.add_column(0, "run", names).cast(_METRICS))
+        return pa.concat_tables(parts)
+
+    def _training(self) -> pa.Table | None:
+        parts = []
+        for stage in TRAININGS:
+            for path in self._paths(stage, "training.parquet"):
+                table = read_table(path)
+                names = pa.array([stage] * len(table), pa.string())
+                parts.append(table.add_column(0, "stage", names))
+        return pa.concat_tables(parts) if parts else None
+
+    def _run_table(self) -> pa.Table:
+        rows = [
+            {
+                "run": record["run"],
+                "created": int(record["created"] * 1000),
+                "seconds": record["seconds"],
+                "made": record["made"],
+                "recipe": json.dumps(record["recipe"]),
+            }
+            for record in self.runs
+        ]
+        return pa.Table.from_pylist(rows, schema=_RUNS)
+
+    def _artifact_table(self) -> pa.Table:
+        stages = {name.rsplit("/", 1)[-1] for name in self.store.list("manifests")}
+        rows = [
+            {
+                "stage": manifest.stage,
+                "fingerprint": manifest.fingerprint,
+                "digest": manifest.digest,
+                "created": int(manifest.created * 1000),
+                "seconds": manifest.seconds,
+                "files": len(manifest.files),
+                "bytes": sum(record.bytes for record in manifest.files),
+                "summary": json.dumps(manifest.summary),
+            }
+            for stage in sorted(stages)
+            for manifest in self.store.manifests(stage)
+        ]
+        return pa.Table.from_pylist(rows, schema=_ARTIFACTS)
+
+
+def read_runs(store: ArtifactStore) -> list[dict[str, Any]]:
+    """Return the records of all finished runs, newest first."""
+    records = []
+    for name in store.list("runs"):
+        data = store.read(name)
+        if data is not None and name.endswith(".json"):
+            records.append(json.loads(data))
+    return sorted(records, key=lambda record: -record["created"])
+
+
+def _concat(groups: list[list[Path]]) -> list[Path] | None:
+    return [path for group in groups for path in group] or None

@@ -1,0 +1,95 @@
+"""SQL over Arrow tables and Parquet files in a DuckDB that can reach nothing else."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from storage.errors import StorageError
+
+Source = pa.Table | Sequence[Path]
+
+_READ_ONLY = ("SELECT", "EXPLAIN", "PRAGMA", "CALL")
+
+
+class Database:
+    """An in-memory DuckDB with named relations, closed to files, network and settings.
+
+    Args:
+        sources: Arrow tables, or Parquet files of one schema, by relation name.
+        views: SQL of views over them, by name, created in order.
+        macros: `CREATE MACRO` statements run before the views.
+        threads: Threads DuckDB may use; its default is all cores.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        views: Mapping[str, str] | None = None,
+        threads: int | None = None,
+        macros: Sequence[str] = (),
+    ) -> None:
+        self._connection = duckdb.connect(":memory:")
+        self._sources = {name: _relation(source) for name, source in sources.items()}
+        self.names = [*self._sources, *(views or {})]
+        for name, relation in self._sources.items():
+            self._connection.register(name, relation)
+        for macro in macros:
+            self._connection.execute(macro)
+        for name, sql in (views or {}).items():
+            self._connection.execute(f'CREATE VIEW "{name}" AS {sql}')
+        if threads is not None:
+            self._connection.execute("SET threads = ?", [threads])
+        self._connection.execute("SET enable_external_access = false")
+        self._connection.execute("SET lock_configuration = true")
+
+    def query(self, sql: str, parameters: Mapping[str, object] | None = None) -> pa.Table:
+        """Return the result of one statement; parameters are bound as `$name`.
+
+        Raises:
+            StorageError: DuckDB refuses the statement; its own words are passed on.
+        """
+        try:
+            result = self._connection.sql(sql, params=dict(parameters) if parameters else None)
+            return pa.table({}) if result is None else result.to_arrow_table()
+        except duckdb.Error as error:
+            raise StorageError(f"SQL: {error}") from None
+
+    def read_only(self, sql: str) -> pa.Table:
+        """Return the result of exactly one statement that only reads.
+
+        Raises:
+            StorageError: It is no single SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
+        """
+        try:
+            statements = self._connection.extract_statements(sql)
+        except duckdb.Error as error:
+            raise StorageError(f"SQL: {error}") from None
+        kinds = [statement.type.name for statement in statements]
+        if len(kinds) != 1 or kinds[0] not in _READ_ONLY:
+            raise StorageError(
+                "exactly one SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN can be run here",
+                "the catalog is read-only",
+            )
+        return self.query(sql)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def __enter__(self) -> "Database":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Close the connection."""
+        self.close()
+
+
+def _relation(source: Source) -> Any:
+    if isinstance(source, pa.Table):
+        return source
+    return ds.dataset([str(path) for path in source], format="parquet")

@@ -1,0 +1,62 @@
+"""Parquet tables with fixed writer options, so that equal rows give equal bytes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import StorageError
+
+ROW_GROUP = 65_536
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> int:
+    """Write rows as one Parquet file and return how many there were.
+
+    Raises:
+        StorageError: A row does not fit the schema.
+    """
+    listed = list(rows)
+    try:
+        table = pa.Table.from_pylist(listed, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise StorageError(f"rows for {path.name} do not fit their schema: {error}") from None
+    write_arrow(path, table)
+    return len(listed)
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Write an Arrow table as one deterministic Parquet file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(
+        table.replace_schema_metadata(None),
+        temporary,
+        compression="zstd",
+        row_group_size=ROW_GROUP,
+        write_page_checksum=True,
+        store_schema=False,
+    )
+    temporary.replace(path)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a Parquet file as an Arrow table.
+
+    Raises:
+        StorageError: The file is not readable Parquet.
+    """
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StorageError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}",
+            "run `phivision verify`, then `phivision run` to make it again",
+        ) from None
+
+
+def concat_tables(paths: Sequence[Path], columns: Sequence[str] | None = None) -> pa.Table:
+    """Return several Parquet files of one schema as one table, in the given order."""
+    return pa.concat_tables([read_table(path, columns) for path in paths])

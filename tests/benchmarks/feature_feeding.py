@@ -1,0 +1,100 @@
+"""How fast a feature store feeds random batches, beside a numpy memmap of the same rows.
+
+Run it from the repository root: `python tests/benchmarks/feature_feeding.py`. Both sides read the
+same rows in the same order, a true global shuffle, and take turns within one run, so that other
+load on the machine meets both. Goal: at least 65 % of the memmap (aim 85 %), size at most 1.01.
+"""
+
+import argparse
+import hashlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+# A file run by its path finds only its own folder; the rooms lie two folders up.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from storage.patches import PatchTable
+from storage.shards import ShardRows, shard_paths, write_shard
+
+PATCH, WIDTH, POOLED = 49, 768, 512
+
+
+def made_rows(start: int, count: int) -> ShardRows:
+    rng = np.random.default_rng(start)
+    return ShardRows(
+        sha256=[hashlib.sha256(str(start + row).encode()).hexdigest() for row in range(count)],
+        image_id=np.arange(start, start + count),
+        width=np.full(count, 640, np.int32),
+        height=np.full(count, 480, np.int32),
+        split=["train"] * count,
+        pooled=rng.standard_normal((count, POOLED), np.float32),
+        patches=rng.standard_normal((count, PATCH, WIDTH), np.float32).astype(np.float16),
+    )
+
+
+def write_both(folder: Path, shards: int, count: int) -> tuple[PatchTable, np.memmap, float]:
+    """The store, the memmap of the same rows, and the bytes of the store per byte of its arrays."""
+    raw = np.lib.format.open_memmap(
+        folder / "raw.npy", "w+", np.float16, (shards * count, PATCH, WIDTH)
+    )
+    arrays, seconds = 0, 0.0
+    for number in range(shards):
+        rows = made_rows(number * count, count)
+        raw[number * count : (number + 1) * count] = rows.patches
+        raw.flush()  # or the shard's fsync would wait for the memmap's pages too
+        arrays += rows.patches.nbytes + rows.pooled.nbytes
+        began = time.perf_counter()
+        write_shard(folder, number, rows, "benchmark")
+        seconds += time.perf_counter() - began
+    files = [shard_paths(folder, number) for number in range(shards)]
+    stored = sum(path.stat().st_size for pair in files for path in pair)
+    print(f"written       {raw.nbytes / 1e6 / seconds:6.0f} MB/s, checks and fsync included")
+    return PatchTable(files), np.load(folder / "raw.npy", mmap_mode="r"), stored / arrays
+
+
+def epoch_speed(read: Callable[[np.ndarray], np.ndarray], order: np.ndarray, batch: int) -> float:
+    """MB/s over one epoch in the given order."""
+    total = 0
+    began = time.perf_counter()
+    for start in range(0, len(order), batch):
+        total += read(order[start : start + batch]).nbytes
+    return total / 1e6 / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=1664, help="rows per shard, 75 kB each")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=15)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        table, raw, size = write_both(Path(folder), given.shards, given.rows)
+        readers = {"numpy memmap": lambda rows: raw[rows], "PatchTable": table.gather}
+        speeds: dict[str, list[float]] = {name: [] for name in readers}
+        for repeat in range(given.repeats + 1):
+            order = np.random.default_rng(repeat).permutation(len(table))
+            # Who goes first changes, since the second finds warmer caches.
+            for name in sorted(readers, reverse=bool(repeat % 2)):
+                speed = epoch_speed(readers[name], order, given.batch)
+                if repeat:  # the first epoch fills the page tables of both
+                    speeds[name].append(speed)
+        sample = np.random.default_rng(0).permutation(len(table))[: given.batch]
+        assert table.direct
+        assert table.gather(sample).tobytes() == raw[sample].tobytes()
+    for name, found in speeds.items():
+        median, low, high = statistics.median(found), min(found), max(found)
+        print(f"{name:13} {median:6.0f} MB/s median of {len(found)}, {low:.0f} to {high:.0f}")
+    ratios = [ours / theirs for theirs, ours in zip(*speeds.values(), strict=True)]
+    print(f"ratio         {statistics.median(ratios):6.3f}      goal 0.65, aim 0.85")
+    print(f"size          {size:6.4f}      of the arrays' bytes; goal 1.01")
+
+
+if __name__ == "__main__":
+    main()
