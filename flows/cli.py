@@ -1,7 +1,7 @@
 """The command line: quick to start, because each command imports only what it needs."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -114,11 +114,11 @@ def sql(
 
 
 @app.command
-def show(image_id: int, /, *, store: Store = None) -> None:
+def show(image_id: int | None = None, /, *, store: Store = None) -> None:
     """Follow one image through the DAG, from its file to the answers about it.
 
     Args:
-        image_id: COCO id of the image.
+        image_id: COCO id of the image; one that was held out if omitted.
     """
     from flows.show_command import show_image
     from storage.catalog import Catalog
@@ -168,14 +168,93 @@ def recipe(*, preset: Preset = "demo", set_: Set = None) -> None:
 
 
 @app.command
+def scores(*, store: Store = None) -> None:
+    """Print the held-out scores of the latest run under real, shuffled and blind pictures."""
+    from flows.scores_command import print_scores
+    from storage.catalog import Catalog
+
+    print_scores(Catalog(_open(_settings(store))))
+
+
+@app.command
 def runs(*, store: Store = None) -> None:
     """List the finished runs of a store, newest first."""
     from flows.tables import print_rows
-    from storage.catalog import read_runs
+    from storage.runs import read_runs
 
     records = read_runs(_open(_settings(store)))
     rows = [[r["run"], _when(r["created"]), r["seconds"], " ".join(r["made"])] for r in records]
     print_rows(["run", "finished (UTC)", "seconds", "made"], rows)
+
+
+@app.command
+def diff(before: str, after: str = "latest", /, *, store: Store = None) -> None:
+    """Say in which recipe fields, digests and metrics two runs differ.
+
+    Args:
+        before: A run: its name, the start of it, or its tag.
+        after: Another one.
+    """
+    from flows.store_commands import print_diff
+
+    print_diff(_open(_settings(store)), before, after)
+
+
+@app.command
+def tag(name: str, run: str = "latest", /, *, store: Store = None) -> None:
+    """Give a run a name of its own; `gc` keeps what it reaches.
+
+    Args:
+        name: The tag.
+        run: The run; the latest one if omitted.
+    """
+    from flows.store_commands import tag_run
+
+    tag_run(_open(_settings(store)), name, run)
+
+
+@app.command
+def accept(
+    stage: str,
+    /,
+    *,
+    preset: Preset = "demo",
+    set_: Set = None,
+    store: Store = None,
+    made_as: str = "",
+) -> None:
+    """Keep a stage's artifact after a refactor that changed code but no result.
+
+    Args:
+        stage: The stage.
+        made_as: Start of the fingerprint of the artifact to adopt, whatever else changed.
+    """
+    from flows.store_commands import accept_stage
+
+    accept_stage(stage, _recipe(preset, set_), _open(_settings(store)), made_as)
+
+
+@app.command
+def verify(*, store: Store = None) -> None:
+    """Hash every file of a store; `run` then makes again just what is damaged."""
+    from flows.store_commands import verify_store
+
+    verify_store(_open(_settings(store)))
+
+
+@app.command
+def gc(*, store: Store = None, keep: int = 5, days: float = 7, dry_run: bool = False) -> None:
+    """Remove what no recent run, tag or published assistant reaches.
+
+    Args:
+        keep: Newest runs whose artifacts stay.
+        days: Whatever was made or used in so many days stays.
+        dry_run: Only say what would go.
+    """
+    from flows.store_commands import collect_garbage
+
+    settings = _settings(store)
+    collect_garbage(_open(settings), settings, keep, days, dry_run=dry_run)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -188,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 @contextmanager
-def _errors(*, debug: bool) -> Iterator[None]:
+def _errors(*, debug: bool) -> Generator[None]:
     from flows.failures import explain
 
     try:
@@ -233,7 +312,8 @@ def _settings(store: str | None, **values: Any) -> "Settings":
     from pipeline.settings import Settings
 
     given = {key: value for key, value in values.items() if value is not None}
-    return Settings(**({"store": store} if store else {}), **given)
+    changed = Settings.model_validate(Settings().model_dump() | given)
+    return changed if store is None else changed.model_copy(update={"store": store})
 
 
 def _open(settings: "Settings") -> "ArtifactStore":

@@ -22,7 +22,7 @@ def explain(error: BaseException) -> str | None:
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror}\n  → {_REMEDIES[error.errno]}"
     if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):
-        first = error.errors()[0]  # ty: ignore[call-non-callable]
+        first = error.errors()[0]  # ty: ignore[not-callable]
         place = ".".join(str(step) for step in first["loc"])
         return f"{place}: {first['msg']}"
     return None

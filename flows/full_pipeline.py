@@ -5,6 +5,7 @@ of Prefect's cache, so a stage that was already there shows as *Cached*.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ from pipeline.runs import record_run
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
 from storage.manifest import Manifest
+
+FIGURES = 5  # shown on a stage's line; the Prefect artifact has all
 
 
 @flow(name="full-pipeline", validate_parameters=True, persist_result=False)
@@ -116,9 +119,8 @@ def run_stage(
 
 def describe(outcome: Outcome) -> str:
     """Return one line about a stage: name, status, seconds and its figures."""
-    figures = "  ".join(
-        f"{key}={value}" for key, value in outcome.manifest.summary.items() if value != {}
-    )
+    scalars = [(k, v) for k, v in outcome.manifest.summary.items() if not isinstance(v, dict)]
+    figures = "  ".join(f"{key}={value}" for key, value in scalars[:FIGURES])
     return f"{outcome.stage:<13} {outcome.status:<7} {outcome.seconds:7.1f} s  {figures}"
 
 
@@ -153,4 +155,4 @@ def _show_run(run: str, outcomes: Sequence[Outcome]) -> None:
 if __name__ == "__main__":
     from flows.cli import main
 
-    main(["run", *os.sys.argv[1:]])
+    main(["run", *sys.argv[1:]])

@@ -34,5 +34,5 @@ def run_pipeline(
             rerun=list(rerun),
             settings=settings.model_dump(mode="json"),
         )
-    print(f"run {run} · store {settings.store} · `phivision sql` looks inside")
+    print(f"run {run} · store {store.uri} · `phivision sql` looks inside")
     return run

@@ -36,7 +36,7 @@ _SECTIONS = (
 )
 
 
-def show_image(catalog: Catalog, image_id: int) -> None:
+def show_image(catalog: Catalog, image_id: int | None) -> None:
     """Print an image, its texts, features, examples, drops and what the model said about it.
 
     Raises:
@@ -44,6 +44,8 @@ def show_image(catalog: Catalog, image_id: int) -> None:
     """
     console = Console()
     with catalog.open() as database:
+        if image_id is None:
+            image_id = _held_out(database)
         found = _query(database, "SELECT * FROM images WHERE image_id = $id", {"id": image_id})
         if not found:
             raise PipelineError(
@@ -81,6 +83,13 @@ def picture_text(data: bytes, width: int) -> Text:
             )
         text.append("\n")
     return text
+
+
+def _held_out(database: Database) -> int:
+    sql = "SELECT max(image_id) AS id FROM images WHERE split = 'test'"
+    if "predictions" in database.names:
+        sql = "SELECT max(image_id) AS id FROM predictions"
+    return _query(database, sql, {})[0]["id"]
 
 
 def _query(database: Database, sql: str, keys: dict[str, Any]) -> list[dict[str, Any]]:

@@ -70,6 +70,8 @@ def _print(result: pa.Table) -> None:
 def _cell(value: object) -> str | None:
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     text = None if value is None else str(value)
     return f"{text[:WIDTH]}…" if text and len(text) > WIDTH else text
 

@@ -51,7 +51,7 @@ class PatchEncoder:
             if not (folder / name).is_file():
                 raise ModelError(f"{folder} has no {name}: it is no open_clip model")
         clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-        self.visual: nn.Module = clip.visual.eval().requires_grad_(False).to(device)
+        self.visual: Any = clip.visual.eval().requires_grad_(False).to(device)
         self.layer, self.device = layer, device
         self.preprocess: Callable[[Image.Image], Tensor] = preprocess
         self.fingerprint = encoder_fingerprint(folder, layer)
@@ -86,7 +86,7 @@ class PatchEncoder:
 def save_clip(clip: nn.Module, config: dict[str, Any], folder: Path) -> None:
     """Write a CLIP in open_clip's own layout, as safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_clip_config(clip, folder / CONFIG, config)
+    save_clip_config(clip, folder / CONFIG, config)  # ty: ignore[invalid-argument-type]
     weights = {name: tensor.contiguous() for name, tensor in clip.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
 

@@ -5,10 +5,12 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from model.errors import ModelError
+
+transformers_logging.disable_progress_bar()  # the pipeline shows its own
 
 
 def load_language_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -63,8 +65,7 @@ def merge_lora(language_model: PreTrainedModel) -> None:
         if isinstance(module, LoraLayer):
             module.merge()
             parent = language_model.get_submodule(name.rpartition(".")[0])
-            base: nn.Module = module.get_base_layer()
-            setattr(parent, name.rpartition(".")[2], base)
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
     # peft leaves its config on the model; a merged model must save as a plain one.
     if hasattr(language_model, "peft_config"):
         del language_model.peft_config

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
+from model.batch import Batch
+from model.errors import ModelError
 from model.objective_configs import (
     MixedByLengthConfig,
     MixedConfig,
@@ -20,7 +22,8 @@ from model.objective_configs import (
     is_scheduled_step,
     sampling_rate,
 )
-from model.vlm import Batch, VisionLanguageModel
+from model.shared_rows import per_example
+from model.vlm import VisionLanguageModel
 
 
 class ObjectiveLoss(NamedTuple):
@@ -112,7 +115,7 @@ def scheduled_sampling(
     `passes` forward passes without gradient predict every supervised token, the first from the
     true tokens, each later one from the mixture that the coins made of the pass before. A last
     pass with gradient is fed the mixture. Coins are drawn once. After n passes the first n fed
-    tokens of a row are those of sequential sampling, so that many passes equal the sequential
+    tokens of an example are those of sequential sampling, so that many passes equal the sequential
     loop. The targets are always the true tokens.
 
     Args:
@@ -121,14 +124,15 @@ def scheduled_sampling(
         rate: Probability of feeding the true token; 1.0 is exactly `standard`.
         generator: Source of the coins.
         passes: Predicting passes, at least 1.
-        longest: Rows with more supervised tokens than this are fed the truth; None is no limit.
+        longest: Examples with more supervised tokens than this are fed the truth; None is no
+            limit.
 
     Raises:
         ModelError: The batch has no supervised token.
     """
     if rate >= 1.0:
         return standard(vlm, batch)
-    truth = true_token_coins(batch.supervised, rate, generator, longest)
+    truth = true_token_coins(batch.supervised, rate, generator, longest, batch.segments)
     fed_ids = batch.input_ids
     with torch.no_grad():
         for _ in range(passes):
@@ -143,6 +147,7 @@ def true_token_coins(
     rate: float,
     generator: torch.Generator,
     longest: int | None = None,
+    segments: Int64[Tensor, "batch text"] | None = None,
 ) -> Bool[Tensor, "batch text"]:
     """A coin per token: True where the true token is fed; always True where unsupervised.
 
@@ -153,14 +158,16 @@ def true_token_coins(
         supervised: The tokens to draw for.
         rate: Probability of True.
         generator: Source of the coins.
-        longest: Rows with more supervised tokens than this are all True; None is no limit.
+        longest: Examples with more supervised tokens than this are all True; None is no limit.
+        segments: Number of the example inside its row; None where each row is one example.
     """
     draws = torch.rand(int(supervised.sum()), generator=generator, device=generator.device).to(
         supervised.device
     )
     truth = torch.ones_like(supervised).masked_scatter(supervised, draws < rate)
     if longest is not None:
-        truth |= supervised.sum(dim=1, keepdim=True) > longest
+        segments = torch.zeros_like(supervised, dtype=torch.long) if segments is None else segments
+        truth |= per_example(supervised, segments) > longest
     return truth
 
 
@@ -173,8 +180,10 @@ def scheduled_sampling_reference(
     per text token. It cannot be used with gradient checkpointing, which drops the cache.
 
     Raises:
-        ModelError: The batch has no supervised token.
+        ModelError: A row holds more than one example.
     """
+    if batch.segments is not None and batch.segments.any():
+        raise ModelError("the sequential reference takes one example per row")
     truth = true_token_coins(batch.supervised, rate, generator)
     prefix = vlm.embed_images(batch.patches)
     cache = DynamicCache(config=vlm.language_model.config)

@@ -1,6 +1,7 @@
 """A small CLIP of open_clip's classes, trained contrastively with open_clip's own loss."""
 
 import json
+import logging
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,9 +79,7 @@ def train_tiny_clip(
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": MEAN_STD}))
-    clip, _, preprocess = open_clip.create_model_and_transforms(
-        f"local-dir:{folder}", load_weights=False
-    )
+    clip, _, preprocess = _untrained(folder)
     pixels = pictures(preprocess)
     tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
     loss_function = open_clip.ClipLoss()
@@ -106,7 +105,18 @@ def train_tiny_clip(
                 clip.logit_scale.clamp_(0, 4.6052)  # at most 100, as in the CLIP paper
             advance(1, f"loss {loss.item():.3f}")
     save_clip(clip, config, folder)
-    return float(loss)
+    return float(loss.detach())
+
+
+def _untrained(folder: Path) -> tuple[Any, Any, Any]:
+    """Build a folder's model with random weights, which open_clip takes for an oversight."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        return open_clip.create_model_and_transforms(f"local-dir:{folder}", load_weights=False)
+    finally:
+        root.setLevel(level)
 
 
 def _groups(module: nn.Module) -> list[dict[str, Any]]:

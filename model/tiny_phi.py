@@ -1,6 +1,7 @@
 """A small Phi of transformers' own class, with a BPE tokenizer, trained on plain text."""
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from model.training_schedule import warmup_cosine
 
 EOS = "<|endoftext|>"
 POSITIONS = 1024
-BLOCK = 128  # tokens of one training row; documents are packed behind one another
+BLOCK = 192  # tokens of one training row: about one document of the demo
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int, folder: Path) -> Tokenizer:
@@ -42,7 +43,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, folder: Path) -> Toke
 
 
 def train_tiny_phi(
-    texts: Sequence[str],
+    documents: Sequence[Sequence[str]],
     folder: Path,
     *,
     vocabulary: int,
@@ -58,30 +59,32 @@ def train_tiny_phi(
     """Train a Phi from random weights on packed text, write it, and return the last loss.
 
     Args:
-        texts: Documents; each is followed by the end-of-text token.
+        documents: Texts that belong together, in any order; each text ends with the end-of-text
+            token and the next one of its document follows.
         folder: Where model and tokenizer go, in Hugging Face's layout.
         vocabulary: Tokens of the BPE, at most.
         width: Hidden width.
         layers: Layers.
         heads: Attention heads.
-        epochs: Passes over the text.
+        epochs: Passes over the text, each in another order.
         batch: Rows of `BLOCK` tokens per step.
         learning_rate: Peak of a warm-up and cosine schedule.
         seed: Seed of weights and order.
         advance: Told of every finished step.
     """
+    texts = [text for document in documents for text in document]
     tokenizer = train_tokenizer(texts, vocabulary, folder)
     torch.manual_seed(seed)
     lm = PhiForCausalLM(_config(tokenizer, width, layers, heads)).train()
-    rows = _pack(texts, tokenizer)
+    encoded = _encode(documents, tokenizer)
+    rows = len(_pack(encoded, tokenizer, seed))
+    batch = min(batch, rows)
+    steps = rows // batch
     optimizer = torch.optim.AdamW(lm.parameters(), lr=learning_rate, betas=(0.9, 0.95))
-    batch = min(batch, len(rows))
-    steps = len(rows) // batch
     schedule = warmup_cosine(optimizer, epochs * steps, warmup_share=0.05)
-    order = torch.Generator().manual_seed(seed)
     loss = torch.zeros(())
-    for _ in range(epochs):
-        shuffled = rows[torch.randperm(len(rows), generator=order)]
+    for epoch in range(epochs):
+        shuffled = _pack(encoded, tokenizer, seed + epoch)
         for step in range(steps):
             ids = shuffled[step * batch : (step + 1) * batch]
             logits = lm(input_ids=ids[:, :-1], use_cache=False).logits
@@ -93,12 +96,7 @@ def train_tiny_phi(
             schedule.step()
             advance(1, f"loss {loss.item():.3f}")
     lm.eval().save_pretrained(folder)
-    return float(loss)
-
-
-def packed_rows(texts: Sequence[str], tokenizer: Tokenizer) -> int:
-    """Return how many training rows the texts make."""
-    return len(_pack(texts, tokenizer))
+    return float(loss.detach())
 
 
 def _config(tokenizer: Tokenizer, width: int, layers: int, heads: int) -> PhiConfig:
@@ -113,16 +111,26 @@ def _config(tokenizer: Tokenizer, width: int, layers: int, heads: int) -> PhiCon
         bos_token_id=eos,
         eos_token_id=eos,
         resid_pdrop=0.0,
+        hidden_act="gelu_pytorch_tanh",  # Phi-2's GELU in one fused kernel
         embd_pdrop=0.0,
         attention_dropout=0.0,
     )
 
 
-def _pack(texts: Sequence[str], tokenizer: Tokenizer) -> torch.Tensor:
+def _encode(documents: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[list[list[int]]]:
     eos = tokenizer.token_to_id(EOS)
-    ids = [eos]
-    for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
-        ids.extend([*encoding.ids, eos])
-    rows = max(1, len(ids) // BLOCK)
-    ids.extend([eos] * max(0, BLOCK - len(ids)))
+    return [
+        [[*found.ids, eos] for found in tokenizer.encode_batch(list(texts))] for texts in documents
+    ]
+
+
+def _pack(documents: list[list[list[int]]], tokenizer: Tokenizer, seed: int) -> torch.Tensor:
+    """Return rows [row, BLOCK] of shuffled documents with shuffled texts, behind one another."""
+    rng = random.Random(seed)  # noqa: S311
+    ids: list[int] = []
+    for document in rng.sample(documents, len(documents)):
+        for text in rng.sample(document, len(document)):
+            ids.extend(text)
+    ids.extend([tokenizer.token_to_id(EOS)] * max(0, BLOCK - len(ids)))
+    rows = len(ids) // BLOCK
     return torch.tensor(ids[: rows * BLOCK]).view(rows, BLOCK)

@@ -130,7 +130,7 @@ class TrainingModule(L.LightningModule):
         self._usage.clear()
         return usage
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Return AdamW with one group per room and decay, under warm-up and cosine."""
         config = self.optimizer_config
         optimizer = torch.optim.AdamW(list(self._groups()), betas=(0.9, 0.98), eps=1e-8)

@@ -2,12 +2,13 @@
 
 The language model is used through `inputs_embeds` only, so any transformers causal LM with a
 `.model` and an `.lm_head` works unchanged. One rule of alignment holds everywhere: with a prefix
-of S positions (separator included), text token t stands at position S + t and is predicted at
-position S + t - 1; the separator predicts the first text token. Padding and targets are masks
-over positions; no token id ever marks them.
+of S positions (separator included), token t of an example stands at position S + t and is
+predicted at position S + t - 1; the separator predicts the first token. Examples about the same
+picture may share its prefix in one row (`model.shared_rows`). Padding and targets are masks over
+positions; no token id ever marks them.
 """
 
-from dataclasses import dataclass, replace
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,51 +18,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from model.batch import Batch
 from model.blocks import Projection
 from model.errors import ModelError
 from model.projectors import ProjectorConfig
+from model.shared_rows import mask_for, positions_in_example, predictors, segment_mask
 
 # Rows of logits held at once: 1,024 rows of 51,200 words are 210 MB in float32.
 LOGIT_ROWS = 1024
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples of one step; text is padded on the right.
-
-    Attributes:
-        patches: Patch embeddings, in any float type.
-        input_ids: Token ids; at padded positions any valid id.
-        attention: True at tokens, False at padding.
-        supervised: True where the token is a target of the loss.
-
-    Raises:
-        ModelError: The masks contradict each other, or nothing is supervised.
-    """
-
-    patches: Float[Tensor, "batch patch vision"]
-    input_ids: Int64[Tensor, "batch text"]
-    attention: Bool[Tensor, "batch text"]
-    supervised: Bool[Tensor, "batch text"]
-
-    def __post_init__(self) -> None:
-        if self.attention.device.type != "cpu":
-            return  # checked where it was made; here it would cost a synchronisation
-        if (self.attention[:, 1:] & ~self.attention[:, :-1]).any():
-            raise ModelError("a token follows padding: pad training text on the right")
-        if (self.supervised & ~self.attention).any():
-            raise ModelError("padding is marked as supervised: supervise real tokens only")
-        if not self.supervised.any():
-            raise ModelError(
-                "no token of the batch is supervised: drop examples whose answer was cut off"
-            )
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """The same batch on another device."""
-        names = ("patches", "input_ids", "attention", "supervised")
-        return replace(
-            self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names}
-        )
 
 
 class SupervisedStates(NamedTuple):
@@ -144,25 +108,56 @@ class VisionLanguageModel(nn.Module):
     def hidden(
         self,
         embeddings: Float[Tensor, "batch new language"],
-        attention: Bool[Tensor, "batch position"],
+        attention: Bool[Tensor, "batch position"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch new language"]:
         """The language model's last hidden states of `embeddings`.
 
         Args:
             embeddings: New positions; with a cache they continue what it holds.
-            attention: True at tokens, for the cached and the new positions.
+            attention: True at tokens, for the cached and the new positions; None, without a
+                cache, where no token has padding before it.
             cache: Keys and values of earlier positions; it grows in place.
 
         Raises:
             ModelError: More positions than the language model was made for.
         """
-        self.check_length(attention.shape[1])
+        self.check_length((embeddings if attention is None else attention).shape[1])
         outputs = self.language_model.get_submodule("model")(
             inputs_embeds=embeddings,
             attention_mask=attention,
             past_key_values=cache,
             use_cache=cache is not None,
+        )
+        return outputs.last_hidden_state
+
+    def hidden_in_segments(
+        self,
+        embeddings: Float[Tensor, "batch position language"],
+        segments: Int64[Tensor, "batch text"],
+        attention: Bool[Tensor, "batch text"],
+    ) -> Float[Tensor, "batch position language"]:
+        """The last hidden states of prefix and text where several examples share the prefix.
+
+        Args:
+            embeddings: Prefix and text.
+            segments: Number of each text token's example inside its row.
+            attention: True at text tokens, False at padding.
+
+        Raises:
+            ModelError: An example has more positions than the language model was made for, or its
+                attention takes no mask per pair of positions.
+        """
+        config, prefix = self.language_model.config, embeddings.shape[1] - segments.shape[1]
+        positions = positions_in_example(segments, attention, prefix)
+        if embeddings.shape[1] > self.max_positions:  # reading values makes the CPU wait for a GPU
+            self.check_length(int(positions.max()) + 1)
+        visible = segment_mask(segments, prefix)
+        outputs = self.language_model.get_submodule("model")(
+            inputs_embeds=embeddings,
+            attention_mask=mask_for(config._attn_implementation, visible, embeddings.dtype),
+            position_ids=positions,
+            use_cache=False,
         )
         return outputs.last_hidden_state
 
@@ -182,10 +177,15 @@ class VisionLanguageModel(nn.Module):
         fed_ids = batch.input_ids if fed_ids is None else fed_ids
         # The last token is only a target: nothing is predicted from it.
         joint = torch.cat([prefix.tokens, self.embed_text(fed_ids[:, :-1])], dim=1)
-        length = prefix.tokens.shape[1]
-        attention = nn.functional.pad(batch.attention[:, :-1], (length, 0), value=True)
-        predicting = self.hidden(joint, attention)[:, length - 1 :]
-        states = predicting[batch.supervised]
+        before = prefix.tokens.shape[1] - 1  # the separator's position
+        if batch.segments is None:
+            # Padding on the right lies where no token looks; without a mask for it, attention takes
+            # its causal kernel.
+            states = self.hidden(joint)[:, before:][batch.supervised]
+        else:
+            hidden = self.hidden_in_segments(joint, batch.segments[:, :-1], batch.attention[:, :-1])
+            rows, tokens = batch.supervised.nonzero(as_tuple=True)
+            states = hidden[rows, before + predictors(batch.segments)[rows, tokens]]
         if not len(states):
             raise ModelError("no token of the batch is supervised")
         return SupervisedStates(
@@ -233,12 +233,17 @@ class VisionLanguageModel(nn.Module):
         Raises:
             ModelError: Too many positions.
         """
-        limit = getattr(self.language_model.config, "max_position_embeddings", None)
-        if limit is not None and positions > limit:
+        if positions > self.max_positions:
             raise ModelError(
-                f"{positions} positions, but the language model takes {limit}: "
+                f"{positions} positions, but the language model takes {self.max_positions}: "
                 "lower examples.max_tokens, max_new_tokens or the projector's tokens"
             )
+
+    @property
+    def max_positions(self) -> float:
+        """Positions that the language model was made for; infinite where it knows no limit."""
+        limit = getattr(self.language_model.config, "max_position_embeddings", None)
+        return math.inf if limit is None else limit
 
 
 def embedding_scale(language_model: PreTrainedModel) -> float:

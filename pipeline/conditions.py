@@ -9,7 +9,6 @@ from torch import Tensor
 
 from storage.patches import PatchTable
 
-CONDITIONS = ("real", "shuffled", "blind")
 MEAN_ROWS = 1024  # pictures whose mean stands for "no picture"
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 
 from model.bundle import decoding_of
@@ -15,16 +14,16 @@ from model.language import forbid_ids
 from model.prompt import PromptTemplate
 from model.vlm import VisionLanguageModel
 from pipeline.assemble import load_pretrained
-from pipeline.conditions import CONDITIONS, Shown
+from pipeline.conditions import Shown
 from pipeline.devices import pick_device
 from pipeline.errors import PipelineError
 from pipeline.likelihood import test_likelihood
 from pipeline.pictures import open_patches
 from pipeline.recipe_parts import EvaluatePart
-from pipeline.schemas import METRICS, PREDICTIONS
+from pipeline.schemas import CONDITIONS, METRICS, PREDICTIONS
 from pipeline.scores import score_answer, summarize
 from pipeline.stage import StageContext, Summary
-from storage.tables import read_table, write_table
+from storage.tables import read_table, where, write_table
 
 Row = dict[str, Any]
 
@@ -58,7 +57,7 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     template = _template(context)
     captions = _caption_tasks(table, patches, evaluate)
     questions = _question_tasks(context, patches, template, evaluate)
-    train = table.filter(pc.equal(table["split"], "train"))["sha256"].unique().to_pylist()
+    train = where(table, split="train")["sha256"].unique().to_pylist()
     rows = np.array([task.row for task in (*captions, *questions)], np.int64)
     shown = Shown(patches, rows, patches.rows_of(train), seed)
     predictions: list[Row] = []
@@ -98,9 +97,7 @@ def _load(context: StageContext, stage: str, template: PromptTemplate) -> Vision
 
 
 def _caption_tasks(table: Any, patches: Any, evaluate: EvaluatePart) -> list[Task]:
-    test = table.filter(
-        pc.and_(pc.equal(table["split"], "test"), pc.equal(table["kind"], "caption"))
-    )
+    test = where(table, split="test", kind="caption")
     by_image: dict[tuple[int, str], list[str]] = {}
     for row in test.select(["image_id", "sha256", "text"]).to_pylist():
         by_image.setdefault((row["image_id"], row["sha256"]), []).append(row["text"])
@@ -126,7 +123,7 @@ def _question_tasks(
     context: StageContext, patches: Any, template: PromptTemplate, evaluate: EvaluatePart
 ) -> list[Task]:
     table = read_table(context.inputs["examples"].path("questions.parquet"))
-    test = table.filter(pc.equal(table["split"], "test")).slice(0, evaluate.questions).to_pylist()
+    test = where(table, split="test").slice(0, evaluate.questions).to_pylist()
     rows = patches.rows_of([row["sha256"] for row in test])
     return [
         Task(

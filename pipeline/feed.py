@@ -1,25 +1,37 @@
-"""Training batches as a pure function of (seed, step): resuming needs no state of a loader."""
+"""Training batches as a pure function of (seed, step): resuming needs no state of a loader.
 
+A batch is made of rows; a row is a picture with one or more examples about it, so that the work
+on the image prefix is done once for all of them.
+"""
+
+import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from model.batch import Batch
 from model.training import MicroBatch
-from model.vlm import Batch
+from pipeline.errors import PipelineError
 from pipeline.stage import InputArtifact
 from storage.patches import PatchTable
-from storage.tables import read_table
+from storage.tables import read_table, where
 
-BUCKET = 32  # batches whose examples are sorted by length together
+BUCKET = 32  # batches whose rows are sorted by length together
 
 
 class ExampleSet:
-    """Tokenized examples of one split beside their patch embeddings.
+    """Tokenized examples of one split beside their patch embeddings, in rows by picture.
+
+    Attributes:
+        example_ids: Ids of the examples, int64 [example].
+        rows: The examples of each row, by number and in the order of their ids.
+        lengths: Text tokens of each row, int64 [row].
+        targets: Supervised tokens of each row, int64 [row].
 
     Args:
         examples: The `examples` artifact.
@@ -29,6 +41,8 @@ class ExampleSet:
             `{"conversation": 1.0, "caption": 0.25}` takes all conversations and captions until
             they are a quarter as many.
         seed: Chooses which examples of a kind that is cut short.
+        examples_per_row: Examples of one picture that share a row, at most. A picture with more
+            gets several rows, as equal as can be.
     """
 
     def __init__(
@@ -38,52 +52,83 @@ class ExampleSet:
         split: str,
         shares: dict[str, float],
         seed: int,
+        examples_per_row: int = 1,
     ) -> None:
-        table = read_table(examples.path("examples.parquet"))
-        table = table.filter(pc.equal(table["split"], split))
+        table = where(read_table(examples.path("examples.parquet")), split=split)
         kinds = np.array(table["kind"].to_pylist())
-        chosen = _chosen(kinds, shares, seed)
-        table = table.take(chosen)
+        table = table.take(_chosen(kinds, shares, seed))
         self.patches = patches
         self.example_ids = table["example_id"].to_numpy()
-        self.input_ids = _ragged(table["input_ids"])
-        self.supervised = _ragged(table["supervised"])
-        self.rows = patches.rows_of(table["sha256"].to_pylist())
-        self.lengths = np.array([len(ids) for ids in self.input_ids], np.int64)
-        self.targets = np.array([int(mask.sum()) for mask in self.supervised], np.int64)
+        self.rows = _rows_by_picture(table["sha256"].to_numpy(), self.example_ids, examples_per_row)
+        self._input_ids = _ragged(table["input_ids"])
+        self._supervised = _ragged(table["supervised"])
+        self._pictures = patches.rows_of(table["sha256"].to_pylist())
+        self.lengths = _sums([len(ids) for ids in self._input_ids], self.rows)
+        self.targets = _sums([int(mask.sum()) for mask in self._supervised], self.rows)
 
     def __len__(self) -> int:
         """Return the number of examples."""
-        return len(self.rows)
+        return len(self.example_ids)
 
-    def batch(self, chosen: Sequence[int] | NDArray[np.int64]) -> Batch:
-        """Return examples as one right-padded batch."""
-        patches = torch.from_numpy(self.patches.gather(self.rows[chosen]))
-        ids = [self.input_ids[example] for example in chosen]
-        return collate(patches, ids, [self.supervised[example] for example in chosen])
+    def micro_batch(self, rows: NDArray[np.int64], tokens: int) -> MicroBatch:
+        """Return rows as one forward pass.
+
+        Args:
+            rows: Numbers of rows.
+            tokens: Supervised tokens of the whole optimizer step.
+        """
+        chosen = [self.rows[row] for row in rows]
+        examples = np.concatenate(chosen)
+        batch = collate(
+            torch.from_numpy(self.patches.gather(self._pictures[[row[0] for row in chosen]])),
+            [self._input_ids[example] for example in examples],
+            [self._supervised[example] for example in examples],
+            [len(row) for row in chosen],
+        )
+        return MicroBatch(batch, tokens, self.example_ids[examples].tolist())
 
     def in_order(self, size: int) -> Iterator[MicroBatch]:
-        """Yield all examples, shortest first, for validation."""
-        order = np.lexsort((self.example_ids, self.lengths))
+        """Yield all rows, shortest first, `size` at a time, for validation."""
+        order = np.argsort(self.lengths, kind="stable")
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            tokens = int(self.targets[chosen].sum())
-            yield MicroBatch(self.batch(chosen), tokens, self.example_ids[chosen].tolist())
+            yield self.micro_batch(chosen, int(self.targets[chosen].sum()))
 
 
 def collate(
-    patches: torch.Tensor, input_ids: Sequence[NDArray], supervised: Sequence[NDArray]
+    patches: torch.Tensor,
+    input_ids: Sequence[NDArray],
+    supervised: Sequence[NDArray],
+    counts: Sequence[int] | None = None,
 ) -> Batch:
-    """Return examples as one batch, padded on the right by position."""
-    longest = max(map(len, input_ids))
-    ids = torch.zeros(len(input_ids), longest, dtype=torch.int64)
-    attention = torch.zeros(len(input_ids), longest, dtype=torch.bool)
-    targets = torch.zeros(len(input_ids), longest, dtype=torch.bool)
-    for row, (tokens, mask) in enumerate(zip(input_ids, supervised, strict=True)):
-        ids[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
-        targets[row, : len(tokens)] = torch.from_numpy(mask.astype(np.bool_))
-        attention[row, : len(tokens)] = True
-    return Batch(patches, ids, attention, targets)
+    """Return examples as one batch, padded on the right by position.
+
+    Args:
+        patches: Patch embeddings of each row [row, patch, vision].
+        input_ids: Token ids of each example [text], row after row.
+        supervised: Which of these tokens are targets.
+        counts: Examples of each row; None where each row is one example.
+    """
+    lengths = np.array([len(ids) for ids in input_ids], np.int64)
+    in_row = np.ones_like(lengths) if counts is None else np.array(counts, np.int64)
+    first = np.cumsum(in_row) - in_row
+    totals = np.add.reduceat(lengths, first)
+    attention = np.arange(totals.max()) < totals[:, None]
+
+    def padded(values: NDArray) -> torch.Tensor:
+        # A mask is filled row by row, which is the order in which the examples are given.
+        rows = np.zeros(attention.shape, values.dtype)
+        rows[attention] = values
+        return torch.from_numpy(rows)
+
+    segments = np.repeat(np.arange(len(lengths)) - np.repeat(first, in_row), lengths)
+    return Batch(
+        patches,
+        padded(np.concatenate(input_ids).astype(np.int64)),
+        torch.from_numpy(attention),
+        padded(np.concatenate(supervised).astype(np.bool_)),
+        padded(segments) if in_row.max() > 1 else None,
+    )
 
 
 class TrainingFeed:
@@ -91,11 +136,14 @@ class TrainingFeed:
 
     Args:
         examples: What to train on.
-        batch: Examples per optimizer step, over all processes.
-        micro_batch: Examples per forward pass of one process.
+        batch: Rows per optimizer step, over all processes.
+        micro_batch: Rows per forward pass of one process, at most.
         seed: Seed of the order.
         rank: Number of this process.
         processes: Number of all processes.
+
+    Raises:
+        PipelineError: The batch is too small to give every process a row for every pass.
     """
 
     def __init__(
@@ -108,11 +156,16 @@ class TrainingFeed:
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self.examples, self.seed = examples, seed
-        self.batch, self.micro_batch = batch, micro_batch
+        self.examples, self.seed, self.batch = examples, seed, batch
         self.rank, self.processes = rank, processes
-        self.passes = max(1, batch // (micro_batch * processes))
-        self.steps_per_epoch = max(1, len(examples) // batch)
+        # All processes take the same number of passes; the largest share decides.
+        self.passes = math.ceil(math.ceil(batch / processes) / micro_batch)
+        if batch // processes < self.passes:
+            raise PipelineError(
+                f"a batch of {batch} rows cannot be shared by {processes} devices",
+                f"choose a batch that is a multiple of {processes}",
+            )
+        self.steps_per_epoch = max(1, len(examples.rows) // batch)
         self._epoch = lru_cache(maxsize=2)(self._shuffled)
 
     def step(self, number: int) -> list[MicroBatch]:
@@ -121,16 +174,14 @@ class TrainingFeed:
         chosen = self._epoch(epoch)[place]
         tokens = int(self.examples.targets[chosen].sum())
         mine = chosen[self.rank :: self.processes]
-        ids = self.examples.example_ids
         return [
-            MicroBatch(self.examples.batch(part), tokens, ids[part].tolist())
-            for part in np.array_split(mine, self.passes)
+            self.examples.micro_batch(part, tokens) for part in np.array_split(mine, self.passes)
         ]
 
     def _shuffled(self, epoch: int) -> list[NDArray[np.int64]]:
         """Return the batches of an epoch: shuffled, of similar length, in random order."""
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.examples))
+        order = rng.permutation(len(self.examples.rows))
         if len(order) < self.batch:
             order = np.resize(order, self.batch)
         order = order[: self.steps_per_epoch * self.batch]
@@ -143,8 +194,28 @@ class TrainingFeed:
         return list(batches[rng.permutation(len(batches))])
 
 
-def _ragged(column: object) -> list[NDArray]:
-    chunk = column.combine_chunks()  # ty: ignore[unresolved-attribute]
+def _rows_by_picture(
+    sha256: NDArray[np.object_], example_ids: NDArray[np.int64], examples_per_row: int
+) -> list[NDArray[np.int64]]:
+    """Return the numbers of the examples of each row; rows follow their pictures' hashes."""
+    picture = np.unique(sha256, return_inverse=True)[1]
+    order = np.lexsort((example_ids, picture))
+    ends = np.flatnonzero(np.diff(picture[order])) + 1
+    rows = []
+    for group in np.split(order, ends) if len(order) else []:
+        rows += np.array_split(group, math.ceil(len(group) / examples_per_row))
+    return rows
+
+
+def _sums(values: Sequence[int], rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return the sum of the examples' values in each row."""
+    starts = np.cumsum([0, *map(len, rows)])[:-1]
+    in_rows = np.array(values, np.int64)[np.concatenate([np.empty(0, np.int64), *rows])]
+    return np.add.reduceat(in_rows, starts)
+
+
+def _ragged(column: pa.ChunkedArray) -> list[NDArray]:
+    chunk = column.combine_chunks()
     values = chunk.values.to_numpy(zero_copy_only=False)
     offsets = chunk.offsets.to_numpy()
     return [values[a:b] for a, b in pairwise(offsets)]

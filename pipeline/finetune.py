@@ -26,12 +26,13 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
     _open_for_training(vlm, finetune, seed)
     examples = context.inputs["examples"]
     shares = {"conversation": 1.0, "caption": _relative(finetune.caption_share)}
+    per_row = finetune.examples_per_row
     trained = train(
         context,
         vlm,
         finetune,
-        training=ExampleSet(examples, patches, "train", shares, seed),
-        validation=ExampleSet(examples, patches, "validation", shares, seed),
+        training=ExampleSet(examples, patches, "train", shares, seed, per_row),
+        validation=ExampleSet(examples, patches, "validation", shares, seed, per_row),
         rates=(finetune.projector_learning_rate, finetune.learning_rate),
         seed=seed,
         label="finetune",

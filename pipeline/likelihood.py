@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from model.vlm import VisionLanguageModel
 from pipeline.conditions import Shown
 from pipeline.feed import collate
 from pipeline.recipe_parts import EvaluatePart
+from storage.tables import where
 
 
 def test_likelihood(
@@ -54,8 +54,7 @@ def _mean_nll(
     device: str,
 ) -> tuple[float, int]:
     limit = evaluate.images if kind == "caption" else evaluate.questions
-    wanted = pc.and_(pc.equal(table["split"], "test"), pc.equal(table["kind"], kind))
-    rows: list[dict[str, Any]] = table.filter(wanted).to_pylist()
+    rows: list[dict[str, Any]] = where(table, split="test", kind=kind).to_pylist()
     rows = [row for row in rows if shown.knows(row["sha256"])][:limit]
     rows.sort(key=lambda row: (len(row["input_ids"]), row["example_id"]))
     total, tokens = 0.0, 0

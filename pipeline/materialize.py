@@ -1,29 +1,40 @@
 """Materialize a stage: find its artifact, or make it once and commit it.
 
 The store's manifests are the only truth. A lock saves work when two runs meet; it never decides
-correctness, because after acquiring it the manifest is looked up again.
+correctness, because after acquiring it the manifest is looked up again, and each process writes
+into a folder of its own.
 """
 
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.code_identity import ROOT, code_digests
-from pipeline.errors import PipelineError
+from pipeline.errors import RecipeError
 from pipeline.progress import Reporter
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, flatten
 from pipeline.settings import Settings
-from pipeline.stage import Stage, StageContext
+from pipeline.stage import Stage, StageContext, Summary
 from storage.artifacts import ArtifactStore
-from storage.leases import lease
-from storage.manifest import Manifest, fingerprint_of
+from storage.errors import StorageError, is_full
+from storage.filesystem import local_error
+from storage.manifest import DamagedManifestError, Manifest, fingerprint_of
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "tokenizers", "pyarrow", "peft")
+NEVER_MADE = "never made"
+_CREDENTIALS = re.compile(
+    r"://[^/\s@]*:[^/\s@]*@|[?&][\w-]*(signature|token|secret|password|credential|api_?key|sig)=",
+    re.IGNORECASE,
+)
+# How libraries below Python's own files say that there is no room.
+_NO_ROOM = re.compile(r"no space left|os error 28|disk quota|file too large", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,24 @@ class Outcome:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the store holds under a fingerprint.
+
+    Attributes:
+        manifest: The manifest, None where there is none that can be read.
+        fault: Why it cannot be used, "" where it can.
+    """
+
+    manifest: Manifest | None
+    fault: str
+
+    @property
+    def attempt(self) -> str:
+        """Which of several makings of the artifact this is."""
+        return self.manifest.attempt if self.manifest else ""
+
+
 def payload_of(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any]:
     """Return everything that bears a stage's identity.
 
@@ -43,18 +72,44 @@ def payload_of(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> dict[
         stage: The stage.
         recipe: The complete recipe; only the parts the stage reads enter.
         inputs: Digests of its input artifacts, by stage name.
+
+    Raises:
+        RecipeError: A field holds credentials, which would enter the manifest.
     """
-    arguments = stage.arguments(recipe)
+    arguments = {
+        name: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+        for name, value in stage.arguments(recipe).items()
+    }
+    for field, value in flatten(arguments):
+        if isinstance(value, str) and _CREDENTIALS.search(value):
+            raise RecipeError(
+                f"{field} holds credentials, which a recipe would show to everybody",
+                "give them in the environment, e.g. AWS_ACCESS_KEY_ID",
+            )
     return {
         "stage": stage.name,
-        "recipe": {
-            name: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-            for name, value in arguments.items()
-        },
+        "recipe": arguments,
         "code": code_digests(stage.module),
         "inputs": dict(inputs),
-        "source": dict(stage.source_state(recipe)),
+        "source": {name: dict(state) for name, state in stage.source_state(recipe).items()},
     }
+
+
+def look_up(store: ArtifactStore, stage: str, fingerprint: str) -> Found:
+    """Return what the store holds under a fingerprint, and whether it can be used.
+
+    Raises:
+        UnknownManifestError: A manifest of another version stands there.
+        StorageError: The store cannot be read.
+    """
+    try:
+        manifest = store.find(stage, fingerprint)
+    except DamagedManifestError as error:
+        return Found(None, f"damaged: {error.args[0]}")
+    if manifest is None:
+        return Found(None, NEVER_MADE)
+    damage = store.damage(manifest)
+    return Found(manifest, f"damaged: {damage}" if damage else "")
 
 
 def materialize(
@@ -85,69 +140,127 @@ def materialize(
     start = time.monotonic()
     payload = payload_of(stage, recipe, {name: inputs[name].digest for name in sorted(inputs)})
     fingerprint = fingerprint_of(payload)
-    found = None if force else usable(store, stage.name, fingerprint)
-    if found is None:
+    before = found = look_up(store, stage.name, fingerprint)
+    status: Literal["made", "cached"] = "cached"
+    if found.fault or force:
+        from storage.leases import lease
+
         key = f"{stage.name}-{fingerprint[:16]}"
-        waited = time.time()
         with lease(store, settings.work / "locks", key, say=report.say):
-            found = usable(store, stage.name, fingerprint)
-            if found is None or (force and found.created < waited):
-                manifest = _make(stage, recipe, inputs, store, settings, report, payload)
-                return Outcome(stage.name, "made", manifest, time.monotonic() - start)
-    return Outcome(stage.name, "cached", found, time.monotonic() - start)
+            found = look_up(store, stage.name, fingerprint)
+            # Whoever held the lock may have made just what is wanted here.
+            if found.fault or (force and found.attempt == before.attempt):
+                work = _Work(stage, recipe, inputs, store, settings, report, payload, found)
+                found, status = Found(work.make(), ""), "made"
+    manifest = found.manifest
+    assert manifest is not None
+    store.note_use(manifest)
+    return Outcome(stage.name, status, manifest, time.monotonic() - start)
 
 
-def usable(store: ArtifactStore, stage: str, fingerprint: str) -> Manifest | None:
-    """Return a committed manifest whose files are all there, or None."""
-    manifest = store.find(stage, fingerprint)
-    return manifest if manifest and not store.damage(manifest) else None
+def other_versions(manifest: Manifest) -> str:
+    """Return which libraries have other versions than when an artifact was made, in words.
+
+    Versions bear no identity, so that an upgrade re-runs nothing; they are told.
+    """
+    pairs = [(name, old, _version(name)) for name, old in manifest.packages.items()]
+    return ", ".join(f"{name} {old} → {new}" for name, old, new in pairs if old != new)
 
 
-def _make(
-    stage: Stage,
-    recipe: Recipe,
-    inputs: Mapping[str, Manifest],
-    store: ArtifactStore,
-    settings: Settings,
-    report: Reporter,
-    payload: dict[str, Any],
-) -> Manifest:
-    fingerprint = fingerprint_of(payload)
-    workspace = settings.work / "workspaces" / f"{stage.name}-{fingerprint[:16]}"
-    context = StageContext(
-        inputs={name: store.artifact(manifest) for name, manifest in inputs.items()},
-        out=_empty(workspace / "out"),
-        scratch=workspace / "scratch",
-        settings=settings,
-        report=report,
-    )
-    context.scratch.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    summary = stage.function()(context, **stage.arguments(recipe))
-    manifest = store.commit(
-        stage=stage.name,
-        fingerprint=fingerprint,
-        payload=payload,
-        folder=context.out,
-        summary=summary,
-        packages={name: _version(name) for name in PACKAGES},
-        commit=_git_commit(),
-        seconds=time.monotonic() - start,
-    )
-    shutil.rmtree(workspace, ignore_errors=True)
-    return manifest
+@dataclass(frozen=True)
+class _Work:
+    """One making of an artifact, under the lock."""
+
+    stage: Stage
+    recipe: Recipe
+    inputs: Mapping[str, Manifest]
+    store: ArtifactStore
+    settings: Settings
+    report: Reporter
+    payload: dict[str, Any]
+    found: Found
+
+    def make(self) -> Manifest:
+        """Run the stage and commit what it wrote."""
+        from storage.commits import Provenance, commit
+
+        fingerprint = fingerprint_of(self.payload)
+        workspace = self.settings.work / "workspaces" / f"{self.stage.name}-{fingerprint[:16]}"
+        context = self._context(workspace)
+        start = time.monotonic()
+        summary = self._call(context)
+        provenance = Provenance(
+            summary=summary,
+            packages={name: _version(name) for name in PACKAGES},
+            commit=_git_commit(),
+            seconds=time.monotonic() - start,
+        )
+        manifest = commit(
+            self.store,
+            context.out,
+            self.payload,
+            fingerprint,
+            provenance,
+            replace=self.found.fault != NEVER_MADE,
+            warn=self.report.say,
+        )
+        shutil.rmtree(workspace, ignore_errors=True)
+        return manifest
+
+    def _context(self, workspace: Path) -> StageContext:
+        out = workspace / f"out-{uuid.uuid4().hex[:8]}"
+        try:
+            self._renew(workspace)
+            for left in workspace.glob("out-*"):
+                shutil.rmtree(left)
+            out.mkdir(parents=True)
+            (workspace / "scratch").mkdir(exist_ok=True)
+        except OSError as error:
+            raise local_error("create", out, error) from error
+        return StageContext(
+            inputs={name: self.store.artifact(each) for name, each in self.inputs.items()},
+            out=out,
+            scratch=workspace / "scratch",
+            settings=self.settings,
+            report=self.report,
+        )
+
+    def _renew(self, workspace: Path) -> None:
+        """Empty a workspace that a committed artifact came from.
+
+        Its files may be the very files of that artifact, under a second name, so what is damaged
+        there would be damaged here. What a killed re-making has left is kept.
+        """
+        mark = workspace / "replaces"
+        replaced = self.found.attempt or self.found.fault
+        known = mark.read_text() if mark.is_file() else ""
+        if self.found.fault != NEVER_MADE and known != replaced:
+            shutil.rmtree(workspace, ignore_errors=True)
+            workspace.mkdir(parents=True)
+            mark.write_text(replaced)
+
+    def _call(self, context: StageContext) -> Summary:
+        try:
+            return self.stage.function()(context, **self.stage.arguments(self.recipe))
+        except Exception as error:
+            if _lacks_room(error, context.out):
+                raise StorageError(
+                    f"stage {self.stage.name} found no space left in {context.out}",
+                    "free some space and run again: finished work is kept",
+                ) from error
+            raise
 
 
-def _empty(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
+def _lacks_room(error: BaseException | None, folder: Path) -> bool:
+    """Return whether a stage failed for want of room, in whatever words a library said so."""
+    while error is not None:
+        if (isinstance(error, OSError) and is_full(error)) or _NO_ROOM.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
     try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise PipelineError(
-            f"cannot create {folder}: {error.strerror}",
-            "choose a writable folder with --store or PHIVISION_WORKDIR",
-        ) from error
-    return folder
+        return shutil.disk_usage(folder).free < 2**20
+    except OSError:
+        return False
 
 
 def _version(package: str) -> str:

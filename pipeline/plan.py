@@ -1,21 +1,26 @@
 """The plan: which stages would run, and why, in words; it runs nothing and imports no torch."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.dag import DAG
 from pipeline.errors import PipelineError
-from pipeline.materialize import payload_of
+from pipeline.materialize import NEVER_MADE, look_up, other_versions, payload_of
 from pipeline.recipe import Recipe, flatten
 from pipeline.stage import Stage
 from storage.artifacts import ArtifactStore
 from storage.manifest import Manifest, fingerprint_of
 
+SHOWN = 4  # differences named, and files of changed code
+
 
 @dataclass(frozen=True)
 class Step:
-    """The verdict on one stage: exact up to the first stale one, `unknown` where it depends."""
+    """The verdict on one stage: exact where its inputs are fresh, `unknown` where it depends.
+
+    A stage whose inputs will be made again may still turn out fresh: they may come out the same.
+    """
 
     stage: str
     status: Literal["fresh", "stale", "unknown"]
@@ -23,77 +28,108 @@ class Step:
     manifest: Manifest | None = None
 
 
-def plan(recipe: Recipe, store: ArtifactStore, rerun: Collection[str] = ()) -> list[Step]:
+def plan(
+    recipe: Recipe,
+    store: ArtifactStore,
+    rerun: Collection[str] = (),
+    stages: Sequence[Stage] = DAG,
+) -> list[Step]:
     """Return the verdict on every stage, in the order of the DAG.
 
     Args:
         recipe: What is to be made.
         store: Where artifacts live.
         rerun: Stages to make again although they are fresh.
+        stages: The DAG.
 
     Raises:
         PipelineError: `rerun` names no stage.
+        StorageError: The store or an outside source cannot be read.
     """
-    check_stages(rerun)
+    check_stages(rerun, stages)
     steps: dict[str, Step] = {}
-    for stage in DAG:
+    for stage in stages:
         pending = [name for name in stage.inputs_with(recipe) if steps[name].status != "fresh"]
-        if pending:
+        if stage.name in rerun:
+            steps[stage.name] = Step(stage.name, "stale", "forced by --rerun")
+        elif pending:
             reason = f"depends on {', '.join(pending)}"
             steps[stage.name] = Step(stage.name, "unknown", reason)
-        elif stage.name in rerun:
-            steps[stage.name] = Step(stage.name, "stale", "forced by --rerun")
         else:
             steps[stage.name] = _judge(stage, recipe, store, steps)
     return list(steps.values())
 
 
-def check_stages(names: Collection[str]) -> None:
+def check_stages(names: Collection[str], stages: Sequence[Stage] = DAG) -> None:
     """Raise PipelineError for a name that is no stage."""
-    known = [stage.name for stage in DAG]
+    known = [stage.name for stage in stages]
     for name in names:
         if name not in known:
             raise PipelineError(f"there is no stage '{name}'", f"stages: {', '.join(known)}")
 
 
-def _judge(stage: Stage, recipe: Recipe, store: ArtifactStore, steps: Mapping[str, Step]) -> Step:
+def present_payload(stage: Stage, recipe: Recipe, steps: Mapping[str, Step]) -> dict[str, Any]:
+    """Return the payload of a stage whose inputs are all fresh."""
     digests = {}
     for name in sorted(stage.inputs_with(recipe)):
         manifest = steps[name].manifest
         assert manifest is not None
         digests[name] = manifest.digest
-    payload = payload_of(stage, recipe, digests)
-    found = store.find(stage.name, fingerprint_of(payload))
-    if found is not None:
-        damage = store.damage(found)
-        if not damage:
-            return Step(stage.name, "fresh", "", found)
-        return Step(stage.name, "stale", f"damaged: {damage}")
+    return payload_of(stage, recipe, digests)
+
+
+def _judge(stage: Stage, recipe: Recipe, store: ArtifactStore, steps: Mapping[str, Step]) -> Step:
+    payload = present_payload(stage, recipe, steps)
+    found = look_up(store, stage.name, fingerprint_of(payload))
+    if found.manifest is not None and not found.fault:
+        return Step(stage.name, "fresh", _note(found.manifest), found.manifest)
+    if found.fault != NEVER_MADE:
+        return Step(stage.name, "stale", found.fault)
     return Step(stage.name, "stale", why(payload, store.manifests(stage.name)))
 
 
-def why(payload: Mapping[str, Any], known: list[Manifest]) -> str:
-    """Return in words how a payload differs from the nearest artifact that was made before."""
-    differences = [list(_differences(manifest.payload, payload)) for manifest in known]
-    if not differences:
-        return "never made"
-    return "; ".join(min(differences, key=len)[:4])
+def _note(manifest: Manifest) -> str:
+    versions = other_versions(manifest)
+    return f"made with other versions: {versions}" if versions else ""
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def why(payload: Mapping[str, Any], known: Sequence[Manifest]) -> str:
+    """Return in words how a payload differs from the nearest artifact that was made before.
+
+    Args:
+        payload: What would go in.
+        known: Artifacts of the stage, newest first; of two equally near the newer one counts.
+    """
+    if not known:
+        return NEVER_MADE
+    nearest = min((list(differences(each.payload, payload)) for each in known), key=len)
+    more = f"; and {len(nearest) - SHOWN} more" if len(nearest) > SHOWN else ""
+    return f"{'; '.join(nearest[:SHOWN])}{more}"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in words each thing in which two payloads of one stage differ."""
     before, after = dict(flatten(old["recipe"])), dict(flatten(new["recipe"]))
     for field in dict.fromkeys([*before, *after]):
         if before.get(field) != after.get(field):
-            yield f"field {field} {_short(before.get(field))} → {_short(after.get(field))}"
+            yield f"field `{field}` {_short(before.get(field))} → {_short(after.get(field))}"
     for name in sorted({*old["inputs"], *new["inputs"]}):
         if old["inputs"].get(name) != new["inputs"].get(name):
-            yield f"input {name} changed"
-    if old["source"] != new["source"]:
-        yield "the source changed"
-    paths = {*old["code"], *new["code"]}
-    changed = sorted(path for path in paths if old["code"].get(path) != new["code"].get(path))
+            yield f"input `{name}` changed"
+    for name in sorted({*old["source"], *new["source"]}):
+        if old["source"].get(name) != new["source"].get(name):
+            yield f"source `{name}` changed"
+    changed = changed_code(old, new)
     if changed:
-        yield f"code changed: {', '.join(changed[:3])}{'…' if len(changed) > 3 else ''}"
+        shown = ", ".join(f"`{path}`" for path in changed[:SHOWN])
+        more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+        yield f"code changed: {shown}{more}"
+
+
+def changed_code(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the project files in whose code two payloads differ."""
+    paths = sorted({*old["code"], *new["code"]})
+    return [path for path in paths if old["code"].get(path) != new["code"].get(path)]
 
 
 def _short(value: object) -> str:

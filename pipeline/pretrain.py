@@ -24,12 +24,13 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
     vlm = build_vlm(pretrain.projector, width, count, language_model)
     freeze(vlm.language_model)
     examples, shares = context.inputs["examples"], {"caption": 1.0}
+    per_row = pretrain.examples_per_row
     trained = train(
         context,
         vlm,
         pretrain,
-        training=ExampleSet(examples, patches, "train", shares, seed),
-        validation=ExampleSet(examples, patches, "validation", shares, seed),
+        training=ExampleSet(examples, patches, "train", shares, seed, per_row),
+        validation=ExampleSet(examples, patches, "validation", shares, seed, per_row),
         rates=(pretrain.learning_rate, pretrain.learning_rate),
         seed=seed,
         label="pretrain",

@@ -2,20 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 LOG_INTERVAL = 10.0  # seconds between lines where no terminal shows a bar
 
@@ -32,23 +21,21 @@ class Reporter(Protocol):
 
     def say(self, text: str) -> None:
         """Show one line."""
+        ...
 
-    def track(self, label: str, total: int | None, done: int = 0) -> "BarContext":
-        """Return a context that yields a `Ticker`."""
-
-
-class BarContext(Protocol):
-    """A bar that lives as long as its `with` block."""
-
-    def __enter__(self) -> Ticker: ...
-
-    def __exit__(self, *failure: object) -> object: ...
+    def track(
+        self, label: str, total: int | None, done: int = 0
+    ) -> AbstractContextManager[Ticker, bool | None]:
+        """Return a context that yields a `Ticker` for the bar it shows."""
+        ...
 
 
 class ConsoleReporter:
     """Rich bars on a terminal; one line every ten seconds elsewhere. Writes to stderr."""
 
     def __init__(self) -> None:
+        from rich.console import Console  # `plan` imports this module and shows no bar
+
         self.console = Console(file=sys.stderr, highlight=False)
 
     def say(self, text: str) -> None:
@@ -56,11 +43,21 @@ class ConsoleReporter:
         self.console.print(text, markup=False)
 
     @contextmanager
-    def track(self, label: str, total: int | None, done: int = 0) -> Iterator[Ticker]:
+    def track(self, label: str, total: int | None, done: int = 0) -> Generator[Ticker]:
         """Show a bar (or log lines) for one piece of work."""
         if not self.console.is_terminal:
             yield _LogTicker(self, label, total, done)
             return
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -74,8 +71,9 @@ class ConsoleReporter:
             task = bars.add_task(label, total=total, completed=done, note="")
 
             def tick(amount: int = 1, note: str = "") -> None:
-                fields = {"note": note} if note else {}
-                bars.update(task, advance=amount, **fields)
+                bars.update(task, advance=amount)
+                if note:
+                    bars.update(task, note=note)
 
             yield tick
 

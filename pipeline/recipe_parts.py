@@ -176,8 +176,15 @@ class TrainingPart(Part):
 
     objective: ObjectiveConfig = Field(description="Training method.")
     epochs: float = Field(gt=0, description="Passes over the examples; a fraction is allowed.")
-    batch: Positive = Field(description="Examples per optimizer step, over all devices.")
-    micro_batch: Positive = Field(description="Examples per forward pass and device.")
+    batch: Positive = Field(
+        description="Rows per optimizer step, over all devices; a row is a picture and the "
+        "examples that share its prefix."
+    )
+    micro_batch: Positive = Field(description="Rows per forward pass and device.")
+    examples_per_row: Positive = Field(
+        description="Examples about one picture that share its image prefix in one row; "
+        "1 shares nothing."
+    )
     weight_decay: float = Field(ge=0, description="AdamW's decoupled weight decay.")
     warmup_share: Share = Field(description="Share of the steps with a rising learning rate.")
     clip_norm: float = Field(gt=0, description="Largest norm of the gradient.")

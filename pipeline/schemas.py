@@ -2,6 +2,8 @@
 
 import pyarrow as pa
 
+CONDITIONS = ("real", "shuffled", "blind")  # what the model is shown in evaluation
+
 IMAGES = pa.schema(
     [
         ("image_id", pa.int64()),

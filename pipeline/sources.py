@@ -17,10 +17,8 @@ from pipeline.recipe_parts import (
     FolderImages,
     ImagesPart,
 )
-from pipeline.rendering import render_coco
-from pipeline.stage import StageContext
+from pipeline.stage import SourceState, StageContext
 from storage.errors import StorageError
-from storage.transfer import download, probe
 
 SPLITS = ("train2017", "val2017")
 SUFFIXES = ("", ".zip", ".tar", ".tar.gz", ".tgz")
@@ -58,6 +56,8 @@ def locate(context: StageContext, images: ImagesPart, seed: int) -> CocoFiles:
     """
     match images.source:
         case DemoImages(train=train, test=test):
+            from pipeline.rendering import render_coco  # numpy and Pillow: `plan` needs neither
+
             rendered = context.scratch / "rendered"
             with context.report.track("render pictures", train + test) as tick:
                 render_coco(rendered, seed=seed, train_images=train, val_images=test, advance=tick)
@@ -71,27 +71,29 @@ def locate(context: StageContext, images: ImagesPart, seed: int) -> CocoFiles:
     raise PipelineError(f"unknown image source {images.source!r}")
 
 
-def probe_images(recipe: Recipe) -> Mapping[str, str]:
+def probe_images(recipe: Recipe) -> SourceState:
     """Return the state of a local or remote dataset, so that a changed one re-runs the stage."""
     match recipe.images.source:
         case FolderImages(root=root) if "://" in root:
-            return {name: probe(f"{root.rstrip('/')}/{name}") for name in COCO_2017}
+            return {name: _state(f"{root.rstrip('/')}/{name}") for name in COCO_2017}
         case FolderImages(root=root):
             files = _look(Path(root).expanduser())
             named = {**files.images, "annotations": files.annotations}
-            return {name: probe(str(path)) for name, path in sorted(named.items())}
+            return {name: _state(str(path)) for name, path in sorted(named.items())}
     return {}  # rendered pictures follow from the recipe, published archives from their checksums
 
 
-def probe_conversations(recipe: Recipe) -> Mapping[str, str]:
+def probe_conversations(recipe: Recipe) -> SourceState:
     """Return the state of a conversation file that bears no checksum of its own."""
     match recipe.conversations.source:
         case FileConversations(path=path, sha256=None):
-            return {"conversations": probe(str(Path(path).expanduser()) if _bare(path) else path)}
+            return {"conversations": _state(str(Path(path).expanduser()) if _bare(path) else path)}
     return {}
 
 
 def _fetch(context: StageContext, root: str, known: Mapping[str, tuple[str, int]]) -> CocoFiles:
+    from storage.transfer import download
+
     paths = {}
     for name in COCO_2017:
         checksum, size = known.get(name, (None, None))
@@ -131,6 +133,12 @@ def _one_of(root: Path, *names: str) -> Path:
         f"{root} has no {names[0]}",
         f"COCO's layout needs {names[0]}/ or an archive {names[0]}.zip there",
     )
+
+
+def _state(url: str) -> dict[str, str]:
+    from storage.transfer import probe  # imports every way to fetch something
+
+    return probe(url)
 
 
 def _bare(path: str) -> bool:

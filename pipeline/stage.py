@@ -11,6 +11,7 @@ from pipeline.recipe import Recipe
 from pipeline.settings import Settings
 
 Summary = Mapping[str, Any]
+SourceState = Mapping[str, Mapping[str, str]]
 
 
 class InputArtifact(Protocol):
@@ -79,7 +80,7 @@ class Stage:
         """Return the stages whose artifacts it reads under this recipe."""
         return () if self.standalone and self.standalone(recipe) else self.inputs
 
-    def source_state(self, recipe: Recipe) -> Mapping[str, str]:
+    def source_state(self, recipe: Recipe) -> SourceState:
         """Return the state of the stage's outside source, empty where it has none."""
         if self.probe is None:
             return {}

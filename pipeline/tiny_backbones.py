@@ -4,6 +4,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -75,13 +76,13 @@ def _clip(context: StageContext, tiny: TinyBackbones, seed: int, folder: Path) -
 
 
 def _lm(context: StageContext, tiny: TinyBackbones, seed: int, folder: Path) -> float:
-    texts = [text for texts in _training_captions(context).values() for text in texts]
-    texts += _training_turns(context)
+    documents = _documents(context)
     # Rows are known after tokenizing; four characters per token is close enough for a bar.
-    rows = sum(map(len, texts)) // (4 * BLOCK)
-    with context.report.track("train the tiny Phi", tiny.lm_epochs * rows // tiny.lm_batch) as tick:
+    rows = sum(len(text) for texts in documents for text in texts) // (4 * BLOCK)
+    steps = max(1, tiny.lm_epochs * rows // tiny.lm_batch)
+    with context.report.track("train the tiny Phi", steps) as tick:
         return train_tiny_phi(
-            texts,
+            documents,
             folder,
             vocabulary=tiny.lm_vocabulary,
             width=tiny.lm_width,
@@ -95,30 +96,41 @@ def _lm(context: StageContext, tiny: TinyBackbones, seed: int, folder: Path) -> 
         )
 
 
+def _documents(context: StageContext) -> list[list[str]]:
+    """Return all texts about each training picture: captions, and questions with answers.
+
+    A language model that reads them behind one another learns to take what comes next from what
+    came before. Without that, no prefix could tell it anything while it is frozen.
+    """
+    captions, turns = _training_captions(context), _training_turns(context)
+    return [[*captions[sha256], *turns.get(sha256, ())] for sha256 in captions]
+
+
 def _training_captions(context: StageContext) -> dict[str, list[str]]:
     """Return the tidied captions of each training picture, by its hash, in a fixed order."""
-    images = context.inputs["images"]
-    hashes = _training_images(context)
+    hashes = {row["image_id"]: row["sha256"] for row in _training_images(context)}
     found: dict[str, list[str]] = defaultdict(list)
-    for row in read_table(images.path("captions.parquet")).to_pylist():
+    table = read_table(context.inputs["images"].path("captions.parquet"))
+    for row in table.to_pylist():
         if row["image_id"] in hashes and row["caption"].strip():
             found[hashes[row["image_id"]]].append(" ".join(row["caption"].split()))
     return dict(sorted(found.items()))
 
 
-def _training_turns(context: StageContext) -> list[str]:
-    """Return each question with its answer, of conversations about training pictures."""
-    images = read_table(context.inputs["images"].path("images.parquet")).to_pylist()
-    names = {row["file_name"] for row in images if row["split"] == "train"}
+def _training_turns(context: StageContext) -> dict[str, list[str]]:
+    """Return each question with its answer, by the hash of the training picture it is about."""
+    names = {row["file_name"]: row["sha256"] for row in _training_images(context)}
     table = read_table(context.inputs["conversations"].path("conversations.parquet"))
-    texts = []
+    found: dict[str, list[str]] = defaultdict(list)
     for row in table.to_pylist():
-        if row["image_name"].rsplit("/", 1)[-1] in names:
+        sha256 = names.get(row["image_name"].rsplit("/", 1)[-1])
+        if sha256 is not None:
             turns = [turn["text"].replace("<image>", "").strip() for turn in row["turns"]]
-            texts += [f"{q}\n{a}" for q, a in zip(turns[::2], turns[1::2], strict=False)]
-    return texts
+            pairs = zip(turns[::2], turns[1::2], strict=False)
+            found[sha256] += [f"{question}\n{answer}" for question, answer in pairs]
+    return found
 
 
-def _training_images(context: StageContext) -> dict[int, str]:
+def _training_images(context: StageContext) -> list[dict[str, Any]]:
     rows = read_table(context.inputs["images"].path("images.parquet")).to_pylist()
-    return {row["image_id"]: row["sha256"] for row in rows if row["split"] == "train"}
+    return [row for row in rows if row["split"] == "train"]

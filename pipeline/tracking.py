@@ -50,3 +50,9 @@ def open_wandb(context: StageContext, label: str) -> "WandbLogger | None":
         context.report.say(f"  wandb cannot start ({type(error).__name__}: {error}): going on")
         return None
     return logger
+
+
+def close_wandb(logger: "WandbLogger | None") -> None:
+    """Finish a run, so that the next training starts its own."""
+    if logger is not None:
+        logger.experiment.finish(quiet=True)

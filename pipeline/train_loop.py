@@ -17,6 +17,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from model.training import MicroBatch, OptimizerConfig, TrainingModule
@@ -28,7 +29,7 @@ from pipeline.progress import Ticker
 from pipeline.recipe_parts import TrainingPart
 from pipeline.schemas import TRAINING
 from pipeline.stage import StageContext
-from pipeline.tracking import open_wandb
+from pipeline.tracking import close_wandb, open_wandb
 from storage.tables import write_table
 
 
@@ -93,8 +94,10 @@ def train(
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
+    logger = open_wandb(context, label)
     with context.report.track(label, steps) as tick:
-        trainer = _trainer(context, part, rounds, [history, best, _Bar(tick, feed.passes)], label)
+        callbacks = [history, best, _Bar(tick, feed.passes)]
+        trainer = _trainer(context, part, rounds, callbacks, logger)
         last = context.scratch / "checkpoints" / "last.ckpt"
         with warnings.catch_warnings():
             _silence_lightning()
@@ -104,6 +107,7 @@ def train(
                 ckpt_path=last if last.is_file() else None,
                 weights_only=True,
             )
+    close_wandb(logger)
     write_table(context.out / "training.parquet", history.rows, TRAINING)
     saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     state = {name.removeprefix("vlm."): value for name, value in saved["state_dict"].items()}
@@ -150,7 +154,7 @@ class _Validation:
         self.examples, self.size = examples, size
 
     def __len__(self) -> int:
-        return math.ceil(len(self.examples) / self.size)
+        return math.ceil(len(self.examples.rows) / self.size)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return self.examples.in_order(self.size)
@@ -248,7 +252,7 @@ def _trainer(
     part: TrainingPart,
     rounds: _Rounds,
     callbacks: list[Callback],
-    label: str,
+    logger: WandbLogger | None,
 ) -> L.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     settings = context.settings
@@ -264,7 +268,7 @@ def _trainer(
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         callbacks=callbacks,
-        logger=open_wandb(context, label) or False,
+        logger=logger or False,
         plugins=[_AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -283,6 +287,8 @@ def _silence_lightning() -> None:
         ".*Starting from v.*",
         ".*resuming from a checkpoint.*",
         ".*The number of training batches.*",
+        ".*module\\(s\\) in eval mode.*",
+        ".*anonymous setting has no effect.*",
     ):
         warnings.filterwarnings("ignore", message=text)
 

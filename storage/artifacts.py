@@ -1,32 +1,33 @@
-"""The artifact store: immutable directories on any fsspec filesystem, visible by manifest only.
+"""The artifact store: immutable directories at any place, visible by manifest only.
 
 Layout below the root: `artifacts/<stage>/<attempt>/files…`, `manifests/<stage>/<fingerprint>.json`
-(the commit mark, written last), `damaged/…` (marks left by `verify`), `runs/`, `refs/`.
-Readers follow manifests; an attempt without one is garbage.
+(the commit mark, written last), `damaged/<stage>/<attempt>.json` (marks left by `verify`),
+`used/`, `leases/`, `runs/`, `refs/`. Readers follow manifests; an attempt without one is garbage.
 """
 
-import hashlib
 import json
 import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
-import fsspec
-from pydantic import ValidationError
-
-from storage.errors import StorageError
-from storage.filesystem import (
-    hash_file,
-    is_local,
-    link_or_copy,
-    read_bytes,
-    redacted,
-    write_bytes,
+from storage.errors import StorageError, redact
+from storage.filesystem import LocalFiles, local_error
+from storage.manifest import (
+    DamagedManifestError,
+    FileRecord,
+    Manifest,
+    UnknownManifestError,
+    decode,
 )
-from storage.manifest import SCHEMA, FileRecord, Manifest, digest_of
 from storage.readcache import ReadCache
+from storage.stamps import Stamps
+
+if TYPE_CHECKING:
+    from storage.objects import ObjectFiles
+
+USE_INTERVAL = 12 * 3600.0  # seconds after which a use is written down again
 
 
 class Artifact:
@@ -60,37 +61,36 @@ class Artifact:
         return [self.path(name) for name in self.names if PurePosixPath(name).match(pattern)]
 
     def directory(self, prefix: str) -> Path:
-        """Return a local directory that holds all files below a prefix."""
-        names = [name for name in self.names if name.startswith(prefix + "/")]
-        if not names:
+        """Return a local directory that holds all files below a prefix.
+
+        Raises:
+            StorageError: There is none, or one of them is damaged.
+        """
+        paths = {name: self.path(name) for name in self.names if name.startswith(f"{prefix}/")}
+        if not paths:
             raise StorageError(f"artifact {self.manifest.stage} has no directory {prefix}")
-        for name in names:
-            local = self.path(name)
-        depth = len(PurePosixPath(name).relative_to(prefix).parts)
-        return local.parents[depth - 1]
+        name, path = next(iter(paths.items()))
+        return path.parents[len(PurePosixPath(name).relative_to(prefix).parts) - 1]
 
 
 class ArtifactStore:
-    """Commits, finds and serves artifacts.
+    """Finds and serves artifacts; `storage.commits` adds them.
 
     Args:
         uri: Local path or any fsspec URL; credentials come from the environment.
-        cache: Local folder for files of a remote store.
-        cache_bytes: Size above which the oldest files of that cache are dropped.
+        cache: Local folder for files of a remote store and for what is known of local files.
+        cache_bytes: Size above which the artifacts used longest ago are dropped from it.
+
+    Raises:
+        StorageError: The URL cannot be opened, or holds a password.
     """
 
     def __init__(self, uri: str, cache: Path, cache_bytes: int = 50 * 2**30) -> None:
-        self.uri = redacted(uri)
-        try:
-            self.fs, self.root = fsspec.core.url_to_fs(uri)
-        except (ImportError, ValueError) as error:
-            raise StorageError(f"cannot open the store {self.uri}: {error}") from None
-        self.local = is_local(self.fs)
-        self._cache = ReadCache(cache, cache_bytes)
-
-    def full(self, name: str) -> str:
-        """Return the path of a name on the store's filesystem."""
-        return f"{self.root.rstrip('/')}/{name}"
+        self.files = _open(uri)
+        self.uri = self.files.uri
+        self.local = isinstance(self.files, LocalFiles)
+        self.stamps = Stamps(cache / "stamps")
+        self._cache = ReadCache(cache / "files", cache_bytes, self.stamps)
 
     # -- finding -------------------------------------------------------------------------
 
@@ -98,180 +98,168 @@ class ArtifactStore:
         """Return the manifest of an artifact, or None where it was never committed.
 
         Raises:
-            StorageError: The manifest cannot be read or has an unknown schema.
+            DamagedManifestError: There is one, but it was torn or altered.
+            UnknownManifestError: It has a schema of another version.
+            StorageError: The store cannot be read.
         """
-        return self._load(f"manifests/{stage}/{fingerprint}.json")
+        name = f"manifests/{stage}/{fingerprint}.json"
+        data = self.read(name)
+        return None if data is None else decode(data, name)
+
+    def entries(self, stage: str) -> dict[str, Manifest | StorageError]:
+        """Return every manifest of a stage by fingerprint, or why it cannot be read."""
+        found: dict[str, Manifest | StorageError] = {}
+        for name in self.list(f"manifests/{stage}"):
+            fingerprint = PurePosixPath(name).stem
+            try:
+                manifest = self.find(stage, fingerprint) if name.endswith(".json") else None
+            except (DamagedManifestError, UnknownManifestError) as error:
+                found[fingerprint] = error
+            else:
+                found |= {} if manifest is None else {fingerprint: manifest}
+        return found
 
     def manifests(self, stage: str) -> list[Manifest]:
-        """Return all committed manifests of a stage, newest first."""
-        names = self.list(f"manifests/{stage}")
-        found = [self._load(name) for name in names if name.endswith(".json")]
-        return sorted((m for m in found if m), key=lambda m: -m.created)
+        """Return all readable manifests of a stage, newest first."""
+        found = [entry for entry in self.entries(stage).values() if isinstance(entry, Manifest)]
+        return sorted(found, key=lambda manifest: (-manifest.created, manifest.fingerprint))
 
     def damage(self, manifest: Manifest) -> str:
         """Return what is wrong with an artifact at a glance, or an empty string.
 
-        Looks at marks left by `verify` and at the presence and sizes of the files; it does not
-        hash them.
+        Looks at marks left by `verify` and at presence and sizes of the files. On a local store a
+        file that changed since it was found whole is hashed; others are not.
         """
-        mark = self.read(f"damaged/{manifest.stage}/{manifest.fingerprint}.json")
+        mark = self.read(_mark(manifest))
         if mark is not None:
-            return ", ".join(json.loads(mark)["files"])
-        sizes = self._sizes(manifest.folder)
+            return _names_in(mark)
+        states = self.files.states(manifest.folder)
         for record in manifest.files:
-            size = sizes.get(record.name)
-            if size is None:
+            state = states.get(record.name)
+            if state is None:
                 return f"{record.name} is missing"
-            if size != record.bytes:
-                return f"{record.name} has {size} bytes instead of {record.bytes}"
+            if state.bytes != record.bytes:
+                return f"{record.name} has {state.bytes} bytes instead of {record.bytes}"
+            if isinstance(self.files, LocalFiles) and self.stamps.altered(
+                manifest.attempt, record, state
+            ):
+                fault = self._fault(self.files.path(manifest.folder), manifest, record)
+                if fault:
+                    return fault
         return ""
+
+    # -- reading -------------------------------------------------------------------------
 
     def artifact(self, manifest: Manifest) -> Artifact:
         """Return a committed artifact for reading."""
         return Artifact(self, manifest)
 
     def local_path(self, manifest: Manifest, record: FileRecord) -> Path:
-        """Return a local, whole copy of one file (the file itself on a local store)."""
-        name = f"{manifest.folder}/{record.name}"
-        if self.local:
-            path = Path(self.full(name))
-            if not path.is_file() or path.stat().st_size != record.bytes:
-                raise StorageError(f"{path} is missing or damaged", "run `phivision run` again")
-            return path
-        return self._cache.fetch(self.fs, self.full(name), record, manifest.digest)
+        """Return a local path of one file: the file itself on a local store, else a copy.
 
-    # -- committing ----------------------------------------------------------------------
-
-    def commit(
-        self,
-        *,
-        stage: str,
-        fingerprint: str,
-        payload: Mapping[str, Any],
-        folder: Path,
-        summary: Mapping[str, Any],
-        packages: Mapping[str, str],
-        commit: str,
-        seconds: float,
-    ) -> Manifest:
-        """Upload a folder's files, then write the manifest that makes them visible.
-
-        The folder stays as it is, so that a kill in the middle loses nothing.
+        What is returned was hashed on this machine once and has not changed since.
 
         Raises:
-            StorageError: The folder is empty or the store cannot be written.
+            StorageError: The file is not what was committed (it is marked, so that the next run
+                makes it again), or it cannot be read.
         """
-        records = scan(folder)
-        if not records:
-            raise StorageError(f"stage {stage} wrote no file", "this is a defect of the stage")
-        manifest = Manifest(
-            stage=stage,
-            fingerprint=fingerprint,
-            payload=dict(payload),
-            digest=digest_of(records),
-            attempt=f"{fingerprint[:16]}-{uuid.uuid4().hex[:8]}",
-            files=records,
-            summary=dict(summary),
-            packages=dict(packages),
-            commit=commit,
-            created=time.time(),
-            seconds=round(seconds, 3),
+        if isinstance(self.files, LocalFiles):
+            folder = self.files.path(manifest.folder)
+            path, fault = folder / record.name, self._fault(folder, manifest, record)
+        else:
+            path, fault = self._fetch(self.files, manifest, record)
+        if not fault:
+            return path
+        with suppress(StorageError):  # the store may be read-only
+            self.mark_damaged(manifest, [record.name])
+        raise StorageError(
+            f"artifact {manifest.stage} in {self.uri} is damaged: {fault}",
+            "`phivision run` makes it again",
         )
-        for record in records:
-            self._upload(folder / record.name, f"{manifest.folder}/{record.name}")
-        self.publish(manifest)
-        return manifest
 
-    def publish(self, manifest: Manifest) -> None:
-        """Write a manifest, replacing an older one of the same fingerprint."""
-        text = manifest.model_dump_json(indent=1)
-        key = f"{manifest.stage}/{manifest.fingerprint}.json"
-        self.write(f"manifests/{key}", text.encode())
-        if self.read(f"damaged/{key}") is not None:
-            self.fs.rm(self.full(f"damaged/{key}"))
+    def _fault(self, folder: Path, manifest: Manifest, record: FileRecord) -> str:
+        try:
+            return self.stamps.fault(manifest.attempt, folder / record.name, record)
+        except OSError as error:
+            raise local_error("read", folder / record.name, error) from error
 
-    def mark_damaged(self, manifest: Manifest, files: list[str]) -> None:
+    def _fetch(
+        self, files: "ObjectFiles", manifest: Manifest, record: FileRecord
+    ) -> tuple[Path, str]:
+        url = files.url(f"{manifest.folder}/{record.name}")
+        try:
+            return self._cache.fetch(manifest, record, url)
+        except StorageError:
+            damage = self.damage(manifest)
+            if not damage:
+                raise
+            return Path(), damage
+
+    # -- marks ---------------------------------------------------------------------------
+
+    def mark_damaged(self, manifest: Manifest, names: Sequence[str]) -> None:
         """Leave a mark that makes the next run re-make an artifact."""
-        name = f"damaged/{manifest.stage}/{manifest.fingerprint}.json"
-        self.write(name, json.dumps({"files": files}).encode())
+        for name in names:
+            self.stamps.drop(manifest.attempt, name)
+        self.write(_mark(manifest), json.dumps({"files": list(names)}).encode())
+
+    def clear_mark(self, manifest: Manifest) -> None:
+        """Take the mark away, because the artifact was found whole."""
+        if self.read(_mark(manifest)) is not None:
+            self.files.remove(_mark(manifest))
+
+    def note_use(self, manifest: Manifest) -> None:
+        """Write down that a run relies on an artifact, so that `gc` leaves it alone."""
+        with suppress(StorageError):  # a read-only store has no gc either
+            if time.time() - self.last_use(manifest) > USE_INTERVAL:
+                self.write(_use(manifest), json.dumps({"used": time.time()}).encode())
+
+    def last_use(self, manifest: Manifest) -> float:
+        """Return when a run last made or relied on an artifact, in seconds since 1970."""
+        data = self.read(_use(manifest))
+        with suppress(ValueError, TypeError, KeyError):
+            return max(manifest.created, float(json.loads(data or b"")["used"]))
+        return manifest.created
 
     # -- small objects -------------------------------------------------------------------
 
     def read(self, name: str) -> bytes | None:
         """Return a small object, or None where it does not exist."""
-        return read_bytes(self.fs, self.full(name))
+        return self.files.read(name)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small object whole, or not at all."""
-        write_bytes(self.fs, self.full(name), data)
+        self.files.write(name, data)
 
     def list(self, folder: str) -> list[str]:
         """Return names of the objects directly in a folder, sorted; empty if there is none."""
-        path = self.full(folder)
-        try:
-            self.fs.invalidate_cache()
-            found = self.fs.ls(path, detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(f"{folder}/{str(item).rstrip('/').rsplit('/', 1)[-1]}" for item in found)
-
-    def _load(self, name: str) -> Manifest | None:
-        data = self.read(name)
-        if data is None:
-            return None
-        try:
-            values = json.loads(data)
-            version = values.get("manifest")
-            if version != SCHEMA:
-                raise StorageError(
-                    f"{name} has manifest schema {version}, this phivision reads {SCHEMA}",
-                    "use the phivision that wrote this store, or a new store",
-                )
-            return Manifest.model_validate(values)
-        except (ValueError, ValidationError, AttributeError) as error:
-            raise StorageError(
-                f"{self.uri}/{name} is not a manifest: {str(error).splitlines()[0]}",
-                "delete that one file; the stage will run again",
-            ) from None
-
-    def _sizes(self, folder: str) -> dict[str, int]:
-        base = self.full(folder)
-        if self.local:
-            root = Path(base)
-            return {
-                path.relative_to(root).as_posix(): path.stat().st_size
-                for path in root.rglob("*")
-                if path.is_file()
-            }
-        try:
-            self.fs.invalidate_cache()
-            found = self.fs.find(base, detail=True)
-        except FileNotFoundError:
-            return {}
-        start = len(base.lstrip("/")) + 1
-        return {str(path).lstrip("/")[start:]: info["size"] for path, info in found.items()}
-
-    def _upload(self, source: Path, name: str) -> None:
-        try:
-            if self.local:
-                link_or_copy(source, Path(self.full(name)))
-            else:
-                self.fs.put_file(str(source), self.full(name))
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {name} to {self.uri}: {error.strerror or error}",
-                "check space and permissions, then run again: finished work is kept",
-            ) from error
+        return self.files.list(folder)
 
 
-def scan(folder: Path) -> tuple[FileRecord, ...]:
-    """Return a record of every file below a folder, sorted by name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return tuple(
-        FileRecord(
-            name=path.relative_to(folder).as_posix(),
-            bytes=path.stat().st_size,
-            sha256=hash_file(path, hashlib.sha256()),
+def _open(uri: str) -> "LocalFiles | ObjectFiles":
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme in ("file", "local"):
+        return LocalFiles(Path(rest if separator else uri).expanduser().absolute())
+    if ":" in rest.partition("/")[0].rpartition("@")[0]:
+        raise StorageError(
+            f"the store {redact(uri)} has a password in its address, which logs would show",
+            "give credentials in the environment, e.g. AWS_ACCESS_KEY_ID",
         )
-        for path in files
-    )
+    from storage.objects import ObjectFiles  # fsspec takes long to import
+
+    return ObjectFiles(uri)
+
+
+def _mark(manifest: Manifest) -> str:
+    return f"damaged/{manifest.stage}/{manifest.attempt}.json"
+
+
+def _use(manifest: Manifest) -> str:
+    return f"used/{manifest.stage}/{manifest.fingerprint}.json"
+
+
+def _names_in(mark: bytes) -> str:
+    try:
+        return ", ".join(json.loads(mark)["files"])
+    except (ValueError, TypeError, KeyError):
+        return "it was marked"

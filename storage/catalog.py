@@ -5,13 +5,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import pyarrow as pa
 
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
 from storage.manifest import Manifest
+from storage.runs import read_runs
 from storage.sql import Database, Source
 from storage.tables import read_table
 
@@ -196,16 +196,6 @@ class Catalog:
             for manifest in self.store.manifests(stage)
         ]
         return pa.Table.from_pylist(rows, schema=_ARTIFACTS)
-
-
-def read_runs(store: ArtifactStore) -> list[dict[str, Any]]:
-    """Return the records of all finished runs, newest first."""
-    records = []
-    for name in store.list("runs"):
-        data = store.read(name)
-        if data is not None and name.endswith(".json"):
-            records.append(json.loads(data))
-    return sorted(records, key=lambda record: -record["created"])
 
 
 def _concat(groups: list[list[Path]]) -> list[Path] | None:

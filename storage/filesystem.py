@@ -1,32 +1,156 @@
-"""What fsspec leaves open: atomic small writes, durable links, errors that name the place."""
+"""The local disk as a place for artifacts: every write is whole and durable, or not there at all.
+
+`storage.objects` has the same methods for fsspec's filesystems.
+"""
 
 import contextlib
 import errno
 import os
-import re
 import shutil
 import uuid
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from fsspec.implementations.local import LocalFileSystem
-
-from storage.errors import StorageError
+from storage.errors import StorageError, is_full
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 CHUNK = 4 * 2**20
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP})  # of folders on some network mounts
 
 
-def is_local(fs: Any) -> bool:
-    """Return whether an fsspec filesystem is this machine's own disk."""
-    return isinstance(fs, LocalFileSystem)
+class FileState(NamedTuple):
+    """How a file looks without reading it; equal states mean equal content, as in git's index.
+
+    Attributes:
+        bytes: Size.
+        modified: Time of the last change in ns since 1970; 0 where the place does not tell.
+        inode: Number of the file on its disk, 0 elsewhere.
+    """
+
+    bytes: int
+    modified: int
+    inode: int
 
 
-def redacted(uri: str) -> str:
-    """Return a URL without user, password and query, which may hold credentials."""
-    return re.sub(r"//[^/@]*@", "//", uri).split("?", 1)[0]
+class LocalFiles:
+    """Files of a folder on this machine. Names are relative to it, with forward slashes.
+
+    Every method raises StorageError, which names the file, where the disk does not do as asked.
+
+    Attributes:
+        root: The folder.
+        uri: The same for people.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = str(root)
+
+    def path(self, name: str) -> Path:
+        """Return the path of a name."""
+        return self.root / name
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's content, or None where it does not exist."""
+        with self._naming("read", name):
+            try:
+                return self.path(name).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file; a reader sees the old or the new one whole."""
+        with self._naming("write", name):
+            replace_file(self.path(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a new file; False where there is one already, which stays as it is."""
+        with self._naming("write", name), _temporary(self.path(name), data) as temporary:
+            return _name_anew(temporary, self.path(name))
+
+    def put(self, source: Path, name: str) -> None:
+        """Give a finished file a second name, or copy it where the disk is another one."""
+        with self._naming("write", name):
+            target = self.path(name)
+            make_folder(target.parent)
+            sync_file(source)
+            try:
+                os.link(source, target)
+            except OSError:  # another disk, or one without links
+                copy_file(source, target)
+            sync_directory(target.parent)
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Yield a file's content piece by piece."""
+        with self._naming("read", name), self.path(name).open("rb") as stream:
+            while chunk := stream.read(CHUNK):
+                yield chunk
+
+    def list(self, folder: str) -> list[str]:
+        """Return the names directly in a folder, sorted; none where there is no folder."""
+        with self._naming("list", folder):
+            try:
+                return sorted(f"{folder}/{path.name}" for path in self.path(folder).iterdir())
+            except FileNotFoundError:
+                return []
+
+    def states(self, folder: str) -> dict[str, FileState]:
+        """Return the state of every file below a folder, by name relative to it."""
+        root = self.path(folder)
+        with self._naming("list", folder):
+            return {
+                path.relative_to(root).as_posix(): state_of(path)
+                for path in root.rglob("*")
+                if path.is_file()
+            }
+
+    def modified(self, folder: str) -> float:
+        """Return when anything in a folder changed last, in seconds since 1970."""
+        # A linked file keeps its old time, so the folders that it was linked into count too.
+        root, newest = self.path(folder), 0.0
+        with self._naming("list", folder), contextlib.suppress(FileNotFoundError):
+            for path in (root, *root.rglob("*")):
+                newest = max(newest, path.stat().st_mtime)
+        return newest
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a whole folder, if it is there."""
+        path = self.path(name)
+        with self._naming("remove", name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _naming(self, verb: str, name: str) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise local_error(verb, self.path(name), error) from error
+
+
+def local_error(verb: str, path: Path, error: OSError) -> StorageError:
+    """Return the one line for what the local disk refused."""
+    if is_full(error):
+        return StorageError(
+            f"cannot {verb} {path}: no space left",
+            "free some space and run again: finished work is kept",
+        )
+    return StorageError(
+        f"cannot {verb} {path}: {error.strerror or error}",
+        "check that the folder exists and its permissions, or choose another store",
+    )
+
+
+def state_of(path: Path) -> FileState:
+    """Return how a local file looks without reading it."""
+    found = path.stat()
+    return FileState(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 def hash_file(path: Path, algorithm: "_Hash") -> str:
@@ -37,82 +161,83 @@ def hash_file(path: Path, algorithm: "_Hash") -> str:
     return algorithm.hexdigest()
 
 
-def read_bytes(fs: Any, path: str) -> bytes | None:
-    """Return a whole object, or None where it does not exist.
-
-    Raises:
-        StorageError: It exists but cannot be read.
-    """
-    try:
-        return fs.cat_file(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StorageError(
-            f"cannot read {redacted(path)}: {error}", "check the store's address and permissions"
-        ) from error
-
-
-def write_bytes(fs: Any, path: str, data: bytes) -> None:
-    """Write a whole object or nothing; a reader never sees a part of it.
-
-    On a local disk: temporary file in the same directory, fsync, rename, fsync of the
-    directory. Object stores make an upload visible when it is complete.
-
-    Raises:
-        StorageError: The object cannot be written; names the place and, if the disk is full,
-            says so.
-    """
-    try:
-        if is_local(fs):
-            replace_file(Path(path), data)
-        else:
-            fs.pipe_file(path, data)
-    except OSError as error:
-        reason = "no space left" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise StorageError(
-            f"cannot write {redacted(path)}: {reason}",
-            "check space and permissions, then run again: finished work is kept",
-        ) from error
-
-
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace a local file atomically and durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    """Replace a local file atomically and durably.
+
+    The temporary file lies in the same folder, because a rename is atomic within one filesystem
+    only, and is synced before the rename, because a power cut could leave an empty file otherwise.
+    """
+    with _temporary(path, data) as temporary:
+        temporary.replace(path)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file; the target appears whole and durable."""
+    temporary = _beside(target)
+    try:
+        shutil.copyfile(source, temporary)
+        sync_file(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, durably: a synced file in a lost folder is lost."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    sync_directory(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable, where the disk knows how to."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _temporary(path: Path, data: bytes) -> Generator[Path]:
+    """Yield a durable file beside `path`; it is gone afterwards, unless it was renamed."""
+    make_folder(path.parent)
+    temporary = _beside(path)
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     sync_directory(path.parent)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a finished local file a second name, or copy it across filesystems; then sync it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as stream:
-        os.fsync(stream.fileno())
-    with contextlib.suppress(FileExistsError):
-        try:
-            os.link(source, target)
-        except OSError as error:
-            if error.errno == errno.EEXIST:
-                raise
-            temporary = target.with_name(f".{target.name}.tmp")
-            shutil.copyfile(source, temporary)
-            temporary.replace(target)
-    sync_directory(target.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(path, os.O_RDONLY)
+def _name_anew(source: Path, target: Path) -> bool:
+    """Rename a file unless the target exists; return whether it did."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        os.link(source, target)  # unlike a rename, it refuses to replace
+    except FileExistsError:
+        return False
+    except OSError:  # a disk without links: two at once may both succeed, and the last one stays
+        if target.exists():
+            return False
+        source.replace(target)
+    return True
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

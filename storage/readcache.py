@@ -1,68 +1,148 @@
-"""A bounded local cache of immutable files from a remote store, checked by hash on arrival."""
+"""A bounded local cache of immutable files from a remote store, checked by hash on arrival.
 
-import hashlib
-import uuid
+It is filled and emptied artifact by artifact. Whoever reads one holds a shared lock on it for as
+long as its cache object lives, so that nobody takes away what is in use; a lock dies with its
+process.
+"""
+
+import fcntl
+import os
+import shutil
+import time
+import weakref
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from storage.errors import StorageError
-from storage.filesystem import hash_file, redacted
-from storage.manifest import FileRecord
+from storage.errors import ChecksumError
+from storage.filesystem import local_error, state_of
+from storage.manifest import FileRecord, Manifest
+from storage.stamps import Stamps
 
 
 class ReadCache:
-    """Whole local copies of remote files; least recently used ones go first.
+    """Whole local copies of remote files; the artifacts that were not used for longest go first.
 
     Args:
         root: Local folder of the cache.
-        limit: Bytes above which old files are dropped.
+        limit: Bytes that the cache may hold; only artifacts in use may exceed it.
+        stamps: What is known of the copies.
     """
 
-    def __init__(self, root: Path, limit: int) -> None:
+    def __init__(self, root: Path, limit: int, stamps: Stamps) -> None:
         self.root = root
         self.limit = limit
+        self._stamps = stamps
+        self._held: dict[str, int] = {}
+        weakref.finalize(self, _close, self._held)
 
-    def fetch(self, fs: Any, remote: str, record: FileRecord, digest: str) -> Path:
-        """Return a local copy of a remote file, downloading it where needed.
+    def fetch(self, manifest: Manifest, record: FileRecord, url: str) -> tuple[Path, str]:
+        """Return a local copy of the remote file at `url`, and what is wrong with that file.
 
         Files of one artifact keep their names below a folder of its digest, so that libraries
-        can load a whole directory.
+        can load a whole directory. A copy that was altered here is fetched again.
+
+        Returns:
+            The path and "", or a reason why the remote file is not what was committed.
 
         Raises:
-            StorageError: The file cannot be read, or its content is not what was committed.
+            StorageError: The file cannot be fetched, or the local disk cannot be written.
         """
-        target = self.root / digest[:32] / record.name
-        if target.is_file() and target.stat().st_size == record.bytes:
-            target.touch()
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        key = manifest.digest[:32]
+        target = self.root / key / record.name
         try:
-            fs.get_file(remote, str(temporary))
-            if hash_file(temporary, hashlib.sha256()) != record.sha256:
-                raise StorageError(
-                    f"{redacted(remote)} is damaged: its hash is not the committed one",
-                    "run `phivision verify`, then `phivision run` to make it again",
-                )
-            temporary.replace(target)
+            self._hold(key, manifest)
+            if not self._stamps.fault(key, target, record):
+                return target, ""
         except OSError as error:
-            raise StorageError(
-                f"cannot read {redacted(remote)}: {error.strerror or error}",
-                "check the store, then run again",
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        self._shrink(keep=target)
-        return target
+            raise local_error("use", target, error) from error
+        from storage.transfer import download  # takes longer to import than `plan` may take
 
-    def _shrink(self, keep: Path) -> None:
-        files = [path for path in self.root.rglob("*") if path.is_file()]
-        stats = sorted(((path.stat(), path) for path in files), key=lambda pair: pair[0].st_mtime)
-        excess = sum(stat.st_size for stat, _ in stats) - self.limit
-        for stat, path in stats:
+        try:
+            download(
+                url,
+                target,
+                checksum=f"sha256:{record.sha256}",
+                size=record.bytes,
+                advance=lambda _: None,
+            )
+        except ChecksumError:
+            return target, f"{record.name} was altered"
+        self._stamps.add(key, {record.name: state_of(target)})
+        return target, ""
+
+    def _hold(self, key: str, manifest: Manifest) -> None:
+        """Lock an artifact for reading until this object goes, and make room for it once."""
+        if key in self._held:
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._held[key] = self._lock(key)
+        missing = sum(record.bytes for record in manifest.files) - _size(self.root / key)
+        self._shrink(self.limit - max(0, missing))
+
+    def _lock(self, key: str) -> int:
+        path = self.root / f"{key}.lock"
+        while True:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            if _is(path, handle):
+                os.utime(handle)  # its time says when the artifact was used last
+                return handle
+            os.close(handle)  # it was evicted between open and lock
+
+    def _shrink(self, limit: int) -> None:
+        locks = sorted(self.root.glob("*.lock"), key=_used)
+        sizes = {lock.stem: _size(self.root / lock.stem) for lock in locks}
+        excess = sum(sizes.values()) - limit
+        for lock in locks:
             if excess <= 0:
                 return
-            # Files in use stay readable: an unlinked file lives on until it is closed.
-            if path.parent != keep.parent:
-                path.unlink(missing_ok=True)
-                excess -= stat.st_size
+            if lock.stem not in self._held and self._evict(lock):
+                excess -= sizes[lock.stem]
+
+    def _evict(self, lock: Path) -> bool:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is(lock, handle):
+                return False  # another process was faster
+            # Renamed first: a kill in the middle leaves no half artifact under a valid name.
+            doomed = self.root / f"{lock.stem}.{time.time_ns()}.old"
+            with suppress(FileNotFoundError):
+                (self.root / lock.stem).rename(doomed)
+            self._stamps.forget(lock.stem)
+            lock.unlink()
+        except BlockingIOError:
+            return False  # somebody reads it
+        finally:
+            os.close(handle)
+        for old in self.root.glob("*.old"):
+            shutil.rmtree(old, ignore_errors=True)
+        return True
+
+
+def _is(path: Path, handle: int) -> bool:
+    """Return whether an open file still has the name `path`."""
+    try:
+        return path.stat().st_ino == os.fstat(handle).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _used(lock: Path) -> float:
+    try:
+        return lock.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    with suppress(FileNotFoundError):  # another process may take it away meanwhile
+        for path in folder.rglob("*"):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def _close(held: dict[str, int]) -> None:
+    for handle in held.values():
+        os.close(handle)

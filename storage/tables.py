@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.errors import StorageError
@@ -55,6 +56,13 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             f"{path} cannot be read: {str(error).splitlines()[0]}",
             "run `phivision verify`, then `phivision run` to make it again",
         ) from None
+
+
+def where(table: pa.Table, **values: object) -> pa.Table:
+    """Return the rows whose columns hold the given values."""
+    for name, value in values.items():
+        table = table.filter(pc.field(name) == value)
+    return table
 
 
 def concat_tables(paths: Sequence[Path], columns: Sequence[str] | None = None) -> pa.Table:

@@ -1,0 +1,38 @@
+"""`phivision scores`: what the latest run's models do on held-out pictures."""
+
+from flows.tables import print_rows
+from pipeline.errors import PipelineError
+from pipeline.schemas import CONDITIONS
+from storage.catalog import Catalog
+
+_SQL = """
+SELECT stage, metric, condition, value, low, high, count FROM metrics WHERE run = $run
+"""
+
+
+def print_scores(catalog: Catalog) -> None:
+    """Print one row per model and metric, one column per condition, intervals in brackets.
+
+    Raises:
+        PipelineError: No run has finished.
+    """
+    if not catalog.runs:
+        raise PipelineError(f"no run has finished in {catalog.store.uri}", "`phivision run`")
+    run = catalog.run or catalog.runs[0]["run"]
+    with catalog.open("SELECT * FROM metrics") as database:
+        rows = database.query(_SQL, {"run": run}).to_pylist()
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
+        key = (row["stage"], row["metric"])
+        cells.setdefault(key, {"n": row["count"]})[row["condition"]] = (
+            f"{row['value']:.3f}{interval}"
+        )
+    print(f"held-out scores of run {run}: same weights, real / shuffled / no picture")
+    print_rows(
+        ["model", "metric", *CONDITIONS, "n"],
+        [
+            [*key, *(found.get(name) for name in CONDITIONS), found["n"]]
+            for key, found in cells.items()
+        ],
+    )

@@ -1,0 +1,103 @@
+"""Commands that look after a store: verify, gc, accept, diff and tag."""
+
+import re
+
+from flows.tables import print_rows
+from pipeline.errors import PipelineError
+from pipeline.recipe import Recipe
+from pipeline.settings import Settings
+from storage.artifacts import ArtifactStore
+
+_SHOWN = 8  # damaged files named per artifact
+_TAG = re.compile(r"[\w][\w.-]{0,99}")
+
+
+def verify_store(store: ArtifactStore) -> None:
+    """Hash every committed file and print what is damaged.
+
+    Raises:
+        PipelineError: Something is damaged; it is marked, so that `run` makes it again.
+    """
+    from pipeline.progress import ConsoleReporter
+    from storage.maintenance import committed, verify
+
+    known = committed(store)
+    with ConsoleReporter().track("verify (bytes)", known.bytes) as tick:
+        found = verify(store, known, tick)
+    count = len(known.manifests) + len(known.unreadable)
+    if not found:
+        print(f"{count} artifacts, {known.bytes / 1e6:,.1f} MB: every file is what was committed")
+        return
+    rows = []
+    for damage in found:
+        shown = [f"{name} {fault}".strip() for name, fault in damage.faults.items()]
+        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        rows.append([damage.stage, damage.fingerprint[:12], "; ".join(shown[:_SHOWN]) + more])
+    print_rows(["stage", "fingerprint", "damage"], rows)
+    raise PipelineError(
+        f"{len(found)} of {count} artifacts are damaged",
+        "`phivision run` makes just those again",
+    )
+
+
+def collect_garbage(
+    store: ArtifactStore, settings: Settings, keep: int, days: float, *, dry_run: bool
+) -> None:
+    """Remove what nobody needs, or print what would be removed."""
+    from storage.garbage import BUSY_GRACE, DAY, find_garbage, is_busy
+
+    if days * DAY < BUSY_GRACE and is_busy(store, settings.work):
+        print("a pipeline is at work: what was used in the last 7 days stays")
+    found = find_garbage(store, settings.work, keep=keep, grace=days * DAY)
+    shown = [garbage for garbage in found if garbage.kind != "note"]
+    print_rows(["kind", "MB", "place"], [[g.kind, f"{g.bytes / 1e6:,.1f}", g.name] for g in shown])
+    if not dry_run:
+        for garbage in found:
+            garbage.remove()
+    verb = "would be removed" if dry_run else "removed"
+    size = sum(garbage.bytes for garbage in found) / 1e6
+    print(f"{len(found)} things, {size:,.1f} MB, {verb} from {store.uri}")
+
+
+def accept_stage(name: str, recipe: Recipe, store: ArtifactStore, made_as: str) -> None:
+    """Adopt an artifact under a stage's present fingerprint and print what changed since."""
+    from pipeline.adopt import accept
+
+    adoption = accept(name, recipe, store, made_as=made_as)
+    manifest = adoption.manifest
+    print(
+        f"{name}: digest {manifest.digest[:12]}, made as {manifest.accepted[:12]}, "
+        f"now stands as {manifest.fingerprint[:12]} ({'; '.join(adoption.differences)})"
+    )
+
+
+def print_diff(store: ArtifactStore, before: str, after: str) -> None:
+    """Print in which recipe fields, digests and metrics two runs differ."""
+    from pipeline.runs import compare_runs
+
+    changes = compare_runs(store, before, after)
+    if not changes:
+        print(f"{before} and {after} do not differ")
+        return
+    rows = [[c.kind, c.name, _cell(c.before), _cell(c.after)] for c in changes]
+    print_rows(["kind", "name", before, after], rows)
+
+
+def tag_run(store: ArtifactStore, name: str, run: str) -> None:
+    """Give a run a name of its own; `gc` keeps what it reaches.
+
+    Raises:
+        PipelineError: The name is none, or the run does not exist.
+    """
+    from pipeline.runs import find_run
+    from storage.runs import LATEST, write_ref
+
+    if not _TAG.fullmatch(name) or name == LATEST:
+        raise PipelineError(f"'{name}' cannot name a run", "use letters, digits, '.', '-' and '_'")
+    found = find_run(store, run)["run"]
+    write_ref(store, name, found)
+    print(f"{name} is now run {found}")
+
+
+def _cell(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value

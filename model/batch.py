@@ -1,0 +1,65 @@
+"""What a training step is given: pictures, text and masks, checked where they are put together."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from model.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step: a picture and one or more examples about it; padded on the right.
+
+    Attributes:
+        patches: Patch embeddings, in any float type.
+        input_ids: Token ids; at padded positions any valid id.
+        attention: True at tokens, False at padding.
+        supervised: True where the token is a target of the loss.
+        segments: Number of the token's example inside its row, 0, 0, 1, 1, 2, …; at padded
+            positions any number. None where each row is one example, which costs less.
+
+    Raises:
+        ModelError: Masks or segments contradict each other, or nothing is supervised.
+    """
+
+    patches: Float[Tensor, "batch patch vision"]
+    input_ids: Int64[Tensor, "batch text"]
+    attention: Bool[Tensor, "batch text"]
+    supervised: Bool[Tensor, "batch text"]
+    segments: Int64[Tensor, "batch text"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention.device.type != "cpu":
+            return  # checked where it was made; here it would cost a synchronisation
+        if (self.attention[:, 1:] & ~self.attention[:, :-1]).any():
+            raise ModelError("a token follows padding: pad training text on the right")
+        if (self.supervised & ~self.attention).any():
+            raise ModelError("padding is marked as supervised: supervise real tokens only")
+        if not self.supervised.any():
+            raise ModelError(
+                "no token of the batch is supervised: drop examples whose answer was cut off"
+            )
+        if self.segments is not None:
+            _check_segments(self.segments, self.attention)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """The same batch on another device."""
+        tensors = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(
+            self, **{n: t.to(device, non_blocking=non_blocking) for n, t in tensors.items()}
+        )
+
+
+def _check_segments(
+    segments: Int64[Tensor, "batch text"], attention: Bool[Tensor, "batch text"]
+) -> None:
+    if segments.shape != attention.shape:
+        raise ModelError(
+            f"segments of shape {list(segments.shape)} for text of shape {list(attention.shape)}"
+        )
+    steps = segments.diff(dim=1)[attention[:, 1:]]
+    if segments[:, :1].any() or ((steps != 0) & (steps != 1)).any():
+        raise ModelError("segments must number the examples of a row in order: 0, 0, 1, 1, 2, …")

@@ -1,0 +1,99 @@
+"""Several examples behind one image prefix: positions, block mask and where tokens are predicted.
+
+An example in a shared row is computed as if it stood alone: its tokens see the whole prefix and
+what comes before them in their own segment, and their positions count on from the prefix. So the
+prefix, three quarters of the work of a caption, is computed once for all captions of a picture.
+"""
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from model.errors import ModelError
+
+
+def positions_in_example(
+    segments: Int64[Tensor, "batch text"], attention: Bool[Tensor, "batch text"], prefix: int
+) -> Int64[Tensor, "batch position"]:
+    """The position of every prefix and text token, counted as if its example stood alone.
+
+    Args:
+        segments: Number of the example inside its row, for every token.
+        attention: True at tokens, False at padding, which gets some position that is in use.
+        prefix: Positions in front of the text, the separator included.
+    """
+    rows, width = segments.shape
+    order = torch.arange(prefix + width, device=segments.device)
+    text = order[:width]
+    start = torch.where(_first_of_segment(segments), text, 0).cummax(dim=1).values
+    index = (text - start).masked_fill(~attention, 0)
+    return torch.cat([order[:prefix].expand(rows, -1), prefix + index], dim=1)
+
+
+def segment_mask(
+    segments: Int64[Tensor, "batch text"], prefix: int
+) -> Bool[Tensor, "batch position position"]:
+    """Whether the first position sees the second: the prefix, and what its own example said.
+
+    Padding needs no mask: it lies behind the text, where no token looks. What it sees itself is
+    never nothing, which a softmax would make NaN.
+
+    Args:
+        segments: Number of the example inside its row, for every token.
+        prefix: Positions in front of the text, the separator included.
+    """
+    rows, width = segments.shape
+    size = prefix + width
+    causal = torch.ones(size, size, dtype=torch.bool, device=segments.device).tril()
+    visible = causal.repeat(rows, 1, 1)
+    visible[:, prefix:, prefix:] &= segments.unsqueeze(2) == segments.unsqueeze(1)
+    return visible
+
+
+def predictors(segments: Int64[Tensor, "batch text"]) -> Int64[Tensor, "batch text"]:
+    """Where each text token is predicted, in positions after the separator.
+
+    The first token of an example is predicted by the separator, at 0; any other by the token
+    before it.
+    """
+    order = torch.arange(segments.shape[1], device=segments.device)
+    return torch.where(_first_of_segment(segments), 0, order)
+
+
+def per_example(
+    counted: Bool[Tensor, "batch text"], segments: Int64[Tensor, "batch text"]
+) -> Int64[Tensor, "batch text"]:
+    """For every token, how many tokens of its example are counted; of use at those only."""
+    # Where nothing is counted the segment may be padding's, which is any number.
+    numbers = segments.where(counted, 0)
+    return torch.zeros_like(segments).scatter_add(1, numbers, counted.long()).gather(1, numbers)
+
+
+def mask_for(
+    implementation: str, visible: Bool[Tensor, "batch position position"], dtype: torch.dtype
+) -> Tensor:
+    """The mask [batch, 1, position, position] in the form that an attention takes.
+
+    Args:
+        implementation: transformers' name of the attention: sdpa or eager.
+        visible: Whether the first position sees the second.
+        dtype: Type of the embeddings.
+
+    Raises:
+        ModelError: An attention that takes no mask per pair of positions.
+    """
+    if implementation == "sdpa":
+        return visible.unsqueeze(1)  # a boolean is right under autocast too
+    if implementation == "eager":
+        # Eager attention adds its mask to the scores; a boolean would add 1 to what is visible.
+        hidden = torch.finfo(dtype).min
+        return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, hidden).unsqueeze(1)
+    raise ModelError(
+        f"attention {implementation!r} takes no mask per pair of positions: "
+        "load the language model with sdpa, or put one example in each row"
+    )
+
+
+def _first_of_segment(segments: Int64[Tensor, "batch text"]) -> Bool[Tensor, "batch text"]:
+    starts = torch.ones_like(segments[:, :1], dtype=torch.bool)
+    return torch.cat([starts, segments.diff(dim=1) != 0], dim=1)

@@ -1,0 +1,161 @@
+"""Any fsspec filesystem as a place for artifacts: S3, `memory://` and their likes.
+
+What the libraries below raise comes out as one `StorageError` that names the object, with the
+secrets of URLs masked, and without its chain, because a chained traceback would print them.
+"""
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from storage.errors import StorageError, redact
+from storage.filesystem import CHUNK, FileState
+
+# What filesystems call the time of an object's last change.
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+_LONGEST_REASON = 200  # characters of a library's own text
+
+
+class ObjectFiles:
+    """Objects below one URL, with the methods of `storage.filesystem.LocalFiles`.
+
+    An object store shows an upload when it is complete, so every write is whole; of two exclusive
+    creations one wins.
+
+    Args:
+        uri: Any fsspec URL; credentials come from the environment.
+
+    Raises:
+        StorageError: The scheme is unknown, needs a package, or the URL is malformed.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = redact(uri)
+        with self._naming("open", ""):
+            self._fs, root = url_to_fs(uri)
+        self._root = str(root).rstrip("/")
+
+    def url(self, name: str) -> str:
+        """Return the URL of a name."""
+        return self._fs.unstrip_protocol(self._path(name))
+
+    def read(self, name: str) -> bytes | None:
+        """Return an object's content, or None where it does not exist."""
+        with self._naming("read", name):
+            try:
+                return self._fs.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace an object; a reader sees the old or the new one whole."""
+        with self._naming("write", name):
+            self._fs.pipe_file(self._path(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a new object; False where there is one already, which stays as it is.
+
+        A lost acknowledgement also looks like "exists": where equal bytes are there, they are
+        ours, because every content that is created here names its writer.
+        """
+        with self._naming("write", name):
+            try:
+                self._fs.pipe_file(self._path(name), data, mode="create")
+            except FileExistsError:
+                return self._fs.cat_file(self._path(name)) == data
+            return True
+
+    def put(self, source: Path, name: str) -> None:
+        """Upload a finished local file to a new name."""
+        with self._naming("write", name):
+            self._fs.put_file(str(source), self._path(name))
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Yield an object's content piece by piece."""
+        with (
+            self._naming("read", name),
+            self._fs.open(self._path(name), "rb", block_size=CHUNK, cache_type="readahead") as file,
+        ):
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    def list(self, folder: str) -> list[str]:
+        """Return the names directly in a folder, sorted; none where there is no folder."""
+        with self._naming("list", folder):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.ls(self._path(folder), detail=False)
+            except FileNotFoundError:
+                return []
+        return sorted(f"{folder}/{str(item).rstrip('/').rsplit('/', 1)[-1]}" for item in found)
+
+    def states(self, folder: str) -> dict[str, FileState]:
+        """Return the state of every object below a folder, by name relative to it."""
+        base = self._path(folder)
+        with self._naming("list", folder):
+            self._fs.invalidate_cache()
+            found = self._fs.find(base, detail=True)
+        start = len(base.lstrip("/")) + 1
+        return {
+            str(path).lstrip("/")[start:]: FileState(info["size"], _modified(info), 0)
+            for path, info in found.items()
+        }
+
+    def modified(self, folder: str) -> float:
+        """Return when anything in a folder changed last, in seconds since 1970.
+
+        Where the place does not tell, it is now: what may be young is treated so.
+        """
+        times = [state.modified for state in self.states(folder).values()]
+        return max(times) / 1e9 if times and all(times) else time.time()
+
+    def remove(self, name: str) -> None:
+        """Remove an object or a whole folder, if it is there."""
+        with self._naming("remove", name):
+            self._fs.invalidate_cache()
+            try:
+                self._fs.rm(self._path(name), recursive=True)
+            except FileNotFoundError:
+                return
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    @contextmanager
+    def _naming(self, verb: str, name: str) -> Generator[None]:
+        place = f"{self.uri.rstrip('/')}/{name}" if name else self.uri
+        try:
+            yield
+        except StorageError:
+            raise
+        except ImportError as error:
+            raise StorageError(f"{place} needs a package: {error}", "install it") from None
+        except FileNotFoundError:
+            raise StorageError(
+                f"cannot {verb} {place}: there is no such bucket or object", "check the address"
+            ) from None
+        except PermissionError:
+            raise StorageError(
+                f"cannot {verb} {place}: permission denied", "check the credentials or rights"
+            ) from None
+        except Exception as error:  # each library has classes of its own for "no connection"
+            raise StorageError(
+                f"cannot {verb} {place}: {_reason(error)}",
+                "check the address and the connection, then run again: finished work is kept",
+            ) from None
+
+
+def _reason(error: Exception) -> str:
+    text = redact(str(error)) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
+
+
+def _modified(info: dict[str, Any]) -> int:
+    found = next((info[key] for key in _TIMES if info.get(key) is not None), 0)
+    seconds = found.timestamp() if isinstance(found, datetime) else float(found)
+    return int(seconds * 1e9)

@@ -1,0 +1,60 @@
+"""Records of finished runs: which artifacts each ended with; `refs/` names some of them."""
+
+import json
+from typing import Any
+
+from storage.artifacts import ArtifactStore
+from storage.errors import StorageError
+
+LATEST = "latest"
+
+
+def read_runs(store: ArtifactStore) -> list[dict[str, Any]]:
+    """Return the records of all finished runs, newest first.
+
+    Raises:
+        StorageError: A record cannot be read.
+    """
+    names = [name for name in store.list("runs") if name.endswith(".json")]
+    records = [read_run(store, name.removeprefix("runs/").removesuffix(".json")) for name in names]
+    return sorted(
+        (record for record in records if record is not None), key=lambda record: -record["created"]
+    )
+
+
+def read_run(store: ArtifactStore, name: str) -> dict[str, Any] | None:
+    """Return the record of one run, or None where there is none of that name.
+
+    Raises:
+        StorageError: The record cannot be read.
+    """
+    data = store.read(f"runs/{name}.json")
+    if data is None:
+        return None
+    try:
+        record = json.loads(data)
+        stages = {
+            str(stage): {"fingerprint": made["fingerprint"], "digest": made["digest"]}
+            for stage, made in record["stages"].items()
+        }
+        return {**record, "run": name, "created": float(record["created"]), "stages": stages}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise StorageError(
+            f"{store.uri}/runs/{name}.json is not the record of a run",
+            "delete that one file: the artifacts do not depend on it",
+        ) from None
+
+
+def read_refs(store: ArtifactStore) -> dict[str, str]:
+    """Return the runs that bear a name of their own, such as `latest`, by that name."""
+    found = {name.removeprefix("refs/"): store.read(name) for name in store.list("refs")}
+    return {
+        name: data.decode(errors="replace").strip()
+        for name, data in found.items()
+        if data is not None and not name.startswith(".")
+    }
+
+
+def write_ref(store: ArtifactStore, name: str, run: str) -> None:
+    """Give a run a name of its own, taking it from the run that had it."""
+    store.write(f"refs/{name}", run.encode())

@@ -1,0 +1,95 @@
+"""What all tests share: one thread per process, the tiny recipe, the whole demo run once."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+# Several processes on two cores: torch's own threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Every stage in seconds; what comes out says nothing, but every stage really ran.
+TINY: Mapping[str, object] = {
+    "images.source.train": 60,
+    "images.source.test": 12,
+    "images.validation_share": 0.1,
+    "backbones.clip_width": 32,
+    "backbones.clip_layers": 1,
+    "backbones.clip_text_width": 32,
+    "backbones.clip_text_layers": 1,
+    "backbones.clip_embed": 32,
+    "backbones.clip_epochs": 1,
+    "backbones.clip_batch": 16,
+    "backbones.lm_width": 32,
+    "backbones.lm_layers": 1,
+    "backbones.lm_heads": 2,
+    "backbones.lm_epochs": 1,
+    "features.rows_per_shard": 32,
+    "pretrain.batch": 16,
+    "pretrain.micro_batch": 16,
+    "pretrain.epochs": 1,
+    "pretrain.validate_every": 4,
+    "finetune.batch": 16,
+    "finetune.micro_batch": 16,
+    "finetune.epochs": 1,
+    "finetune.validate_every": 4,
+    "evaluate.images": 6,
+    "evaluate.questions": 6,
+    "evaluate.max_new_tokens": 8,
+    "evaluate.resamples": 50,
+}
+
+
+class Cli:
+    """Runs `phivision` as a user does, in a process of its own, on one store."""
+
+    def __init__(self, store: Path, **environment: str) -> None:
+        self.store = store
+        self.environment = {
+            **os.environ,
+            "PHIVISION_STORE": str(store),
+            "PHIVISION_WANDB": "offline",
+            "COLUMNS": "200",
+            **environment,
+        }
+
+    def __call__(self, *arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.cli", *arguments]
+        return subprocess.run(
+            command,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def ok(self, *arguments: str, timeout: float = 900) -> str:
+        """Run a command that must succeed and return what it printed."""
+        done = self(*arguments, timeout=timeout)
+        assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+def assignments(changes: Mapping[str, object]) -> list[str]:
+    """Return recipe changes as `--set` arguments."""
+    return [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Mapping[str, object]:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    folder = os.environ.get("PHIVISION_REALDATA")
+    if not folder:
+        pytest.skip("PHIVISION_REALDATA names no folder with real COCO and LLaVA data")
+    return Path(folder)

@@ -1,0 +1,155 @@
+"""The whole demo, once, as a person runs it; every assertion reads what it left behind."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+STAGES = [
+    "images",
+    "conversations",
+    "backbones",
+    "features",
+    "examples",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "publish",
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
+    """Run the demo in a fresh store with all cores, and return it with what it printed."""
+    cli = Cli(tmp_path_factory.mktemp("demo") / "store", OMP_NUM_THREADS="2")
+    return cli, cli.ok("run", "--preset", "demo", timeout=1700)
+
+
+def rows(cli: Cli, query: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(cli.ok("sql", query, "--format", "csv"))))
+
+
+def metric(cli: Cli, name: str, condition: str) -> float:
+    query = (
+        f"SELECT value FROM metrics WHERE stage = 'finetune' AND split = 'test' "
+        f"AND metric = '{name}' AND condition = '{condition}'"
+    )
+    return float(rows(cli, query)[0]["value"])
+
+
+def test_every_stage_is_printed_with_status_and_seconds(demo: tuple[Cli, str]) -> None:
+    lines = [line.split() for line in demo[1].splitlines()]
+    made = {line[0]: line[1] for line in lines if line and line[0] in STAGES}
+    assert made == dict.fromkeys(STAGES, "made")
+
+
+def test_captions_depend_on_the_picture(demo: tuple[Cli, str]) -> None:
+    real = metric(demo[0], "cider_d", "real")
+    assert real >= 3 * metric(demo[0], "cider_d", "blind")
+    assert real >= 3 * metric(demo[0], "cider_d", "shuffled")
+
+
+def test_questions_are_answered_from_the_picture(demo: tuple[Cli, str]) -> None:
+    assert metric(demo[0], "answer_accuracy", "real") >= 0.85
+    assert metric(demo[0], "answer_accuracy", "blind") <= 0.45
+    assert metric(demo[0], "answer_accuracy", "shuffled") <= 0.45
+
+
+def test_generations_stop_by_themselves(demo: tuple[Cli, str]) -> None:
+    assert metric(demo[0], "eos_rate", "real") >= 0.99
+
+
+def test_likelihood_is_best_with_the_right_picture(demo: tuple[Cli, str]) -> None:
+    real = metric(demo[0], "nll", "real")
+    assert real < metric(demo[0], "nll", "shuffled")
+    assert real < metric(demo[0], "nll", "blind")
+
+
+def test_experts_share_the_work(demo: tuple[Cli, str]) -> None:
+    usage = rows(
+        demo[0],
+        "SELECT metric, arg_max(value, step) AS share FROM training "
+        "WHERE stage = 'finetune' AND metric LIKE 'expert%' GROUP BY metric",
+    )
+    assert len(usage) == 4
+    assert all(float(row["share"]) > 0.02 for row in usage)
+
+
+def test_drops_have_one_reason_each(demo: tuple[Cli, str]) -> None:
+    reasons = {
+        row["reason"]: int(row["n"])
+        for row in rows(demo[0], "SELECT reason, count(*) AS n FROM drops GROUP BY ALL")
+    }
+    assert reasons["broken image"] > 0
+    assert reasons["not an image"] > 0
+    assert reasons["refusal"] > 0
+    assert reasons["too many characters"] > 0
+    assert reasons["image marker count"] > 0
+    assert "" not in reasons
+
+
+def test_no_picture_is_trained_on_and_tested_with(demo: tuple[Cli, str]) -> None:
+    shared = rows(
+        demo[0],
+        "SELECT count(*) AS n FROM examples a JOIN examples b USING (sha256) "
+        "WHERE a.split = 'test' AND b.split <> 'test'",
+    )
+    assert shared[0]["n"] == "0"
+
+
+def test_second_run_executes_nothing_and_says_so(demo: tuple[Cli, str]) -> None:
+    again = demo[0].ok("run", "--preset", "demo")
+    assert again.count("cached") >= len(STAGES)
+    assert " made " not in again
+    assert "nothing to do" in again
+    plan = json.loads(demo[0].ok("plan", "--format", "json"))
+    assert [step["stage"] for step in plan] == STAGES
+    assert {step["status"] for step in plan} == {"fresh"}
+
+
+def test_override_reruns_what_depends_on_it(demo: tuple[Cli, str]) -> None:
+    change = ("--set", "pretrain.learning_rate=0.0007")
+    plan = {s["stage"]: s for s in json.loads(demo[0].ok("plan", "--format", "json", *change))}
+    assert plan["pretrain"]["status"] == "stale"
+    assert "pretrain.learning_rate" in plan["pretrain"]["reason"]
+    assert [plan[s]["status"] for s in STAGES[:5]] == ["fresh"] * 5
+    assert [plan[s]["status"] for s in STAGES[6:]] == ["unknown"] * 3
+
+
+def test_ask_and_caption_answer_about_any_jpeg_or_png(
+    demo: tuple[Cli, str], tmp_path: Path
+) -> None:
+    from pipeline.drawing import draw
+    from pipeline.scenes import make_scene
+
+    scene = make_scene(seed=4242, index=3)
+    jpeg, png = tmp_path / "scene.jpg", tmp_path / "scene.png"
+    draw(scene).save(jpeg, quality=92)
+    draw(scene).save(png)
+    words = demo[0].ok("caption", str(jpeg)).lower()
+    assert any(item.shape in words for item in scene.objects)
+    assert any(item.colour in words for item in scene.objects)
+    both = demo[0].ok("caption", str(jpeg), str(png))
+    assert str(jpeg) in both
+    assert str(png) in both
+    number = demo[0].ok("ask", str(png), "How many objects are there?").strip().lower()
+    assert number.rstrip(".") in {"one", "two", "three", "four"}
+
+
+def test_show_follows_a_picture_through_every_room(demo: tuple[Cli, str]) -> None:
+    shown = demo[0].ok("show")
+    for room in ("captions", "objects", "features", "examples", "predictions"):
+        assert room in shown
+    assert "test" in shown
+
+
+def test_scores_print_all_conditions(demo: tuple[Cli, str]) -> None:
+    printed = demo[0].ok("scores")
+    for word in ("real", "shuffled", "blind", "cider_d", "answer_accuracy", "eos_rate"):
+        assert word in printed
