@@ -10,6 +10,7 @@ from flows.tables import print_rows
 from pipeline.errors import PipelineError
 from storage.catalog import Catalog
 from storage.errors import StorageError
+from storage.sql import refuse_writing
 from storage.tables import write_arrow
 
 SHOWN = 200  # rows printed as a table
@@ -23,6 +24,7 @@ def query_once(catalog: Catalog, query: str, style: str, output: Path | None) ->
         PipelineError: Parquet was asked for without a file to write it to.
         StorageError: The statement is wrong, or does more than read.
     """
+    refuse_writing(query)
     with catalog.open(query) as database:
         result = database.read_only(query)
     if style == "parquet":

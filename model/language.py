@@ -61,11 +61,11 @@ def add_lora(
 
 def merge_lora(language_model: PreTrainedModel) -> None:
     """Fold the adapters into the weights, in place, leaving the stock architecture."""
-    for name, module in list(language_model.named_modules()):
-        if isinstance(module, LoraLayer):
-            module.merge()
-            parent = language_model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    found = [(n, m) for n, m in language_model.named_modules() if isinstance(m, LoraLayer)]
+    for name, module in found:
+        module.merge()
+        parent = language_model.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], module.get_base_layer())
     # peft leaves its config on the model; a merged model must save as a plain one.
     if hasattr(language_model, "peft_config"):
         del language_model.peft_config
@@ -78,6 +78,6 @@ def forbid_ids(language_model: PreTrainedModel, used: int) -> None:
     Phi-2's tokenizer ends at 50,295 and its embedding has 51,200 rows; the rest was never
     trained.
     """
-    rows = language_model.get_input_embeddings().weight.shape[0]
+    rows = len(language_model.get_input_embeddings().weight)  # ty: ignore[invalid-argument-type]
     if used < rows:
         language_model.generation_config.suppress_tokens = list(range(used, rows))

@@ -17,7 +17,7 @@ from model.encoder import CONFIG, save_clip
 from model.training_schedule import warmup_cosine
 
 MEAN_STD = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-CONTEXT = 40  # text tokens; rendered and most real captions are shorter
+CONTEXT = 32  # text tokens; rendered and most real captions are shorter
 
 
 def tiny_clip_config(

@@ -100,7 +100,7 @@ def train_tiny_phi(
 
 
 def _config(tokenizer: Tokenizer, width: int, layers: int, heads: int) -> PhiConfig:
-    eos = tokenizer.token_to_id(EOS)
+    eos = _eos(tokenizer)
     return PhiConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=width,
@@ -117,10 +117,16 @@ def _config(tokenizer: Tokenizer, width: int, layers: int, heads: int) -> PhiCon
     )
 
 
+def _eos(tokenizer: Tokenizer) -> int:
+    found = tokenizer.token_to_id(EOS)
+    assert found is not None
+    return found
+
+
 def _encode(documents: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[list[list[int]]]:
-    eos = tokenizer.token_to_id(EOS)
     return [
-        [[*found.ids, eos] for found in tokenizer.encode_batch(list(texts))] for texts in documents
+        [[*found.ids, _eos(tokenizer)] for found in tokenizer.encode_batch(list(texts))]
+        for texts in documents
     ]
 
 
@@ -131,6 +137,6 @@ def _pack(documents: list[list[list[int]]], tokenizer: Tokenizer, seed: int) -> 
     for document in rng.sample(documents, len(documents)):
         for text in rng.sample(document, len(document)):
             ids.extend(text)
-    ids.extend([tokenizer.token_to_id(EOS)] * max(0, BLOCK - len(ids)))
+    ids.extend([_eos(tokenizer)] * max(0, BLOCK - len(ids)))
     rows = len(ids) // BLOCK
     return torch.tensor(ids[: rows * BLOCK]).view(rows, BLOCK)

@@ -1,14 +1,8 @@
-"""One training run in rounds: steps, validation, checkpoint; resumed at the last round.
-
-A round is `validate_every` optimizer steps. It is Lightning's epoch, so a checkpoint always lies
-between two rounds, and resuming there needs neither a loader's nor a generator's state.
-"""
+"""One training run with Lightning: rounds of steps, validation and a checkpoint; resumable."""
 
 import logging
-import math
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +14,17 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from model.training import MicroBatch, OptimizerConfig, TrainingModule
+from model.training import OptimizerConfig, TrainingModule
 from model.vlm import VisionLanguageModel, check_precision
 from pipeline.devices import pick_device
 from pipeline.errors import PipelineError
 from pipeline.feed import ExampleSet, TrainingFeed
-from pipeline.progress import Ticker
 from pipeline.recipe_parts import TrainingPart
+from pipeline.rounds import Rounds
 from pipeline.schemas import TRAINING
 from pipeline.stage import StageContext
 from pipeline.tracking import close_wandb, open_wandb
+from pipeline.training_watch import Bar, History
 from storage.tables import write_table
 
 
@@ -71,164 +66,56 @@ def train(
     check_precision(part.precision)
     if part.gradient_checkpointing:
         vlm.enable_gradient_checkpointing()
-    settings = context.settings
-    processes = settings.devices
     feed = TrainingFeed(
         training,
         batch=part.batch,
         micro_batch=part.micro_batch,
         seed=seed,
         rank=int(os.environ.get("LOCAL_RANK", "0")),
-        processes=processes,
+        processes=context.settings.devices,
     )
     steps = max(1, round(part.epochs * feed.steps_per_epoch))
     optimizer = OptimizerConfig(*rates, part.weight_decay, part.warmup_share, steps)
     module = TrainingModule(vlm, part.objective, optimizer, feed.passes, seed)
-    rounds = _Rounds(feed, validation, part, steps)
-    history = _History(feed.passes)
+    history = History(feed.passes)
+    state = _fit(context, part, module, Rounds(feed, validation, part, steps), history, label)
+    write_table(context.out / "training.parquet", history.rows, TRAINING)
+    return Trained(state, {"steps": steps, "examples": len(training), **history.summary()})
+
+
+def _fit(
+    context: StageContext,
+    part: TrainingPart,
+    module: TrainingModule,
+    rounds: Rounds,
+    history: History,
+    label: str,
+) -> dict[str, Tensor]:
+    """Run Lightning from the last checkpoint, if there is one; return the best trained tensors."""
+    checkpoints = context.scratch / "checkpoints"
     best = ModelCheckpoint(
-        context.scratch / "checkpoints",
+        checkpoints,
         filename="best",
         monitor="val_nll",
         save_last=True,
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
+    last = checkpoints / "last.ckpt"
     logger = open_wandb(context, label)
-    with context.report.track(label, steps) as tick:
-        callbacks = [history, best, _Bar(tick, feed.passes)]
+    with context.report.track(label, rounds.steps) as tick, warnings.catch_warnings():
+        _silence_lightning()
+        callbacks: list[Callback] = [history, best, Bar(tick, rounds.feed.passes)]
         trainer = _trainer(context, part, rounds, callbacks, logger)
-        last = context.scratch / "checkpoints" / "last.ckpt"
-        with warnings.catch_warnings():
-            _silence_lightning()
-            trainer.fit(
-                module,
-                datamodule=rounds,
-                ckpt_path=last if last.is_file() else None,
-                weights_only=True,
-            )
+        trainer.fit(
+            module,
+            datamodule=rounds,
+            ckpt_path=last if last.is_file() else None,
+            weights_only=True,
+        )
     close_wandb(logger)
-    write_table(context.out / "training.parquet", history.rows, TRAINING)
     saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-    state = {name.removeprefix("vlm."): value for name, value in saved["state_dict"].items()}
-    return Trained(state, {"steps": steps, "examples": len(training), **history.summary()})
-
-
-class _Rounds(L.LightningDataModule):
-    """Gives Lightning the micro-batches of the current round, and the validation set."""
-
-    def __init__(
-        self, feed: TrainingFeed, validation: ExampleSet, part: TrainingPart, steps: int
-    ) -> None:
-        super().__init__()
-        self.feed, self.validation, self.part, self.steps = feed, validation, part, steps
-        self.count = math.ceil(steps / part.validate_every)
-
-    def train_dataloader(self) -> "_Round":
-        assert self.trainer is not None
-        start = self.trainer.current_epoch * self.part.validate_every
-        return _Round(self.feed, start, min(start + self.part.validate_every, self.steps))
-
-    def val_dataloader(self) -> "_Validation":
-        return _Validation(self.validation, self.part.micro_batch)
-
-
-class _Round:
-    """The micro-batches of some optimizer steps, as an iterable of known length."""
-
-    def __init__(self, feed: TrainingFeed, start: int, stop: int) -> None:
-        self.feed, self.start, self.stop = feed, start, stop
-
-    def __len__(self) -> int:
-        return (self.stop - self.start) * self.feed.passes
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        for step in range(self.start, self.stop):
-            yield from self.feed.step(step)
-
-
-class _Validation:
-    """The validation set in a fixed order."""
-
-    def __init__(self, examples: ExampleSet, size: int) -> None:
-        self.examples, self.size = examples, size
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.examples.rows) / self.size)
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        return self.examples.in_order(self.size)
-
-
-class _History(Callback):
-    """Figures of every round, kept in the checkpoint so that a resume loses none."""
-
-    def __init__(self, passes: int) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.passes = passes
-        self._losses: list[Tensor] = []
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        self._losses.append(trainer.callback_metrics["loss"].detach())
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        step = trainer.global_step
-        figures = {
-            "loss": float(torch.stack(self._losses).mean()),
-            "val_nll": float(trainer.callback_metrics["val_nll"]),
-            "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
-        }
-        for number, usage in enumerate(pl_module.expert_usage()):
-            figures[f"expert_{number}_usage"] = usage
-        self._losses.clear()
-        self.rows += [
-            {"step": step, "metric": name, "value": value} for name, value in figures.items()
-        ]
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, step)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
-
-    def summary(self) -> dict[str, float]:
-        losses = [row["value"] for row in self.rows if row["metric"] == "val_nll"]
-        return {"val_nll": round(min(losses), 4), "last_val_nll": round(losses[-1], 4)}
-
-
-class _Bar(Callback):
-    """Moves the progress bar once per optimizer step."""
-
-    def __init__(self, tick: Ticker, passes: int) -> None:
-        self.tick, self.passes = tick, passes
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.tick(trainer.global_step)
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        if (batch_idx + 1) % self.passes == 0:
-            shown = trainer.callback_metrics
-            note = "  ".join(
-                f"{name} {float(shown[name]):.3f}" for name in ("loss", "val_nll") if name in shown
-            )
-            self.tick(1, note)
+    return {name.removeprefix("vlm."): value for name, value in saved["state_dict"].items()}
 
 
 class _AtomicCheckpointIO(TorchCheckpointIO):
@@ -250,7 +137,7 @@ class _AtomicCheckpointIO(TorchCheckpointIO):
 def _trainer(
     context: StageContext,
     part: TrainingPart,
-    rounds: _Rounds,
+    rounds: Rounds,
     callbacks: list[Callback],
     logger: WandbLogger | None,
 ) -> L.Trainer:

@@ -131,8 +131,6 @@ class ObjectFiles:
         place = f"{self.uri.rstrip('/')}/{name}" if name else self.uri
         try:
             yield
-        except StorageError:
-            raise
         except ImportError as error:
             raise StorageError(f"{place} needs a package: {error}", "install it") from None
         except FileNotFoundError:

@@ -55,16 +55,8 @@ class ReadCache:
                 return target, ""
         except OSError as error:
             raise local_error("use", target, error) from error
-        from storage.transfer import download  # takes longer to import than `plan` may take
-
         try:
-            download(
-                url,
-                target,
-                checksum=f"sha256:{record.sha256}",
-                size=record.bytes,
-                advance=lambda _: None,
-            )
+            _download(url, target, record)
         except ChecksumError:
             return target, f"{record.name} was altered"
         self._stamps.add(key, {record.name: state_of(target)})
@@ -90,49 +82,51 @@ class ReadCache:
             os.close(handle)  # it was evicted between open and lock
 
     def _shrink(self, limit: int) -> None:
-        locks = sorted(self.root.glob("*.lock"), key=_used)
-        sizes = {lock.stem: _size(self.root / lock.stem) for lock in locks}
+        locks: list[tuple[float, Path]] = []
+        for lock in self.root.glob("*.lock"):
+            with suppress(FileNotFoundError):  # another process evicts too
+                locks.append((lock.stat().st_mtime, lock))
+        sizes = {lock.stem: _size(self.root / lock.stem) for _, lock in locks}
         excess = sum(sizes.values()) - limit
-        for lock in locks:
+        for _, lock in sorted(locks):
             if excess <= 0:
                 return
             if lock.stem not in self._held and self._evict(lock):
                 excess -= sizes[lock.stem]
 
     def _evict(self, lock: Path) -> bool:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is(lock, handle):
-                return False  # another process was faster
-            # Renamed first: a kill in the middle leaves no half artifact under a valid name.
-            doomed = self.root / f"{lock.stem}.{time.time_ns()}.old"
-            with suppress(FileNotFoundError):
-                (self.root / lock.stem).rename(doomed)
-            self._stamps.forget(lock.stem)
-            lock.unlink()
-        except BlockingIOError:
-            return False  # somebody reads it
-        finally:
-            os.close(handle)
-        for old in self.root.glob("*.old"):
-            shutil.rmtree(old, ignore_errors=True)
-        return True
+        # Blocked: somebody reads it. Not found, or without its name: another process was faster.
+        with suppress(BlockingIOError, FileNotFoundError), lock.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is(lock, stream.fileno()):
+                # Renamed first: a kill in the middle leaves no half artifact under a valid name.
+                doomed = self.root / f"{lock.stem}.{time.time_ns()}.old"
+                with suppress(FileNotFoundError):
+                    (self.root / lock.stem).rename(doomed)
+                self._stamps.forget(lock.stem)
+                lock.unlink()
+                for old in self.root.glob("*.old"):
+                    shutil.rmtree(old, ignore_errors=True)
+                return True
+        return False
+
+
+def _download(url: str, target: Path, record: FileRecord) -> None:
+    from storage.transfer import download  # takes longer to import than `plan` may take
+
+    checksum = f"sha256:{record.sha256}"
+    try:
+        download(url, target, checksum=checksum, size=record.bytes, advance=lambda _: None)
+    except ChecksumError:
+        # Once more: a bit that flipped on the way must not cost the making of an artifact.
+        download(url, target, checksum=checksum, size=record.bytes, advance=lambda _: None)
 
 
 def _is(path: Path, handle: int) -> bool:
     """Return whether an open file still has the name `path`."""
-    try:
+    with suppress(FileNotFoundError):
         return path.stat().st_ino == os.fstat(handle).st_ino
-    except FileNotFoundError:
-        return False
-
-
-def _used(lock: Path) -> float:
-    try:
-        return lock.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+    return False
 
 
 def _size(folder: Path) -> int:

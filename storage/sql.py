@@ -64,16 +64,7 @@ class Database:
         Raises:
             StorageError: It is no single SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
         """
-        try:
-            statements = self._connection.extract_statements(sql)
-        except duckdb.Error as error:
-            raise StorageError(f"SQL: {error}") from None
-        kinds = [statement.type.name for statement in statements]
-        if len(kinds) != 1 or kinds[0] not in _READ_ONLY:
-            raise StorageError(
-                "exactly one SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN can be run here",
-                "the catalog is read-only",
-            )
+        refuse_writing(sql)
         return self.query(sql)
 
     def close(self) -> None:
@@ -87,6 +78,24 @@ class Database:
     def __exit__(self, *failure: object) -> None:
         """Close the connection."""
         self.close()
+
+
+def refuse_writing(sql: str) -> None:
+    """Raise unless a text is exactly one statement that only reads.
+
+    Raises:
+        StorageError: It is several statements, one that writes, or no SQL at all.
+    """
+    with duckdb.connect(":memory:") as connection:
+        try:
+            kinds = [statement.type.name for statement in connection.extract_statements(sql)]
+        except duckdb.Error as error:
+            raise StorageError(f"SQL: {error}") from None
+    if len(kinds) != 1 or kinds[0] not in _READ_ONLY:
+        raise StorageError(
+            "exactly one SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN can be run here",
+            "the catalog is read-only",
+        )
 
 
 def _relation(source: Source) -> Any:

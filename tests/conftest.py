@@ -93,3 +93,7 @@ def realdata() -> Path:
     if not folder:
         pytest.skip("PHIVISION_REALDATA names no folder with real COCO and LLaVA data")
     return Path(folder)
+
+
+# -- stores: places for artifacts, shared by the tests of storage and pipeline ----------------
+pytest_plugins = ("tests.unit.store_fixtures",)

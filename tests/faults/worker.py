@@ -1,35 +1,33 @@
-"""Runs the whole DAG of the tiny demo on one store, stage by stage, without Prefect.
+"""Runs the whole DAG of the demo on one store, stage by stage, without Prefect's server.
 
-`python -m tests.faults.worker STORE [dotted.path=value …]`; what it prints is for people.
+`python -m tests.faults.worker STORE [dotted.path=value …]` prints `start`, then a line per stage.
 """
 
 import sys
-from pathlib import Path
+
+from pipeline.dag import DAG
+from pipeline.materialize import Outcome, materialize
+from pipeline.presets import preset
+from pipeline.progress import ConsoleReporter
+from pipeline.runs import record_run
+from pipeline.settings import Settings
+from storage.artifacts import ArtifactStore
 
 
-def main(store_uri: str, assignments: list[str]) -> None:
-    from pipeline.dag import DAG
-    from pipeline.materialize import materialize
-    from pipeline.presets import preset
-    from pipeline.progress import ConsoleReporter
-    from pipeline.runs import record_run
-    from pipeline.settings import Settings
-    from storage.artifacts import ArtifactStore
-
-    changes = dict(assignment.split("=", 1) for assignment in assignments)
+def run(store_uri: str, changes: dict[str, object]) -> None:
+    """Make every stage, as the flow does."""
+    print("start", flush=True)
     recipe = preset("demo").override(changes)
     settings = Settings(store=store_uri, wandb="disabled", device="cpu", threads=1)
-    outcomes = {}
+    store = ArtifactStore(settings.store, settings.work / "cache")
+    outcomes: dict[str, Outcome] = {}
     for stage in DAG:
-        store = ArtifactStore(settings.store, settings.work / "cache")
         inputs = {name: outcomes[name].manifest for name in stage.inputs_with(recipe)}
-        outcomes[stage.name] = materialize(
-            stage, recipe, inputs, store, settings, ConsoleReporter()
-        )
-        print(stage.name, outcomes[stage.name].status, round(outcomes[stage.name].seconds, 2), flush=True)
-    print(record_run(ArtifactStore(settings.store, settings.work / "cache"), recipe, list(outcomes.values())))
+        outcome = materialize(stage, recipe, inputs, store, settings, ConsoleReporter())
+        outcomes[stage.name] = outcome
+        print(stage.name, outcome.status, f"{outcome.seconds:.2f}", flush=True)
+    record_run(store, recipe, list(outcomes.values()))
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    main(sys.argv[1], sys.argv[2:])
+    run(sys.argv[1], dict(argument.split("=", 1) for argument in sys.argv[2:]))

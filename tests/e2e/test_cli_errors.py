@@ -1,0 +1,96 @@
+"""What goes wrong is one clear line that names the thing and the remedy, without a traceback."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return Cli(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("run", "--set", "pretrain.lerning_rate=1"), 1, "pretrain.learning_rate"),
+        (("run", "--set", "pretrain.batch"), 1, "dotted.path=value"),
+        (("plan", "--preset", "dmeo"), 1, "demo, coco"),
+        (("plan", "--rerun", "pretrian"), 1, "pretrain"),
+        (("run", "--nonsense"), 2, "--help"),
+        (("nonsense",), 2, "--help"),
+        (("sql", "DROP VIEW images"), 1, "read-only"),
+        (("sql", "SELECT * FROM images"), 1, "has not run yet"),
+        (("ask", "nowhere.jpg", "What?"), 1, "nowhere.jpg"),
+        (("show", "7"), 1, "phivision run"),
+        (("scores",), 1, "phivision run"),
+        (
+            ("run", "--set", "images.source.kind=folder", "--set", "images.source.root=/nowhere"),
+            1,
+            "conversations.source",
+        ),
+    ],
+)
+def test_expected_errors_are_one_clear_line(
+    cli: Cli, arguments: tuple[str, ...], status: int, words: str
+) -> None:
+    done = cli(*arguments)
+    assert done.returncode == status, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_without_cocos_layout_is_named(cli: Cli, tmp_path: Path) -> None:
+    talk = tmp_path / "talk.json"
+    talk.write_text("[]")
+    done = cli(
+        "plan",
+        *("--set", "images.source.kind=folder", "--set", f"images.source.root={tmp_path}"),
+        *("--set", "conversations.source.kind=file"),
+        *("--set", f"conversations.source.path={talk}"),
+        *("--set", "conversations.source.sha256=null"),
+    )
+    assert done.returncode == 1
+    assert str(tmp_path) in done.stderr
+    assert "train2017" in done.stderr
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = Cli(blocked / "store")("run", "--set", "images.source.train=60")
+    assert done.returncode == 1
+    assert str(blocked) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broken_picture_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "nothing"
+    folder.mkdir()
+    done = cli("caption", str(tmp_path / "x.jpg"), "--bundle", str(folder))
+    assert done.returncode == 1
+    assert "x.jpg" in done.stderr
+
+
+def test_debug_shows_the_traceback(cli: Cli) -> None:
+    done = cli("--debug", "plan", "--preset", "dmeo")
+    assert "Traceback" in done.stderr
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    printed = cli.ok("--help")
+    for command in ("run", "plan", "sql", "show", "ask", "caption", "scores", "recipe", "runs"):
+        assert command in printed
+
+
+def test_a_taken_port_is_explained() -> None:
+    from flows.failures import explain
+
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        with pytest.raises(OSError) as caught:
+            second.bind(first.getsockname())
+    assert "port is in use" in str(explain(caught.value))

@@ -1,0 +1,79 @@
+"""kill -9 at random instants: whatever the moment, the next run ends as if nothing had happened.
+
+`PHIVISION_KILLS` says how often (5 times by default), `PHIVISION_SEED` at which instants.
+"""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from storage.garbage import find_garbage
+from storage.maintenance import committed, verify
+from tests.faults.conftest import Pipeline, Reference, digests, opened
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(7200)]
+KILLS = int(os.environ.get("PHIVISION_KILLS", "5"))
+SEED = int(os.environ.get("PHIVISION_SEED", "0"))
+
+
+def kill(pipeline: Pipeline, store: Path, reference: Reference, chance: random.Random) -> str:
+    """Start a run and kill it, with all its children, at a random instant of a random stage."""
+    target = chance.choice(list(reference.seconds))
+    delay = chance.uniform(0.0, reference.seconds[target])
+    process = pipeline.start(store)
+    assert process.stdout is not None
+    process.stdout.readline()  # modules are imported, work begins
+    for stage in reference.seconds:
+        if stage == target:
+            break
+        process.stdout.readline()
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return f"{delay:.3f} s into {target}"
+
+
+def check(store: Path, reference: Reference) -> None:
+    """Fail unless a store holds exactly what the undisturbed run made, whole and tidy."""
+    found = opened(store)
+    assert digests(found) == reference.digests
+    assert verify(found, committed(found), lambda _: None) == []
+    assert not list((store / "work" / "workspaces").iterdir())
+    left = [g.name for g in find_garbage(found, store / "work", keep=1, grace=-10.0)]
+    assert [name for name in left if not name.startswith("artifacts/")] == []
+
+
+def test_after_a_kill_at_any_instant_the_next_run_ends_the_same(
+    pipeline: Pipeline, reference: Reference
+) -> None:
+    chance = random.Random(SEED)
+    for number in range(KILLS):
+        store = pipeline.folder / f"killed-{number}"
+        when = kill(pipeline, store, reference, chance)
+        rows = pipeline.finish(store)
+        cached = sum(row[1] == "cached" for row in rows)
+        print(f"kill {number}: {when}; {cached} stages kept", flush=True)
+        check(store, reference)
+        shutil.rmtree(store)
+
+
+def test_a_run_that_is_killed_again_and_again_still_ends_the_same(
+    pipeline: Pipeline, reference: Reference
+) -> None:
+    chance = random.Random(SEED + 1)
+    store = pipeline.folder / "killed-often"
+    for _ in range(max(2, KILLS // 10)):
+        kill(pipeline, store, reference, chance)
+    pipeline.finish(store)
+    check(store, reference)
+
+
+def test_an_undisturbed_run_leaves_nothing_to_do(pipeline: Pipeline, reference: Reference) -> None:
+    rows = pipeline.finish(reference.store)
+    assert {row[1] for row in rows} == {"cached"}
+    check(reference.store, reference)

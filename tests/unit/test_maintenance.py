@@ -1,0 +1,366 @@
+"""verify and gc: what is damaged is found and marked, what nobody needs goes, nothing else."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from storage.artifacts import ArtifactStore
+from storage.errors import StorageError
+from storage.garbage import DAY, Garbage, find_garbage, is_busy
+from storage.leases import Pace, lease
+from storage.maintenance import committed, verify
+from storage.manifest import Manifest, UnknownManifestError
+from storage.runs import read_refs, read_run, read_runs, write_ref
+from tests.unit.store_fixtures import add, again, flip, overwrite, payload
+
+FILES = {"a.bin": bytes(3000), "deep/b.bin": b"b" * 100}
+
+
+def check(store: ArtifactStore) -> dict[str, dict[str, str]]:
+    """Return the faults by stage."""
+    known, hashed = committed(store), []
+    found = verify(store, known, hashed.append)
+    assert sum(hashed) <= known.bytes
+    return {damage.stage: dict(damage.faults) for damage in found}
+
+
+# -- verify -------------------------------------------------------------------------------------
+
+
+def test_a_whole_store_is_whole(store: ArtifactStore, tmp_path: Path) -> None:
+    add(store, tmp_path, FILES)
+    add(store, tmp_path, FILES, payload("letters"))
+    assert check(store) == {}
+    assert committed(store).bytes == 6200
+
+
+def test_each_kind_of_damage_is_named_and_marked(store: ArtifactStore, tmp_path: Path) -> None:
+    made = {stage: add(store, tmp_path, FILES, payload(stage)) for stage in ("a", "b", "c", "d")}
+    flip(store, f"{made['a'].folder}/a.bin", at=2999)
+    overwrite(store, f"{made['b'].folder}/a.bin", b"short")
+    store.files.remove(f"{made['c'].folder}/deep/b.bin")
+    found = check(again(store, tmp_path / "other"))
+    assert found == {
+        "a": {"a.bin": "altered"},
+        "b": {"a.bin": "5 bytes instead of 3000"},
+        "c": {"deep/b.bin": "missing"},
+    }
+    fresh = again(store, tmp_path / "third")
+    assert {stage: bool(fresh.damage(one)) for stage, one in made.items()} == {
+        "a": True,
+        "b": True,
+        "c": True,
+        "d": False,
+    }
+
+
+def test_bits_that_rot_under_an_unchanged_state_are_found(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    made = add(local, tmp_path, FILES)
+    path = local.files.path(f"{made.folder}/a.bin")  # ty: ignore[unresolved-attribute]
+    state = path.stat()
+    flip(local, f"{made.folder}/a.bin")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert local.damage(made) == ""
+    assert check(local) == {"numbers": {"a.bin": "altered"}}
+    assert local.damage(made) == "a.bin"
+    with pytest.raises(StorageError, match="altered"):
+        local.artifact(made).path("a.bin")
+
+
+def test_what_is_whole_again_loses_its_mark(store: ArtifactStore, tmp_path: Path) -> None:
+    made = add(store, tmp_path, FILES)
+    flip(store, f"{made.folder}/a.bin")
+    assert check(store)
+    flip(store, f"{made.folder}/a.bin")
+    assert check(store) == {}
+    assert store.damage(made) == ""
+
+
+def test_a_damaged_manifest_is_reported(store: ArtifactStore, tmp_path: Path) -> None:
+    made = add(store, tmp_path, FILES)
+    overwrite(store, f"manifests/numbers/{made.fingerprint}.json", b"{")
+    (faults,) = check(store).values()
+    assert "is not a manifest" in faults[""]
+
+
+def test_what_was_made_again_meanwhile_is_not_marked(store: ArtifactStore, tmp_path: Path) -> None:
+    made = add(store, tmp_path, FILES)
+    known = committed(store)
+    store.files.remove(made.folder)
+    newer = add(store, tmp_path, FILES, replace=True)
+    assert verify(store, known, lambda _: None) == []
+    assert store.damage(newer) == ""
+
+
+def test_a_read_only_store_is_reported_all_the_same(local: ArtifactStore, tmp_path: Path) -> None:
+    made = add(local, tmp_path, FILES)
+    flip(local, f"{made.folder}/a.bin")
+    (tmp_path / "store" / "damaged").write_bytes(b"in the way of every mark")
+    assert check(local) == {"numbers": {"a.bin": "altered"}}
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
+def test_a_bad_sector_is_damage(local: ArtifactStore, tmp_path: Path) -> None:
+    made = add(local, tmp_path, {"a.bin": b""})
+    path = local.files.path(f"{made.folder}/a.bin")  # ty: ignore[unresolved-attribute]
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # has size 0 and cannot be read
+    assert "Input/output error" in check(local)["numbers"]["a.bin"]
+
+
+def test_a_store_that_cannot_be_reached_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArtifactStore(f"memory://{tmp_path.name}", tmp_path / "cache")
+    made = add(store, tmp_path, FILES)
+
+    def fail(_: str) -> None:
+        raise StorageError("no connection")
+
+    monkeypatch.setattr(store.files, "chunks", fail)
+    with pytest.raises(StorageError, match="no connection"):
+        check(store)
+    assert store.damage(made) == ""
+
+
+# -- gc -----------------------------------------------------------------------------------------
+
+
+def chain(store: ArtifactStore, folder: Path, number: int) -> list[Manifest]:
+    """Commit three stages, each made from the one before, and record them as a run."""
+    made: list[Manifest] = []
+    for stage in ("images", "pretrain", "publish"):
+        inputs = {made[-1].stage: made[-1].digest} if made else {}
+        what = payload(stage, inputs=inputs, code={"n": str(number)})
+        made.append(add(store, folder, {f"{stage}.bin": b"%d" % number}, what))
+    return made
+
+
+def record(store: ArtifactStore, name: str, made: list[Manifest], created: float) -> None:
+    stages = {m.stage: {"fingerprint": m.fingerprint, "digest": m.digest} for m in made}
+    body = {"run": name, "created": created, "stages": stages, "made": [], "recipe": {}}
+    store.write(f"runs/{name}.json", json.dumps(body).encode())
+
+
+def later(store: ArtifactStore, work: Path, keep: int = 1, **changes: Any) -> list[Garbage]:
+    return find_garbage(store, work, **{"keep": keep, "grace": -10.0, **changes})
+
+
+def sweep(garbage: list[Garbage]) -> None:
+    for one in garbage:
+        one.remove()
+
+
+def alive(store: ArtifactStore, made: list[Manifest]) -> list[bool]:
+    return [store.find(m.stage, m.fingerprint) is not None and not store.damage(m) for m in made]
+
+
+def test_what_recent_runs_reach_stays_and_the_rest_goes(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    runs = [chain(store, tmp_path, number) for number in range(4)]
+    for number, made in enumerate(runs[:3]):
+        record(store, f"run{number}", made, created=1000.0 + number)
+    write_ref(store, "paper", "run0")
+    found = later(store, tmp_path / "work", keep=1)
+    assert [garbage.kind for garbage in found] == ["manifest"] * 3 + ["attempt"] * 3
+    sweep(found)
+    # run1 is neither recent nor named; the last chain has no record but the newest publish
+    assert [alive(store, made) for made in runs] == [
+        [True] * 3,
+        [False] * 3,
+        [True] * 3,
+        [True] * 3,
+    ]
+    assert later(store, tmp_path / "work", keep=1) == []
+    assert check(store) == {}
+
+
+def test_what_was_made_or_used_lately_stays_with_all_that_went_into_it(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    made = chain(store, tmp_path, 1)
+    chain(store, tmp_path, 2)
+    assert later(store, tmp_path, keep=0, grace=DAY) == []
+    found = later(store, tmp_path, keep=0)
+    assert len(found) == 6
+    # A run that is not recorded yet comes back to an old artifact between look and removal.
+    body = json.dumps({"used": time.time() + 100}).encode()
+    store.write(f"used/pretrain/{made[1].fingerprint}.json", body)
+    sweep(found)
+    assert store.find("pretrain", made[1].fingerprint) is not None
+    assert store.damage(made[1]) == ""
+    assert [g.name for g in later(store, tmp_path, keep=0)] == []
+
+
+def test_an_orphan_goes_when_it_is_old(store: ArtifactStore, tmp_path: Path) -> None:
+    made = add(store, tmp_path, FILES)
+    orphan = f"artifacts/numbers/{'f' * 16}-0123abcd"
+    store.write(f"{orphan}/half.bin", bytes(500))
+    assert later(store, tmp_path, grace=DAY) == []
+    (found,) = [g for g in later(store, tmp_path, keep=0) if g.name == orphan]
+    assert (found.kind, found.bytes) == ("attempt", 500)
+    found.remove()
+    assert store.list("artifacts/numbers") == [made.folder]
+
+
+def test_what_was_replaced_lately_stays_for_who_still_reads_it(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    old = add(local, tmp_path, FILES)
+    for path in (tmp_path / "store" / old.folder).rglob("*"):
+        os.utime(path, (1000, 1000))
+    os.utime(tmp_path / "store" / old.folder, (1000, 1000))
+    add(local, tmp_path, FILES, replace=True)
+    assert later(local, tmp_path, grace=DAY) == []
+    assert old.folder in {g.name for g in later(local, tmp_path, keep=0)}
+
+
+def test_files_of_a_damaged_manifest_are_left_alone(store: ArtifactStore, tmp_path: Path) -> None:
+    made = add(store, tmp_path, FILES)
+    overwrite(store, f"manifests/numbers/{made.fingerprint}.json", b"{")
+    assert later(store, tmp_path, keep=0) == []
+
+
+def test_a_store_of_a_newer_version_is_left_alone(store: ArtifactStore, tmp_path: Path) -> None:
+    made = add(store, tmp_path, FILES)
+    overwrite(store, f"manifests/numbers/{made.fingerprint}.json", b'{"manifest": 2}')
+    with pytest.raises(UnknownManifestError):
+        later(store, tmp_path, keep=0)
+
+
+def test_an_adopted_artifact_keeps_the_files_it_shares(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    from storage.commits import publish
+
+    old = add(store, tmp_path, FILES)
+    new = old.model_copy(update={"fingerprint": "e" * 64, "accepted": old.fingerprint})
+    publish(store, new, warn=pytest.fail)
+    record(store, "run", [new], created=1.0)
+    found = later(store, tmp_path)
+    assert [g.kind for g in found] == ["manifest"]
+    sweep(found)
+    assert alive(store, [old, new]) == [False, True]
+    flip(store, f"{new.folder}/a.bin")
+    assert check(store) == {"numbers": {"a.bin": "altered"}}
+
+
+def test_dead_leases_and_notes_about_nothing_go(store: ArtifactStore, tmp_path: Path) -> None:
+    made = add(store, tmp_path, FILES)
+    store.mark_damaged(made, ["a.bin"])
+    store.write(f"used/numbers/{made.fingerprint}.json", b'{"used": 5}')
+    for note in ("damaged/numbers/0-0.json", "used/numbers/00.json"):
+        store.write(note, b"{}")
+    old = {"owner": "x", "beat": time.time() - 2 * DAY, "done": False}
+    store.write("leases/old-1/00000003.json", json.dumps(old).encode())
+    store.write("leases/new-1/00000001.json", json.dumps({**old, "beat": time.time()}).encode())
+    store.write("leases/odd-1/readme.txt", b"")
+    found = later(store, tmp_path, grace=DAY)
+    assert {g.name for g in found} == {
+        "leases/old-1",
+        "leases/odd-1",
+        "damaged/numbers/0-0.json",
+        "used/numbers/00.json",
+    }
+    sweep(found)
+    assert store.damage(made) == "a.bin"
+    assert store.list("leases") == ["leases/new-1"]
+
+
+def test_rests_of_killed_writes_go(local: ArtifactStore, tmp_path: Path) -> None:
+    add(local, tmp_path, FILES)
+    for name, age in (("old", 2 * DAY), ("new", 0.0)):
+        local.write(f"runs/.{name}.tmp", b"half")
+        path = tmp_path / "store" / "runs" / f".{name}.tmp"
+        os.utime(path, (time.time() - age, time.time() - age))
+    (found,) = later(local, tmp_path, grace=DAY)
+    found.remove()
+    assert [path.name for path in (tmp_path / "store" / "runs").iterdir()] == [".new.tmp"]
+
+
+def workspace(work: Path, key: str, *, old: bool = False) -> Path:
+    path = work / "workspaces" / key
+    (path / "scratch").mkdir(parents=True)
+    (path / "scratch" / "shard").write_bytes(bytes(100))
+    if old:
+        for each in (path / "scratch" / "shard", path / "scratch", path):
+            os.utime(each, (1000, 1000))
+    return path
+
+
+def test_workspaces_go_when_done_or_old_but_never_under_a_lock(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    made = add(local, tmp_path, FILES)
+    work = tmp_path / "work"
+    done = workspace(work, f"numbers-{made.fingerprint[:16]}")
+    old = workspace(work, "numbers-0000000000000000", old=True)
+    young = workspace(work, "numbers-1111111111111111")
+    busy = workspace(work, "numbers-2222222222222222", old=True)
+    locks = work / "locks"
+    locks.mkdir()
+    (locks / f"{old.name}.lock").touch()
+    with FileLock(locks / f"{busy.name}.lock"):
+        assert is_busy(local, work)
+        found = later(local, work, grace=DAY)
+        assert {g.name for g in found} == {str(done), str(old)}
+        assert {g.bytes for g in found} == {100}
+        sweep(found)
+        assert not done.exists()
+        assert not old.exists()
+        assert busy.exists()
+    assert young.exists()
+    assert not is_busy(local, work)
+    (found,) = later(local, work, grace=DAY)
+    with FileLock(locks / f"{busy.name}.lock"):
+        found.remove()  # a run has come back to it meanwhile
+    assert busy.exists()
+
+
+def test_beside_a_running_pipeline_a_week_of_use_stays(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    add(store, tmp_path, FILES)
+    work = tmp_path / "work"
+    with lease(store, work / "locks", "pretrain-0", say=print, pace=Pace(beat=0.1)):
+        assert is_busy(store, work)
+        assert later(store, work, keep=0) == []
+    assert len(later(store, work, keep=0)) == 2
+
+
+def test_a_lock_folder_that_cannot_be_read_is_one_clear_line(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    (tmp_path / "locks" / "x.lock").mkdir(parents=True)
+    with pytest.raises(StorageError, match="cannot lock"):
+        is_busy(local, tmp_path)
+
+
+# -- run records --------------------------------------------------------------------------------
+
+
+def test_runs_come_newest_first(store: ArtifactStore) -> None:
+    for number, created in enumerate((5.0, 9.0, 7.0)):
+        record(store, f"run{number}", [], created)
+    store.write("runs/notes.txt", b"")
+    assert [run["run"] for run in read_runs(store)] == ["run1", "run2", "run0"]
+    assert read_run(store, "none") is None
+    write_ref(store, "paper", "run1")
+    assert read_refs(store) == {"paper": "run1"}
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"created": "x", "stages": {}}', b'{"created": 1, "stages": [1]}']
+)
+def test_a_record_that_is_none_is_named(store: ArtifactStore, body: bytes) -> None:
+    store.write("runs/odd.json", body)
+    with pytest.raises(StorageError, match=r"runs/odd\.json is not the record of a run"):
+        read_runs(store)

@@ -1,0 +1,141 @@
+"""Recipes: complete, frozen, changed by dotted paths, refused with the nearest valid name."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import RecipeError
+from pipeline.presets import PRESETS, preset
+from pipeline.recipe import Recipe
+
+
+def parts(model: BaseModel, prefix: str = "") -> list[tuple[str, object]]:
+    found = []
+    for name, field in type(model).model_fields.items():
+        found.append((f"{prefix}{name}", field))
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            found += parts(value, f"{prefix}{name}.")
+    return found
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_field_is_described_and_has_no_default(name: str) -> None:
+    for path, field in parts(preset(name)):
+        leaf = path.rsplit(".", 1)[-1]
+        if leaf == "kind":
+            continue
+        assert field.is_required(), path
+        if "." in path and not isinstance(field.annotation, type(BaseModel)):
+            assert field.description or leaf in ("source", "scheduled"), path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_recipe_survives_json(name: str) -> None:
+    recipe = preset(name)
+    assert Recipe.model_validate(json.loads(recipe.model_dump_json())) == recipe
+
+
+def test_override_changes_one_field_and_no_sibling() -> None:
+    recipe = preset("demo")
+    changed = recipe.override({"finetune.epochs": 2})
+    assert changed.finetune.epochs == 2
+    before, after = dict(recipe.leaves()), dict(changed.leaves())
+    assert {key for key in before if before[key] != after[key]} == {"finetune.epochs"}
+
+
+def test_text_values_are_read_as_the_command_line_writes_them() -> None:
+    recipe = preset("demo").override(
+        {
+            "finetune.method": "lora",
+            "finetune.epochs": "2.5",
+            "pretrain.gradient_checkpointing": "true",
+            "examples.refusals": '["no idea"]',
+        }
+    )
+    assert recipe.finetune.method == "lora"
+    assert recipe.finetune.epochs == 2.5
+    assert recipe.pretrain.gradient_checkpointing is True
+    assert recipe.examples.refusals == ("no idea",)
+
+
+def test_changing_a_kind_takes_the_new_fields_only() -> None:
+    recipe = preset("demo").override(
+        {
+            "images.source.kind": "folder",
+            "images.source.root": "/data/coco",
+            "conversations.source.kind": "file",
+            "conversations.source.path": "talk.json",
+            "conversations.source.sha256": "null",
+        }
+    )
+    assert recipe.images.source.model_dump() == {"kind": "folder", "root": "/data/coco"}
+    assert recipe.conversations.source.sha256 is None  # ty: ignore
+
+
+def test_a_new_kind_names_the_fields_it_lacks() -> None:
+    with pytest.raises(RecipeError, match=r"images\.source\.root"):
+        preset("demo").override({"images.source.kind": "folder"})
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("pretrain.lerning_rate", "pretrain.learning_rate"),
+        ("finetune.epoch", "finetune.epochs"),
+        ("evaluat.images", "evaluate.images"),
+        ("learning_rate", "learning_rate"),
+    ],
+)
+def test_a_typo_names_the_nearest_valid_field(typo: str, meant: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        preset("demo").override({typo: 1})
+    assert typo.split(".")[0] in str(caught.value)
+    assert meant in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("finetune.precision", "fp16", "bf16 or fp32"),
+        ("pretrain.projector.tokens", 50, "49 patches"),
+        ("features.patches", 196, "49"),
+        ("pretrain.batch", -1, "pretrain.batch"),
+        ("pretrain.micro_batch", 7, "multiple"),
+        ("finetune.method", "qlora", "finetune.method"),
+    ],
+)
+def test_nonsense_is_refused_before_any_work(path: str, value: object, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        preset("demo").override({path: value})
+
+
+def test_openai_weights_need_quickgelu() -> None:
+    with pytest.raises(RecipeError, match="quickgelu"):
+        preset("coco").override({"backbones.clip_name": "ViT-B-32"})
+
+
+def test_an_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(RecipeError, match="demo, coco"):
+        preset("dmeo")
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        preset("demo").seed = 1  # ty: ignore
+
+
+@given(st.integers(min_value=0, max_value=10**9), st.integers(min_value=1, max_value=10**6))
+def test_the_order_of_overrides_does_not_matter(seed: int, images: int) -> None:
+    one = preset("demo").override({"seed": seed, "evaluate.images": images})
+    other = preset("demo").override({"evaluate.images": images}).override({"seed": seed})
+    assert one == other
+
+
+@given(st.sampled_from([path for path, _ in preset("demo").leaves()]))
+def test_overriding_a_field_with_its_own_value_changes_nothing(path: str) -> None:
+    recipe = preset("demo")
+    assert recipe.override({path: dict(recipe.leaves())[path]}) == recipe

@@ -1,0 +1,139 @@
+"""What bears identity: every leaf that a stage reads, no setting, and no order."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from pipeline.dag import DAG
+from pipeline.errors import RecipeError
+from pipeline.materialize import payload_of
+from pipeline.presets import preset
+from pipeline.recipe import Recipe
+from pipeline.settings import Settings
+from pipeline.stage import Stage
+from storage.manifest import fingerprint_of
+
+PRESETS = {name: preset(name) for name in ("demo", "coco")}
+LEAVES = [(name, path) for name, recipe in PRESETS.items() for path, _ in recipe.leaves()]
+SOMETHING = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v * 0.5 + 0.123}
+
+
+def other(value: Any) -> Any:
+    """Return another value of the same kind."""
+    if isinstance(value, list | tuple):
+        return [*value, "one more"]
+    return SOMETHING.get(type(value), lambda v: f"{v}x")(value)
+
+
+def change(model: Any, path: list[str]) -> Any:
+    """Return a model with one leaf changed, whether or not the recipe would be valid."""
+    head, *rest = path
+    value = getattr(model, head) if isinstance(model, BaseModel) else model[head]
+    new = change(value, rest) if rest else other(value)
+    if isinstance(model, BaseModel):
+        return model.model_copy(update={head: new})
+    return {**model, head: new}
+
+
+def fingerprints(recipe: Recipe) -> dict[str, str]:
+    """Return the fingerprint of every stage with the same inputs; code and source left out."""
+    return {stage.name: fingerprint_of(payload_without_code(stage, recipe)) for stage in DAG}
+
+
+def payload_without_code(stage: Stage, recipe: Recipe) -> dict[str, Any]:
+    bare = Stage(stage.name, stage.inputs, stage.reads)
+    return {**payload_of(bare, recipe, {}), "code": {}}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_leaf_that_a_stage_reads_bears_identity_and_no_other(name: str) -> None:
+    recipe = PRESETS[name]
+    before = {stage.name: payload_without_code(stage, recipe) for stage in DAG}
+    leaves = [path for path, _ in recipe.leaves()]
+    assert len(leaves) > 60
+    for path in leaves:
+        part = path.split(".", maxsplit=1)[0]
+        altered = change(recipe, path.split("."))
+        for stage in DAG:
+            reads = part == "seed" or part in stage.reads
+            arguments = payload_arguments(stage, altered)
+            same = fingerprint_of(before[stage.name] | {"recipe": arguments}) == fingerprint_of(
+                before[stage.name]
+            )
+            assert same is not reads, f"{path} and stage {stage.name}"
+
+
+def payload_arguments(stage: Stage, recipe: Recipe) -> dict[str, Any]:
+    return {
+        name: value.model_dump(mode="json", warnings=False)
+        if isinstance(value, BaseModel)
+        else value
+        for name, value in stage.arguments(recipe).items()
+    }
+
+
+def test_every_part_of_the_recipe_is_read_by_some_stage() -> None:
+    parts = {part for stage in DAG for part in stage.reads} | {"seed"}
+    assert parts == set(Recipe.model_fields)
+
+
+def test_settings_are_not_even_asked() -> None:
+    """`test_settings_never_make_anything_again` shows the same on a store."""
+    assert not set(Settings.model_fields) & set(Recipe.model_fields)
+    assert Settings not in payload_of.__annotations__.values()
+
+
+@given(st.permutations(["pretrain.epochs", "seed", "images.limit", "finetune.batch"]))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_overrides_never_changes_a_fingerprint(order: list[str]) -> None:
+    values = {"pretrain.epochs": 2, "seed": 7, "images.limit": 50, "finetune.batch": 64}
+    recipe = PRESETS["demo"].override({path: values[path] for path in order})
+    assert fingerprints(recipe) == fingerprints(PRESETS["demo"].override(values))
+
+
+@given(st.sampled_from(LEAVES))
+@settings(max_examples=30, deadline=None)
+def test_naming_a_field_with_its_own_value_changes_nothing(leaf: tuple[str, str]) -> None:
+    name, path = leaf
+    recipe = PRESETS[name]
+    value = dict(recipe.leaves())[path]
+    assert fingerprints(recipe.override({path: value})) == fingerprints(recipe)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://key:s3cret@bucket/coco",
+        "https://host/a.json?X-Amz-Signature=s3cret",
+        "https://host/a.json?x=1&access_token=s3cret",
+        "https://host/a.json?sig=s3cret",
+    ],
+)
+def test_a_secret_in_a_recipe_is_refused_and_not_repeated(address: str) -> None:
+    recipe = PRESETS["demo"].override(
+        {
+            "conversations.source.kind": "file",
+            "conversations.source.path": address,
+            "conversations.source.sha256": None,
+        }
+    )
+    stage = next(stage for stage in DAG if stage.name == "conversations")
+    with pytest.raises(RecipeError, match=r"conversations\.source\.path holds credentials") as told:
+        payload_of(stage, recipe, {})
+    assert "s3cret" not in str(told.value)
+
+
+@pytest.mark.parametrize("address", ["https://host/a.json?download=true", "sftp://me@host/x"])
+def test_an_ordinary_address_is_no_secret(address: str) -> None:
+    recipe = PRESETS["demo"].override(
+        {
+            "conversations.source.kind": "file",
+            "conversations.source.path": address,
+            "conversations.source.sha256": "0" * 64,
+        }
+    )
+    stage = next(stage for stage in DAG if stage.name == "conversations")
+    payload_of(stage, recipe, {})
