@@ -39,16 +39,16 @@ def run(
     set_: Set = None,
     store: Store = None,
     rerun: Rerun = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Literal["auto", "cpu", "cuda"] | None = None,
     threads: int | None = None,
-    wandb: Literal["offline", "online", "disabled"] = "offline",
+    wandb: Literal["offline", "online", "disabled"] | None = None,
 ) -> None:
     """Run the DAG: only stages whose recipe, code or inputs changed do any work.
 
     Args:
-        device: Device of the encoder and of training.
+        device: Device of the encoder and of training; auto unless PHIVISION_DEVICE says otherwise.
         threads: CPU threads; all cores if omitted.
-        wandb: Mode of Weights & Biases.
+        wandb: Mode of Weights & Biases; offline unless PHIVISION_WANDB says otherwise.
     """
     from flows.run_command import run_pipeline
 

@@ -21,8 +21,8 @@ def run_pipeline(
         outcomes = [
             Outcome(step.stage, "cached", step.manifest, 0.0) for step in steps if step.manifest
         ]
-        for outcome in outcomes:
-            print(f"{outcome.stage:<13} cached      0.0 s")
+        for step in steps:
+            print(f"{step.stage:<13} cached      0.0 s  {step.reason}".rstrip())
         run = record_run(store, recipe, outcomes)
         print("nothing to do: every stage is cached")
     else:

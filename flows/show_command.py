@@ -43,6 +43,8 @@ def show_image(catalog: Catalog, image_id: int | None) -> None:
         PipelineError: The catalog has no such image.
     """
     console = Console()
+    if catalog.manifest("images") is None:
+        raise PipelineError(f"{catalog.store.uri} holds no images yet", "`phivision run`")
     with catalog.open() as database:
         if image_id is None:
             image_id = _held_out(database)

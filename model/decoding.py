@@ -8,7 +8,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from model.errors import ModelError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# Pillow's JPEG reader opens MPO too; MPO has no entry of its own, and naming it is a KeyError.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class BadImageError(ModelError):
@@ -77,5 +78,11 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
         raise BadImageError("broken image", "pixels are not finite")
-    top = 65535 if values.max(initial=0) > 255 else 255
-    return Image.fromarray(np.clip(values * 255 / top, 0, 255).astype(np.uint8))
+    # Modes I and F do not say how many bits were meant; I;16 does, however dark the picture.
+    sixteen = image.mode.startswith("I;16") or values.max(initial=0) > 255
+    grey = np.clip(values * 255 / (65535 if sixteen else 255), 0, 255).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if not isinstance(clear, int):
+        return Image.fromarray(grey)
+    alpha = np.where(values == clear, 0, 255).astype(np.uint8)
+    return Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])

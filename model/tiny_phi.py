@@ -131,11 +131,16 @@ def _encode(documents: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[li
 
 
 def _pack(documents: list[list[list[int]]], tokenizer: Tokenizer, seed: int) -> torch.Tensor:
-    """Return rows [row, BLOCK] of shuffled documents with shuffled texts, behind one another."""
+    """Return rows [row, BLOCK] of shuffled documents, behind one another.
+
+    In a document the longest text comes first and the others in random order, so that most of what
+    they say has been said before.
+    """
     rng = random.Random(seed)  # noqa: S311
     ids: list[int] = []
     for document in rng.sample(documents, len(documents)):
-        for text in rng.sample(document, len(document)):
+        shuffled = rng.sample(document, len(document))
+        for text in sorted(shuffled, key=lambda text: text is not max(shuffled, key=len)):
             ids.extend(text)
     ids.extend([_eos(tokenizer)] * max(0, BLOCK - len(ids)))
     rows = len(ids) // BLOCK

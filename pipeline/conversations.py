@@ -5,7 +5,7 @@ leaves out and why; only records that have not the shape of the format are dropp
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from pipeline.recipe_parts import (
 from pipeline.rendering import render_conversations
 from pipeline.schemas import CONVERSATIONS, DROPS, drop
 from pipeline.stage import StageContext, Summary
-from storage.tables import write_table
+from storage.errors import redact
+from storage.tables import is_text, write_table
 from storage.transfer import download
 
 
@@ -33,22 +34,25 @@ def conversations(
         PipelineError: The file is no LLaVA-Instruct JSON.
         StorageError: The file cannot be fetched.
     """
-    path = _locate(context, conversations, images, seed)
+    path, name = _locate(context, conversations, images, seed)
     drops: list[dict[str, Any]] = []
-    rows = list(_rows(_records(path), drops))
+    rows = list(_rows(_records(path, name), drops))
     write_table(context.out / "conversations.parquet", rows, CONVERSATIONS)
     write_table(context.out / "drops.parquet", drops, DROPS)
     turns = sum(len(row["turns"]) for row in rows)
     return {"conversations": len(rows), "turns": turns // 2, "broken_records": len(drops)}
 
 
-def _locate(context: StageContext, part: ConversationsPart, images: ImagesPart, seed: int) -> Path:
+def _locate(
+    context: StageContext, part: ConversationsPart, images: ImagesPart, seed: int
+) -> tuple[Path, str]:
+    """Return the local file, and the name by which its owner knows it."""
     target = context.scratch / "conversations.json"
     match part.source:
         case FileConversations(path=path, sha256=sha256):
             url, checksum = path if "://" in path else str(Path(path).expanduser()), sha256
         case HubConversations():
-            return _from_hub(part.source)
+            return _from_hub(part.source), f"{part.source.repository}/{part.source.filename}"
         case _:
             assert isinstance(images.source, DemoImages)
             rendered = context.scratch / "rendered.json"
@@ -58,13 +62,14 @@ def _locate(context: StageContext, part: ConversationsPart, images: ImagesPart, 
                 render_conversations(rendered, seed=seed, advance=tick, **counts)
             url, checksum = rendered.resolve().as_uri(), None
     with context.report.track("fetch conversations", None) as tick:
-        return download(
+        path = download(
             url,
             target,
             checksum=f"sha256:{checksum}" if checksum else None,
             size=None,
             advance=tick,
         )
+    return path, url
 
 
 def _from_hub(source: HubConversations) -> Path:
@@ -87,7 +92,7 @@ def _from_hub(source: HubConversations) -> Path:
         ) from None
 
 
-def _records(path: Path) -> list[Any]:
+def _records(path: Path, name: str) -> list[Any]:
     """Return the records of a JSON list or of JSON lines, whichever the file holds.
 
     Published files lie about it: JSON lines named `.json` are common.
@@ -96,10 +101,11 @@ def _records(path: Path) -> list[Any]:
         text = path.read_text(encoding="utf-8-sig")
         if text.lstrip()[:1] == "[":
             return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        # Not splitlines: it also cuts at characters that JSON allows inside a text (U+2028).
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError) as error:
         raise PipelineError(
-            f"{path} is neither a JSON list nor JSON lines: {error}",
+            f"{redact(name)} is neither a JSON list nor JSON lines: {error}",
             "give a file in LLaVA-Instruct's format",
         ) from None
 
@@ -107,24 +113,27 @@ def _records(path: Path) -> list[Any]:
 def _rows(records: list[Any], drops: list[dict]) -> Iterator[dict[str, Any]]:
     for number, record in enumerate(records):
         match record:
-            case {"conversations": [*turns], "image": str(image)} if all(map(_is_turn, turns)):
+            case {"conversations": [*turns], "image": image} if is_text(image) and all(
+                map(_is_turn, turns)
+            ):
                 yield {
                     "conversation_id": number,
-                    "record_id": str(record.get("id", number)),
+                    "record_id": _record_id(record, number),
                     "image_name": image,
                     "turns": [{"speaker": t["from"], "text": t["value"]} for t in turns],
                 }
-            case {"conversations": list()} if "image" not in record:
-                key = record.get("id", number)
+            case {"conversations": list()} if record.get("image") is None:
+                key = _record_id(record, number)
                 drops.append(drop("conversations", "conversation", key, "", "no image"))
             case _:
                 reason, detail = "broken record", json.dumps(record)[:200]
                 drops.append(drop("conversations", "conversation", number, "", reason, detail))
 
 
+def _record_id(record: Mapping[str, Any], number: int) -> str:
+    name = str(record.get("id", number))
+    return name if is_text(name) else ascii(name)
+
+
 def _is_turn(turn: object) -> bool:
-    return (
-        isinstance(turn, dict)
-        and isinstance(turn.get("from"), str)
-        and isinstance(turn.get("value"), str)
-    )
+    return isinstance(turn, dict) and is_text(turn.get("from")) and is_text(turn.get("value"))

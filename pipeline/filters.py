@@ -81,8 +81,10 @@ FROM joined ORDER BY conversation_id
 """
 
 MACROS = (
-    # Blanks of every kind (a no-break space too) become one; the ends are stripped.
-    r"CREATE MACRO tidy(t) AS trim(regexp_replace(t, '[\s\x{00A0}\x{200B}]+', ' ', 'g'))",
+    # Blanks of every kind (a no-break space too) become one; the ends are stripped. RE2's \s knows
+    # ASCII only: \p{Z} are Unicode's separators, \p{Cc} its control characters.
+    r"CREATE MACRO tidy(t) AS "
+    r"trim(regexp_replace(t, '[\p{Z}\p{Cc}\x{200B}\x{FEFF}]+', ' ', 'g'))",
     "CREATE MACRO bare(t) AS tidy(replace(t, '<image>', ' '))",
     "CREATE MACRO list_any_in(t, parts) AS "
     "len(list_filter(parts, lambda part: contains(t, part))) > 0",

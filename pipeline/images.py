@@ -20,7 +20,7 @@ from pipeline.sources import SPLITS, CocoFiles, locate
 from pipeline.stage import StageContext, Summary
 from storage.archives import Archive, ArchiveLimits, open_archive, resolve_member
 from storage.errors import StorageError, UnsafeArchiveError
-from storage.tables import write_table
+from storage.tables import is_int64, is_number, is_text, write_table
 
 SHARD_BYTES = 256 * 2**20
 JSON_LIMITS = ArchiveLimits(members=64, member_bytes=4 * 2**30, total_bytes=16 * 2**30, ratio=200.0)
@@ -81,7 +81,7 @@ def _annotations(path: Path, split: str, drops: list[dict]) -> dict[str, list[di
         if _is_image(record):
             unique.setdefault(record["id"], {**record, "origin": split})
         else:
-            drops.append(drop("images", "image", "", str(path), "broken record", str(record)))
+            drops.append(drop("images", "image", "", str(path), "broken record", repr(record)))
     return {
         "images": [unique[key] for key in sorted(unique)],
         "captions": list(captions.get("annotations", ())),
@@ -92,9 +92,7 @@ def _annotations(path: Path, split: str, drops: list[dict]) -> dict[str, list[di
 
 def _is_image(record: object) -> bool:
     return (
-        isinstance(record, dict)
-        and isinstance(record.get("id"), int)
-        and isinstance(record.get("file_name"), str)
+        isinstance(record, dict) and is_int64(record.get("id")) and is_text(record.get("file_name"))
     )
 
 
@@ -164,10 +162,8 @@ def _ingest(
                 data = readers[record["origin"]].read(record["file_name"])
                 picture = decode_image(data, images.max_pixels)
             except (BadImageError, StorageError) as error:
-                reason, detail = _reason(error)
-                drops.append(
-                    drop("images", "image", record["id"], record["file_name"], reason, detail)
-                )
+                key, name = record["id"], record["file_name"]
+                drops.append(drop("images", "image", key, name, *_reason(error)))
                 continue
             row = _row(record, data, picture.size, images.validation_share, seed)
             shards.add(row["sha256"], data)
@@ -179,15 +175,16 @@ class _Reader:
     """Finds a picture by its `file_name`, with or without the archive's leading folder."""
 
     def __init__(self, archive: Archive) -> None:
-        self.archive = archive
-        self.names = set(archive.names())
-        self.by_base = {name.rsplit("/", 1)[-1]: name for name in self.names}
+        self.archive, self.names = archive, set(archive.names())
+        self.by_base = {name.rsplit("/", 1)[-1]: name for name in archive.names()}
+        self.refused = {name.rsplit("/", 1)[-1]: why for name, why in archive.refused.items()}
 
     def read(self, file_name: str) -> bytes:
         name = resolve_member("images", file_name)
         found = name if name in self.names else self.by_base.get(name.rsplit("/", 1)[-1])
         if found is None:
-            raise BadImageError("file missing", name)
+            why = self.refused.get(name.rsplit("/", 1)[-1])
+            raise BadImageError("file refused" if why else "file missing", why or name)
         return self.archive.read(found)
 
 
@@ -220,9 +217,8 @@ class _PictureShards:
 def _reason(error: BadImageError | StorageError) -> tuple[str, str]:
     if isinstance(error, BadImageError):
         return error.reason, error.detail
-    if isinstance(error, UnsafeArchiveError):
-        return "unsafe file name", str(error)
-    return "unreadable member", str(error)
+    unsafe = isinstance(error, UnsafeArchiveError)
+    return "unsafe file name" if unsafe else "unreadable member", str(error)
 
 
 def _row(
@@ -237,7 +233,7 @@ def _row(
         "bytes": len(data),
         "width": size[0],
         "height": size[1],
-        "url": str(record.get("coco_url", "")),
+        "url": url if is_text(url := record.get("coco_url", "")) else "",
     }
 
 
@@ -264,29 +260,30 @@ def _captions(
     """Yield the captions of all chosen pictures; `examples` drops those of quarantined ones."""
     for record in split["captions"]:
         match record:
-            case {"id": int(key), "image_id": int(image), "caption": str(text)}:
+            case {"id": key, "image_id": image, "caption": text} if (
+                is_int64(key) and is_int64(image) and is_text(text)
+            ):
                 if image in wanted:
                     yield {"caption_id": key, "image_id": image, "caption": text}
             case _:
-                drops.append(drop("images", "caption", "", "", "broken record", str(record)))
+                drops.append(drop("images", "caption", "", "", "broken record", repr(record)))
 
 
 def _objects(
     split: Mapping[str, list[Any]], good: set[int], drops: list[dict]
 ) -> Iterator[dict[str, Any]]:
     names = {
-        category["id"]: str(category.get("name"))
-        for category in split["categories"]
-        if isinstance(category, dict) and "id" in category
+        found["id"]: found["name"]
+        for found in split["categories"]
+        if isinstance(found, dict) and is_int64(found.get("id")) and is_text(found.get("name"))
     }
     for record in split["objects"]:
         match record:
-            case {
-                "id": int(key),
-                "image_id": int(image),
-                "category_id": category,
-                "bbox": [int() | float() as x, int() | float() as y, width, height],
-            } if category in names:
+            case {"id": key, "image_id": image, "category_id": category, "bbox": [x, y, w, h]} if (
+                all(map(is_int64, (key, image, category)))
+                and category in names
+                and all(map(is_number, (x, y, w, h, record.get("area", 0))))
+            ):
                 if image in good:
                     yield {
                         "object_id": key,
@@ -294,10 +291,10 @@ def _objects(
                         "category": names[category],
                         "x": float(x),
                         "y": float(y),
-                        "width": float(width),
-                        "height": float(height),
+                        "width": float(w),
+                        "height": float(h),
                         "area": float(record.get("area", 0)),
                         "iscrowd": bool(record.get("iscrowd", 0)),
                     }
             case _:
-                drops.append(drop("images", "object", "", "", "broken record", str(record)))
+                drops.append(drop("images", "object", "", "", "broken record", repr(record)))

@@ -155,6 +155,8 @@ def materialize(
     manifest = found.manifest
     assert manifest is not None
     store.note_use(manifest)
+    if status == "cached" and (versions := other_versions(manifest)):
+        report.say(f"  {stage.name} was made with other versions: {versions}")
     return Outcome(stage.name, status, manifest, time.monotonic() - start)
 
 

@@ -55,4 +55,4 @@ def open_wandb(context: StageContext, label: str) -> "WandbLogger | None":
 def close_wandb(logger: "WandbLogger | None") -> None:
     """Finish a run, so that the next training starts its own."""
     if logger is not None:
-        logger.experiment.finish(quiet=True)
+        logger.experiment.finish()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -149,6 +150,7 @@ def _attempts(survey: _Survey) -> Iterator[Garbage]:
         def remove(folder: str = folder, keys: list[Key] = keys) -> None:
             if all(store.read(f"manifests/{s}/{print_}.json") is None for s, print_ in keys):
                 store.files.remove(folder)
+                store.stamps.forget(folder.rpartition("/")[2])
 
         size = sum(state.bytes for state in store.files.states(folder).values())
         yield Garbage("attempt", folder, size, remove)
@@ -194,6 +196,9 @@ def _notes(survey: _Survey) -> Iterator[Garbage]:
                 if name.removeprefix(f"{kind}/").removesuffix(".json") not in alive:
                     yield _file_garbage(store, "note", name)
     if isinstance(store.files, LocalFiles):
+        names = {attempt.rpartition("/")[2] for attempt in attempts}
+        for key in store.stamps.keys() - names:
+            yield Garbage("note", f"stamps/{key}", 0, partial(store.stamps.forget, key))
         root = store.files.root
         for path in root.rglob(".*.tmp"):  # of writes that were killed
             name = path.relative_to(root).as_posix()

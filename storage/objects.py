@@ -5,7 +5,7 @@ secrets of URLs masked, and without its chain, because a chained traceback would
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from storage.filesystem import CHUNK, FileState
 
 # What filesystems call the time of an object's last change.
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+PAUSES = (1.0, 4.0, 16.0)
 _LONGEST_REASON = 200  # characters of a library's own text
 
 
@@ -29,13 +30,16 @@ class ObjectFiles:
 
     Args:
         uri: Any fsspec URL; credentials come from the environment.
+        pauses: Seconds before each further attempt of a write that failed for a reason that may
+            pass, after the library's own attempts, which end within two seconds.
 
     Raises:
         StorageError: The scheme is unknown, needs a package, or the URL is malformed.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, pauses: Sequence[float] = PAUSES) -> None:
         self.uri = redact(uri)
+        self._pauses = pauses
         with self._naming("open", ""):
             self._fs, root = url_to_fs(uri)
         self._root = str(root).rstrip("/")
@@ -55,7 +59,7 @@ class ObjectFiles:
     def write(self, name: str, data: bytes) -> None:
         """Replace an object; a reader sees the old or the new one whole."""
         with self._naming("write", name):
-            self._fs.pipe_file(self._path(name), data)
+            self._patiently(lambda: self._fs.pipe_file(self._path(name), data))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a new object; False where there is one already, which stays as it is.
@@ -65,7 +69,7 @@ class ObjectFiles:
         """
         with self._naming("write", name):
             try:
-                self._fs.pipe_file(self._path(name), data, mode="create")
+                self._patiently(lambda: self._fs.pipe_file(self._path(name), data, mode="create"))
             except FileExistsError:
                 return self._fs.cat_file(self._path(name)) == data
             return True
@@ -73,7 +77,7 @@ class ObjectFiles:
     def put(self, source: Path, name: str) -> None:
         """Upload a finished local file to a new name."""
         with self._naming("write", name):
-            self._fs.put_file(str(source), self._path(name))
+            self._patiently(lambda: self._fs.put_file(str(source), self._path(name)))
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """Yield an object's content piece by piece."""
@@ -125,6 +129,17 @@ class ObjectFiles:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        """Write although the place is away for a moment: hours of work may hang on it."""
+        for pause in self._pauses:
+            try:
+                return write()
+            except (FileExistsError, FileNotFoundError, PermissionError):
+                raise
+            except Exception:  # each library has classes of its own for "no connection"
+                time.sleep(pause)
+        return write()
 
     @contextmanager
     def _naming(self, verb: str, name: str) -> Generator[None]:

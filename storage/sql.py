@@ -12,8 +12,6 @@ from storage.errors import StorageError
 
 Source = pa.Table | Sequence[Path]
 
-_READ_ONLY = ("SELECT", "EXPLAIN", "PRAGMA", "CALL")
-
 
 class Database:
     """An in-memory DuckDB with named relations, closed to files, network and settings.
@@ -86,16 +84,30 @@ def refuse_writing(sql: str) -> None:
     Raises:
         StorageError: It is several statements, one that writes, or no SQL at all.
     """
-    with duckdb.connect(":memory:") as connection:
-        try:
-            kinds = [statement.type.name for statement in connection.extract_statements(sql)]
-        except duckdb.Error as error:
-            raise StorageError(f"SQL: {error}") from None
-    if len(kinds) != 1 or kinds[0] not in _READ_ONLY:
+    kinds = _kinds(sql)
+    if kinds == ["EXPLAIN"]:
+        kinds = _kinds(_explained(sql))  # EXPLAIN ANALYZE runs what it explains
+    if kinds != ["SELECT"]:  # DESCRIBE, SUMMARIZE and SHOW are parsed as SELECT
         raise StorageError(
             "exactly one SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN can be run here",
             "the catalog is read-only",
         )
+
+
+def _kinds(sql: str) -> list[str]:
+    with duckdb.connect(":memory:") as connection:
+        try:
+            return [statement.type.name for statement in connection.extract_statements(sql)]
+        except duckdb.Error as error:
+            raise StorageError(f"SQL: {error}") from None
+
+
+def _explained(sql: str) -> str:
+    """Return the statement behind EXPLAIN or EXPLAIN ANALYZE."""
+    starts = [at for at, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
+    raw = sql.encode()  # the tokenizer counts bytes
+    analyze = raw[starts[1] :].upper().startswith(b"ANALYZE")
+    return raw[starts[2 if analyze else 1] :].decode()
 
 
 def _relation(source: Source) -> Any:

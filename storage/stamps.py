@@ -65,9 +65,9 @@ class Stamps:
         if self._of(key).pop(name, None) is not None:
             self._save(key)
 
-    def keys(self) -> list[str]:
+    def keys(self) -> set[str]:
         """Return the artifacts of which something is written down."""
-        return sorted(path.stem for path in self._folder.glob("*.json"))
+        return {path.stem for path in self._folder.glob("*.json")}
 
     def forget(self, key: str) -> None:
         """Forget all files of an artifact."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +11,27 @@ import pyarrow.parquet as pq
 from storage.errors import StorageError
 
 ROW_GROUP = 65_536
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Return whether a value is text that UTF-8 can hold; JSON can also hold lone surrogates."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_int64(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number that a column can hold; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a number that a column of floats can hold."""
+    return isinstance(value, float) or is_int64(value)
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> int:
@@ -22,7 +43,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
     listed = list(rows)
     try:
         table = pa.Table.from_pylist(listed, schema=schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError, OverflowError) as error:
         raise StorageError(f"rows for {path.name} do not fit their schema: {error}") from None
     write_arrow(path, table)
     return len(listed)

@@ -23,24 +23,28 @@ class Pipeline:
     folder: Path
     changes: Mapping[str, object]
 
-    def start(self, store: Path) -> subprocess.Popen[str]:
-        """Start a run; what libraries say on standard error goes to a file beside the store."""
+    def start(self, store: Path, uri: str = "") -> subprocess.Popen[str]:
+        """Start a run on a folder, or on `uri` with the folder for its work.
+
+        What libraries say on standard error goes to a file beside the folder.
+        """
         assignments = [f"{path}={value}" for path, value in self.changes.items()]
-        command = [sys.executable, "-m", "tests.faults.worker", str(store), *assignments]
+        command = [sys.executable, "-m", "tests.faults.worker", uri or str(store), *assignments]
+        variables = environment() | ({"PHIVISION_WORKDIR": str(store)} if uri else {})
         with store.with_suffix(".err").open("a") as errors:
             return subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=environment(),
+                env=variables,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
                 start_new_session=True,
             )
 
-    def finish(self, store: Path) -> list[list[str]]:
+    def finish(self, store: Path, uri: str = "") -> list[list[str]]:
         """Run to the end and return what was printed about each stage."""
-        process = self.start(store)
+        process = self.start(store, uri)
         text = process.communicate(timeout=600)[0]
         assert process.returncode == 0, store.with_suffix(".err").read_text()[-3000:]
         return [line.split() for line in text.splitlines()[1:]]

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pipeline.dag import DAG
 from tests.conftest import TINY, Cli, assignments
 
 pytestmark = [pytest.mark.realdata, pytest.mark.e2e, pytest.mark.timeout(600)]
 
-STAGES = (
-    "images conversations backbones features examples pretrain finetune evaluate publish".split()
-)
+STAGES = [stage.name for stage in DAG]
 GREYSCALE = 7888  # the one COCO picture here that is no RGB JPEG
 VERBATIM = "llava_instruct_150k_verbatim_records.json"
 
@@ -44,7 +43,7 @@ def run(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, 
     """Run the DAG once on the real data and return it with what it printed."""
     cli = Cli(tmp_path_factory.mktemp("real") / "store")
     changes = recipe_changes(realdata, realdata / "instruct" / "llava_instruct_subset.json")
-    return cli, cli.ok("run", *assignments(changes), timeout=550)
+    return cli, cli.ok("run", "--wandb", "disabled", *assignments(changes), timeout=550)
 
 
 def rows(cli: Cli, query: str) -> list[dict[str, str]]:

@@ -275,6 +275,16 @@ def test_dead_leases_and_notes_about_nothing_go(store: ArtifactStore, tmp_path: 
     assert store.list("leases") == ["leases/new-1"]
 
 
+def test_what_is_known_of_files_that_are_gone_goes(local: ArtifactStore, tmp_path: Path) -> None:
+    made = add(local, tmp_path, FILES)
+    add(local, tmp_path, FILES, replace=True)
+    local.files.remove(made.folder)
+    (found,) = later(local, tmp_path, grace=DAY)
+    assert found.name == f"stamps/{made.attempt}"
+    found.remove()
+    assert len(local.stamps.keys()) == 1
+
+
 def test_rests_of_killed_writes_go(local: ArtifactStore, tmp_path: Path) -> None:
     add(local, tmp_path, FILES)
     for name, age in (("old", 2 * DAY), ("new", 0.0)):

@@ -25,6 +25,7 @@ from pipeline.runs import compare_runs, find_run, run_name
 from pipeline.settings import Settings
 from pipeline.stage import Stage, StageContext
 from storage.artifacts import ArtifactStore
+from storage.commits import publish
 from storage.errors import StorageError
 from storage.runs import read_runs
 from tests.unit.fake_stages import FAKE_DAG, SHARDS, FakeStage, Quiet, calls, make
@@ -473,6 +474,17 @@ def test_other_versions_of_libraries_are_told(local: ArtifactStore, chosen: Sett
     packages = {**manifest.packages, "torch": "1.0", "nonsense": "2.0"}
     told = other_versions(manifest.model_copy(update={"packages": packages}))
     assert told == f"torch 1.0 → {manifest.packages['torch']}, nonsense 2.0 → "
+    publish(local, manifest.model_copy(update={"packages": packages}), replace=True, warn=print)
+    reporter = Quiet()
+    assert statuses(make(local, chosen, DEMO, reporter=reporter)) == ["cached"] * 3
+    assert reporter.said == [f"  numbers was made with other versions: {told}"]
+
+
+def test_a_machine_without_git_makes_artifacts_too(
+    local: ArtifactStore, chosen: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert make(local, chosen, DEMO)["numbers"].manifest.commit == ""
 
 
 def test_a_stage_finds_its_function_by_its_name() -> None:

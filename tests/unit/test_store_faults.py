@@ -7,6 +7,7 @@ import pytest
 
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
+from storage.objects import ObjectFiles
 from tests.fault_proxy import Fault, FaultProxy
 from tests.unit.store_fixtures import add, environment, new_uri
 
@@ -61,6 +62,19 @@ def test_a_read_survives(store: ArtifactStore, proxy: FaultProxy, tmp_path: Path
     path = store.artifact(made).path("table.parquet")
     assert any(seen.fault for seen in proxy.seen)
     assert path.read_bytes() == FILES["table.parquet"]
+
+
+def test_a_write_outlasts_a_longer_outage_and_gives_up_in_the_end(
+    store: ArtifactStore, proxy: FaultProxy
+) -> None:
+    files = ObjectFiles(store.uri, pauses=(0.1, 0.1))
+    proxy.faults = [Fault(times=9, method="PUT", status=503)]
+    assert files.create("a", b"1")
+    assert proxy.faults[0].times == 0
+    proxy.faults = [Fault(times=100, method="PUT", status=503)]
+    with pytest.raises(StorageError, match=r"cannot write s3://.*/b: .*finished work is kept"):
+        files.write("b", b"2")
+    assert files.read("b") is None
 
 
 def test_a_lost_acknowledgement_of_the_manifest_is_no_second_artifact(

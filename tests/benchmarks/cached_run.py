@@ -1,0 +1,134 @@
+"""How long a run takes in which nothing changed, beside `dvc repro` on a pipeline of that shape.
+
+Run it from the repository root: `python tests/benchmarks/cached_run.py`. The tiny demo is made
+once; a DVC project gets the same nine stages, the same dependencies between them, the same files
+as outputs and the same code files as dependencies. Then the commands take turns, from process
+start to exit, so that other load on the machine meets all of them. Goals: `phivision plan` at
+most 1 s, `phivision run` at most 2 times `dvc repro`.
+
+DVC comes from --dvc, or is installed by uv into a folder that is removed afterwards.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# A file run by its path finds only its own folder; the rooms lie two folders up.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from pipeline.code_identity import code_digests
+from pipeline.dag import DAG
+from storage.artifacts import ArtifactStore
+from storage.filesystem import LocalFiles
+from tests.conftest import TINY, assignments
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the environment of all commands: byte code is kept, as on a user's machine."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+    if variables.pop("PYTHONDONTWRITEBYTECODE", ""):
+        variables["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
+    return variables
+
+
+def call(command: Sequence[str], cwd: Path, variables: Mapping[str, str]) -> float:
+    """Run a command that must succeed and return its seconds."""
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout.decode()}\n{done.stderr.decode()}")
+    return time.perf_counter() - start
+
+
+def install_dvc(folder: Path) -> Path | None:
+    """Return a DVC of its own environment, or None where uv is missing or finds none."""
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    if uv is None:
+        return None
+    for command in (["venv", "-q", "dvc"], ["pip", "install", "-q", "-p", "dvc", "dvc"]):
+        if subprocess.run([uv, *command], cwd=folder, check=False).returncode:
+            return None
+    return folder / "dvc" / "bin" / "dvc"
+
+
+def same_shape(store: ArtifactStore, folder: Path) -> int:
+    """Write a dvc.yaml of the same stages, code and files; return how many files there are."""
+    assert isinstance(store.files, LocalFiles)
+    stages, files = {}, 0
+    for stage in DAG:
+        manifest = store.manifests(stage.name)[0]
+        files += len(manifest.files)
+        code = list(code_digests(stage.module))
+        for path in code:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, folder / path)
+        stages[stage.name] = {
+            "cmd": f"cp -r {store.files.path(manifest.folder)} out/{stage.name}",
+            "deps": [*code, *(f"out/{name}" for name in manifest.payload["inputs"])],
+            "outs": [f"out/{stage.name}"],
+        }
+    (folder / "out").mkdir()
+    (folder / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    return files
+
+
+def main() -> None:
+    """Print the medians and the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--dvc", type=Path, help="the dvc executable")
+    parser.add_argument("--repeats", type=int, default=9)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="phivision-bench-") as name:
+        folder = Path(name)
+        variables = environment(folder)
+        where = str(folder / "store")
+        worker = [sys.executable, "-m", "tests.faults.worker", where]
+        call([*worker, *(f"{k}={v}" for k, v in TINY.items())], ROOT, variables)
+        phivision = [sys.executable, "-m", "flows.cli"]
+        options_of_both = ["--store", where, *assignments(TINY)]
+        commands = {
+            "phivision plan": ([*phivision, "plan", *options_of_both], ROOT),
+            "phivision run": ([*phivision, "run", *options_of_both], ROOT),
+        }
+        dvc = options.dvc or install_dvc(folder)
+        if dvc is not None:
+            project = folder / "project"
+            project.mkdir()
+            files = same_shape(ArtifactStore(where, folder / "cache"), project)
+            for setting in (["init", "-q", "--no-scm"], ["config", "core.check_update", "false"]):
+                call([str(dvc), *setting], project, variables)
+            commands["dvc repro"] = ([str(dvc), "repro", "-q"], project)
+            print(f"{len(DAG)} stages with {files} files; DVC made them in ", end="")
+            print(f"{call(*commands['dvc repro'], variables):.1f} s")
+        took: dict[str, list[float]] = {name: [] for name in commands}
+        for turn in range(options.repeats + 1):
+            for name, (command, cwd) in commands.items():
+                seconds = call(command, cwd, variables)
+                took[name] += [seconds] if turn else []  # the first turn fills the caches
+        report(took)
+
+
+def report(took: Mapping[str, Sequence[float]]) -> None:
+    """Print median, best and worst of each command, and what they mean."""
+    medians = {name: statistics.median(seconds) for name, seconds in took.items()}
+    for name, seconds in took.items():
+        print(f"{name:<15} {medians[name]:.2f} s  ({min(seconds):.2f} to {max(seconds):.2f})")
+    if "dvc repro" in medians:
+        ratio = medians["phivision run"] / medians["dvc repro"]
+        print(f"phivision run takes {ratio:.2f} times as long as dvc repro")
+    else:
+        print("no DVC: give its path with --dvc, or put uv on the PATH")
+
+
+if __name__ == "__main__":
+    main()
