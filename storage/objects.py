@@ -30,8 +30,7 @@ class ObjectFiles:
 
     Args:
         uri: Any fsspec URL; credentials come from the environment.
-        pauses: Seconds before each further attempt of a write that failed for a reason that may
-            pass, after the library's own attempts, which end within two seconds.
+        pauses: Seconds before each further attempt of a write, after the library's own attempts.
 
     Raises:
         StorageError: The scheme is unknown, needs a package, or the URL is malformed.

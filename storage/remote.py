@@ -148,7 +148,16 @@ def _naming(url: str) -> Generator[None, None, None]:
     except OSError as error:  # timeouts and lost connections among them
         raise TransientError(f"{shown} cannot be read: {_reason(error)}") from None
     except Exception as error:
+        if _is_broken_body(error):
+            raise TransientError(f"{shown} cannot be read: {_reason(error)}") from None
         raise StorageError(f"{shown} cannot be read: {_reason(error)}", "Check the URL") from None
+
+
+def _is_broken_body(error: Exception) -> bool:
+    """Return whether an answer broke off: s3fs passes on aiohttp's error, which is no OSError."""
+    import aiohttp
+
+    return isinstance(error, aiohttp.ClientPayloadError)
 
 
 def _reason(error: Exception) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Cli
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
 
 STAGES = [
     "images",
@@ -22,13 +22,6 @@ STAGES = [
     "evaluate",
     "publish",
 ]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
-    """Run the demo in a fresh store with all cores, and return it with what it printed."""
-    cli = Cli(tmp_path_factory.mktemp("demo") / "store", OMP_NUM_THREADS="2")
-    return cli, cli.ok("run", "--preset", "demo", timeout=1700)
 
 
 def rows(cli: Cli, query: str) -> list[dict[str, str]]:

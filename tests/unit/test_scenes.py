@@ -31,9 +31,12 @@ def test_every_object_lies_inside_its_quadrant_of_the_central_square(scene: Scen
 
 
 @given(scenes)
-def test_objects_are_large(scene: Scene) -> None:
+def test_an_object_stands_on_one_cell_of_the_patch_grid(scene: Scene) -> None:
     for item in scene.objects:
-        assert 0.6 <= (item.size / 0.5) ** 2 <= 0.82
+        row, column = divmod(item.quadrant, 2)
+        centre = (item.left + item.size / 2, item.top + item.size / 2)
+        cells = [int(place * 7) for place in centre]
+        assert cells == [1 if half == 0 else 5 for half in (column, row)]
 
 
 @settings(max_examples=25)

@@ -67,14 +67,27 @@ def test_a_read_survives(store: ArtifactStore, proxy: FaultProxy, tmp_path: Path
 def test_a_write_outlasts_a_longer_outage_and_gives_up_in_the_end(
     store: ArtifactStore, proxy: FaultProxy
 ) -> None:
-    files = ObjectFiles(store.uri, pauses=(0.1, 0.1))
-    proxy.faults = [Fault(times=9, method="PUT", status=503)]
-    assert files.create("a", b"1")
-    assert proxy.faults[0].times == 0
-    proxy.faults = [Fault(times=100, method="PUT", status=503)]
-    with pytest.raises(StorageError, match=r"cannot write s3://.*/b: .*finished work is kept"):
-        files.write("b", b"2")
+    import s3fs
+
+    with environment({"AWS_MAX_ATTEMPTS": "1"}):  # botocore's own patience would take a minute
+        s3fs.S3FileSystem.clear_instance_cache()
+        files = ObjectFiles(store.uri, pauses=(0.1, 0.1))
+        proxy.faults = [Fault(times=2, method="PUT", status=500)]
+        assert files.create("a", b"1")
+        assert proxy.faults[0].times == 0
+        proxy.faults = [Fault(times=100, method="PUT", status=500)]
+        with pytest.raises(StorageError, match=r"cannot write s3://.*/b: .*finished work is kept"):
+            files.write("b", b"2")
     assert files.read("b") is None
+
+
+def test_a_body_that_breaks_off_again_and_again_is_asked_for_again(
+    store: ArtifactStore, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    made = add(store, tmp_path, FILES)
+    proxy.faults = [Fault(times=6, method="GET", path="config", cut=1)]
+    assert store.artifact(made).path("config.json").read_bytes() == b"{}"
+    assert proxy.faults[0].times == 0
 
 
 def test_a_lost_acknowledgement_of_the_manifest_is_no_second_artifact(

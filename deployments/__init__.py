@@ -1,0 +1,1 @@
+"""What runs the flow elsewhere and later: deployments of `full-pipeline`."""

@@ -1,0 +1,52 @@
+"""What the README shows works: its commands are taken from the file and run on the demo."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
+
+# These need a network, a GPU, a bucket or data of the reader's own; `plan` checks what can be
+# checked of them below.
+ELSEWHERE = ("--preset coco", "my-data")
+
+
+def commands() -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip().startswith("phivision ")]
+
+
+def test_the_readme_shows_the_main_commands() -> None:
+    shown = {command.split()[1] for command in commands()}
+    assert {"run", "plan", "sql", "show", "ask", "caption", "scores", "recipe", "runs"} <= shown
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if not any(e in c for e in ELSEWHERE)])
+def test_a_shown_command_works(demo: tuple[Cli, str], command: str, tmp_path: Path) -> None:
+    from pipeline.drawing import draw
+    from pipeline.scenes import make_scene
+
+    photo = tmp_path / "photo.jpg"
+    draw(make_scene(seed=7, index=1)).save(photo)
+    arguments = shlex.split(command.replace("photo.jpg", str(photo)), comments=True)[1:]
+    assert demo[0].ok(*arguments).strip()
+
+
+def test_the_two_first_commands_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^demo:", makefile, re.MULTILINE)
+    assert re.search(r"^test:", makefile, re.MULTILINE)
+
+
+def test_the_coco_preset_plans_without_network(tmp_path: Path) -> None:
+    printed = Cli(tmp_path / "store").ok(
+        "plan", "--preset", "coco", "--set", "finetune.method=full", "--set", "images.limit=80000"
+    )
+    assert "never made" in printed
