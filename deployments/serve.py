@@ -14,10 +14,14 @@ from pipeline.presets import PRESETS
 
 def deployments() -> list[RunnerDeployment]:
     """Return one deployment per preset, named after it."""
-    return [
-        full_pipeline.to_deployment(name, parameters={"preset": name}, tags=["phivision"])
-        for name in PRESETS
-    ]
+    made = []
+    for name in PRESETS:
+        deployment = full_pipeline.to_deployment(
+            name, parameters={"preset": name}, tags=["phivision"]
+        )
+        assert isinstance(deployment, RunnerDeployment)  # a coroutine only in async code
+        made.append(deployment)
+    return made
 
 
 if __name__ == "__main__":

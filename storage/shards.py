@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from storage.errors import StorageError
+
 # Every option that shapes bytes is named, so that a new default of pyarrow cannot change them.
 _LAYOUT = {
     "version": "2.6",
@@ -36,7 +38,7 @@ _PAGE_LIMIT = 2**31 - 1  # a Parquet page header counts its bytes in a signed 32
 _METADATA = ("phivision.shape", "phivision.dtype", "phivision.encoder")
 
 
-class ShardError(Exception):
+class ShardError(StorageError):
     """A feature shard that cannot be written or read; the message names the file and a remedy."""
 
 

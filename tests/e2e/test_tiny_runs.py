@@ -98,6 +98,7 @@ def test_forcing_a_stage_gives_the_same_bytes(
     shutil.copytree(store, copy)
     query = "SELECT stage, digest FROM artifacts ORDER BY stage"
     before = Cli(copy).ok("sql", query, "--format", "csv")
-    forced = [part for stage in before.splitlines()[1:] for part in ("--rerun", stage.split(",")[0])]
+    stages = [line.split(",")[0] for line in before.splitlines()[1:]]
+    forced = [part for stage in stages for part in ("--rerun", stage)]
     Cli(copy).ok("run", *assignments(tiny), *forced)
     assert Cli(copy).ok("sql", query, "--format", "csv") == before

@@ -313,10 +313,13 @@ def test_a_length_that_promises_too_much(server: FaultServer, tmp_path: Path) ->
 def test_a_length_that_promises_too_little(server: FaultServer, tmp_path: Path) -> None:
     server.always = Fault(claim=1000)
     url = server.serve("/a", BODY)
-    with pytest.raises(StorageError, match=f"expected {len(BODY)} bytes, found 1000"):
+    # The HTTP library refuses the surplus itself where it arrives together with the head.
+    surplus = "Data after"
+    with pytest.raises(StorageError, match=f"expected {len(BODY)} bytes, found 1000|{surplus}"):
         fetch(url, tmp_path / "a")
-    with pytest.raises(ChecksumError, match="over 1000 bytes"):
+    with pytest.raises(StorageError, match=f"over 1000 bytes|{surplus}"):
         fetch(url, tmp_path / "a", size=None)
+    assert not (tmp_path / "a").exists()
 
 
 def test_no_length_at_all(server: FaultServer, tmp_path: Path) -> None:
