@@ -30,9 +30,9 @@ QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 # the middle of one cell of the 7x7 grid, so that one patch of the tiny CLIP sees most of a shape.
 # Larger shapes were measured: the model then learned colours, but hardly any shape in minutes.
 CENTRES = (1.5 / 7, 5.5 / 7)
-JITTER = 0.004
+JITTER = 0.012
 MOST_OBJECTS = 2  # more of them, and a minute of training learns to count but not to look
-SIZES = (0.155, 0.165)
+SIZES = (0.15, 0.17)
 
 _REPEATED_SHAPE_SHARE = 0.1
 _PORTRAIT_SHARE = 0.3
@@ -163,7 +163,7 @@ def _place(shape: str, colour: str, quadrant: int, rng: random.Random) -> SceneO
     size = rng.uniform(*SIZES)
     row, column = divmod(quadrant, 2)
     left, top = (CENTRES[half] + rng.uniform(-JITTER, JITTER) - size / 2 for half in (column, row))
-    tilt = math.radians(rng.uniform(-2, 2))
+    tilt = math.radians(rng.uniform(-5, 5))
     return SceneObject(
         shape, colour, quadrant, left, top, size, tilt, _near(COLOURS[colour], 8, rng)
     )

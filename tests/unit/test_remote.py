@@ -1,8 +1,8 @@
 """The identity of a source tells when it changed, without reading it."""
 
 import hashlib
-import time
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
