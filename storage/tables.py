@@ -84,8 +84,3 @@ def where(table: pa.Table, **values: object) -> pa.Table:
     for name, value in values.items():
         table = table.filter(pc.field(name) == value)
     return table
-
-
-def concat_tables(paths: Sequence[Path], columns: Sequence[str] | None = None) -> pa.Table:
-    """Return several Parquet files of one schema as one table, in the given order."""
-    return pa.concat_tables([read_table(path, columns) for path in paths])

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from pipeline.recipe_parts import FolderImages, ImagesPart
 from pipeline.settings import Settings
 from pipeline.stage import StageContext
 from storage.errors import StorageError
-from storage.tables import concat_tables, read_table
+from storage.tables import read_table
 
 Json = Any
 TRAIN, VAL = "train2017", "val2017"
@@ -126,7 +127,7 @@ def test_a_folder_becomes_tables_and_the_pictures_own_bytes(tmp_path: Path) -> N
     assert [row["image_id"] for row in rows] == [1, 2, 3, 4]
     assert rows[3]["split"] == "test"
     assert (rows[0]["width"], rows[0]["height"]) == (12, 8)
-    files = concat_tables(sorted(out.glob("files-*.parquet"))).to_pylist()
+    files = pa.concat_tables(map(read_table, sorted(out.glob("files-*.parquet")))).to_pylist()
     assert {row["data"] for row in files} == set(pictures.values())
     assert {row["sha256"] for row in files} == {row["sha256"] for row in rows}
 
@@ -180,7 +181,7 @@ def test_equal_pictures_are_stored_once(tmp_path: Path) -> None:
     root = lay_out(tmp_path / "coco", coco([1, 2]), coco([3]), same)
     summary, out = run(root, tmp_path)
     assert summary["images"] == 3
-    assert len(concat_tables(sorted(out.glob("files-*.parquet")))) == 2
+    assert len(pa.concat_tables(map(read_table, sorted(out.glob("files-*.parquet"))))) == 2
 
 
 # -- what cannot be used is dropped with its reason --------------------------------------------
