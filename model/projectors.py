@@ -92,6 +92,11 @@ class ReducingConfig(FrozenModel):
     tokens: Count = Field(description="Prefix tokens that come out, without the separator.")
     experts: int = Field(ge=2, description="Linear experts of the mixture.")
     layers: Count = Field(description="Residual MLPs at the vision width after the mixture.")
+    balance_weight: float = Field(
+        ge=0,
+        description="Weight of the loss that keeps all experts in use. Switch Transformer takes "
+        "0.01 for its sparse mixture; 0 leaves the gates alone.",
+    )
 
     def tokens_out(self, patches: int) -> int:
         """How many prefix tokens `patches` patches become, without the separator."""
@@ -136,7 +141,7 @@ class MixtureConfig(ReducingConfig):
         self.validate_against(patches)
         return MixtureProjector(
             reducer=build_reducer(self.reducer, patches, self.tokens),
-            mixture=MixtureOfExperts(vision_width, self.experts),
+            mixture=MixtureOfExperts(vision_width, self.experts, self.balance_weight),
             layers=self.layers,
             lm_width=lm_width,
             lm_scale=lm_scale,
@@ -151,9 +156,6 @@ class SparseMixtureConfig(ReducingConfig):
         ge=2,
         description="Experts per token. With one, the renormalised gate would be the constant 1 "
         "and learn nothing from the loss.",
-    )
-    balance_weight: float = Field(
-        ge=0, description="Weight of the load-balancing loss; Switch Transformer uses 0.01."
     )
 
     @model_validator(mode="after")

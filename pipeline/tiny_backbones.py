@@ -127,7 +127,7 @@ def _training_turns(context: StageContext) -> dict[str, list[str]]:
         if sha256 is not None:
             turns = [turn["text"].replace("<image>", "").strip() for turn in row["turns"]]
             pairs = zip(turns[::2], turns[1::2], strict=False)
-            found[sha256] += [f"{question}\n{answer}" for question, answer in pairs]
+            found[sha256] += [f"{question}\n {answer}" for question, answer in pairs]
     return found
 
 

@@ -171,7 +171,7 @@ def _conversation(scene: Scene, rng: random.Random) -> tuple[Turn, ...]:
     # Asked later, the number could be guessed from the objects already spoken of.
     if rng.random() < _COUNT_SHARE:
         question = rng.choice(_PHRASES["count"])
-        turns.insert(0, Turn("count", question, f"{NUMBERS[len(scene.objects) - 1]}."))
+        turns.insert(0, Turn("count", question, NUMBERS[len(scene.objects) - 1].lower()))
     return tuple(turns)
 
 
@@ -228,7 +228,7 @@ def _identifies(scene: Scene, item: SceneObject, fields: tuple[str, ...]) -> boo
 
 
 def _answer(item: SceneObject, kind: str) -> str:
-    return f"{_property(item, kind).capitalize()}."
+    return _property(item, kind)
 
 
 def _presence_aims(scene: Scene, rng: random.Random) -> list[_Aim]:
@@ -244,7 +244,7 @@ def _presence_aims(scene: Scene, rng: random.Random) -> list[_Aim]:
         reshaped = [(item.colour, shape) for shape in SHAPES]
         absent = [look for look in rng.choice((recoloured, reshaped)) if look not in shown]
         look = (item.colour, item.shape) if present else rng.choice(absent)
-        answer = "Yes." if present else "No."
+        answer = "yes" if present else "no"
         facts = frozenset({"shape", "colour"})
         aims.append(_Aim("presence", number, facts, _with_article(" ".join(look)), answer))
     return aims

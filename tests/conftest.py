@@ -30,6 +30,7 @@ TINY: Mapping[str, object] = {
     "backbones.lm_layers": 1,
     "backbones.lm_heads": 2,
     "backbones.lm_epochs": 1,
+    "features.layer": -1,
     "features.rows_per_shard": 32,
     "pretrain.batch": 16,
     "pretrain.micro_batch": 16,
@@ -82,6 +83,19 @@ def assignments(changes: Mapping[str, object]) -> list[str]:
     return [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process, and all that need the demo, which start first."""
+
+    def needs_demo(item: pytest.Item) -> bool:
+        return "demo" in getattr(item, "fixturenames", ())
+
+    for item in items:
+        group = "demo" if needs_demo(item) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: not needs_demo(item))
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Mapping[str, object]:
     return TINY
@@ -96,4 +110,7 @@ def realdata() -> Path:
 
 
 # -- stores: places for artifacts, shared by the tests of storage and pipeline ----------------
-pytest_plugins = ("tests.unit.store_fixtures",)
+pytest_plugins = (
+    "tests.unit.bundle_fixtures",
+    "tests.unit.store_fixtures",
+)

@@ -32,7 +32,7 @@ def tiny_vlm(vocabulary: int = VOCABULARY, seed: int = 0) -> VisionLanguageModel
         max_position_embeddings=64,
         initializer_range=0.3,
     )
-    config = MixtureConfig(reducer="none", tokens=PATCHES, experts=3, layers=2)
+    config = MixtureConfig(reducer="none", tokens=PATCHES, experts=3, layers=2, balance_weight=0.01)
     return build_vlm(config, VISION, PATCHES, PhiForCausalLM(phi)).eval()
 
 

@@ -36,7 +36,9 @@ VISION, LANGUAGE, SCALE = 24, 32, 0.05
 def mixture(
     reducer: Reducer = "none", tokens: int = 49, experts: int = 6, layers: int = 4
 ) -> MixtureConfig:
-    return MixtureConfig(reducer=reducer, tokens=tokens, experts=experts, layers=layers)
+    return MixtureConfig(
+        reducer=reducer, tokens=tokens, experts=experts, layers=layers, balance_weight=0.01
+    )
 
 
 def sparse(
@@ -136,7 +138,7 @@ def test_gates_sum_to_one_and_sparse_gates_keep_k(
     active = data.draw(st.integers(2, experts))
     torch.manual_seed(seed)
     tokens = 10 * torch.randn(2, 5, 8)
-    dense = MixtureOfExperts(8, experts).gates(tokens)
+    dense = MixtureOfExperts(8, experts, 0.01).gates(tokens)
     sparse_gates = SparseMixtureOfExperts(8, experts, active, 0.01).gates(tokens)
     for gates in (dense, sparse_gates):
         assert (gates >= 0).all()
@@ -146,7 +148,7 @@ def test_gates_sum_to_one_and_sparse_gates_keep_k(
 
 @pytest.mark.parametrize(
     "experts",
-    [MixtureOfExperts(8, 5), *(SparseMixtureOfExperts(8, 5, k, 0.01) for k in (2, 3, 5))],
+    [MixtureOfExperts(8, 5, 0.01), *(SparseMixtureOfExperts(8, 5, k, 0.01) for k in (2, 3, 5))],
     ids=["dense", "top2", "top3", "top5"],
 )
 def test_a_mixture_is_the_gated_sum_of_its_experts(experts: MixtureOfExperts) -> None:
@@ -160,7 +162,7 @@ def test_a_mixture_is_the_gated_sum_of_its_experts(experts: MixtureOfExperts) ->
 
 
 def test_top_k_of_all_experts_is_the_dense_mixture() -> None:
-    dense, all_active = MixtureOfExperts(8, 4), SparseMixtureOfExperts(8, 4, 4, 0.01)
+    dense, all_active = MixtureOfExperts(8, 4, 0.01), SparseMixtureOfExperts(8, 4, 4, 0.01)
     all_active.load_state_dict(dense.state_dict())
     tokens = torch.randn(2, 9, 8)
     torch.testing.assert_close(all_active(tokens).tokens, dense(tokens).tokens)
@@ -174,15 +176,19 @@ def test_usage_is_a_share_per_expert(config: ProjectorConfig) -> None:
     assert not projection.expert_usage.requires_grad
 
 
-def collapsed_mixture(balance_weight: float) -> SparseMixtureOfExperts:
+def collapsed_mixture(balance_weight: float, *, is_sparse: bool) -> MixtureOfExperts:
     torch.manual_seed(0)
-    experts = SparseMixtureOfExperts(8, 6, 2, balance_weight)
+    experts = (
+        SparseMixtureOfExperts(8, 6, 2, balance_weight)
+        if is_sparse
+        else MixtureOfExperts(8, 6, balance_weight)
+    )
     with torch.no_grad():
         experts.gate.bias.copy_(torch.tensor([3.0, 3.0, 0.0, 0.0, 0.0, 0.0]))
     return experts
 
 
-def train_mixture(experts: SparseMixtureOfExperts, steps: int = 100) -> torch.Tensor:
+def train_mixture(experts: MixtureOfExperts, steps: int = 100) -> torch.Tensor:
     tokens = torch.randn(1, 128, 8)
     target = torch.randn(1, 128, 8)
     optimizer = torch.optim.Adam(experts.parameters(), lr=0.03)
@@ -195,10 +201,26 @@ def train_mixture(experts: SparseMixtureOfExperts, steps: int = 100) -> torch.Te
     return experts(tokens).expert_usage
 
 
-def test_balancing_loss_brings_collapsed_experts_back() -> None:
-    assert collapsed_mixture(0.5)(torch.randn(8, 16, 8)).expert_usage.min() < 0.05
-    assert train_mixture(collapsed_mixture(0.5)).min() > 0.1
-    assert train_mixture(collapsed_mixture(0.0)).min() < 0.1
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_balancing_loss_brings_collapsed_experts_back(*, is_sparse: bool) -> None:
+    collapsed = collapsed_mixture(0.5, is_sparse=is_sparse)
+    assert collapsed(torch.randn(8, 16, 8)).expert_usage.min() < 0.05
+    balanced = train_mixture(collapsed).min()
+    unbalanced = train_mixture(collapsed_mixture(0.0, is_sparse=is_sparse)).min()
+    assert balanced > 0.1
+    assert balanced > 1.2 * unbalanced
+
+
+def test_dense_balancing_loss_is_0_where_experts_weigh_alike() -> None:
+    experts = MixtureOfExperts(4, 4, 0.25)
+    with torch.no_grad():
+        experts.gate.weight.zero_()
+        experts.gate.bias.zero_()
+    assert experts(torch.randn(2, 8, 4)).auxiliary_loss.item() == pytest.approx(0.0, abs=1e-6)
+    with torch.no_grad():
+        experts.gate.bias[0] = 100.0
+    # One expert of four does it all: the squared coefficient of variation is 4 - 1.
+    assert experts(torch.randn(2, 8, 4)).auxiliary_loss.item() == pytest.approx(0.75)
 
 
 def test_balancing_loss_is_its_weight_where_experts_are_used_alike() -> None:

@@ -31,7 +31,9 @@ def tiny_vlm(initializer_range: float = 0.3, reducer_tokens: int = 3) -> VisionL
         max_position_embeddings=64,
         initializer_range=initializer_range,
     )
-    config = MixtureConfig(reducer="linear", tokens=reducer_tokens, experts=3, layers=1)
+    config = MixtureConfig(
+        reducer="linear", tokens=reducer_tokens, experts=3, layers=1, balance_weight=0.01
+    )
     return build_vlm(config, VISION, PATCHES, PhiForCausalLM(phi).eval())
 
 

@@ -38,7 +38,9 @@ def tiny_vlm(attention: str = "sdpa", positions: int = 64) -> VisionLanguageMode
         )
     ).eval()
     phi.set_attn_implementation(attention)
-    projector = MixtureConfig(reducer="none", tokens=PATCHES, experts=3, layers=1)
+    projector = MixtureConfig(
+        reducer="none", tokens=PATCHES, experts=3, layers=1, balance_weight=0.01
+    )
     return build_vlm(projector, VISION, PATCHES, phi)
 
 

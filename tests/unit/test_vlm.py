@@ -24,7 +24,7 @@ from model.vlm import (
 )
 
 VISION, PATCHES, VOCABULARY = 12, 4, 97
-DENSE = MixtureConfig(reducer="none", tokens=PATCHES, experts=3, layers=2)
+DENSE = MixtureConfig(reducer="none", tokens=PATCHES, experts=3, layers=2, balance_weight=0.01)
 SPARSE = SparseMixtureConfig(
     reducer="linear", tokens=3, experts=4, layers=1, active=2, balance_weight=0.01
 )

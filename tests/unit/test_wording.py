@@ -40,7 +40,7 @@ def answer(scene: Scene, question: str) -> str:
     text = question.lower()
     words = re.findall("[a-z]+", text)
     if {"many", "count"} & set(words):
-        return NUMBERS[len(scene.objects) - 1] + "."
+        return NUMBERS[len(scene.objects) - 1].lower()
     shape = next((w for w in words if w in SHAPES), None)
     colour = next((w for w in words if w in COLOURS), None)
     place = next((q for q in QUADRANTS if q in text), None)
@@ -52,11 +52,11 @@ def answer(scene: Scene, question: str) -> str:
         and place in (None, item.place)
     ]
     if words[0] in ("is", "do", "does"):
-        return "Yes." if meant else "No."
+        return "yes" if meant else "no"
     (only,) = meant
     if "where" in words or "corner" in words:
-        return f"{only.place.capitalize()}."
-    return f"{(only.colour if 'colour' in words else only.shape).capitalize()}."
+        return only.place
+    return only.colour if "colour" in words else only.shape
 
 
 @given(scenes)
@@ -88,7 +88,7 @@ def test_absent_things_differ_in_one_property_from_something_shown() -> None:
     negatives = 0
     for index in range(400):
         scene = make_scene(SEED, index)
-        for turn in (t for talk in conversations(scene) for t in talk if t.answer == "No."):
+        for turn in (t for talk in conversations(scene) for t in talk if t.answer == "no"):
             colour, shape = turn.question.removesuffix("?").split()[-2:]
             assert any(item.colour == colour or item.shape == shape for item in scene.objects)
             negatives += 1
