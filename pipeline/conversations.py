@@ -5,11 +5,12 @@ leaves out and why; only records that have not the shape of the format are dropp
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError
+from pipeline.hub import hub_file
+from pipeline.llava_json import is_turn, read_records, record_id
 from pipeline.recipe_parts import (
     ConversationsPart,
     DemoImages,
@@ -20,7 +21,6 @@ from pipeline.recipe_parts import (
 from pipeline.rendering import render_conversations
 from pipeline.schemas import CONVERSATIONS, DROPS, drop
 from pipeline.stage import StageContext, Summary
-from storage.errors import redact
 from storage.tables import is_text, write_table
 from storage.transfer import download
 
@@ -36,7 +36,7 @@ def conversations(
     """
     path, name = _locate(context, conversations, images, seed)
     drops: list[dict[str, Any]] = []
-    rows = list(_rows(_records(path, name), drops))
+    rows = list(_rows(read_records(path, name), drops))
     write_table(context.out / "conversations.parquet", rows, CONVERSATIONS)
     write_table(context.out / "drops.parquet", drops, DROPS)
     turns = sum(len(row["turns"]) for row in rows)
@@ -51,8 +51,8 @@ def _locate(
     match part.source:
         case FileConversations(path=path, sha256=sha256):
             url, checksum = path if "://" in path else str(Path(path).expanduser()), sha256
-        case HubConversations():
-            return _from_hub(part.source), f"{part.source.repository}/{part.source.filename}"
+        case HubConversations(repository=repository, filename=name, revision=revision):
+            return hub_file(repository, name, revision), f"{repository}/{name}"
         case _:
             assert isinstance(images.source, DemoImages)
             rendered = context.scratch / "rendered.json"
@@ -72,68 +72,21 @@ def _locate(
     return path, url
 
 
-def _from_hub(source: HubConversations) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(
-            hf_hub_download(
-                source.repository,
-                source.filename,
-                repo_type="dataset",
-                revision=source.revision,
-            )
-        )
-    except (HfHubHTTPError, OSError) as error:
-        raise PipelineError(
-            f"cannot fetch {source.filename} of {source.repository}: {str(error).splitlines()[0]}",
-            "check the network, or give the file with conversations.source.kind=file",
-        ) from None
-
-
-def _records(path: Path, name: str) -> list[Any]:
-    """Return the records of a JSON list or of JSON lines, whichever the file holds.
-
-    Published files lie about it: JSON lines named `.json` are common.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if text.lstrip()[:1] == "[":
-            return json.loads(text)
-        # Not splitlines: it also cuts at characters that JSON allows inside a text (U+2028).
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError) as error:
-        raise PipelineError(
-            f"{redact(name)} is neither a JSON list nor JSON lines: {error}",
-            "give a file in LLaVA-Instruct's format",
-        ) from None
-
-
 def _rows(records: list[Any], drops: list[dict]) -> Iterator[dict[str, Any]]:
     for number, record in enumerate(records):
         match record:
             case {"conversations": [*turns], "image": image} if is_text(image) and all(
-                map(_is_turn, turns)
+                map(is_turn, turns)
             ):
                 yield {
                     "conversation_id": number,
-                    "record_id": _record_id(record, number),
+                    "record_id": record_id(record, number),
                     "image_name": image,
                     "turns": [{"speaker": t["from"], "text": t["value"]} for t in turns],
                 }
             case {"conversations": list()} if record.get("image") is None:
-                key = _record_id(record, number)
+                key = record_id(record, number)
                 drops.append(drop("conversations", "conversation", key, "", "no image"))
             case _:
                 reason, detail = "broken record", json.dumps(record)[:200]
                 drops.append(drop("conversations", "conversation", number, "", reason, detail))
-
-
-def _record_id(record: Mapping[str, Any], number: int) -> str:
-    name = str(record.get("id", number))
-    return name if is_text(name) else ascii(name)
-
-
-def _is_turn(turn: object) -> bool:
-    return isinstance(turn, dict) and is_text(turn.get("from")) and is_text(turn.get("value"))

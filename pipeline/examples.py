@@ -17,6 +17,7 @@ from pipeline.filters import (
     CAPTIONS_SQL,
     CONVERSATION_FILTERS,
     CONVERSATIONS_SQL,
+    LEAKS_SQL,
     MACROS,
     first_reason,
     parameters,
@@ -25,6 +26,7 @@ from pipeline.lm_folder import eos_id
 from pipeline.recipe_parts import ExamplesPart
 from pipeline.schemas import DROPS, EXAMPLES, QUESTIONS, drop
 from pipeline.stage import StageContext, Summary
+from pipeline.user_filters import apply_filters
 from storage.sql import Database
 from storage.tables import read_table, write_table
 
@@ -51,6 +53,8 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
             if made is not None:
                 rows.append({"example_id": len(rows), **made})
             tick()
+    rows = _user_filtered(context, examples, rows, drops)
+    _refuse_empty(rows)
     _refuse_leaks(rows)
     questions = [{"question_id": number, **row} for number, row in enumerate(_questions(rows))]
     for row in rows:
@@ -162,8 +166,43 @@ def _questions(rows: list[Row]) -> Iterator[Row]:
             }
 
 
-def _refuse_leaks(rows: list[Row]) -> None:
-    """Raise if a picture, by content, is both trained on and tested with, or nothing is left."""
+def _user_filtered(
+    context: StageContext, examples: ExamplesPart, rows: list[Row], drops: list[Row]
+) -> list[Row]:
+    """Return the rows that the recipe's own filters keep, numbered again; the others are drops."""
+    if not examples.filters:
+        return rows
+    pictures = {
+        row["image_id"]: row
+        for row in read_table(context.inputs["images"].path("images.parquet")).to_pylist()
+    }
+    seen = (_visible(row, pictures[row["image_id"]]) for row in rows)
+    reasons = apply_filters(examples.filters, list(seen))
+    kept = []
+    for number, row in enumerate(rows):
+        if number in reasons:
+            file = pictures[row["image_id"]]["file_name"]
+            told = (row["kind"], row["source_id"], file, reasons[number], row["text"])
+            drops.append(drop("examples", *told))
+        else:
+            kept.append({**row, "example_id": len(kept)})
+    return kept
+
+
+def _visible(row: Row, picture: Row) -> Row:
+    """Return what a filter of the recipe may look at."""
+    shared = {name: row[name] for name in ("kind", "split", "image_id", "text", "turns")}
+    return {
+        **shared,
+        **{name: picture[name] for name in ("file_name", "width", "height")},
+        "characters": len(row["text"]),
+        "tokens": len(row["input_ids"]),
+        "questions": [question for question, _ in row["pairs"]],
+        "answers": [answer for _, answer in row["pairs"]],
+    }
+
+
+def _refuse_empty(rows: list[Row]) -> None:
     kinds = Counter((row["split"], row["kind"]) for row in rows)
     for kind in ("caption", "conversation"):
         if not kinds["train", kind]:
@@ -171,14 +210,21 @@ def _refuse_leaks(rows: list[Row]) -> None:
                 f"no {kind} is left to train on",
                 '`phivision sql "SELECT reason, count(*) FROM drops GROUP BY ALL"` says why',
             )
-    tested = {row["sha256"]: row["image_id"] for row in rows if row["split"] == "test"}
-    for row in rows:
-        if row["split"] != "test" and row["sha256"] in tested:
-            raise PipelineError(
-                f"image {row['image_id']} ({row['split']}) and image {tested[row['sha256']]} "
-                "(test) are the same picture",
-                "remove one of them from the dataset: a test picture must not be trained on",
-            )
+
+
+def _refuse_leaks(rows: list[Row]) -> None:
+    """Raise if a picture, by content, is both trained on (or chosen by) and tested with."""
+    columns = ("split", "image_id", "sha256")
+    pictures = pa.table({name: [row[name] for row in rows] for name in columns})
+    with Database({"pictures": pictures}) as database:
+        leaks = database.query(LEAKS_SQL).to_pylist()
+    if leaks:
+        first = leaks[0]
+        raise PipelineError(
+            f"image {first['image_id']} ({first['split']}) and image {first['test_id']} (test) "
+            f"are the same picture; {len(leaks)} such pictures in all",
+            "remove one of each pair from the dataset: a test picture must not be trained on",
+        )
 
 
 def _summary(rows: list[Row], drops: list[Row]) -> Summary:

@@ -80,6 +80,13 @@ SELECT conversation_id, record_id, image_name, image_id, split, sha256,
 FROM joined ORDER BY conversation_id
 """
 
+# Empty if no picture is on both sides; pictures are told apart by content, not by id or name.
+LEAKS_SQL = """
+WITH trained AS (SELECT DISTINCT split, image_id, sha256 FROM pictures WHERE split <> 'test'),
+tested AS (SELECT sha256, min(image_id) AS test_id FROM pictures WHERE split = 'test' GROUP BY ALL)
+SELECT image_id, split, test_id FROM trained JOIN tested USING (sha256) ORDER BY ALL
+"""
+
 MACROS = (
     # Blanks of every kind (a no-break space too) become one; the ends are stripped. RE2's \s knows
     # ASCII only: \p{Z} are Unicode's separators, \p{Cc} its control characters.

@@ -5,7 +5,6 @@ What cannot be used is quarantined in `drops` with its file, its record and the 
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -13,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from model.decoding import BadImageError, decode_image
+from pipeline.annotations import Annotations, captions_of, objects_of
 from pipeline.errors import PipelineError
+from pipeline.picture_files import PictureFinder, Pictures, picture_limits
 from pipeline.recipe_parts import ImagesPart
 from pipeline.schemas import CAPTIONS, DROPS, IMAGE_FILES, IMAGES, OBJECTS, drop
-from pipeline.sources import SPLITS, CocoFiles, locate
+from pipeline.sources import TEST_ORIGINS, fetch_pictures, read_annotations
 from pipeline.stage import StageContext, Summary
-from storage.archives import Archive, ArchiveLimits, open_archive, resolve_member
+from storage.archives import open_archive
 from storage.errors import StorageError, UnsafeArchiveError
-from storage.tables import is_int64, is_number, is_text, write_table
+from storage.tables import is_text, write_table
 
 SHARD_BYTES = 256 * 2**20
-JSON_LIMITS = ArchiveLimits(members=64, member_bytes=4 * 2**30, total_bytes=16 * 2**30, ratio=200.0)
 
 
 def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
@@ -33,16 +33,19 @@ def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
         PipelineError: Annotations are unreadable, or too many pictures are bad.
         StorageError: The source cannot be fetched or is an unsafe archive.
     """
-    files = locate(context, images, seed)
     drops: list[dict[str, Any]] = []
-    annotations = {split: _annotations(files.annotations, split, drops) for split in SPLITS}
+    annotations = read_annotations(context, images, seed, drops)
     chosen = _choose(annotations, images, seed)
-    rows = list(_ingest(context, files, chosen, images, seed, drops))
+    by_origin = {o: [r for r in chosen if r["origin"] == o] for o in annotations}
+    pictures = fetch_pictures(context, images, by_origin)
+    bad: list[dict[str, Any]] = []
+    rows = list(_ingest(context, pictures, chosen, images, seed, bad))
     good = {row["image_id"] for row in rows}
-    _refuse_too_many_bad(len(chosen), len(good), images.max_bad_share, drops)
+    _refuse_too_many_bad(len(chosen), len(good), images.max_bad_share, bad)
+    drops += bad
     wanted = {record["id"] for record in chosen}
-    captions = [row for split in SPLITS for row in _captions(annotations[split], wanted, drops)]
-    objects = [row for split in SPLITS for row in _objects(annotations[split], good, drops)]
+    captions = [row for found in annotations.values() for row in captions_of(found, wanted, drops)]
+    objects = [row for found in annotations.values() for row in objects_of(found, good, drops)]
     write_table(context.out / "images.parquet", rows, IMAGES)
     write_table(context.out / "captions.parquet", captions, CAPTIONS)
     write_table(context.out / "objects.parquet", objects, OBJECTS)
@@ -56,12 +59,12 @@ def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
 
 
 def split_of(origin: str, image_id: int, validation_share: float, seed: int) -> str:
-    """Return the split of an image: val2017 is the test split, train2017 is divided by id.
+    """Return the split of an image: val2017 is the test split, other origins are divided by id.
 
     The hash makes the choice independent of which other images there are, so a growing dataset
     never moves an image between splits.
     """
-    if origin == "val2017":
+    if origin in TEST_ORIGINS:
         return "test"
     return "validation" if _draw("split", image_id, seed) < validation_share else "train"
 
@@ -71,67 +74,20 @@ def _draw(purpose: str, image_id: int, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
-def _annotations(path: Path, split: str, drops: list[dict]) -> dict[str, list[dict[str, Any]]]:
-    """Return images, captions, boxes and categories of one split; boxes may be absent."""
-    with open_archive(path, limits=JSON_LIMITS) as archive:
-        captions = _json(archive, path, f"captions_{split}.json", required=True)
-        instances = _json(archive, path, f"instances_{split}.json", required=False)
-    unique: dict[int, dict[str, Any]] = {}
-    for record in (*captions.get("images", ()), *instances.get("images", ())):
-        if _is_image(record):
-            unique.setdefault(record["id"], {**record, "origin": split})
-        else:
-            drops.append(drop("images", "image", "", str(path), "broken record", repr(record)))
-    return {
-        "images": [unique[key] for key in sorted(unique)],
-        "captions": list(captions.get("annotations", ())),
-        "objects": list(instances.get("annotations", ())),
-        "categories": list(instances.get("categories", ())),
-    }
-
-
-def _is_image(record: object) -> bool:
-    return (
-        isinstance(record, dict) and is_int64(record.get("id")) and is_text(record.get("file_name"))
-    )
-
-
-def _json(archive: Archive, path: Path, name: str, *, required: bool) -> dict[str, Any]:
-    found = [member for member in archive.names() if member.rsplit("/", 1)[-1] == name]
-    if not found:
-        if required:
-            raise PipelineError(f"{path} holds no {name}", "COCO's annotation files are needed")
-        return {}
-    try:
-        value = json.loads(archive.read(found[0]))
-    except (ValueError, RecursionError) as error:
-        raise PipelineError(
-            f"{path}: {found[0]} is not valid JSON: {error}", "fetch that file again"
-        ) from None
-    lists = ("images", "annotations", "categories")
-    if not isinstance(value, dict) or any(not isinstance(value.get(k, []), list) for k in lists):
-        raise PipelineError(
-            f"{path}: {found[0]} is JSON but not COCO's format",
-            "it must be an object with the lists 'images' and 'annotations'",
-        )
-    return value
-
-
 def _choose(
-    annotations: Mapping[str, Mapping[str, list[dict]]], images: ImagesPart, seed: int
+    annotations: Mapping[str, Annotations], images: ImagesPart, seed: int
 ) -> list[dict[str, Any]]:
     """Return the chosen image records by id; a larger limit keeps all that a smaller one chose."""
     chosen = []
-    for origin, limit in zip(SPLITS, (images.limit, images.test_limit), strict=True):
-        ranked = sorted(
-            annotations[origin]["images"], key=lambda r: (_draw("subset", r["id"], seed), r["id"])
-        )
+    limits = (images.limit, images.test_limit)
+    for found, limit in zip(annotations.values(), limits, strict=True):
+        ranked = sorted(found.images, key=lambda r: (_draw("subset", r["id"], seed), r["id"]))
         chosen += ranked[:limit]
-    train = {r["id"] for r in chosen if r["origin"] == "train2017"}
-    clash = sorted(r["id"] for r in chosen if r["origin"] == "val2017" and r["id"] in train)
+    train = {r["id"] for r in chosen if r["origin"] not in TEST_ORIGINS}
+    clash = sorted(r["id"] for r in chosen if r["origin"] in TEST_ORIGINS and r["id"] in train)
     if clash:
         raise PipelineError(
-            f"image ids {clash[:5]} are in train2017 and in val2017",
+            f"image ids {clash[:5]} are in {' and in '.join(annotations)}",
             "test images must not be trained on: give them ids of their own",
         )
     return sorted(chosen, key=lambda record: record["id"])
@@ -139,27 +95,26 @@ def _choose(
 
 def _ingest(
     context: StageContext,
-    files: CocoFiles,
+    pictures: Mapping[str, Pictures],
     chosen: list[dict[str, Any]],
     images: ImagesPart,
     seed: int,
     drops: list[dict],
 ) -> Iterator[dict[str, Any]]:
     """Yield a row per usable picture, writing the pictures' bytes on the way."""
-    limits = ArchiveLimits(
-        members=400_000, member_bytes=images.max_bytes, total_bytes=256 * 2**30, ratio=200.0
-    )
+    limits = picture_limits(images.max_bytes)
     shards = _PictureShards(context.out)
     with ExitStack() as stack:
-        readers = {
-            origin: _Reader(stack.enter_context(open_archive(files.images[origin], limits=limits)))
-            for origin in SPLITS
-        }
+        finders: dict[Path, PictureFinder] = {}
+        for known in pictures.values():
+            if known.path not in finders:
+                archive = stack.enter_context(open_archive(known.path, limits=limits))
+                finders[known.path] = PictureFinder(archive, known)
         tick = stack.enter_context(context.report.track("check pictures", len(chosen)))
         for record in chosen:
             tick()
             try:
-                data = readers[record["origin"]].read(record["file_name"])
+                data = finders[pictures[record["origin"]].path].read(record["file_name"])
                 picture = decode_image(data, images.max_pixels)
             except (BadImageError, StorageError) as error:
                 key, name = record["id"], record["file_name"]
@@ -169,23 +124,6 @@ def _ingest(
             shards.add(row["sha256"], data)
             yield row
     shards.flush()
-
-
-class _Reader:
-    """Finds a picture by its `file_name`, with or without the archive's leading folder."""
-
-    def __init__(self, archive: Archive) -> None:
-        self.archive, self.names = archive, set(archive.names())
-        self.by_base = {name.rsplit("/", 1)[-1]: name for name in archive.names()}
-        self.refused = {name.rsplit("/", 1)[-1]: why for name, why in archive.refused.items()}
-
-    def read(self, file_name: str) -> bytes:
-        name = resolve_member("images", file_name)
-        found = name if name in self.names else self.by_base.get(name.rsplit("/", 1)[-1])
-        if found is None:
-            why = self.refused.get(name.rsplit("/", 1)[-1])
-            raise BadImageError("file refused" if why else "file missing", why or name)
-        return self.archive.read(found)
 
 
 class _PictureShards:
@@ -252,49 +190,3 @@ def _refuse_too_many_bad(
 def _reasons(drops: Iterable[Mapping[str, Any]]) -> str:
     counts = Counter(row["reason"] for row in drops if row["kind"] == "image")
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-
-
-def _captions(
-    split: Mapping[str, list[Any]], wanted: set[int], drops: list[dict]
-) -> Iterator[dict[str, Any]]:
-    """Yield the captions of all chosen pictures; `examples` drops those of quarantined ones."""
-    for record in split["captions"]:
-        match record:
-            case {"id": key, "image_id": image, "caption": text} if (
-                is_int64(key) and is_int64(image) and is_text(text)
-            ):
-                if image in wanted:
-                    yield {"caption_id": key, "image_id": image, "caption": text}
-            case _:
-                drops.append(drop("images", "caption", "", "", "broken record", repr(record)))
-
-
-def _objects(
-    split: Mapping[str, list[Any]], good: set[int], drops: list[dict]
-) -> Iterator[dict[str, Any]]:
-    names = {
-        found["id"]: found["name"]
-        for found in split["categories"]
-        if isinstance(found, dict) and is_int64(found.get("id")) and is_text(found.get("name"))
-    }
-    for record in split["objects"]:
-        match record:
-            case {"id": key, "image_id": image, "category_id": category, "bbox": [x, y, w, h]} if (
-                all(map(is_int64, (key, image, category)))
-                and category in names
-                and all(map(is_number, (x, y, w, h, record.get("area", 0))))
-            ):
-                if image in good:
-                    yield {
-                        "object_id": key,
-                        "image_id": image,
-                        "category": names[category],
-                        "x": float(x),
-                        "y": float(y),
-                        "width": float(w),
-                        "height": float(h),
-                        "area": float(record.get("area", 0)),
-                        "iscrowd": bool(record.get("iscrowd", 0)),
-                    }
-            case _:
-                drops.append(drop("images", "object", "", "", "broken record", repr(record)))

@@ -63,9 +63,9 @@ DEMO = Recipe(
         lm_width=96,
         lm_layers=3,
         lm_heads=4,
-        lm_epochs=4,
+        lm_epochs=3,
         lm_batch=4,
-        lm_learning_rate=4e-3,
+        lm_learning_rate=2e-3,
     ),
     features=FeaturesPart(layer=-2, patches=49, batch=128, rows_per_shard=256),
     examples=ExamplesPart(
@@ -74,10 +74,11 @@ DEMO = Recipe(
         refusals=REFUSALS,
         forbidden_answers=SPEAKS_OF_CAPTIONS,
         max_aspect_ratio=3.0,
+        filters={},
         max_turns=4,
         max_tokens=160,
-        user_prefix="Instruct: ",
-        assistant_prefix="\nOutput:",
+        user_prefix="",
+        assistant_prefix="\n",
     ),
     pretrain=PretrainPart(
         objective=StandardConfig(),
@@ -91,25 +92,27 @@ DEMO = Recipe(
         precision="fp32",
         gradient_checkpointing=False,
         validate_every=150,
-        projector=MixtureConfig(reducer="none", tokens=49, experts=4, layers=2),
+        projector=MixtureConfig(
+            reducer="none", tokens=49, experts=4, layers=2, balance_weight=0.01
+        ),
         learning_rate=4e-3,
     ),
     finetune=FinetunePart(
         objective=StandardConfig(),
         epochs=5.0,
-        batch=8,
-        micro_batch=8,
-        examples_per_row=4,
+        batch=4,
+        micro_batch=4,
+        examples_per_row=6,
         weight_decay=0.01,
         warmup_share=0.05,
         clip_norm=1.0,
         precision="fp32",
         gradient_checkpointing=False,
-        validate_every=150,
+        validate_every=300,
         method="full",
         learning_rate=2e-3,
         projector_learning_rate=2e-3,
-        caption_share=0.3,
+        caption_share=0.15,
         lora_rank=16,
         lora_alpha=32,
         lora_dropout=0.05,
@@ -122,14 +125,20 @@ DEMO = Recipe(
         max_new_tokens=48,
         beams=1,
         resamples=1000,
+        probes=250,
+        choices=8,
+        presence_objects=3,
+        presence_question="Is there {object}?",
     ),
-    publish=PublishPart(name="phivision-demo"),
+    publish=PublishPart(name="phivision-demo", metric="cider_d"),
 )
 
 COCO = Recipe(
     seed=0,
     images=ImagesPart(
-        source=Coco2017Images(root="http://images.cocodataset.org"),
+        source=Coco2017Images(
+            root="http://images.cocodataset.org", fetch="members", exclude_val2014=False
+        ),
         limit=40_000,
         test_limit=5_000,
         validation_share=0.02,
@@ -141,7 +150,7 @@ COCO = Recipe(
         source=HubConversations(
             repository="liuhaotian/LLaVA-Instruct-150K",
             filename="llava_instruct_150k.json",
-            revision="main",
+            revision="9d451dc7629cfe0469f6ae4432b765cd603d5fcb",
         )
     ),
     backbones=HubBackbones(
@@ -157,6 +166,7 @@ COCO = Recipe(
         refusals=REFUSALS,
         forbidden_answers=SPEAKS_OF_CAPTIONS,
         max_aspect_ratio=3.0,
+        filters={},
         max_turns=8,
         max_tokens=768,
         user_prefix="Instruct: ",
@@ -165,16 +175,19 @@ COCO = Recipe(
     pretrain=PretrainPart(
         objective=StandardConfig(),
         epochs=1.0,
-        batch=256,
-        micro_batch=32,
+        # LLaVA's 256 captions per step are about 51 rows of five; 39,200 rows make 816 steps.
+        batch=48,
+        micro_batch=24,
         examples_per_row=5,
         weight_decay=0.0,
         warmup_share=0.03,
         clip_norm=1.0,
         precision="bf16",
         gradient_checkpointing=True,
-        validate_every=200,
-        projector=MixtureConfig(reducer="none", tokens=49, experts=6, layers=4),
+        validate_every=100,
+        projector=MixtureConfig(
+            reducer="none", tokens=49, experts=6, layers=4, balance_weight=0.01
+        ),
         learning_rate=1e-3,
     ),
     finetune=FinetunePart(
@@ -205,8 +218,12 @@ COCO = Recipe(
         max_new_tokens=128,
         beams=1,
         resamples=2000,
+        probes=500,
+        choices=8,
+        presence_objects=3,
+        presence_question="Is there {object} in the image?",
     ),
-    publish=PublishPart(name="phivision-coco"),
+    publish=PublishPart(name="phivision-coco", metric="cider_d"),
 )
 
 PRESETS = MappingProxyType({"demo": DEMO, "coco": COCO})

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from model.encoder_table import ENCODERS
 from pipeline.errors import RecipeError
 from pipeline.recipe_parts import (
     BackbonesChoice,
@@ -19,7 +20,6 @@ from pipeline.recipe_parts import (
     ExamplesPart,
     FeaturesPart,
     FinetunePart,
-    HubBackbones,
     ImagesPart,
     Part,
     PretrainPart,
@@ -44,11 +44,15 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _rooms_fit(self) -> Self:
-        patches = encoder_patches(self.backbones)
-        if patches is not None and patches != self.features.patches:
+        patches, layers = encoder_shape(self.backbones)
+        if patches != self.features.patches:
             raise ValueError(
                 f"the encoder gives {patches} patches, features.patches says "
                 f"{self.features.patches}"
+            )
+        if -self.features.layer > layers:
+            raise ValueError(
+                f"the encoder has {layers} layers, features.layer says {self.features.layer}"
             )
         self.pretrain.projector.validate_against(self.features.patches)
         if self.conversations.source.kind == "demo" and self.images.source.kind != "demo":
@@ -95,15 +99,12 @@ def flatten(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
         yield prefix, value
 
 
-def encoder_patches(backbones: BackbonesChoice) -> int | None:
-    """Return how many patches an encoder gives, or None where only its weights can tell."""
-    match backbones:
-        case TinyBackbones(image_size=side, patch_size=patch):
-            return (side // patch) ** 2
-        case HubBackbones(clip_name=name):
-            sizes = {"ViT-B-32": 49, "ViT-B-16": 196, "ViT-L-14": 256, "ViT-L-14-336": 576}
-            return sizes.get(name.removesuffix("-quickgelu"))
-    return None
+def encoder_shape(backbones: BackbonesChoice) -> tuple[int, int]:
+    """Return how many patches an encoder gives, and how many layers it has."""
+    if isinstance(backbones, TinyBackbones):
+        return (backbones.image_size // backbones.patch_size) ** 2, backbones.clip_layers
+    line = ENCODERS[backbones.clip_name]
+    return line.patches, line.layers
 
 
 def _parse(value: object) -> object:
@@ -143,7 +144,7 @@ def _unknown(path: str, values: dict[str, Any], missing: str) -> RecipeError:
 
 def _explain(error: ValidationError, recipe: Recipe) -> str:
     lines = []
-    tags = {"demo", "folder", "coco2017", "file", "hub", "tiny"}
+    tags = {"demo", "folder", "coco2017", "lcs558k", "file", "hub", "tiny"}
     for item in error.errors():
         place = ".".join(str(step) for step in item["loc"] if step not in tags) or "recipe"
         message = item["msg"].removeprefix("Value error, ")

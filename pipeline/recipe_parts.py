@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from model.encoder_table import ENCODERS, is_path
 from model.objective_configs import ObjectiveConfig
 from model.projectors import ProjectorConfig
 
@@ -45,12 +46,31 @@ class Coco2017Images(Part):
 
     kind: Literal["coco2017"] = "coco2017"
     root: str = Field(description="URL under which zips/ and annotations/ lie.")
+    fetch: Literal["members", "whole", "addresses"] = Field(
+        description="How pictures come: only the chosen members of the remote zip (whole where "
+        "the server has no Range), the whole zip, or each by the `coco_url` of its record."
+    )
+    exclude_val2014: bool = Field(
+        description="Leave out pictures of val2014, on which older test sets (Karpathy's, POPE, "
+        "VQA v2) are built."
+    )
+
+
+class LcsImages(Part):
+    """LCS-558K, LLaVA's captioned pictures for alignment, from the Hugging Face Hub."""
+
+    kind: Literal["lcs558k"] = "lcs558k"
+    repository: str = Field(description="Dataset repository, owner/name.")
+    annotations: str = Field(description="LLaVA JSON inside the repository.")
+    pictures: str = Field(description="Zip of the pictures inside the repository.")
+    revision: str = Field(description="Commit or tag; a commit makes the run repeatable.")
+    test_share: Share = Field(description="Share of the pictures held out as test pictures.")
 
 
 class ImagesPart(Part):
     """Which images enter, how they are split, and what makes one unfit."""
 
-    source: DemoImages | FolderImages | Coco2017Images = Field(discriminator="kind")
+    source: DemoImages | FolderImages | Coco2017Images | LcsImages = Field(discriminator="kind")
     limit: Positive = Field(description="Training and validation images at most.")
     test_limit: Positive = Field(description="Test images at most.")
     validation_share: Share = Field(
@@ -104,6 +124,10 @@ class ExamplesPart(Part):
         description="Lower-case fragments; an answer with one speaks of captions or boxes."
     )
     max_aspect_ratio: float = Field(gt=1, description="Longer over shorter side, at most.")
+    filters: dict[str, str] = Field(
+        description="SQL predicates by name, over the columns in pipeline/user_filters.py; a row "
+        "for which one is true is dropped, with the name as its reason."
+    )
     max_turns: Positive = Field(description="Question/answer turns kept per conversation.")
     max_tokens: Positive = Field(description="Text tokens of one example, at most.")
     user_prefix: str = Field(description="Text before a question.")
@@ -116,6 +140,16 @@ class ExamplesPart(Part):
             if fragment != fragment.lower() or not fragment:
                 raise ValueError(f"{fragment!r} must be non-empty and in lower case")
         return fragments
+
+    @field_validator("filters")
+    @classmethod
+    def _predicates(cls, filters: dict[str, str]) -> dict[str, str]:
+        if filters:
+            from pipeline.user_filters import filters_fault  # costs DuckDB, which few need here
+
+            if fault := filters_fault(filters):
+                raise ValueError(f"filter {fault}")
+        return filters
 
 
 class TinyBackbones(Part):
@@ -146,15 +180,25 @@ class HubBackbones(Part):
 
     kind: Literal["hub"] = "hub"
     clip_name: str = Field(description="open_clip architecture, e.g. ViT-B-32-quickgelu.")
-    clip_pretrained: str = Field(description="open_clip's tag of the weights, e.g. openai.")
+    clip_pretrained: str = Field(
+        description="open_clip's tag of the weights, e.g. openai, or a local .safetensors file."
+    )
     lm_repository: str = Field(description="Hub repository of the language model.")
     lm_revision: str = Field(description="Commit or branch of that repository.")
 
     @model_validator(mode="after")
-    def _openai_weights_need_quickgelu(self) -> Self:
+    def _encoder_is_known(self) -> Self:
+        if self.clip_name not in ENCODERS:
+            raise ValueError(f"no encoder '{self.clip_name}'; there are {', '.join(ENCODERS)}")
         if self.clip_pretrained == "openai" and not self.clip_name.endswith("-quickgelu"):
             raise ValueError(
                 f"OpenAI's weights were trained with QuickGELU: use {self.clip_name}-quickgelu"
+            )
+        tags = ENCODERS[self.clip_name].tags
+        if self.clip_pretrained not in tags and not is_path(self.clip_pretrained):
+            raise ValueError(
+                f"{self.clip_name} has no weights '{self.clip_pretrained}': "
+                f"use {' or '.join(tags)}, or the path of a .safetensors file"
             )
         return self
 
@@ -237,9 +281,25 @@ class EvaluatePart(Part):
     max_new_tokens: Positive = Field(description="Tokens after which a generation is cut.")
     beams: Positive = Field(description="Beams of the search; 1 is greedy.")
     resamples: Positive = Field(description="Bootstrap resamples of every interval.")
+    probes: Positive = Field(
+        description="Test images of presence questions and of image choice, at most."
+    )
+    choices: int = Field(ge=2, description="Images among which a caption's own is to be found.")
+    presence_objects: Positive = Field(
+        description="Objects asked for per image that are there, and as many in each set that are "
+        "not, at most."
+    )
+    presence_question: str = Field(
+        description="How presence is asked for; {object} stands for an object with its article.",
+        pattern=r"\{object\}",
+    )
 
 
 class PublishPart(Part):
-    """How the bundle is named."""
+    """How the bundle is named and what decides whether it is published."""
 
     name: str = Field(description="Name of the assistant in its card.", pattern=r"^[\w.-]+$")
+    metric: Literal["cider_d", "answer_accuracy"] = Field(
+        description="Main metric: the picture must help it, and it must not fall below the "
+        "published model's beyond noise."
+    )

@@ -13,7 +13,7 @@ from pipeline.scenes import COLOURS, QUADRANTS, SHAPES, Scene, SceneObject, gene
 
 KINDS = ("colour", "shape", "position", "count", "presence")
 NUMBERS = ("One", "Two", "Three", "Four")
-CONVERSATIONS_PER_IMAGE = 2
+CONVERSATIONS_PER_IMAGE = 4
 
 _PHRASES = {
     "colour": (

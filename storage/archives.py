@@ -128,17 +128,13 @@ class _Zip(Archive):
         with self._naming():
             self._zip = zipfile.ZipFile(path)
         try:
-            self._admit(map(_zip_member, self._zip.infolist()), packed=path.stat().st_size)
+            self._admit(map(zip_member, self._zip.infolist()), packed=path.stat().st_size)
         except BaseException:
             self.close()
             raise
 
     def _load(self, member: Member) -> bytes:
-        if member.key.flag_bits & _ENCRYPTED:
-            raise StorageError(
-                f"{self.path} member {member.name} is encrypted",
-                "Unpack it with its password and pack it without one",
-            )
+        refuse_encrypted(self.title, member)
         with self._zip.open(member.key) as handle:
             return handle.read(member.size + 1)
 
@@ -147,7 +143,17 @@ class _Zip(Archive):
         self._zip.close()
 
 
-def _zip_member(info: zipfile.ZipInfo) -> Member | None:
+def refuse_encrypted(title: str, member: Member) -> None:
+    """Raise StorageError if a zip's member needs a password."""
+    if member.key.flag_bits & _ENCRYPTED:
+        raise StorageError(
+            f"{title} member {member.name} is encrypted",
+            "Unpack it with its password and pack it without one",
+        )
+
+
+def zip_member(info: zipfile.ZipInfo) -> Member | None:
+    """Return a zip's entry as a member, with what speaks against it; None for a folder."""
     # zipfile cuts a name at its first NUL, which would make two names out of one.
     name = info.orig_filename if "\0" in info.orig_filename else info.filename
     kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not packed on Unix

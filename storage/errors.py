@@ -78,6 +78,10 @@ class TransientError(StorageError):
     pause: float = 0.0
 
 
+class NoRangeError(StorageError):
+    """The server gives whole files only: it does not answer HTTP Range."""
+
+
 def is_full(error: OSError) -> bool:
     """Return whether a write failed for want of room."""
     return error.errno in _NO_ROOM

@@ -69,12 +69,13 @@ class Archive(ABC):
 
     Attributes:
         path: The archive.
+        title: Its name for people.
         limits: What it may hold.
         refused: Name, with odd characters escaped, and reason of each member that is not served.
     """
 
     def __init__(self, path: Path, limits: ArchiveLimits) -> None:
-        self.path, self.limits = path, limits
+        self.path, self.title, self.limits = path, str(path), limits
         self.refused: dict[str, str] = {}
         self._members: dict[str, Member] = {}
 
@@ -126,7 +127,7 @@ class Archive(ABC):
     def _find(self, name: str) -> Member:
         if name not in self._members:
             reason = self.refused.get(shown(name), "there is no such file")
-            raise StorageError(f"{self.path} member {shown(name)}: {reason}", "Check the name")
+            raise StorageError(f"{self.title} member {shown(name)}: {reason}", "Check the name")
         return self._members[name]
 
     @contextmanager
@@ -140,7 +141,7 @@ class Archive(ABC):
             raise self._damaged(name, f"{type(error).__name__}: {error}") from error
 
     def _damaged(self, name: str, reason: str) -> StorageError:
-        where = f"{self.path} member {shown(name)}" if name else f"{self.path}"
+        where = f"{self.title} member {shown(name)}" if name else self.title
         message = f"{where} is damaged or cut short ({shown(reason)})"
         return StorageError(message, "Download or pack the archive again")
 
@@ -190,6 +191,6 @@ class Archive(ABC):
 
     def _too_large(self, reason: str) -> UnsafeArchiveError:
         return UnsafeArchiveError(
-            f"{self.path} has {reason}",
+            f"{self.title} has {reason}",
             "If its source can be trusted, raise that limit; otherwise do not use it",
         )

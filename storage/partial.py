@@ -10,16 +10,44 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+
+from filelock import FileLock
 
 from storage.errors import ChecksumError, StorageError, is_full, redact
 from storage.filesystem import hash_file, replace_file, sync_directory
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+
+@contextmanager
+def locked(target: Path) -> Generator[None]:
+    """Make a target's folder and keep other processes from making the same target.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    lock = FileLock(target.with_name(f"{target.name}.part.lock"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise StorageError(
+            f"cannot write in {target.parent}: {error.strerror or error}",
+            "Choose a folder that may be written",
+        ) from error
+    try:
+        yield
+    finally:
+        # Removed while still held: filelock notices a lock file without a name and starts over.
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def hasher(algorithm: str) -> "_Hash":

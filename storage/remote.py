@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from storage.errors import StorageError, TransientError, redact
 from storage.streams import Stream, agrees
 from storage.web import is_http, open_http, probe_http
+from storage.web import open_range as open_http_range
 
 _CHUNK = 1 << 20
 _BLOCK = 8 << 20  # bytes per request on object stores, where every request costs a round trip
@@ -60,6 +61,22 @@ def open_stream(
             else _open_file(url, offset, known)
         )
 
+    return _named(url, stream)
+
+
+def open_range(
+    url: str, first: int, last: int, *, version: Mapping[str, str], timeout: float
+) -> Stream:
+    """Open the bytes from `first` to `last`, both included, of an object behind HTTP.
+
+    Args and errors are those of `storage.web.open_range`; OSError and ValueError come out as
+    `TransientError` and `StorageError`.
+    """
+    with _naming(url):
+        return _named(url, open_http_range(url, first, last, version, timeout))
+
+
+def _named(url: str, stream: Stream) -> Stream:
     def read() -> bytes:
         with _naming(url):
             return stream.read()

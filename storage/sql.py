@@ -1,6 +1,7 @@
 """SQL over Arrow tables and Parquet files in a DuckDB that can reach nothing else."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from storage.errors import StorageError
+from storage.patch_grid import add_patch_grid, shape_of
+from storage.tables import is_text
+
+_CONDITION = "SELECT 1 FROM x WHERE (\n{}\n)"
 
 Source = pa.Table | Sequence[Path]
 
@@ -35,6 +40,9 @@ class Database:
         self.names = [*self._sources, *(views or {})]
         for name, relation in self._sources.items():
             self._connection.register(name, relation)
+        shape = shape_of([relation.schema for relation in self._sources.values()])
+        if shape is not None:
+            add_patch_grid(self._connection, shape)
         for macro in macros:
             self._connection.execute(macro)
         for name, sql in (views or {}).items():
@@ -94,7 +102,52 @@ def refuse_writing(sql: str) -> None:
         )
 
 
+def predicate_fault(predicate: str) -> str:
+    """Return why a text is no SQL predicate that always means the same, "" if it is one.
+
+    A subquery could read other relations, and a function such as random() gives other rows in
+    each run. Columns and types are not looked at: they need the relation.
+    """
+    if not is_text(predicate):
+        return "it holds half a character"
+    with duckdb.connect(":memory:") as connection:
+        try:
+            duckdb.SQLExpression(predicate)  # one expression and nothing behind it
+            shape = connection.execute(
+                "SELECT json_serialize_sql(?)", [_CONDITION.format(predicate)]
+            ).fetchall()[0][0]
+            rows = connection.execute(
+                "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
+            ).fetchall()
+        except duckdb.Error as error:
+            return str(error).splitlines()[0]
+    tree = json.loads(shape)
+    if tree["error"]:
+        return str(tree["error_message"])
+    kinds, names = set(), set()
+    for node in _nodes(tree):
+        kinds.add(node.get("class"))
+        names |= {str(node.get("function_name", "")).lower()}
+        names |= {str(name).lower() for name in node.get("column_names", ())}
+    if "SUBQUERY" in kinds:
+        return "a subquery is not allowed"
+    restless = sorted(names & {name for (name,) in rows})
+    return f"{restless[0]} gives another result in each run" if restless else ""
+
+
+def _nodes(value: object) -> Iterator[dict[str, Any]]:
+    """Yield every object in a JSON value."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _nodes(item)
+
+
 def _kinds(sql: str) -> list[str]:
+    if not is_text(sql):
+        raise StorageError("SQL: the text holds half a character", "write valid Unicode")
     with duckdb.connect(":memory:") as connection:
         try:
             return [statement.type.name for statement in connection.extract_statements(sql)]

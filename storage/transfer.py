@@ -8,22 +8,19 @@ the first one's file.
 
 import contextlib
 import re
-import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
 from storage.errors import ChecksumError, StorageError, TransientError, redact
 from storage.filesystem import hash_file
-from storage.partial import PartialFile, hasher, remove_parts
+from storage.partial import PartialFile, hasher, locked, remove_parts
 from storage.remote import open_stream, probe
+from storage.retries import pause_after
 
 __all__ = ["download", "probe", "redact"]
 
 _CHECKSUM = re.compile(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}")
-_LONGEST_PAUSE = 60.0  # seconds
 # The first bytes of what we fetch; a page served in its place starts otherwise.
 _MAGIC = {
     ".zip": (b"PK",),
@@ -72,8 +69,7 @@ def download(
     """
     if checksum is not None and not _CHECKSUM.fullmatch(checksum):
         raise StorageError(f"checksum {checksum!r} is malformed", "Write md5:HEX or sha256:HEX")
-    lock = _locked(target)
-    try:
+    with locked(target):
         if _is_there(target, checksum, size):
             remove_parts(target)
             advance(target.stat().st_size)
@@ -82,24 +78,6 @@ def download(
             _fetch(part, size, attempts, backoff, timeout)
             part.publish()
         return target
-    finally:
-        # Removed while still held: filelock notices a lock file without a name and starts over.
-        with contextlib.suppress(OSError):
-            Path(lock.lock_file).unlink()
-        lock.release()
-
-
-def _locked(target: Path) -> FileLock:
-    lock = FileLock(target.with_name(f"{target.name}.part.lock"))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise StorageError(
-            f"cannot write in {target.parent}: {error.strerror or error}",
-            "Choose a folder that may be written",
-        ) from error
-    return lock
 
 
 def _is_there(target: Path, checksum: str | None, size: int | None) -> bool:
@@ -133,8 +111,7 @@ def _fetch(
         furthest = max(furthest, part.offset)
         if failures >= attempts:
             raise failure
-        pause = backoff * 2 ** (failures - 1) * (0.5 + secrets.SystemRandom().random() / 2)
-        time.sleep(min(max(pause, asked), _LONGEST_PAUSE))
+        time.sleep(pause_after(failures, backoff, asked))
 
 
 def _with_progress(part: PartialFile, error: TransientError, attempts: int) -> StorageError:

@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 from fsspec.asyn import get_loop, sync
 
-from storage.errors import StorageError, TransientError, redact
+from storage.errors import NoRangeError, StorageError, TransientError, redact
 from storage.streams import Stream, agrees
 
 _PIECES = 64  # pieces of up to 256 KiB that may wait for a slow disk
@@ -51,6 +51,43 @@ def open_http(url: str, offset: int, version: Mapping[str, str], timeout: float)
     total = int(found["size"]) if "size" in found else None
     kind = answer.headers.get("Content-Type", "")
     return Stream(start, total, found, kind, answer.read, answer.close)
+
+
+def open_range(
+    url: str, first: int, last: int, version: Mapping[str, str], timeout: float
+) -> Stream:
+    """Open the bytes from `first` to `last`, both included, of the object of `version`.
+
+    Args:
+        url: The object.
+        first: First byte wanted.
+        last: Last byte wanted.
+        version: `Stream.version` of what the caller already knows of it; empty in the first call.
+        timeout: Seconds of silence that count as a failure.
+
+    Raises:
+        NoRangeError: The server answered the first call with something else than a range.
+        StorageError: The object is no longer that of `version`, or as `open_http`.
+        OSError, ValueError: As `open_http`.
+    """
+    headers = {"Range": f"bytes={first}-{last}", **_validator(version)}
+    answer = _request(url, headers, timeout)
+    found = _version(answer)
+    if answer.status == 206 and _first_byte(answer) == first and agrees(version, found):
+        total = int(found["size"]) if "size" in found else None
+        kind = answer.headers.get("Content-Type", "")
+        return Stream(first, total, found, kind, answer.read, answer.close)
+    answer.close()
+    if not version:
+        raise NoRangeError(
+            f"{redact(url)} answers no Range (HTTP {answer.status})", "Fetch it whole"
+        )
+    page = answer.headers.get("Content-Type", "").startswith("text/html")
+    if answer.status != 416 and (page or agrees(version, found)):
+        raise TransientError(f"{redact(url)} gave another range than was asked for")
+    raise StorageError(
+        f"{redact(url)} changed while it was read", "Run again: what fits the new one is kept"
+    )
 
 
 def probe_http(url: str, timeout: float = 60.0) -> dict[str, str]:
@@ -108,10 +145,14 @@ class _Answer:
 def _range_headers(offset: int, version: Mapping[str, str]) -> dict[str, str]:
     if not offset:
         return {}
+    return {"Range": f"bytes={offset}-", **_validator(version)}
+
+
+def _validator(version: Mapping[str, str]) -> dict[str, str]:
     etag = version.get("etag", "")
     # If-Range takes strong validators only; without one the version is compared afterwards.
     validator = etag if etag.startswith('"') else version.get("modified", "")
-    return {"Range": f"bytes={offset}-"} | ({"If-Range": validator} if validator else {})
+    return {"If-Range": validator} if validator else {}
 
 
 def _request(url: str, headers: dict[str, str], timeout: float) -> _Answer:

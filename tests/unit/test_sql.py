@@ -133,6 +133,11 @@ def test_nonsense_is_answered_in_duckdbs_words(database: Database) -> None:
         database.read_only("SELECT * FROM captoins")
 
 
+def test_half_a_character_is_refused_in_one_line(database: Database) -> None:
+    with pytest.raises(StorageError, match="half a character"):
+        database.read_only("SELECT '\ud800'")
+
+
 def test_parameters_are_values_and_never_sql(database: Database) -> None:
     text = "x'; DROP VIEW captions; --"
     found = database.query("SELECT $text AS t", {"text": text})

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.rendering import scene_indices
 from pipeline.scenes import COLOURS, QUADRANTS, SHAPES, Scene, make_scene
-from pipeline.wording import KINDS, NUMBERS, captions, conversations
+from pipeline.wording import CONVERSATIONS_PER_IMAGE, KINDS, NUMBERS, captions, conversations
 
 SEED = 5
 scenes = st.builds(make_scene, st.integers(0, 2**32), st.integers(0, 10**6))
@@ -69,7 +69,7 @@ def test_every_question_has_exactly_one_right_answer(scene: Scene) -> None:
 @given(scenes)
 def test_conversations_have_two_or_three_turns_and_differ(scene: Scene) -> None:
     talks = conversations(scene)
-    assert len(set(talks)) == len(talks) == 2
+    assert len(set(talks)) == len(talks) == CONVERSATIONS_PER_IMAGE
     for talk in talks:
         assert len({turn.kind for turn in talk}) == len(talk)
         assert len(talk) == 2 + (talk[0].kind == "count")
