@@ -10,14 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import open_clip
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from open_clip.push_to_hf_hub import save_config_for_hf as save_clip_config
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.transforms import Compose, Normalize, ToTensor
 
+from model.encoder_table import is_path
 from model.errors import ModelError
 
 CONFIG = "open_clip_config.json"
@@ -40,6 +43,10 @@ class Encoded(NamedTuple):
 class PatchEncoder:
     """Pictures in, patch embeddings out; deterministic and without gradients.
 
+    The last bits of an embedding depend on the size of the batch, because a matrix product of
+    another size may add up in another order; `encode_shrunk` therefore fills every batch up to one
+    size. Which pictures share it then makes no difference, which a test repeats.
+
     Args:
         folder: Folder in open_clip's layout.
         layer: Transformer layer counted from the end, -1 the last. LLaVA takes -2.
@@ -54,11 +61,37 @@ class PatchEncoder:
         self.visual: Any = clip.visual.eval().requires_grad_(False).to(device)
         self.layer, self.device = layer, device
         self.preprocess: Callable[[Image.Image], Tensor] = preprocess
+        self._shrink, self._mean, self._deviation = _split(preprocess)
         self.fingerprint = encoder_fingerprint(folder, layer)
 
     def prepare(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """Return one RGB picture resized, cropped and normalised as the weights expect."""
         return self.preprocess(image)
+
+    def shrink(self, image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+        """Return one RGB picture resized and cropped but not normalised: a quarter of the bytes.
+
+        Pillow and numpy alone are at work, so many threads can do it beside torch's own.
+        """
+        return np.asarray(self._shrink(image))
+
+    def encode_shrunk(
+        self, pixels: UInt8[np.ndarray, "batch height width 3"], size: int
+    ) -> Encoded:
+        """Return the very embeddings that `encode_images` gives, of pictures from `shrink`.
+
+        Args:
+            pixels: At most `size` pictures.
+            size: Pictures of the forward pass; what is missing is filled with black.
+        """
+        count = len(pixels)
+        if count < size:
+            pixels = np.concatenate([pixels, np.zeros((size - count, *pixels.shape[1:]), np.uint8)])
+        planes = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).contiguous()
+        scaled = planes.float().div_(255)
+        mean, deviation = self._mean.to(self.device), self._deviation.to(self.device)
+        found = self.encode(scaled.sub_(mean).div_(deviation))
+        return Encoded(found.patches[:count], found.pooled[:count])
 
     @torch.inference_mode()
     def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Encoded:
@@ -80,7 +113,17 @@ class PatchEncoder:
     @property
     def depth(self) -> int:
         """Number of transformer layers."""
-        return len(self.visual.transformer.resblocks)
+        trunk = getattr(self.visual, "trunk", None)  # SigLIP's tower is one of timm's
+        return len(self.visual.transformer.resblocks if trunk is None else trunk.blocks)
+
+
+def _split(preprocess: Any) -> tuple[Compose, Tensor, Tensor]:
+    """Return what open_clip's transform does to a picture, then mean and deviation [3, 1, 1]."""
+    *pictures, scale, normalise = preprocess.transforms
+    if not isinstance(scale, ToTensor) or not isinstance(normalise, Normalize):
+        raise ModelError(f"open_clip's transform does not end by normalising: {preprocess}")
+    mean, deviation = torch.tensor(normalise.mean), torch.tensor(normalise.std)
+    return Compose(pictures), mean.view(3, 1, 1), deviation.view(3, 1, 1)
 
 
 def save_clip(clip: nn.Module, config: dict[str, Any], folder: Path) -> None:
@@ -92,15 +135,28 @@ def save_clip(clip: nn.Module, config: dict[str, Any], folder: Path) -> None:
 
 
 def fetch_clip(name: str, pretrained: str, folder: Path) -> int:
-    """Fetch published weights into a folder and return the number of parameters.
+    """Write published or local weights into a folder and return the number of parameters.
+
+    Args:
+        name: open_clip's name of the architecture.
+        pretrained: open_clip's tag of the weights, or the path of a `.safetensors` file.
+        folder: Where to write.
 
     Raises:
-        ModelError: open_clip knows no such model or weights.
+        ModelError: open_clip knows no such model or weights, or the file does not fit the model.
     """
-    config = open_clip.get_model_config(name)
-    if config is None or pretrained not in open_clip.list_pretrained_tags_by_model(name):
+    config, local = open_clip.get_model_config(name), is_path(pretrained)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if config is None or not (local or pretrained in tags):
         raise ModelError(f"open_clip has no weights '{pretrained}' for a model '{name}'")
-    clip = open_clip.create_model(name, pretrained=pretrained)
+    if local and not Path(pretrained).expanduser().is_file():
+        raise ModelError(f"there is no file {pretrained} with weights for '{name}'")
+    try:
+        source = str(Path(pretrained).expanduser()) if local else pretrained
+        clip = open_clip.create_model(name, pretrained=source)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{pretrained} does not fit a model '{name}': {reason}") from error
     save_clip(clip, config, folder)
     return sum(parameter.numel() for parameter in clip.parameters())
 

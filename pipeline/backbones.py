@@ -4,9 +4,13 @@
 here, everything downstream loads them with the same code.
 """
 
+from pathlib import Path
+
+from model.encoder_table import is_path
 from pipeline.errors import PipelineError
+from pipeline.recipe import Recipe
 from pipeline.recipe_parts import BackbonesChoice, HubBackbones
-from pipeline.stage import StageContext, Summary
+from pipeline.stage import SourceState, StageContext, Summary
 
 
 def backbones(context: StageContext, backbones: BackbonesChoice, seed: int) -> Summary:
@@ -20,6 +24,16 @@ def backbones(context: StageContext, backbones: BackbonesChoice, seed: int) -> S
     from pipeline.tiny_backbones import train_tiny_backbones
 
     return train_tiny_backbones(context, backbones, seed)
+
+
+def probe_backbones(recipe: Recipe) -> SourceState:
+    """Return the state of a local file of encoder weights, so that a new one is noticed."""
+    choice = recipe.backbones
+    if not isinstance(choice, HubBackbones) or not is_path(choice.clip_pretrained):
+        return {}
+    from storage.transfer import probe
+
+    return {"clip": probe(str(Path(choice.clip_pretrained).expanduser()))}
 
 
 def _from_hub(context: StageContext, choice: HubBackbones) -> Summary:

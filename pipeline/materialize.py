@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,8 @@ from pipeline.errors import RecipeError
 from pipeline.progress import Reporter
 from pipeline.recipe import Recipe, flatten
 from pipeline.settings import Settings
-from pipeline.stage import Stage, StageContext, Summary
-from storage.artifacts import ArtifactStore
+from pipeline.stage import FanOut, Stage, StageContext, Summary
+from storage.artifacts import Artifact, ArtifactStore
 from storage.errors import StorageError, is_full
 from storage.filesystem import local_error
 from storage.manifest import DamagedManifestError, Manifest, fingerprint_of
@@ -121,6 +121,7 @@ def materialize(
     report: Reporter,
     *,
     force: bool = False,
+    fan_out: FanOut | None = None,
 ) -> Outcome:
     """Return a stage's artifact, running its function only where it is not there yet.
 
@@ -131,7 +132,8 @@ def materialize(
         store: Where artifacts live.
         settings: Device, threads and the like.
         report: Progress.
-        force: Make it again even if it is there.
+        force: Make it again even if it is there, from nothing.
+        fan_out: Spreads a stage's jobs over other processes.
 
     Raises:
         PipelineError: The stage cannot go on for a reason its user can mend.
@@ -150,7 +152,9 @@ def materialize(
             found = look_up(store, stage.name, fingerprint)
             # Whoever held the lock may have made just what is wanted here.
             if found.fault or (force and found.attempt == before.attempt):
-                work = _Work(stage, recipe, inputs, store, settings, report, payload, found)
+                work = _Work(
+                    stage, recipe, inputs, store, settings, report, payload, found, force, fan_out
+                )
                 found, status = Found(work.make(), ""), "made"
     manifest = found.manifest
     assert manifest is not None
@@ -181,6 +185,8 @@ class _Work:
     report: Reporter
     payload: dict[str, Any]
     found: Found
+    force: bool
+    fan_out: FanOut | None
 
     def make(self) -> Manifest:
         """Run the stage and commit what it wrote."""
@@ -225,7 +231,18 @@ class _Work:
             scratch=workspace / "scratch",
             settings=self.settings,
             report=self.report,
+            earlier=self._earlier,
+            fan_out=self.fan_out,
         )
+
+    def _earlier(self) -> Iterator[Artifact]:
+        """Yield artifacts of the stage that the same model code made, newest first."""
+        if self.force:
+            return
+        for manifest in self.store.manifests(self.stage.name):
+            same = _model_code(manifest.payload) == _model_code(self.payload)
+            if same and manifest.fingerprint != fingerprint_of(self.payload):
+                yield self.store.artifact(manifest)
 
     def _renew(self, workspace: Path) -> None:
         """Empty a workspace that a committed artifact came from.
@@ -251,6 +268,12 @@ class _Work:
                     "free some space and run again: finished work is kept",
                 ) from error
             raise
+
+
+def _model_code(payload: Mapping[str, Any]) -> dict[str, str]:
+    """Return digests of the code that computes, apart from the code that handles files."""
+    code = payload.get("code", {})
+    return {path: digest for path, digest in code.items() if path.startswith("model/")}
 
 
 def _lacks_room(error: BaseException | None, folder: Path) -> bool:

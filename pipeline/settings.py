@@ -28,8 +28,17 @@ class Settings(BaseSettings):
     devices: int = Field(default=1, ge=1, description="Processes or GPUs used for training.")
     strategy: str = Field(default="auto", description="Lightning's strategy, e.g. ddp or fsdp.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: all cores.")
+    task_runner: str = Field(
+        default="threads",
+        pattern=r"^(threads|dask:[1-9]\d*|(tcp|tls|ucx)://\S+)$",
+        description="Who embeds images: threads of this process, dask:N for N local processes, or "
+        "the address of a Dask scheduler, tcp://host:8786.",
+    )
     wandb: Literal["offline", "online", "disabled"] = Field(
         default="offline", description="Mode of Weights & Biases."
+    )
+    publish_anyway: bool = Field(
+        default=False, description="Publish whatever the gate says; it is recorded."
     )
     wandb_project: str = Field(default="phivision", description="Project in Weights & Biases.")
 

@@ -1,6 +1,6 @@
 """A stage: a plain function from input artifacts and recipe parts to files in a folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +31,10 @@ class InputArtifact(Protocol):
         """Return a local directory with all files below a prefix."""
 
 
+# Calls a function with each job, somewhere, and yields what comes back, in any order.
+FanOut = Callable[[Callable[[Any], int], Sequence[Any]], Iterable[int]]
+
+
 @dataclass(frozen=True)
 class StageContext:
     """What surrounds a stage: where to read and write, and on what to run; nothing hashed.
@@ -41,6 +45,10 @@ class StageContext:
         scratch: Folder that survives a kill, for downloads, finished shards and checkpoints.
         settings: Device, threads, wandb mode.
         report: Progress bars and lines.
+        earlier: Returns earlier artifacts of the same stage that the same model code made, newest
+            first. They are a cache: with or without them the same bytes must come out.
+        fan_out: Spreads jobs over other processes that see the same folders; None where the
+            stage works in this one.
     """
 
     inputs: Mapping[str, InputArtifact]
@@ -48,6 +56,8 @@ class StageContext:
     scratch: Path
     settings: Settings
     report: Reporter
+    earlier: Callable[[], Iterable[InputArtifact]] = tuple
+    fan_out: FanOut | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ it reads, and a mark names one attempt, so it can never hit an artifact that was
 """
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
-from storage.filesystem import FileState
+from storage.filesystem import FileState, LocalFiles
 from storage.manifest import FileRecord, Manifest
 
 READERS = 8  # files hashed at once
+ALTERED = "altered"
+_SHARD_FILE = re.compile(r"(?:index|patches)-(\d+)\.parquet")
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def verify(store: ArtifactStore, known: Committed, advance: Callable[[int], None
     ]
     for manifest in known.manifests.values():
         bad = {name: fault for name, fault in faults[manifest.folder].items() if fault}
+        bad |= _damaged_pages(store, manifest, bad)
         if _stands_damaged(store, manifest, bad):
             found.append(Damage(manifest.stage, manifest.fingerprint, bad))
     return found
@@ -120,6 +124,32 @@ def _hash_all(
     return found
 
 
+def _damaged_pages(
+    store: ArtifactStore, manifest: Manifest, bad: Mapping[str, str]
+) -> dict[str, str]:
+    """Return which shard each altered file of features belongs to, and what its pages say.
+
+    A file's hash finds any damage; the checksums of Parquet's pages tell where it is.
+    """
+    from storage.shards import ShardError, verify_shard
+
+    found: dict[str, str] = {}
+    if not isinstance(store.files, LocalFiles):
+        return found
+    folder = store.files.path(manifest.folder)
+    for name, fault in bad.items():
+        shard = _SHARD_FILE.fullmatch(name)
+        if fault == ALTERED and shard:
+            try:
+                verify_shard(folder, int(shard[1]))
+                detail = "no row is damaged"
+            except (ShardError, OSError) as error:
+                detail = str(error).partition("; delete both")[0]
+                detail = detail.removeprefix(f"{folder}/").removeprefix(f"{name}: ")
+            found[name] = f"{fault}: shard {int(shard[1])}: {detail}"
+    return found
+
+
 def _fault(
     store: ArtifactStore,
     manifest: Manifest,
@@ -140,7 +170,7 @@ def _fault(
         if not store.local:
             raise
         return str(error)  # a bad sector is damage like any other
-    return "" if whole.hexdigest() == record.sha256 else "altered"
+    return "" if whole.hexdigest() == record.sha256 else ALTERED
 
 
 def _stands_damaged(store: ArtifactStore, manifest: Manifest, bad: Mapping[str, str]) -> bool:

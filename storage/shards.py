@@ -131,6 +131,23 @@ def write_shard(folder: Path, number: int, rows: ShardRows, encoder: str) -> Non
         _sync(folder)
 
 
+def publish_shard(folder: Path, number: int, rows: ShardRows, encoder: str) -> None:
+    """Write one shard and read it back with page checksums; one that differs is taken away.
+
+    Takes the arguments of `write_shard`.
+
+    Raises:
+        ShardError: Rows that cannot be stored, or a shard that does not read back as written.
+        OSError: The file system refused.
+    """
+    write_shard(folder, number, rows, encoder)
+    try:
+        verify_shard(folder, number)
+    except ShardError:
+        shard_paths(folder, number)[0].unlink(missing_ok=True)  # without it there is no shard
+        raise
+
+
 def verify_shard(folder: Path, number: int) -> None:
     """Read a whole shard with page checksums and compare index and patches.
 

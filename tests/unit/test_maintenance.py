@@ -16,7 +16,9 @@ from storage.leases import Pace, lease
 from storage.maintenance import committed, verify
 from storage.manifest import Manifest, UnknownManifestError
 from storage.runs import read_refs, read_run, read_runs, write_ref
+from storage.shards import write_shard
 from tests.unit.store_fixtures import add, again, flip, overwrite, payload
+from tests.unit.test_feature_shards import made_rows
 
 FILES = {"a.bin": bytes(3000), "deep/b.bin": b"b" * 100}
 
@@ -57,6 +59,19 @@ def test_each_kind_of_damage_is_named_and_marked(store: ArtifactStore, tmp_path:
         "c": True,
         "d": False,
     }
+
+
+def test_a_damaged_shard_of_features_is_named(local: ArtifactStore, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    for number in range(2):
+        write_shard(folder, number, made_rows(3, seed=number), "encoder")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    at = files["patches-00001.parquet"].index(made_rows(3, seed=1).patches.tobytes()) + 7
+    made = add(local, tmp_path, files, payload("features"))
+    flip(local, f"{made.folder}/patches-00001.parquet", at=at)
+    fault = check(local)["features"]["patches-00001.parquet"]
+    assert fault.startswith("altered: shard 1: ")
+    assert "CRC" in fault
 
 
 def test_bits_that_rot_under_an_unchanged_state_are_found(
