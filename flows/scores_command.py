@@ -1,8 +1,7 @@
 """`phivision scores`: what the latest run's models do on held-out pictures."""
 
-from flows.tables import print_rows
+from flows.tables import condition_order, print_rows
 from pipeline.errors import PipelineError
-from pipeline.schemas import CONDITIONS
 from storage.catalog import Catalog
 
 _SQL = """
@@ -28,11 +27,12 @@ def print_scores(catalog: Catalog) -> None:
         cells.setdefault(key, {"n": row["count"]})[row["condition"]] = (
             f"{row['value']:.3f}{interval}"
         )
-    print(f"held-out scores of run {run}: same weights, real / shuffled / no picture")
+    conditions = condition_order(row["condition"] for row in rows)
+    print(f"held-out scores of run {run}: {' / '.join(conditions)}")
     print_rows(
-        ["model", "metric", *CONDITIONS, "n"],
+        ["model", "metric", *conditions, "n"],
         [
-            [*key, *(found.get(name) for name in CONDITIONS), found["n"]]
+            [*key, *(found.get(name) for name in conditions), found["n"]]
             for key, found in cells.items()
         ],
     )

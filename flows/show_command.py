@@ -45,7 +45,7 @@ def show_image(catalog: Catalog, image_id: int | None) -> None:
     console = Console()
     if catalog.manifest("images") is None:
         raise PipelineError(f"{catalog.store.uri} holds no images yet", "`phivision run`")
-    with catalog.open() as database:
+    with catalog.open(names=("images", "files", *(name for name, _ in _SECTIONS))) as database:
         if image_id is None:
             image_id = _held_out(database)
         found = _query(database, "SELECT * FROM images WHERE image_id = $id", {"id": image_id})

@@ -1,7 +1,8 @@
-"""`phivision sql`: one statement, or a shell, on the catalog."""
+"""`phivision sql`: one statement on the catalog, printed for people or for programs."""
 
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,12 +10,13 @@ import pyarrow as pa
 from flows.tables import print_rows
 from pipeline.errors import PipelineError
 from storage.catalog import Catalog
-from storage.errors import StorageError
 from storage.sql import refuse_writing
 from storage.tables import write_arrow
 
 SHOWN = 200  # rows printed as a table
 WIDTH = 120  # characters of one cell
+TALL = 20  # rows printed one below the other at most
+LEAST = 20  # characters a long cell should get on a line
 
 
 def query_once(catalog: Catalog, query: str, style: str, output: Path | None) -> None:
@@ -34,39 +36,37 @@ def query_once(catalog: Catalog, query: str, style: str, output: Path | None) ->
         return
     text = {"csv": _csv, "json": _json}.get(style)
     if text is None and output is None:
-        _print(result)
+        print_result(result)
     elif output is None:
         sys.stdout.write(text(result) if text else "")
     else:
         output.write_text(text(result) if text else _csv(result))
 
 
-def shell(catalog: Catalog) -> None:
-    """Read statements from the terminal until it ends; an error ends nothing."""
-    print(f"views: {', '.join(catalog.views())}\nend a statement with ; and leave with Ctrl-D")
-    database = catalog.open()
-    pending = ""
-    while True:
-        try:
-            line = input("   … " if pending else "sql> ")
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        pending = f"{pending} {line}".strip()
-        if pending.endswith(";"):
-            try:
-                _print(database.read_only(pending))
-            except StorageError as error:
-                print(error)
-            pending = ""
+def print_result(result: pa.Table) -> None:
+    """Print a result as a table, or row by row where its columns do not fit side by side."""
+    from rich.console import Console
 
-
-def _print(result: pa.Table) -> None:
     rows = result.slice(0, SHOWN).to_pylist()
-    cells = [[_cell(row[name]) for name in result.column_names] for row in rows]
-    print_rows(result.column_names, cells)
+    names = result.column_names
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    narrow = [
+        max(len(name), *(min(len(c or ""), LEAST) for c in cs)) for name, cs in _by(names, cells)
+    ]
+    if 0 < len(rows) <= TALL and sum(narrow) + 2 * len(names) > Console().width:
+        for number, row in enumerate(cells):
+            print(f"─ row {number + 1}")
+            print_rows(["column", "value"], [list(pair) for pair in zip(names, row, strict=True)])
+    else:
+        print_rows(names, cells)
     if len(result) > SHOWN:
         print(f"… {len(result) - SHOWN} more rows; --format csv prints all")
+
+
+def _by(names: list[str], cells: list[list[str | None]]) -> Iterator[tuple[str, list[str | None]]]:
+    """Yield each column with its cells."""
+    for at, name in enumerate(names):
+        yield name, ["", *(row[at] for row in cells)]
 
 
 def _cell(value: object) -> str | None:

@@ -1,6 +1,6 @@
 """Printing rows for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -16,3 +16,11 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     Console(soft_wrap=False).print(table)
+
+
+def condition_order(conditions: Iterable[str]) -> list[str]:
+    """Return conditions in the order of reading: real, shuffled, blind, then floors by name."""
+    from pipeline.schemas import CONDITIONS
+
+    found = set(conditions)
+    return [*(name for name in CONDITIONS if name in found), *sorted(found.difference(CONDITIONS))]

@@ -1,8 +1,11 @@
 """Weights & Biases, which may watch but never block: offline by default, skipped if it fails."""
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from pipeline.settings import Settings
 from pipeline.stage import StageContext
 
 if TYPE_CHECKING:
@@ -20,13 +23,11 @@ def open_wandb(context: StageContext, label: str) -> "WandbLogger | None":
         return None
     if settings.wandb == "online" and not os.environ.get("WANDB_API_KEY"):
         context.report.say("  wandb: no WANDB_API_KEY in the environment, so it stays offline")
-    online = settings.wandb == "online" and bool(os.environ.get("WANDB_API_KEY"))
+    online = _is_online(settings)
     try:
-        import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        folder = (settings.work / "wandb").resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _folder(settings)
         logger = WandbLogger(
             name=label,
             project=settings.wandb_project,
@@ -34,16 +35,7 @@ def open_wandb(context: StageContext, label: str) -> "WandbLogger | None":
             resume="allow",
             save_dir=folder,
             offline=not online,
-            settings=wandb.Settings(
-                x_disable_meta=True,
-                x_disable_stats=True,
-                x_save_requirements=False,
-                disable_code=True,
-                disable_git=True,
-                silent=True,
-                console="off",
-                init_timeout=20,
-            ),
+            settings=_quiet(),
         )
         _ = logger.experiment
     except Exception as error:
@@ -56,3 +48,58 @@ def close_wandb(logger: "WandbLogger | None") -> None:
     """Finish a run, so that the next training starts its own."""
     if logger is not None:
         logger.experiment.finish()
+
+
+def log_page(settings: Settings, name: str, page: str, say: Callable[[str], None]) -> None:
+    """Keep an HTML page as a run of its own; a failure is told and changes nothing.
+
+    Args:
+        settings: Mode, project and folder.
+        name: What the run is called; logging under the same name again goes on with that run.
+        page: The HTML text.
+        say: Prints a line.
+    """
+    if settings.wandb == "disabled":
+        return
+    try:
+        import wandb
+
+        run = wandb.init(
+            project=settings.wandb_project,
+            name=name,
+            id=name,
+            resume="allow",
+            dir=_folder(settings),
+            mode="online" if _is_online(settings) else "offline",
+            settings=_quiet(),
+        )
+        run.log({"report": wandb.Html(page, inject=False)})
+        run.finish()
+    except Exception as error:
+        say(f"  wandb cannot keep the report ({type(error).__name__}: {error}): going on")
+
+
+def _is_online(settings: Settings) -> bool:
+    return settings.wandb == "online" and bool(os.environ.get("WANDB_API_KEY"))
+
+
+def _folder(settings: Settings) -> Path:
+    folder = (settings.work / "wandb").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _quiet() -> Any:
+    """Return settings with which neither the machine nor the source is recorded."""
+    import wandb
+
+    return wandb.Settings(
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+        disable_code=True,
+        disable_git=True,
+        silent=True,
+        console="off",
+        init_timeout=20,
+    )

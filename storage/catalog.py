@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
@@ -30,20 +31,19 @@ TABLES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "predictions": ("evaluate", "predictions.parquet"),
     }
 )
+_LISTS = re.compile(r"\s*SHOW\b", re.IGNORECASE)  # about the views themselves
 DROPS = ("images", "conversations", "examples")
 TRAININGS = ("pretrain", "finetune")
-_METRICS = pa.schema(
-    [
-        ("run", pa.string()),
-        ("stage", pa.string()),
-        ("split", pa.string()),
-        ("condition", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("count", pa.int64()),
-    ]
+BULKY = ("files", "patches")  # pictures and embeddings: not fetched unless asked for
+# Column of another view → where it comes from; a prediction so knows its picture and example.
+_JOINED = MappingProxyType(
+    {
+        "example_id": "questions",
+        "sha256": "images",
+        "file_name": "images",
+        "width": "images",
+        "height": "images",
+    }
 )
 _RUNS = pa.schema(
     [
@@ -87,24 +87,39 @@ class Catalog:
         self.run = run
         self._manifests: dict[str, Manifest | None] = {}
 
-    def open(self, sql: str | None = None) -> Database:
+    def open(self, sql: str | None = None, names: Sequence[str] | None = None) -> Database:
         """Return a read-only database with the views that a statement mentions (or all).
 
         Files are fetched only for those views, so a query over captions never touches gigabytes
         of patches.
+
+        Args:
+            sql: The statement; a view that it mentions must have rows.
+            names: Views to open instead, each only where it has rows.
+
+        Raises:
+            StorageError: The statement mentions a view whose stage has not run yet.
         """
+        wanted = self._mentioned(sql) if names is None else names
         sources: dict[str, Source] = {}
-        for name in self.views():
-            if sql is None or re.search(rf"\b{name}\b", sql, re.IGNORECASE):
-                source = self._source(name)
-                if source is not None:
-                    sources[name] = source
-                elif sql is not None:
-                    raise StorageError(
-                        f"the view {name} is empty: its stage has not run yet in {self.store.uri}",
-                        "`phivision run` fills it",
-                    )
+        for name in wanted:
+            source = self.source(name)
+            if source is not None:
+                sources[name] = source
+            elif sql is not None and not _LISTS.match(sql):
+                raise StorageError(
+                    f"the view {name} is empty: its stage has not run yet in {self.store.uri}",
+                    "`phivision run` fills it",
+                )
         return Database(sources)
+
+    def _mentioned(self, sql: str | None) -> list[str]:
+        names = self.views()
+        if sql is None:
+            return names
+        if _LISTS.match(sql):
+            return [name for name in names if self.store.local or name not in BULKY]
+        return [name for name in names if re.search(rf"\b{name}\b", sql, re.IGNORECASE)]
 
     def views(self) -> list[str]:
         """Return the names of all views."""
@@ -127,7 +142,8 @@ class Catalog:
             return None
         return next(iter(self.store.manifests(stage)), None)
 
-    def _source(self, name: str) -> Source | None:
+    def source(self, name: str) -> Source | None:
+        """Return the rows of a view, as a table or as files; None where there are none yet."""
         match name:
             case "drops":
                 return _concat([self._paths(s, "drops.parquet") for s in DROPS])
@@ -135,6 +151,8 @@ class Catalog:
                 return self._training()
             case "metrics":
                 return self._metrics()
+            case "predictions":
+                return self._predictions()
             case "runs":
                 return _RUNS.empty_table() if not self.runs else self._run_table()
             case "artifacts":
@@ -146,16 +164,32 @@ class Catalog:
         manifest = self.manifest(stage)
         return self.store.artifact(manifest).paths(pattern) if manifest else []
 
-    def _metrics(self) -> pa.Table:
-        parts = [_METRICS.empty_table()]
+    def _metrics(self) -> pa.Table | None:
+        """Return the metrics of all runs, with the columns that their tables have."""
+        parts = []
         for record in self.runs:
             evaluated = record["stages"].get("evaluate")
             manifest = self.store.find("evaluate", evaluated["fingerprint"]) if evaluated else None
             if manifest is not None:
                 table = read_table(self.store.artifact(manifest).path("metrics.parquet"))
                 names = pa.array([record["run"]] * len(table), pa.string())
-                parts.append(table.add_column(0, "run", names).cast(_METRICS))
-        return pa.concat_tables(parts)
+                parts.append(table.add_column(0, "run", names))
+        return pa.concat_tables(parts, promote_options="permissive") if parts else None
+
+    def _predictions(self) -> Source | None:
+        """Return the predictions, each with the file, content and example that it is about."""
+        paths = self._paths(*TABLES["predictions"])
+        joined = {name: self._paths(*TABLES[name]) for name in ("images", "questions")}
+        if not paths or not all(joined.values()):
+            return paths or None
+        known = pq.read_schema(paths[0]).names
+        columns = [f"{view}.{name}" for name, view in _JOINED.items() if name not in known]
+        with Database({"rows": paths, **joined}) as database:
+            return database.query(
+                f"SELECT rows.*, {', '.join(columns)} FROM rows "  # noqa: S608 - our own names
+                "LEFT JOIN images USING (image_id) LEFT JOIN questions USING (question_id) "
+                "ORDER BY prediction_id"
+            )
 
     def _training(self) -> pa.Table | None:
         parts = []

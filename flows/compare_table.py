@@ -1,0 +1,105 @@
+"""Scores of several runs side by side, each with its interval and its difference to the first."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.example_scores import MAIN, Row, difference, scored_predictions, scores_of
+from pipeline.bootstrap import Interval
+from pipeline.runs import find_run
+from storage.artifacts import ArtifactStore
+from storage.catalog import Catalog
+
+# Metric of the `metrics` view → heading, and the kind of text whose scores can be paired.
+METRICS: dict[str, tuple[str, str | None]] = {
+    "cider_d": ("CIDEr-D", "caption"),
+    "answer_accuracy": ("answers right", "answer"),
+    "caption_nll": ("caption NLL", None),
+}
+_SQL = (
+    "SELECT metric, value, low, high FROM metrics WHERE run = $run AND stage = $stage "
+    "AND condition = 'real' AND split = 'test'"
+)
+
+
+def measure(
+    store: ArtifactStore, name: str, changes: Mapping[str, object], run: str, first: str
+) -> dict[str, Any]:
+    """Return what is known of one variant, ready for JSON.
+
+    Args:
+        store: Where the runs are.
+        name: Name of the variant.
+        changes: What it changed.
+        run: Its run.
+        first: The run it is compared to; differences are paired by picture and question.
+    """
+    catalog = Catalog(store, run)
+    with catalog.open(names=("metrics",)) as database:
+        known = database.query(_SQL, {"run": run, "stage": MAIN}).to_pylist()
+    record = find_run(store, run)
+    part = record["recipe"]["evaluate"]
+    seed, resamples = record["recipe"]["seed"], part["resamples"]
+    rows = scored_predictions(catalog)
+    base = scored_predictions(Catalog(store, first))
+    return {
+        "variant": name,
+        "changes": dict(changes),
+        "run": run,
+        "made": record["made"],
+        "seconds": record["seconds"],
+        "metrics": {row["metric"]: _bounds(row) for row in known},
+        "differences": {
+            metric: _plain(_paired(rows, base, kind, seed, resamples))
+            for metric, (_, kind) in METRICS.items()
+            if kind is not None and run != first
+        },
+        "vision_gap": _plain(
+            difference(
+                scores_of(rows, "caption", "real"),
+                scores_of(rows, "caption", "shuffled"),
+                seed,
+                resamples,
+            )
+        ),
+    }
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the variants as a table in Markdown; intervals hold 95 %."""
+    shown = [metric for metric in METRICS if any(metric in row["metrics"] for row in rows)]
+    head = ["variant"]
+    for metric in shown:
+        head += [METRICS[metric][0], *(["against the first"] if METRICS[metric][1] else [])]
+    head += ["CIDEr-D real − shuffled", "stages made", "seconds"]  # noqa: RUF001 - a minus
+    lines = [f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
+    for row in rows:
+        cells = [row["variant"].replace("|", "\\|")]
+        for metric in shown:
+            cells.append(_cell(row["metrics"].get(metric)))
+            if METRICS[metric][1]:
+                cells.append(_cell(row["differences"].get(metric), sign=True))
+        cells += [_cell(row["vision_gap"], sign=True), str(len(row["made"])), f"{row['seconds']:g}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _paired(
+    rows: Sequence[Row], base: Sequence[Row], kind: str, seed: int, resamples: int
+) -> Interval | None:
+    ours, theirs = scores_of(rows, kind, "real"), scores_of(base, kind, "real")
+    return difference(ours, theirs, seed, resamples)
+
+
+def _bounds(row: Row) -> dict[str, float | None]:
+    return {key: row[key] for key in ("value", "low", "high")}
+
+
+def _plain(found: Interval | None) -> dict[str, float] | None:
+    return None if found is None else {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _cell(found: Mapping[str, float | None] | None, *, sign: bool = False) -> str:
+    if found is None or found["value"] is None:
+        return ""
+    text = f"{found['value']:+.3f}" if sign else f"{found['value']:.3f}"
+    return text if found["low"] is None else f"{text} [{found['low']:.3f}, {found['high']:.3f}]"

@@ -1,0 +1,63 @@
+"""Options that many commands share, and what they become: recipe, settings, store."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+    from pipeline.settings import Settings
+    from storage.artifacts import ArtifactStore
+
+Preset = Annotated[str, Parameter(help="Complete recipe to start from: demo or coco.")]
+Set = Annotated[
+    list[str] | None,
+    Parameter(name="--set", help="Change one recipe field: dotted.path=value.", negative=()),
+]
+Store = Annotated[str | None, Parameter(help="Path or fsspec URL of the artifact store.")]
+Rerun = Annotated[
+    list[str] | None, Parameter(help="Make this stage again although it is fresh.", negative=())
+]
+
+
+def changes_of(assignments: Sequence[str] | None) -> dict[str, object]:
+    """Return recipe changes by dotted path.
+
+    Raises:
+        PipelineError: One of them is no assignment.
+    """
+    changes: dict[str, object] = {}
+    for assignment in assignments or ():
+        path, separator, value = assignment.partition("=")
+        if not separator:
+            raise PipelineError(
+                f"--set {assignment} is no assignment", "write --set dotted.path=value"
+            )
+        changes[path.strip()] = value
+    return changes
+
+
+def recipe_of(preset: str, assignments: Sequence[str] | None) -> "Recipe":
+    """Return a preset with the changes made."""
+    from pipeline.presets import preset as load_preset
+
+    return load_preset(preset).override(changes_of(assignments))
+
+
+def settings_of(store: str | None, **values: Any) -> "Settings":
+    """Return the settings of the environment, with what was given on the command line."""
+    from pipeline.settings import Settings
+
+    given = {key: value for key, value in values.items() if value is not None}
+    changed = Settings.model_validate(Settings().model_dump() | given)
+    return changed if store is None else changed.model_copy(update={"store": store})
+
+
+def open_store(settings: "Settings") -> "ArtifactStore":
+    """Return the artifact store of the settings."""
+    from storage.artifacts import ArtifactStore
+
+    return ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)

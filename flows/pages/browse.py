@@ -1,0 +1,178 @@
+"""The dataset on one page: pictures with their texts, what was left out, and how it is spread."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flows.example_scores import Row
+from flows.pages.charts import Chart, Estimate, bars, histogram, stacked
+from flows.pages.page import figure, render
+from flows.pages.report import ask, pictures_of
+from pipeline.errors import PipelineError
+from storage.catalog import Catalog
+
+# Spread over the whole set and always the same: by the content's hash, a share of each split.
+_CHOSEN = """
+SELECT * EXCLUDE (place) FROM (
+  SELECT image_id, split, file_name, sha256, width, height,
+         row_number() OVER (PARTITION BY split ORDER BY sha256, image_id) AS place
+  FROM images)
+ORDER BY place, split DESC LIMIT $count
+"""
+_CAPTIONS = """
+SELECT image_id, list(caption ORDER BY caption_id) AS texts FROM captions
+WHERE list_contains($ids, image_id) GROUP BY ALL
+"""
+_TALKS = """
+SELECT e.image_id, c.turns FROM examples e JOIN conversations c ON c.conversation_id = e.source_id
+WHERE e.kind = 'conversation' AND list_contains($ids, e.image_id) ORDER BY e.example_id
+"""
+_DROPS = """
+SELECT d.*, i.sha256, i.image_id FROM (
+  SELECT *, row_number() OVER (PARTITION BY kind, reason ORDER BY record, file) AS place,
+         count(*) OVER (PARTITION BY kind, reason) AS total
+  FROM drops) d
+LEFT JOIN images i ON i.file_name = d.file OR i.image_id = try_cast(d.file AS BIGINT)
+WHERE place <= $count ORDER BY total DESC, kind, reason, place
+"""
+_LEFT_OUT = "SELECT kind, reason, count(*) AS count FROM drops GROUP BY ALL ORDER BY ALL"
+_SIZES = {
+    "pictures": "SELECT split, count(*) AS n FROM images GROUP BY ALL",
+    "captions": "SELECT split, count(*) AS n FROM examples WHERE kind = 'caption' GROUP BY ALL",
+    "conversations": "SELECT split, count(*) AS n FROM examples WHERE kind = 'conversation' "
+    "GROUP BY ALL",
+    "questions": "SELECT split, count(*) AS n FROM questions GROUP BY ALL",
+}
+# Title → view, query of one column (with a name of each curve), unit.
+_SPREADS = {
+    "Words of a caption": (
+        "captions",
+        "SELECT '' AS name, len(string_split(trim(caption), ' ')) AS value FROM captions",
+        "words",
+    ),
+    "Tokens of an example": (
+        "examples",
+        "SELECT kind AS name, len(input_ids) AS value FROM examples",
+        "tokens",
+    ),
+    "Turns of a conversation": (
+        "conversations",
+        "SELECT '' AS name, len(turns) AS value FROM conversations",
+        "turns",
+    ),
+    "Longer side of a picture": (
+        "images",
+        "SELECT '' AS name, greatest(width, height) AS value FROM images",
+        "pixels",
+    ),
+    "Width by height": (
+        "images",
+        "SELECT '' AS name, round(width / height, 2) AS value FROM images WHERE height > 0",
+        "ratio",
+    ),
+    "Objects in a picture": (
+        "objects",
+        "SELECT '' AS name, count(*) AS value FROM objects GROUP BY image_id",
+        "objects",
+    ),
+}
+_CATEGORIES = (
+    "SELECT category, count(DISTINCT image_id) AS n FROM objects GROUP BY ALL "
+    "ORDER BY n DESC, category LIMIT 20"
+)
+_TURNS = 8  # of a conversation shown on its card
+
+
+def write_browse(catalog: Catalog, pictures: int, drops: int) -> str:
+    """Return the page of the dataset as one HTML text.
+
+    Args:
+        catalog: Whose dataset.
+        pictures: How many pictures are shown; a page of a thousand has some 15 MB.
+        drops: How many records are shown for each reason to be left out.
+
+    Raises:
+        PipelineError: The store holds no pictures yet.
+    """
+    if catalog.manifest("images") is None:
+        raise PipelineError(f"{catalog.store.uri} holds no images yet", "`phivision run`")
+    sizes = _sizes(catalog)
+    left_out = ask(catalog, ("drops",), _LEFT_OUT)
+    return render(
+        "browse.html",
+        title="phivision dataset",
+        store=catalog.store.uri,
+        run=catalog.run or (catalog.runs[0]["run"] if catalog.runs else ""),
+        tiles=[
+            *((figure(sum(parts.values())), name) for name, parts in sizes.items()),
+            (figure(sum(row["count"] for row in left_out)), "records left out"),
+        ],
+        charts=[*_size_charts(sizes), *_spread_charts(catalog)],
+        drop_chart=_drop_chart(left_out) if left_out else None,
+        drops=_drops(catalog, drops),
+        cards=_cards(catalog, pictures),
+        turns=_TURNS,
+    )
+
+
+def _sizes(catalog: Catalog) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for name, sql in _SIZES.items():
+        view = name if name == "questions" else "images" if name == "pictures" else "examples"
+        rows = {row["split"]: row["n"] for row in ask(catalog, (view,), sql)}
+        order = ("train", "validation", "test")
+        found[name] = {split: rows[split] for split in order if split in rows}
+    return {name: parts for name, parts in found.items() if parts}
+
+
+def _size_charts(sizes: dict[str, dict[str, int]]) -> list[Chart]:
+    return [stacked("Size of each split", sizes)] if sizes else []
+
+
+def _spread_charts(catalog: Catalog) -> list[Chart]:
+    charts = []
+    for title, (view, sql, unit) in _SPREADS.items():
+        values: dict[str, list[float]] = {}
+        for row in ask(catalog, (view,), f"{sql} ORDER BY ALL"):
+            values.setdefault(row["name"], []).append(row["value"])
+        if values:
+            charts.append(histogram(title, values, unit))
+    rows = ask(catalog, ("objects",), _CATEGORIES)
+    if rows:
+        named = [Estimate(row["category"], row["n"]) for row in rows]
+        charts.append(bars("Pictures with a category", named, "pictures"))
+    return charts
+
+
+def _drop_chart(rows: Sequence[Row]) -> Chart:
+    ordered = sorted(rows, key=lambda row: -row["count"])
+    named = [Estimate(f"{row['kind']}: {row['reason']}", row["count"]) for row in ordered]
+    return bars("Left out, by reason", named, "records")
+
+
+def _drops(catalog: Catalog, count: int) -> dict[str, list[Row]]:
+    rows = ask(catalog, ("drops", "images"), _DROPS, count=count)
+    shown = pictures_of(catalog, [row["sha256"] for row in rows if row["sha256"]])
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        title = f"{row['kind']}: {row['reason']} ({row['total']:,})"
+        groups.setdefault(title, []).append({**row, "picture": shown.get(row["sha256"] or "")})
+    return groups
+
+
+def _cards(catalog: Catalog, count: int) -> list[dict[str, Any]]:
+    rows = ask(catalog, ("images",), _CHOSEN, count=count)
+    ids = [row["image_id"] for row in rows]
+    captions = {r["image_id"]: r["texts"] for r in ask(catalog, ("captions",), _CAPTIONS, ids=ids)}
+    talks: dict[int, list[Any]] = {}
+    for row in ask(catalog, ("examples", "conversations"), _TALKS, ids=ids):
+        talks.setdefault(row["image_id"], []).append(row["turns"])
+    shown = pictures_of(catalog, [row["sha256"] for row in rows])
+    return [
+        {
+            **row,
+            "picture": shown.get(row["sha256"]),
+            "captions": captions.get(row["image_id"], []),
+            "talks": talks.get(row["image_id"], []),
+        }
+        for row in rows
+    ]

@@ -1,0 +1,154 @@
+"""The report of one run: what a person needs to know of it, on one page."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.example_scores import MAIN, MEASURES, Row, scored_predictions
+from flows.pages import report_scores, report_training
+from flows.pages.page import figure, render, thumbnail
+from pipeline.recipe import flatten
+from storage.artifacts import ArtifactStore
+from storage.catalog import Catalog
+
+_METRICS = "SELECT * EXCLUDE (run) FROM metrics WHERE run = $run"
+_DROPS = (
+    "SELECT kind, reason, count(*) AS count FROM drops GROUP BY ALL "
+    "ORDER BY count DESC, kind, reason"
+)
+_SPLITS = (
+    "SELECT split, count(*) AS images, sum(bytes) / 1e6 AS megabytes FROM images GROUP BY ALL "
+    "ORDER BY images DESC"
+)
+_EXAMPLES = (
+    "SELECT split, kind, count(*) AS count FROM examples GROUP BY ALL ORDER BY split DESC, kind"
+)
+_CATEGORIES = (
+    "SELECT image_id, list(category ORDER BY object_id) AS names FROM objects GROUP BY ALL"
+)
+_TRAINING = "SELECT * FROM training ORDER BY stage DESC, metric, step"
+_PICTURES = "SELECT sha256, data FROM files WHERE list_contains($wanted, sha256)"
+
+
+def write_report(store: ArtifactStore, run: str, pictures: int) -> str:
+    """Return the report of a run as one HTML text.
+
+    Args:
+        store: Where the run's artifacts are.
+        run: Its name.
+        pictures: Pictures in each group of examples.
+
+    Raises:
+        StorageError: An artifact of the run cannot be read.
+    """
+    catalog = Catalog(store, run)
+    record = next(each for each in catalog.runs if each["run"] == run)
+    found = {stage: catalog.manifest(stage) for stage in record["stages"]}
+    manifests = {stage: manifest for stage, manifest in found.items() if manifest is not None}
+    metrics = ask(catalog, ("metrics",), _METRICS, run=run)
+    before = report_training.previous_run(catalog.runs, run)
+    return render(
+        "report.html",
+        title=f"phivision run {run}",
+        run=run,
+        store=store.uri,
+        finished=f"{datetime.datetime.fromtimestamp(record['created'], datetime.UTC):%F %H:%M} UTC",
+        seconds=record["seconds"],
+        tiles=_tiles(metrics, manifests),
+        **_scores(catalog, metrics, record["recipe"], pictures),
+        training=report_training.training_charts(ask(catalog, ("training",), _TRAINING)),
+        **_data(catalog),
+        cost=report_training.cost_rows(manifests, record["made"]),
+        cost_chart=report_training.cost_chart(manifests) if manifests else None,
+        before=before,
+        changes=report_training.changes_since(store, before, run) if before else [],
+        recipe=list(flatten(record["recipe"])),
+    )
+
+
+def _scores(
+    catalog: Catalog, metrics: Sequence[Row], recipe: Mapping[str, Any], pictures: int
+) -> dict[str, Any]:
+    rows = scored_predictions(catalog)
+    seed = recipe.get("seed", 0)
+    resamples = recipe.get("evaluate", {}).get("resamples", 1000)
+    columns, table = report_scores.score_table(metrics)
+    return {
+        "gaps": report_scores.vision_gaps(metrics, rows, seed, resamples),
+        "score_charts": report_scores.score_charts(metrics),
+        "score_columns": columns,
+        "score_rows": table,
+        "groups": _with_pictures(catalog, report_scores.best_and_worst(rows, pictures)),
+        "measures": MEASURES,
+        "failures": report_scores.failure_charts(rows, _categories(catalog), seed),
+    }
+
+
+def _data(catalog: Catalog) -> dict[str, Any]:
+    drops = ask(catalog, ("drops",), _DROPS)
+    return {
+        "drops": [list(row.values()) for row in drops],
+        "drop_chart": report_training.drop_chart(drops) if drops else None,
+        "splits": [list(row.values()) for row in ask(catalog, ("images",), _SPLITS)],
+        "examples": [list(row.values()) for row in ask(catalog, ("examples",), _EXAMPLES)],
+    }
+
+
+def summary_lines(catalog: Catalog, run: str) -> list[str]:
+    """Return the main scores of a run as lines of Markdown, for places that show no HTML."""
+    metrics = [row for row in ask(catalog, ("metrics",), _METRICS, run=run) if row["stage"] == MAIN]
+    columns, rows = report_scores.score_table(metrics)
+    head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+    return [head, *(f"| {' | '.join(map(str, row))} |" for row in rows)]
+
+
+def ask(catalog: Catalog, views: Sequence[str], sql: str, **parameters: object) -> list[Row]:
+    """Return the rows of a query, none where one of its views has no rows at all."""
+    with catalog.open(names=views) as database:
+        if set(views) - set(database.names):
+            return []
+        return database.query(sql, parameters).to_pylist()
+
+
+def pictures_of(catalog: Catalog, wanted: Sequence[str]) -> dict[str, str | None]:
+    """Return small pictures by the hash of their content; those that the store has."""
+    rows = ask(catalog, ("files",), _PICTURES, wanted=sorted(set(wanted)))
+    return {row["sha256"]: thumbnail(row["data"]) for row in rows}
+
+
+def _categories(catalog: Catalog) -> dict[int, list[str]]:
+    return {row["image_id"]: row["names"] for row in ask(catalog, ("objects",), _CATEGORIES)}
+
+
+def _with_pictures(
+    catalog: Catalog, groups: Mapping[str, Sequence[Row]]
+) -> dict[str, list[dict[str, Any]]]:
+    wanted = [row.get("sha256") or "" for rows in groups.values() for row in rows]
+    shown = pictures_of(catalog, wanted)
+    return {
+        title: [{**row, "picture": shown.get(row.get("sha256") or "")} for row in rows]
+        for title, rows in groups.items()
+    }
+
+
+def _tiles(metrics: Sequence[Row], manifests: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return value, name and a note of the figures at the top."""
+    by_key = {(row["stage"], row["metric"], row["condition"]): row for row in metrics}
+    tiles = []
+    for name, text in report_scores.NAMES.items():
+        row = by_key.get((MAIN, name, "real"))
+        if row is not None and len(tiles) < 3 and "lower" not in text:
+            others = [
+                f"{condition} {figure(by_key[MAIN, name, condition]['value'])}"
+                for condition in ("shuffled", "blind")
+                if (MAIN, name, condition) in by_key
+            ]
+            tiles.append((figure(row["value"]), text, ", ".join(others)))
+    for stage, key, text in (
+        ("images", "images", "pictures"),
+        ("examples", "examples", "examples"),
+        ("finetune", "steps", "steps of finetuning"),
+    ):
+        if stage in manifests and key in manifests[stage].summary:
+            tiles.append((figure(manifests[stage].summary[key]), text, ""))
+    return tiles

@@ -1,0 +1,217 @@
+"""The part of a report about how well the models do: conditions, examples, failures."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from flows.example_scores import MAIN, MEASURES, Row, difference, mean, scores_of
+from flows.pages.charts import COLOURS, Chart, Estimate, bars, intervals
+from flows.tables import condition_order
+
+NAMES = {
+    "cider_d": "CIDEr-D of captions",
+    "answer_accuracy": "Share of answers right",
+    "rouge_l": "ROUGE-L of captions",
+    "caption_nll": "Negative log-likelihood of captions (lower is better)",
+    "nll": "Negative log-likelihood of held-out text (lower is better)",
+    "eos_rate": "Share of texts that end by themselves",
+    "image_choice": "Share of pictures found among others",
+    "chair_i": "CHAIR-i: named objects that are not there (lower is better)",
+    "chair_s": "CHAIR-s: captions with such an object (lower is better)",
+    "pope_accuracy": "POPE: share of presence questions right",
+    "pope_f1": "POPE: F1",
+    "length_ratio": "Length of captions against people's",
+    "repetition": "Share of repeated word groups (lower is better)",
+}
+_FIRST = (
+    "cider_d",
+    "answer_accuracy",
+    "image_choice",
+    "pope_accuracy",
+    "chair_i",
+    "rouge_l",
+    "caption_nll",
+    "nll",
+)
+_SHADES = {"real": COLOURS[0], "shuffled": COLOURS[1], "blind": COLOURS[2]}
+_GAP = "_gap"  # ends the name of a metric that tells a difference
+_GAPS = ("cider_d", "answer_accuracy")  # differences told in words
+_CHARTS = 12  # metrics drawn; the table has all
+_GROUPS = 14  # bars of one chart
+_LEAST = 5  # predictions that a group needs to be drawn
+
+
+def score_charts(metrics: Sequence[Row]) -> list[Chart]:
+    """Return one chart per metric that was taken under several conditions, the main ones first."""
+    by_name: dict[str, list[Row]] = {}
+    for row in metrics:
+        by_name.setdefault(row["metric"], []).append(row)
+    several = [n for n, rows in by_name.items() if len(rows) > 1 and not n.endswith(_GAP)]
+    told = [name for name in several if any(row["low"] is not None for row in by_name[name])]
+    order = dict.fromkeys([*(n for n in _FIRST if n in several), *told])
+    return [_score_chart(name, by_name[name]) for name in list(order)[:_CHARTS]]
+
+
+def _score_chart(name: str, rows: Sequence[Row]) -> Chart:
+    conditions = condition_order(row["condition"] for row in rows)
+    ordered = sorted(rows, key=lambda row: (row["stage"], conditions.index(row["condition"])))
+    return intervals(
+        NAMES.get(name, name),
+        [
+            Estimate(
+                f"{row['stage']} · {row['condition']}".replace("_", " "),
+                row["value"],
+                row["low"],
+                row["high"],
+                _SHADES.get(row["condition"], COLOURS[6]),
+            )
+            for row in ordered
+        ],
+    )
+
+
+def score_table(metrics: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
+    """Return columns and rows of all metrics, a column per condition, intervals in brackets."""
+    conditions = condition_order(row["condition"] for row in metrics)
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in metrics:
+        bounds = "" if row["low"] is None else f" [{row['low']:.3g}, {row['high']:.3g}]"
+        place = cells.setdefault((row["stage"], row["metric"], row["split"]), {})
+        place[row["condition"]] = f"{row['value']:.3g}{bounds}"
+        place["n"] = f"{row['count']:,}"
+    rows: list[list[object]] = [
+        [stage, metric, *(found.get(name, "") for name in conditions), found["n"]]
+        for (stage, metric, _), found in cells.items()
+    ]
+    return ["model", "metric", *conditions, "n"], rows
+
+
+def vision_gaps(
+    metrics: Sequence[Row], rows: Sequence[Row], seed: int, resamples: int
+) -> list[dict[str, Any]]:
+    """Return by how much the right picture is better than each other condition.
+
+    Taken from the metrics where evaluation wrote such gaps, else from the predictions.
+    """
+    told = [
+        {"name": NAMES[row["metric"].removesuffix(_GAP)], "other": row["condition"], "gap": row}
+        for row in metrics
+        if row["stage"] == MAIN
+        and row["metric"].removesuffix(_GAP) in _GAPS
+        and row["metric"].endswith(_GAP)
+        and row["low"] is not None
+    ]
+    return told or _paired_gaps(rows, seed, resamples)
+
+
+def _paired_gaps(rows: Sequence[Row], seed: int, resamples: int) -> list[dict[str, Any]]:
+    found = []
+    for kind, name in (("caption", NAMES["cider_d"]), ("answer", NAMES["answer_accuracy"])):
+        real = scores_of(rows, kind, "real")
+        for other in condition_order({row["condition"] for row in rows} - {"real"}):
+            gap = difference(real, scores_of(rows, kind, other), seed, resamples)
+            if gap is not None:
+                found.append({"name": name, "other": other, "gap": asdict(gap)})
+    return found
+
+
+def best_and_worst(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
+    """Return groups of predictions about the right pictures, with what others said beside."""
+    real = [row for row in rows if row["condition"] == "real" and row["score"] is not None]
+    captions = sorted(
+        (row for row in real if row["kind"] == "caption"), key=lambda row: -row["score"]
+    )
+    answers = [row for row in real if row["kind"] == "answer"]
+    groups = {
+        "Best captions": captions[:count],
+        "Worst captions": captions[::-1][:count],
+        "Wrong answers": _spread([row for row in answers if row["score"] < 0.5], count),
+        "Right answers": _spread([row for row in answers if row["score"] >= 0.5], count),
+    }
+    return {title: _beside(chosen, rows) for title, chosen in groups.items() if chosen}
+
+
+def _spread(rows: list[Row], count: int) -> list[Row]:
+    """Return rows from the whole length of a list, not only from its start."""
+    step = max(1, len(rows) // count)
+    return rows[::step][:count]
+
+
+def _beside(chosen: Iterable[Row], rows: Sequence[Row]) -> list[Row]:
+    keys = ("kind", "image_id", "question_id")
+    others: dict[tuple[Any, ...], list[tuple[str, str]]] = {}
+    for row in rows:
+        if row["condition"] != "real":
+            text = (row["condition"], row["prediction"])
+            others.setdefault(tuple(row[key] for key in keys), []).append(text)
+    return [{**row, "others": others.get(tuple(row[k] for k in keys), [])} for row in chosen]
+
+
+def failure_charts(
+    rows: Sequence[Row], categories: Mapping[int, Sequence[str]], seed: int
+) -> list[Chart]:
+    """Return charts of the score by category, kind of question, number of objects and length."""
+    real = [row for row in rows if row["condition"] == "real" and row["score"] is not None]
+    ways: list[tuple[str, str, Callable[[Row], Sequence[str]]]] = [
+        ("category in the picture", "any", lambda row: categories.get(row["image_id"], ())),
+        ("objects in the picture", "any", lambda row: _amount(categories, row)),
+        ("start of the question", "answer", lambda row: [_start(row["question"])]),
+        ("words people wrote", "any", lambda row: [_length(row["references"])]),
+    ]
+    charts = []
+    for name, only, groups in ways:
+        for kind, measure in MEASURES.items():
+            if only in ("any", kind):
+                of_kind = [row for row in real if row["kind"] == kind]
+                title = f"{kind.capitalize()}s: {measure} by {name}"
+                charts += _by_group(title, of_kind, groups, seed)
+    return [*charts, *_hallucinations(real)]
+
+
+def _hallucinations(rows: Sequence[Row]) -> list[Chart]:
+    """Return which objects captions name that are not in their picture, where that was judged."""
+    named = Counter(name for row in rows for name in row.get("hallucinated") or ())
+    if not named:
+        return []
+    drawn = [Estimate(name, count) for name, count in named.most_common(_GROUPS)]
+    return [bars("Objects that captions name but nobody saw", drawn, "captions")]
+
+
+def _by_group(
+    title: str, rows: Sequence[Row], groups: Callable[[Row], Sequence[str]], seed: int
+) -> list[Chart]:
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for group in groups(row):
+            found.setdefault(group, []).append(row["score"])
+    large = sorted((item for item in found.items() if len(item[1]) >= _LEAST), key=_most)[:_GROUPS]
+    if len(large) < 2:
+        return []
+    estimates = [(name, len(scores), mean(scores, seed)) for name, scores in large]
+    counted = all(name.split(" ")[0].rstrip("+").isdigit() for name, _, _ in estimates)
+    order = (lambda e: int(e[0].split(" ")[0].rstrip("+"))) if counted else (lambda e: e[2].value)
+    drawn = [
+        Estimate(f"{name} ({count})", each.value, each.low, each.high)
+        for name, count, each in sorted(estimates, key=order)
+    ]
+    return [bars(title, drawn, "mean and 95 % interval; in brackets: how many")]
+
+
+def _most(item: tuple[str, list[float]]) -> tuple[int, str]:
+    return -len(item[1]), item[0]
+
+
+def _start(question: str) -> str:
+    return " ".join(question.split()[:2])
+
+
+def _amount(categories: Mapping[int, Sequence[str]], row: Row) -> list[str]:
+    count = len(categories.get(row["image_id"], ()))
+    return [str(count) if count < 10 else "10+"] if row["image_id"] in categories else []
+
+
+def _length(references: Sequence[str]) -> str:
+    words = sorted(len(text.split()) for text in references)
+    middle = words[len(words) // 2]
+    return str(middle) if middle < 5 else f"{middle // 5 * 5} to {middle // 5 * 5 + 4}"

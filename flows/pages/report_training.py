@@ -1,0 +1,103 @@
+"""The part of a report about making: curves, experts, drops, cost, the run before."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.example_scores import Row
+from flows.pages.charts import Chart, Estimate, bars, lines
+from pipeline.errors import PipelineError
+from pipeline.runs import Change, compare_runs
+from storage.artifacts import ArtifactStore
+from storage.manifest import Manifest
+
+# What a stage works through, for its rate: the figure of its summary, and what that counts.
+_WORK = {
+    "images": "images",
+    "features": "images",
+    "examples": "examples",
+    "pretrain": "steps",
+    "finetune": "steps",
+    "evaluate": "predictions",
+}
+_SCALES = ("learning_rate",)  # told by the recipe; a curve of it says nothing new
+_LOSSES = {"loss": "training", "val_nll": "held-out pictures"}
+_CHANGES = 60  # shown of the differences to another run
+
+
+def training_charts(training: Sequence[Row]) -> list[Chart]:
+    """Return loss curves and the experts' usage of every training, then whatever else was kept."""
+    charts = []
+    for stage in dict.fromkeys(row["stage"] for row in training):
+        series: dict[str, tuple[list[float], list[float]]] = {}
+        for row in training:
+            if row["stage"] == stage:
+                xs, ys = series.setdefault(row["metric"], ([], []))
+                xs.append(row["step"])
+                ys.append(row["value"])
+        losses = {n: s for n, s in series.items() if n in _LOSSES}
+        experts = {n: s for n, s in series.items() if n.startswith("expert")}
+        if losses:
+            named = {_LOSSES[n]: s for n, s in losses.items()}
+            charts.append(lines(f"{stage}: loss", named, "step", "nats per token"))
+        if experts:
+            short = {n.replace("_usage", "").replace("_", " "): s for n, s in experts.items()}
+            charts.append(lines(f"{stage}: share of each expert", short, "step", "share"))
+        others = sorted(series.keys() - losses.keys() - experts.keys() - set(_SCALES))
+        charts += [lines(f"{stage}: {n}", {n: series[n]}, "step", n) for n in others]
+    return charts
+
+
+def cost_rows(manifests: Mapping[str, Manifest], made: Sequence[str]) -> list[list[object]]:
+    """Return what each stage cost when it was made: seconds, rate, bytes."""
+    rows: list[list[object]] = []
+    for stage, manifest in manifests.items():
+        unit = _WORK.get(stage, "")
+        amount = manifest.summary.get(unit)
+        rate = ""
+        if isinstance(amount, int) and manifest.seconds > 0:
+            rate = f"{amount / manifest.seconds:,.1f} {unit}/s"
+        size = sum(record.bytes for record in manifest.files) / 1e6
+        status = "made" if stage in made else "cached"
+        rows.append([stage, status, round(manifest.seconds, 1), rate, round(size, 1)])
+    return rows
+
+
+def cost_chart(manifests: Mapping[str, Manifest]) -> Chart:
+    """Return the seconds that each stage took when it was made."""
+    return bars(
+        "Seconds per stage", [Estimate(s, m.seconds) for s, m in manifests.items()], "seconds"
+    )
+
+
+def drop_chart(drops: Sequence[Row]) -> Chart:
+    """Return how many records were left out, by reason."""
+    return bars(
+        "Records left out, by reason",
+        [Estimate(f"{row['kind']}: {row['reason']}", row["count"]) for row in drops],
+        "records",
+    )
+
+
+def previous_run(runs: Sequence[Mapping[str, Any]], run: str) -> str | None:
+    """Return the run that finished before a run; `runs` are newest first."""
+    names = [record["run"] for record in runs]
+    at = names.index(run) + 1
+    return names[at] if at < len(names) else None
+
+
+def changes_since(store: ArtifactStore, before: str, run: str) -> list[list[object]]:
+    """Return in what a run differs from another one: fields, scores, then digests."""
+    try:
+        changes = compare_runs(store, before, run)
+    except PipelineError:
+        return []
+    order = ("field", "metric", "digest")
+    ranked = sorted(changes, key=lambda change: order.index(change.kind))
+    return [[c.kind, c.name, c.before, c.after, _step(c)] for c in ranked[:_CHANGES]]
+
+
+def _step(change: Change) -> str:
+    before, after = change.before, change.after
+    if change.kind == "metric" and isinstance(before, float) and isinstance(after, float):
+        return f"{after - before:+.3g}"
+    return ""

@@ -1,0 +1,77 @@
+"""The catalog as a DuckDB file, which any DuckDB client opens, without this program."""
+
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from storage.catalog import BULKY, Catalog
+from storage.errors import StorageError
+
+_MAGIC = b"DUCK"  # at byte 8 of every DuckDB file
+_VERSION = "v1.2.0"  # of the file format; clients from there on can open it
+
+
+def export_catalog(catalog: Catalog, path: Path, *, copy: bool) -> list[str]:
+    """Write the catalog's views to a DuckDB file and return their names.
+
+    Tables that stages wrote become views over the store's own Parquet files, so the file is small
+    and stays right as long as the store stays where it is. What the catalog computes is copied.
+
+    Args:
+        catalog: What to export.
+        path: The file; an older catalog there is replaced.
+        copy: Copy all rows, except pictures and patch embeddings, so that the file can travel.
+
+    Raises:
+        StorageError: The file is something else, or cannot be written; or the store is remote and
+            rows are not to be copied.
+    """
+    if path.exists() and not _is_duckdb(path):
+        raise StorageError(f"{path} is no DuckDB file", "name a new file, it is not overwritten")
+    if not copy and not catalog.store.local:
+        raise StorageError(
+            f"views cannot point into {catalog.store.uri}", "copy the rows instead: --copy"
+        )
+    names = [name for name in catalog.views() if not (copy and name in BULKY)]
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.unlink(missing_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with duckdb.connect(":memory:") as connection:
+            place = _quoted(str(partial.resolve()))
+            connection.execute(f"ATTACH {place} AS made (STORAGE_VERSION '{_VERSION}')")
+            written = [name for name in names if _add(connection, catalog, name, copy=copy)]
+            connection.execute("DETACH made")
+        partial.replace(path)
+    except (duckdb.Error, OSError) as error:
+        raise StorageError(f"{path} cannot be written: {str(error).splitlines()[0]}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+def _add(connection: duckdb.DuckDBPyConnection, catalog: Catalog, name: str, *, copy: bool) -> bool:
+    source = catalog.source(name)
+    if source is None:
+        return False
+    if isinstance(source, pa.Table):
+        connection.register("rows", source)
+        connection.execute(f"CREATE TABLE made.{name} AS FROM rows")
+        connection.unregister("rows")
+        return True
+    files = ", ".join(_quoted(str(Path(file).resolve())) for file in source)
+    kind = "TABLE" if copy else "VIEW"
+    connection.execute(f"CREATE {kind} made.{name} AS FROM read_parquet([{files}])")
+    return True
+
+
+def _is_duckdb(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(12)[8:] == _MAGIC
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,260 @@
+"""The catalog's shell, its file, similar pictures, and comparing variants of a recipe."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from flows.cli import main
+from flows.compare_command import read_grid, read_variants
+from flows.compare_table import markdown, measure
+from flows.similar_command import find_similar
+from pipeline.errors import PipelineError
+from pipeline.settings import Settings
+from storage.artifacts import ArtifactStore
+from storage.catalog import Catalog
+from storage.errors import StorageError
+from storage.runs import read_runs
+from tests.unit.small_store import build_store, image_rows, picture
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
+    return build_store(tmp_path_factory.mktemp("looking"))
+
+
+@pytest.fixture
+def typed(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], str]:
+    """Return what the shell prints when a text is typed into it."""
+
+    def answer(text: str) -> str:
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        main(["sql", "--store", store.uri])
+        return capsys.readouterr().out
+
+    return answer
+
+
+# -- views -----------------------------------------------------------------------------------
+
+
+def test_predictions_know_their_picture_and_example(store: ArtifactStore) -> None:
+    sql = (
+        "SELECT kind, file_name, width, e.kind AS example FROM predictions p "
+        "LEFT JOIN examples e USING (example_id) WHERE p.condition = 'real' AND p.image_id = 108 "
+        "ORDER BY p.kind"
+    ).replace("SELECT kind", "SELECT p.kind")
+    with Catalog(store).open(sql) as database:
+        rows = database.read_only(sql).to_pylist()
+    known = {"file_name": "000000000108.png", "width": 72}
+    assert rows == [
+        {"kind": "answer", **known, "example": "conversation"},
+        {"kind": "caption", **known, "example": None},
+    ]
+
+
+def test_predictions_are_neither_lost_nor_doubled_by_the_join(store: ArtifactStore) -> None:
+    with Catalog(store).open(names=("predictions",)) as database:
+        ids = database.query("SELECT prediction_id FROM predictions")["prediction_id"].to_pylist()
+    assert ids == list(range(72))
+
+
+def test_metrics_show_every_run(store: ArtifactStore) -> None:
+    with Catalog(store).open("FROM metrics") as database:
+        found = database.query("SELECT DISTINCT run FROM metrics")["run"].to_pylist()
+    assert set(found) == {record["run"] for record in read_runs(store)}
+
+
+def test_every_view_can_be_summarized(store: ArtifactStore) -> None:
+    catalog = Catalog(store)
+    for view in catalog.views():
+        sql = f"SUMMARIZE {view}"
+        with catalog.open(sql) as database:
+            assert database.read_only(sql).num_rows > 0
+
+
+# -- the shell -------------------------------------------------------------------------------
+
+
+def test_the_shell_answers_statements_of_several_lines(typed: Callable[[str], str]) -> None:
+    text = typed("SELECT split,\n count(*) AS n\nFROM images GROUP BY ALL ORDER BY n;\n.quit\n")
+    assert "validation  2" in text
+    assert text.index("validation") < text.index("train") < text.rindex("test")
+
+
+def test_the_shell_goes_on_after_errors_and_refuses_writing(typed: Callable[[str], str]) -> None:
+    text = typed("SELECT nothing;\nDROP VIEW images;\nSELECT 40 + 2 AS sum;\n")
+    assert 'Referenced column "nothing"' in text
+    assert "the catalog is read-only" in text
+    assert "42" in text
+
+
+def test_the_shell_names_views_and_their_columns(
+    store: ArtifactStore, typed: Callable[[str], str]
+) -> None:
+    text = typed(".views\n.schema captions\n.schema nowhere\n.what\nSHOW TABLES;\n")
+    assert text.count("conversations") >= 2
+    assert "caption_id" in text
+    assert "there is no view nowhere" in text
+    assert "unknown command .what" in text
+
+
+def test_tables_can_be_listed_in_one_statement(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["sql", "SHOW TABLES", "--store", store.uri, "--format", "csv"])
+    assert set(Catalog(store).views()) <= set(capsys.readouterr().out.split())
+
+
+def test_few_wide_rows_are_printed_one_below_the_other(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["sql", "FROM predictions LIMIT 2", "--store", store.uri])
+    text = capsys.readouterr().out
+    assert "─ row 2" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    main(["sql", "SELECT 1 AS a, 2 AS b", "--store", store.uri])
+    assert "row" not in capsys.readouterr().out
+
+
+# -- a file for other clients ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_the_plain_client_opens_the_catalog_file(
+    store: ArtifactStore, tmp_path: Path, copy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "it's here" / "catalog.duckdb"
+    monkeypatch.chdir(tmp_path)
+    main(["catalog", str(path), "--store", store.uri, *(["--copy"] if copy else [])])
+    main(["catalog", str(path), "--store", store.uri, *(["--copy"] if copy else [])])
+    with duckdb.connect(path, read_only=True) as connection:
+        names = {row[0] for row in connection.sql("SHOW TABLES").fetchall()}
+        bulky = {"files", "patches"} if copy else set()
+        assert names == set(Catalog(store).views()) - bulky
+        joined = connection.sql(
+            "SELECT count(*) FROM predictions p JOIN images USING (image_id) "
+            "JOIN metrics m ON m.condition = p.condition"
+        )
+        assert joined.fetchall()[0][0] > 0
+    assert [each.name for each in path.parent.iterdir()] == ["catalog.duckdb"]
+
+
+def test_a_file_that_is_something_else_is_kept(store: ArtifactStore, tmp_path: Path) -> None:
+    path = tmp_path / "thesis.txt"
+    path.write_text("years of work")
+    with pytest.raises(SystemExit):
+        main(["catalog", str(path), "--store", store.uri])
+    assert path.read_text() == "years of work"
+
+
+def test_views_cannot_point_into_a_remote_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["catalog", str(tmp_path / "c.duckdb"), "--store", "memory://nobody-here"])
+    assert "--copy" in capsys.readouterr().err
+
+
+# -- similar pictures ------------------------------------------------------------------------
+
+
+def test_the_nearest_pictures_come_first(store: ArtifactStore, tmp_path: Path) -> None:
+    catalog, settings = Catalog(store), Settings()
+    rows = find_similar(catalog, "100", 3, settings)
+    assert [row["image_id"] for row in rows] == [101, 102, 103]
+    assert rows[0]["similarity"] > rows[1]["similarity"] > rows[2]["similarity"]
+    assert rows[0]["caption"] == "A green square."
+    path = tmp_path / "100"  # a file that is named like an id
+    path.write_bytes(picture(0))
+    assert find_similar(catalog, str(path), 3, settings) == rows
+
+
+def test_the_other_end_has_the_other_neighbours(store: ArtifactStore) -> None:
+    last = str(image_rows()[-1]["image_id"])
+    assert find_similar(Catalog(store), last, 1, Settings())[0]["image_id"] == int(last) - 1
+
+
+@pytest.mark.parametrize("image", ["5", "nowhere.jpg"])
+def test_a_picture_that_is_not_there_is_told(
+    store: ArtifactStore, image: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["similar", image, "--store", store.uri])
+    assert image in capsys.readouterr().err
+
+
+# -- comparing -------------------------------------------------------------------------------
+
+
+def test_a_grid_crosses_its_values() -> None:
+    grid = read_grid(["finetune.epochs=1,2", 'pretrain.projector=[{"kind": "linear"}, null]'])
+    assert list(grid) == [
+        'epochs=1, projector={"kind": "linear"}',
+        "epochs=1, projector=null",
+        'epochs=2, projector={"kind": "linear"}',
+        "epochs=2, projector=null",
+    ]
+    assert grid["epochs=2, projector=null"] == {"finetune.epochs": "2", "pretrain.projector": None}
+    assert read_grid([]) == {}
+
+
+def test_variants_have_names_and_changes() -> None:
+    found = read_variants(["base:", "small one: finetune.epochs=1 finetune.batch=8"])
+    assert found == {
+        "base": {},
+        "small one": {"finetune.epochs": "1", "finetune.batch": "8"},
+    }
+
+
+@pytest.mark.parametrize("text", ["finetune.epochs=1", ": a=1", "nothing", "twice: a=1"])
+def test_a_variant_without_a_name_of_its_own_is_refused(text: str) -> None:
+    with pytest.raises(PipelineError, match="no name of its own"):
+        read_variants(["twice: b=1", text])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--variant", "one:"], ["--grid", "finetune.epochs=1"]])
+def test_one_variant_is_no_comparison(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", *arguments, "--store", str(tmp_path / "none")])
+    assert "cannot be compared" in capsys.readouterr().err
+
+
+def test_a_wrong_field_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--grid", "finetune.epohcs=1,2", "--store", str(tmp_path / "none")]
+    with pytest.raises(SystemExit):
+        main(["compare", *arguments])
+    assert "finetune.epochs" in capsys.readouterr().err
+    assert not (tmp_path / "none" / "artifacts").exists()
+
+
+def test_the_table_tells_scores_and_paired_differences(store: ArtifactStore) -> None:
+    second, first = (record["run"] for record in read_runs(store))
+    rows = [
+        measure(store, "three", {}, first, first),
+        measure(store, "four", {"finetune.epochs": 4}, second, first),
+    ]
+    assert json.loads(json.dumps(rows)) == rows
+    assert rows[0]["differences"] == {}
+    gain = rows[1]["differences"]["answer_accuracy"]
+    scores = [row["metrics"]["answer_accuracy"]["value"] for row in rows]
+    assert gain["value"] == pytest.approx(scores[1] - scores[0])
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    table = markdown(rows).splitlines()
+    assert [line.count("|") for line in table] == [table[0].count("|")] * 4
+    assert table[3].startswith("| four | ")
+
+
+def test_a_run_that_does_not_exist_is_told(store: ArtifactStore) -> None:
+    with pytest.raises(StorageError, match="there is no run 'nobody'"):
+        Catalog(store, "nobody")
