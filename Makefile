@@ -4,15 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format faults bench clean requirements
+.PHONY: demo test lint format server worker deploy audit faults bench clean requirements
 
 demo: $(READY)  ## run the whole DAG on the rendered dataset, then look at what it learned
 	$(BIN)/phivision run --preset demo
 	$(BIN)/phivision scores
 	$(BIN)/phivision show
 
+# Two processes: the demo takes one of them for minutes, everything else runs in the other.
 test: $(READY) lint  ## all tests, from units to the whole demo
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(READY)  ## style, types and the layers
 	$(BIN)/ruff check .
@@ -23,6 +24,26 @@ lint: $(READY)  ## style, types and the layers
 format: $(READY)  ## put the code in the one style
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+# One server, any number of workers; PREFECT_API_URL names another machine's server.
+worker deploy: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
+# Clients of a server with PREFECT_SERVER_API_AUTH_STRING send the same user and password.
+worker deploy: export PREFECT_API_AUTH_STRING ?= $(PREFECT_SERVER_API_AUTH_STRING)
+
+server: $(READY)  ## Prefect's server and window on loopback; SQLite, or the database of a URL
+	$(BIN)/python -m deployments.server
+
+worker: export PHIVISION_STORE ?= $(CURDIR)/.phivision
+worker: $(READY)  ## run what the server asks for, each run in a process of its own
+	$(BIN)/prefect worker start --pool phivision --type process
+
+deploy: $(READY)  ## write the deployments and the schedule to the server
+	$(BIN)/prefect --no-prompt work-pool create phivision --type process --overwrite
+	$(BIN)/prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml
+	$(BIN)/python -m deployments.lost_runs
+
+audit: $(READY)  ## ask PyPI's advisories about every pinned dependency; needs the network
+	$(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.txt
 
 faults: $(READY)  ## kill the pipeline fifty times at random instants
 	PHIVISION_KILLS=50 $(BIN)/python -m pytest tests/faults --timeout 7200

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from flows.report_command import find_report, report_after_run
+from pipeline.gate import publish_run, status_line
 from pipeline.materialize import Outcome
 from pipeline.plan import plan
 from pipeline.presets import preset as load_preset
@@ -9,11 +11,17 @@ from pipeline.runs import record_run
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
 
+NOT_PUBLISHED = 3  # exit status of a run that made everything and may not publish it
+
 
 def run_pipeline(
     preset: str, changes: Mapping[str, object], settings: Settings, rerun: Sequence[str]
 ) -> str:
-    """Make what is stale, print one line per stage, and return the name of the run."""
+    """Make what is stale, print one line per stage, and return the name of the run.
+
+    Raises:
+        SystemExit: Everything was made, and the gate does not let it be published.
+    """
     recipe = load_preset(preset).override(changes)
     store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
     steps = plan(recipe, store, rerun)
@@ -25,6 +33,8 @@ def run_pipeline(
             print(f"{step.stage:<13} cached      0.0 s  {step.reason}".rstrip())
         run = record_run(store, recipe, outcomes)
         print("nothing to do: every stage is cached")
+        if find_report(store, run) is None:
+            report_after_run(store, run)
     else:
         from flows.full_pipeline import full_pipeline
 
@@ -34,5 +44,13 @@ def run_pipeline(
             rerun=list(rerun),
             settings=settings.model_dump(mode="json"),
         )
+        assert isinstance(run, str)  # what a flow's state holds, not the state
+    report = find_report(store, run)
+    if report is not None:
+        print(f"report {report}")
+    decision = publish_run(store, recipe, run, anyway=settings.publish_anyway)
+    print(status_line(decision))
     print(f"run {run} · store {store.uri} · `phivision sql` looks inside")
+    if decision.action == "refused":
+        raise SystemExit(NOT_PUBLISHED)
     return run

@@ -1,0 +1,65 @@
+"""Mark runs whose machine is gone as crashed: `python -m deployments.lost_runs`.
+
+A worker reports a flow process that dies. Where the worker dies with it, nobody does, and the run
+would be *Running* for ever and hold its deployment's only slot. Runs send a heartbeat, so the
+server is told to act on its absence. Doing it again changes nothing.
+"""
+
+import argparse
+from collections.abc import Sequence
+from datetime import timedelta
+
+from prefect.automations import Automation
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+
+NAME = "phivision: runs without a heartbeat have crashed"
+SILENCE = 120.0  # seconds; heartbeats come every 30, and a busy machine may be late with some
+_ENDINGS = ("Completed", "Failed", "Cancelled", "Crashed")
+
+
+def lost_runs(silence: float) -> Automation:
+    """Return the automation that marks a run as crashed after so many seconds of silence."""
+    heartbeat = "prefect.flow-run.heartbeat"
+    return Automation(
+        name=NAME,
+        description="The next run resumes where the lost one stopped: finished work is kept.",
+        trigger=EventTrigger(
+            after={heartbeat},
+            expect={heartbeat, *(f"prefect.flow-run.{ending}" for ending in _ENDINGS)},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=silence),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message="its worker and its process are gone; run again to resume",
+            )
+        ],
+    )
+
+
+def install(silence: float) -> None:
+    """Write the automation to the server, in place of an older one of its name."""
+    try:
+        old = Automation.read(name=NAME)
+    except ValueError:  # the server has none of that name
+        old = None
+    if isinstance(old, Automation):
+        old.delete()
+    lost_runs(silence).create()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Install the automation on the server of PREFECT_API_URL."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.lost_runs", description=__doc__)
+    parser.add_argument("--silence", type=float, default=SILENCE, help="seconds; default 120")
+    install(parser.parse_args(arguments).silence)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The chat as a Hugging Face Space: `python app.py` in the Space, as the Space itself runs it.
+
+The page is `flows/chat_page.py`, the very one of `phivision chat`; `deployments.space.assemble`
+puts it beside this file. The model is the folder `bundle/`, or PHIVISION_BUNDLE=hf://owner/name.
+"""
+
+import os
+from pathlib import Path
+
+from flows.chat_server import Door, serve_chat
+from model.assistant import load_assistant
+
+
+def main() -> None:
+    """Serve the chat until stopped.
+
+    A Space opens its container's door by GRADIO_SERVER_NAME; anywhere else it is loopback.
+    """
+    import torch
+
+    source = os.environ.get("PHIVISION_BUNDLE", str(Path(__file__).parent / "bundle"))
+    assistant = load_assistant(source, "cuda" if torch.cuda.is_available() else "cpu")
+    door = Door(
+        host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
+        port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
+    )
+    serve_chat(assistant, assistant.folder / "examples", door)
+
+
+if __name__ == "__main__":
+    main()

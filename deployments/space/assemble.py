@@ -1,0 +1,90 @@
+"""Put a Space together: `python -m deployments.space.assemble DIR|hf://owner/name [BUNDLE]`.
+
+The Space gets `app.py`, its requirements and header, the page and the model room as they are in
+this checkout, and the bundle: a folder that `phivision export` wrote is copied into it, the
+`hf://` address of a model is fetched by the Space when it starts.
+"""
+
+import argparse
+import ast
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from flows.export_command import HUB, hub_name, hub_token, upload
+from pipeline.errors import PipelineError
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ("app.py", "requirements.txt", "README.md")
+ROOMS = ("flows", "model")
+_FETCHED = """os.environ.setdefault("PHIVISION_BUNDLE", "{address}")\n"""
+
+
+def assemble(folder: Path, bundle: str) -> None:
+    """Write a Space into a new folder.
+
+    Args:
+        folder: A folder that does not exist, or is empty.
+        bundle: The folder of a bundle, or `hf://owner/name`.
+
+    Raises:
+        PipelineError: The folder is not empty, or the bundle is none.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise PipelineError(f"{folder} is not empty", "name a new folder")
+    is_remote = bundle.startswith(HUB)
+    if not is_remote and not (Path(bundle) / "bundle.json").is_file():
+        raise PipelineError(f"{bundle} is no bundle", "`phivision export DIR` writes one")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copyfile(Path(__file__).parent / name, folder / name)
+    for name in modules_of(folder / "app.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    if not is_remote:
+        shutil.copytree(bundle, folder / "bundle")
+        return
+    app = (folder / "app.py").read_text()
+    start = "\n\ndef main()"
+    address = f"{HUB}{hub_name(bundle)}"
+    text = app.replace(start, f"\n{_FETCHED.format(address=address)}{start}", 1)
+    (folder / "app.py").write_text(text)
+
+
+def modules_of(path: Path) -> list[str]:
+    """Return the modules of ours that a file needs, as paths below the checkout, sorted."""
+    found = {f"{room}/__init__.py" for room in ROOMS}
+    waiting = [path]
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop().read_text())):
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            name = f"{module.replace('.', '/')}.py"
+            if module.partition(".")[0] in ROOMS and name not in found:
+                found.add(name)
+                waiting.append(ROOT / name)
+    return sorted(found)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Assemble a Space in a folder, or upload it."""
+    parser = argparse.ArgumentParser(description="Assemble a Hugging Face Space of the chat.")
+    parser.add_argument("target", help="new folder, or hf://owner/name (token in HF_TOKEN)")
+    parser.add_argument("bundle", help="folder written by `phivision export`, or hf://owner/name")
+    parser.add_argument("--public", action="store_true", help="open a new Space to everybody")
+    given = parser.parse_args(arguments)
+    try:
+        if not given.target.startswith(HUB):
+            assemble(Path(given.target), given.bundle)
+            return
+        name, token = hub_name(given.target), hub_token()
+        with tempfile.TemporaryDirectory(prefix="phivision-space-") as folder:
+            assemble(Path(folder) / "space", given.bundle)
+            address = upload(Path(folder) / "space", name, token, "space", public=given.public)
+        sys.stdout.write(f"{address}\n")
+    except PipelineError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

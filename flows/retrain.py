@@ -1,0 +1,43 @@
+"""The flow `retrain`: look at the sources again, and work only where something is new.
+
+A stage's fingerprint holds the state of its outside source (a folder's listing; size and ETag of a
+URL), so new pictures make `images` stale, and everything after it runs as far as its inputs differ.
+"""
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.full_pipeline import explain_plan, name_of_run, run_settings
+from flows.parameters import Overrides, Preset, SettingValues
+from flows.stage_task import make_stages
+from pipeline.plan import plan
+from pipeline.presets import preset as load_preset
+from storage.artifacts import ArtifactStore
+
+
+@flow(name="retrain", flow_run_name=name_of_run, validate_parameters=False, persist_result=False)
+def retrain(
+    preset: Preset = "demo",
+    overrides: Overrides | None = None,
+    settings: SettingValues | None = None,
+) -> State:
+    """Make what new sources, code or recipe ask for; with nothing new, no stage is started.
+
+    Args:
+        preset: Complete recipe to start from.
+        overrides: Recipe fields to change, by dotted path.
+        settings: Where and how to run; the rest comes from `PHIVISION_…` variables.
+    """
+    recipe = load_preset(preset).override(overrides or {})
+    chosen = run_settings(settings)
+    store = ArtifactStore(chosen.store, chosen.work / "cache", chosen.cache_bytes)
+    steps = plan(recipe, store)
+    explain_plan(steps)
+    if all(step.status == "fresh" for step in steps):
+        message = (
+            f"nothing new: sources, recipe and code are as they were, {store.uri} is up to date"
+        )
+        get_run_logger().info(message)
+        return Completed(name="Nothing new", message=message)
+    return make_stages(recipe, chosen, store, ())

@@ -1,0 +1,191 @@
+"""A real Prefect server, its workers and the deployments, on loopback, for tests."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+AUTH = "planner:only-for-this-test"
+TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+class Service:
+    """Starts what `make server`, `make worker` and `make deploy` start, and ends it again.
+
+    Args:
+        folder: Prefect's home, logs and the store of the runs.
+        variables: More environment.
+    """
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.store = folder / "store"
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+        self.environment = {
+            **inherited,
+            "PREFECT_HOME": str(folder / "home"),
+            "PREFECT_API_URL": f"{self.url}/api",
+            "PREFECT_SERVER_API_AUTH_STRING": AUTH,
+            "PREFECT_API_AUTH_STRING": AUTH,
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PHIVISION_STORE": str(self.store),
+            "PHIVISION_WANDB": "disabled",
+            "PHIVISION_THREADS": "1",
+            "COLUMNS": "200",
+            **variables,
+        }
+        self.processes: list[subprocess.Popen[bytes]] = []
+        user, _, password = AUTH.partition(":")
+        self.client = httpx.Client(
+            base_url=f"{self.url}/api/", auth=(user, password), timeout=60, trust_env=False
+        )
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start a program that lasts, in a process group of its own."""
+        log = self.folder / f"process-{len(self.processes)}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self.environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def server(self) -> None:
+        """Start the server and wait until it answers."""
+        self.start(sys.executable, "-m", "deployments.server", "--port", str(self.port))
+        self.wait(self.is_up, 600)
+
+    def worker(self) -> subprocess.Popen[bytes]:
+        """Start a worker that takes one run at a time."""
+        options = ("--pool", "phivision", "--type", "process", "--limit", "1")
+        return self.start(str(BIN / "prefect"), "worker", "start", *options)
+
+    def is_up(self) -> bool:
+        """Whether the server answers."""
+        try:
+            return self.client.get("health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end."""
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+
+    def prefect(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Prefect's command line as a person does."""
+        return self.run(str(BIN / "prefect"), "--no-prompt", *arguments)
+
+    def deploy(self) -> None:
+        """Write the deployments."""
+        done = self.run("make", "-o", ".venv/.ready", f"BIN={BIN}", "deploy")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def lost_after(self, seconds: int) -> None:
+        """Have a run count as crashed after so many seconds without a heartbeat."""
+        module = ("-m", "deployments.lost_runs", "--silence", str(seconds))
+        done = self.run(sys.executable, *module)
+        assert done.returncode == 0, done.stderr
+
+    def submit(self, deployment: str, **parameters: Any) -> str:
+        """Ask for a run over HTTP and return its id."""
+        found = self.client.get(f"deployments/name/{deployment}").json()
+        path = f"deployments/{found['id']}/create_flow_run"
+        told = {"parameters": parameters}
+        answer = self.client.post(path, json=told)
+        while answer.status_code == 503:  # SQLite was busy
+            time.sleep(1)
+            answer = self.client.post(path, json=told)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"]
+
+    def flow_run(self, run: str) -> Mapping[str, Any]:
+        """Return a flow run as the server knows it."""
+        return self.client.get(f"flow_runs/{run}").json()
+
+    def finished(self, run: str, seconds: float = 900) -> Mapping[str, Any]:
+        """Wait for a run's last state and return it."""
+        self.wait(lambda: self.flow_run(run)["state_type"] in TERMINAL, seconds)
+        return self.flow_run(run)["state"]
+
+    def stages(self, run: str) -> dict[str, str]:
+        """Return the names of the states of a run's stages."""
+        asked = {"flow_runs": {"id": {"any_": [run]}}}
+        rows = self.client.post("task_runs/filter", json=asked).json()
+        return {row["name"]: row["state_name"] for row in rows if row["state_name"]}
+
+    def wait(self, ready: Callable[[], bool], seconds: float) -> None:
+        """Wait until something is so."""
+        last = time.monotonic() + seconds
+        while not ready():
+            assert time.monotonic() < last, self.logs()
+            time.sleep(0.5)
+
+    def logs(self) -> str:
+        """Return the last words of every program."""
+        return "\n".join(
+            f"--- {log.name}\n{log.read_text(errors='replace')[-2000:]}"
+            for log in sorted(self.folder.glob("process-*.log"))
+        )
+
+    def stop(self) -> None:
+        """End every program and what it started."""
+        self.client.close()
+        for process in reversed(self.processes):
+            kill_group(process)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program and all it started, as a machine that loses its power does."""
+    for child in descendants(process.pid):
+        try:
+            os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait(timeout=30)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process and all its descendants, whatever group they are in."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = [pid]
+    for each in found:
+        found.extend(parents.get(each, []))
+    return found
+
+
+def as_json(value: object) -> str:
+    """Return a parameter as Prefect's command line wants it."""
+    return json.dumps(value)
