@@ -2,31 +2,31 @@
 
 from pathlib import Path
 
-from model.bundle import Assistant
+from model.assistant import Assistant, load_assistant
 from pipeline.devices import pick_device
 from pipeline.errors import PipelineError
+from pipeline.gate import published_manifest
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
-from storage.catalog import Catalog
 
 MAX_BYTES = 64 * 2**20
 
 
-def open_assistant(settings: Settings, bundle: Path | None) -> Assistant:
-    """Return the assistant of a folder, or the one published by the store's latest run.
+def open_assistant(settings: Settings, bundle: Path | str | None) -> Assistant:
+    """Return the assistant of a bundle, or else the one that the store's pointer names.
+
+    Args:
+        settings: Store and device.
+        bundle: A folder or an `hf://` address.
 
     Raises:
         PipelineError: Nothing is published yet.
     """
     device = pick_device(settings)
     if bundle is not None:
-        return Assistant(bundle, device)
+        return load_assistant(bundle, device)
     store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
-    manifest = Catalog(store).manifest("publish")
-    if manifest is None:
-        raise PipelineError(
-            f"{store.uri} holds no published assistant", "`phivision run` makes one"
-        )
+    manifest = published_manifest(store)
     artifact = store.artifact(manifest)
     for name in artifact.names:
         artifact.path(name)

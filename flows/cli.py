@@ -4,32 +4,24 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError
 
+from flows.bundle_commands import chat, export
+from flows.looking_commands import LOOKING
+from flows.options import Preset, Rerun, Set, Store
+from flows.options import changes_of as _changes
+from flows.options import open_store as _open
+from flows.options import recipe_of as _recipe
+from flows.options import settings_of as _settings
 from pipeline.errors import PipelineError
-
-if TYPE_CHECKING:
-    from pipeline.recipe import Recipe
-    from pipeline.settings import Settings
-    from storage.artifacts import ArtifactStore
 
 app = App(
     name="phivision",
     help="Build your own small vision-language assistant, and re-run it like make.",
     version_flags=["--version"],
 )
-
-Preset = Annotated[str, Parameter(help="Complete recipe to start from: demo or coco.")]
-Set = Annotated[
-    list[str] | None,
-    Parameter(name="--set", help="Change one recipe field: dotted.path=value.", negative=()),
-]
-Store = Annotated[str | None, Parameter(help="Path or fsspec URL of the artifact store.")]
-Rerun = Annotated[
-    list[str] | None, Parameter(help="Make this stage again although it is fresh.", negative=())
-]
 
 
 @app.command
@@ -42,6 +34,7 @@ def run(
     device: Literal["auto", "cpu", "cuda"] | None = None,
     threads: int | None = None,
     wandb: Literal["offline", "online", "disabled"] | None = None,
+    publish_anyway: bool | None = None,
 ) -> None:
     """Run the DAG: only stages whose recipe, code or inputs changed do any work.
 
@@ -49,10 +42,13 @@ def run(
         device: Device of the encoder and of training; auto unless PHIVISION_DEVICE says otherwise.
         threads: CPU threads; all cores if omitted.
         wandb: Mode of Weights & Biases; offline unless PHIVISION_WANDB says otherwise.
+        publish_anyway: Publish whatever the gate says; it is recorded.
     """
     from flows.run_command import run_pipeline
 
-    settings = _settings(store, device=device, threads=threads, wandb=wandb)
+    settings = _settings(
+        store, device=device, threads=threads, wandb=wandb, publish_anyway=publish_anyway
+    )
     run_pipeline(preset, _changes(set_), settings, rerun or [])
 
 
@@ -103,12 +99,13 @@ def sql(
         format: How the result is printed; parquet needs --output.
         output: File to write to instead of the screen.
     """
-    from flows.sql_command import query_once, shell
+    from flows.sql_command import print_result, query_once
+    from flows.sql_shell import shell
     from storage.catalog import Catalog
 
     catalog = Catalog(_open(_settings(store)), run)
     if query is None:
-        shell(catalog)
+        shell(catalog, print_result)
     else:
         query_once(catalog, query, format, output)
 
@@ -214,6 +211,14 @@ def tag(name: str, run: str = "latest", /, *, store: Store = None) -> None:
 
 
 @app.command
+def rollback(*, store: Store = None) -> None:
+    """Publish again the assistant that was published before."""
+    from pipeline.gate import roll_back, status_line
+
+    print(status_line(roll_back(_open(_settings(store)))))
+
+
+@app.command
 def accept(
     stage: str,
     /,
@@ -257,6 +262,12 @@ def gc(*, store: Store = None, keep: int = 5, days: float = 7, dry_run: bool = F
     collect_garbage(_open(settings), settings, keep, days, dry_run=dry_run)
 
 
+app.command(chat)
+app.command(export)
+for command in LOOKING:
+    app.command(command)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; an expected error is one clear line and exit status 1 (2 for wrong usage)."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
@@ -288,38 +299,6 @@ def _errors(*, debug: bool) -> Generator[None]:
 def _fail(text: str, status: int) -> None:
     print(f"phivision: {text}", file=sys.stderr)
     sys.exit(status)
-
-
-def _changes(assignments: Sequence[str] | None) -> dict[str, object]:
-    changes: dict[str, object] = {}
-    for assignment in assignments or ():
-        path, separator, value = assignment.partition("=")
-        if not separator:
-            raise PipelineError(
-                f"--set {assignment} is no assignment", "write --set dotted.path=value"
-            )
-        changes[path.strip()] = value
-    return changes
-
-
-def _recipe(preset: str, assignments: Sequence[str] | None) -> "Recipe":
-    from pipeline.presets import preset as load_preset
-
-    return load_preset(preset).override(_changes(assignments))
-
-
-def _settings(store: str | None, **values: Any) -> "Settings":
-    from pipeline.settings import Settings
-
-    given = {key: value for key, value in values.items() if value is not None}
-    changed = Settings.model_validate(Settings().model_dump() | given)
-    return changed if store is None else changed.model_copy(update={"store": store})
-
-
-def _open(settings: "Settings") -> "ArtifactStore":
-    from storage.artifacts import ArtifactStore
-
-    return ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
 
 
 def _when(seconds: float) -> str:

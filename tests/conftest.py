@@ -13,6 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Models of seconds see nothing; the tests of the gate say otherwise.
+os.environ.setdefault("PHIVISION_PUBLISH_ANYWAY", "true")
 
 # Every stage in seconds; what comes out says nothing, but every stage really ran.
 TINY: Mapping[str, object] = {

@@ -22,5 +22,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
     With one thread: the other tests need the second core at the same time.
     """
     root = tmp_path_factory.mktemp("demo")
-    cli = Cli(root / "store", PREFECT_HOME=str(root / "prefect"), **PLANTED)
+    variables = {"PREFECT_HOME": str(root / "prefect"), "PHIVISION_PUBLISH_ANYWAY": "false"}
+    cli = Cli(root / "store", **variables, **PLANTED)
     return cli, cli.ok("run", "--preset", "demo", timeout=3000)

@@ -1,0 +1,170 @@
+"""What the chat does with a message: it checks it and streams the answer; no web code here.
+
+The picture of a question is the newest one that was sent. A new picture begins a new subject: what
+was said about the one before is no part of the prompt.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model.assistant import Assistant, Turn
+from model.decoding import decode_image
+from model.errors import ModelError
+
+MEGABYTE = 2**20
+
+
+class ChatError(Exception):
+    """A message that cannot be answered; the text tells its writer what to do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one visitor, and all of them together, may ask of the server.
+
+    Attributes:
+        picture_bytes: Largest picture file.
+        question_characters: Longest question.
+        at_once: Questions that are answered at the same time.
+        waiting: Questions that may wait behind them; more are turned away.
+        keep_seconds: Age at which an uploaded picture is deleted.
+    """
+
+    picture_bytes: int = 20 * MEGABYTE
+    question_characters: int = 1000
+    at_once: int = 2
+    waiting: int = 64
+    keep_seconds: int = 3600
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A picture and what was said about it.
+
+    Attributes:
+        picture: Its file, None before one was sent.
+        turns: Questions with their answers, oldest first.
+    """
+
+    picture: Path | None = None
+    turns: tuple[Turn, ...] = field(default=())
+
+
+class Talk:
+    """Answers the messages of a chat.
+
+    Args:
+        assistant: Who answers.
+        folder: The only folder from which pictures are read.
+        limits: What a message may hold.
+    """
+
+    def __init__(self, assistant: Assistant, folder: Path, limits: Limits) -> None:
+        self.assistant, self.folder, self.limits = assistant, folder.resolve(), limits
+
+    def check(self, text: str, files: Sequence[str]) -> None:
+        """Refuse a message before it stands in the chat.
+
+        Raises:
+            ChatError: It is empty or too long, or its picture cannot be used.
+        """
+        if not text.strip() and not files:
+            raise ChatError("Write a question, or add a picture.")
+        longest = self.limits.question_characters
+        if len(text) > longest:
+            raise ChatError(
+                f"Your question has {len(text):,} characters; at most {longest:,} are read. "
+                "Please shorten it."
+            )
+        if len(files) > 1:
+            raise ChatError("Please send one picture at a time.")
+        for name in files:
+            with _explained():
+                decode_image(self._read(Path(name)), self.assistant.card["max_pixels"])
+
+    def answer(
+        self, text: str, files: Sequence[str], history: Sequence[dict[str, Any]]
+    ) -> Iterator[str]:
+        """Yield the answer to a message as it grows; a picture alone gets a caption.
+
+        Args:
+            text: The question.
+            files: Path of the picture that came with it, if one did.
+            history: Earlier messages, as Gradio's chat keeps them.
+
+        Raises:
+            ChatError: The message cannot be answered.
+        """
+        self.check(text, files)
+        subject = Subject(Path(files[0])) if files else subject_of(history)
+        if subject.picture is None:
+            raise ChatError("Add a picture first: this assistant answers about pictures.")
+        question = text if text.strip() else None
+        with _explained():
+            yield from self.assistant.stream(self._read(subject.picture), question, subject.turns)
+
+    def _read(self, path: Path) -> bytes:
+        real = path.resolve()
+        if not real.is_relative_to(self.folder) or not real.is_file():
+            raise ChatError("The picture is no longer here: please add it again.")
+        if real.stat().st_size > self.limits.picture_bytes:
+            raise ChatError(
+                f"The picture has {real.stat().st_size / MEGABYTE:.1f} MB; at most "
+                f"{self.limits.picture_bytes / MEGABYTE:.0f} MB are taken. Please make it smaller."
+            )
+        return real.read_bytes()
+
+
+def subject_of(history: Sequence[dict[str, Any]]) -> Subject:
+    """Return the newest picture of a chat and the questions that were answered about it."""
+    picture: Path | None = None
+    turns: list[Turn] = []
+    question = ""
+    for message in history:
+        texts, files = _parts(message.get("content"))
+        if message.get("role") != "user":
+            if question and texts:
+                turns.append((question, texts))
+            question = ""
+            continue
+        if files:
+            picture, turns = Path(files[-1]), []
+        question = texts
+    return Subject(picture, tuple(turns))
+
+
+def _parts(content: Any) -> tuple[str, list[str]]:
+    """Return the text of a message and the paths of its files."""
+    texts, files = [], []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict) and part.get("type") == "text":
+            texts.append(str(part.get("text", "")))
+        elif isinstance(part, dict):
+            path = (part.get("file") or part).get("path")
+            files += [str(path)] if path else []
+    return " ".join(texts).strip(), files
+
+
+_REASONS = {
+    "empty file": "The file is empty. Please send a JPEG or PNG.",
+    "not an image": "This is not a picture that can be read. Please send a JPEG or PNG.",
+    "too many pixels": "The picture has too many pixels. Please make it smaller.",
+    "animated": "Animated pictures cannot be read. Please send a single picture.",
+    "broken image": "The picture is damaged and cannot be read. Please send another one.",
+}
+
+
+@contextmanager
+def _explained() -> Generator[None]:
+    """Turn the model room's errors into sentences for a visitor, without any detail of ours."""
+    try:
+        yield
+    except ModelError as error:
+        text = str(error)
+        sentence = f"{text[:1].upper()}{text[1:]}."
+        raise ChatError(_REASONS.get(getattr(error, "reason", ""), sentence)) from None

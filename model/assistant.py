@@ -1,0 +1,174 @@
+"""The published assistant: it sees a picture and writes a caption or an answer.
+
+`load_assistant("hf://owner/name")` or `load_assistant("folder")` is all that a user of a bundle
+needs. It reads safetensors and JSON; no code of the bundle is run.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.adapters import merge_adapter
+from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG, decoding_of, load_vlm
+from model.decoding import decode_image
+from model.encoder import PatchEncoder
+from model.errors import ModelError
+from model.generation import generate, stream
+from model.generation_configs import GreedyConfig
+from model.language import forbid_ids
+from model.prompt import PromptTemplate
+from model.vlm import VisionLanguageModel
+
+HUB = "hf://"
+# What is fetched from a hub: the parts of a bundle, whatever else lies beside them.
+PARTS = ("bundle.json", "README.md", "vision_prefix.*", "clip/*", "lm/*", "adapter/*", "examples/*")
+
+Turn = tuple[str, str]
+
+
+class Assistant:
+    """Answers questions about pictures with a published bundle.
+
+    Args:
+        folder: The bundle.
+        device: Where to compute.
+
+    Raises:
+        ModelError: The folder is no bundle, or one of another format.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        path = folder / BUNDLE
+        if not path.is_file():
+            raise ModelError(f"{folder} is no phivision bundle: it has no {BUNDLE}")
+        self.card: dict[str, Any] = json.loads(path.read_text())
+        if self.card.get("format") != FORMAT:
+            raise ModelError(
+                f"{path} has format {self.card.get('format')}, this phivision reads {FORMAT}"
+            )
+        self.folder, self.device = folder, device
+        self.encoder = PatchEncoder(folder / "clip", self.card["layer"], device)
+        self.vlm = _load(folder, self.card, torch.bfloat16 if device == "cuda" else torch.float32)
+        self.vlm.to(device)
+        self.template = PromptTemplate.load(folder / "lm", **self.card["template"])
+        forbid_ids(self.vlm.language_model, self.template.tokenizer.get_vocab_size())
+
+    def see(self, picture: bytes) -> torch.Tensor:
+        """Return the patch embeddings [patch, vision] of a picture file's content.
+
+        Raises:
+            BadImageError: The picture cannot be used.
+        """
+        image = decode_image(picture, self.card["max_pixels"])
+        # The model was trained on embeddings that went through float16.
+        return self.encoder.encode_images([image]).patches[0].half().float()
+
+    def caption(self, pictures: Sequence[bytes]) -> list[str]:
+        """Return a caption of each picture."""
+        return self._write(pictures, [[] for _ in pictures])
+
+    def ask(self, picture: bytes, question: str, history: Sequence[Turn] = ()) -> str:
+        """Return the answer to a question about a picture, after earlier turns if there are any.
+
+        Raises:
+            ModelError: The question is empty or too long.
+        """
+        return self._write([picture], [self._prompt(question, history)])[0]
+
+    def stream(
+        self, picture: bytes, question: str | None, history: Sequence[Turn] = ()
+    ) -> Iterator[str]:
+        """Yield the answer as it grows: each value is the whole text so far.
+
+        Args:
+            picture: A picture file's content.
+            question: What to answer; None asks for a caption.
+            history: Earlier questions about the picture, with their answers. The oldest ones that
+                leave no room are left out.
+
+        Raises:
+            ModelError: The question is empty or too long.
+        """
+        prompt = [] if question is None else self._prompt(question, history)
+        written: list[int] = []
+        for token in stream(
+            self.vlm,
+            self.see(picture).to(self.device),
+            prompt,
+            eos_id=self.template.eos_id,
+            max_new_tokens=self.card["max_new_tokens"],
+            decoding=GreedyConfig(),
+        ):
+            written.append(token)
+            yield self.template.decode(written)
+
+    @cached_property
+    def room(self) -> int:
+        """Tokens that a question and its history may have, between picture and answer."""
+        width = json.loads((self.folder / PREFIX_CONFIG).read_text())["vision_width"]
+        with torch.no_grad():
+            patches = torch.zeros(1, self.card["patches"], width, device=self.device)
+            prefix = self.vlm.embed_images(patches).tokens.shape[1]
+        return int(self.vlm.max_positions) - prefix - self.card["max_new_tokens"]
+
+    def _prompt(self, question: str, history: Sequence[Turn]) -> list[int]:
+        if not question.strip():
+            raise ModelError("the question is empty: ask something about the picture")
+        asked = " ".join(question.split())
+        for oldest in range(len(history) + 1):
+            ids = self.template.question(asked, history[oldest:])
+            if len(ids) <= self.room:
+                return ids
+        raise ModelError(
+            f"the question is too long: it has {len(ids)} tokens and {self.room} fit, shorten it"
+        )
+
+    def _write(self, pictures: Sequence[bytes], prompts: list[list[int]]) -> list[str]:
+        patches = torch.stack([self.see(picture) for picture in pictures]).to(self.device)
+        texts = generate(
+            self.vlm,
+            patches,
+            prompts,
+            eos_id=self.template.eos_id,
+            max_new_tokens=self.card["max_new_tokens"],
+            decoding=decoding_of(self.card["beams"]),
+        )
+        return [self.template.decode(text.ids) for text in texts]
+
+
+def load_assistant(source: str | Path, device: str = "cpu") -> Assistant:
+    """Return the assistant of a bundle.
+
+    Args:
+        source: A folder, or `hf://owner/name[@revision]`, which is fetched from the Hugging Face
+            Hub (a private one with the token that huggingface_hub finds).
+        device: `cpu` or `cuda`.
+
+    Raises:
+        ModelError: There is no such bundle, or it cannot be fetched.
+    """
+    if not str(source).startswith(HUB):
+        return Assistant(Path(source), device)
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = str(source).removeprefix(HUB).partition("@")
+    try:
+        folder = snapshot_download(name, revision=revision or None, allow_patterns=list(PARTS))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"{source} cannot be fetched: {reason}") from None
+    return Assistant(Path(folder), device)
+
+
+def _load(folder: Path, card: dict[str, Any], dtype: torch.dtype) -> VisionLanguageModel:
+    adapter = card.get("adapter")
+    trained = dtype if adapter is None else getattr(torch, adapter["dtype"])
+    vlm = load_vlm(folder / "lm", folder / PREFIX_CONFIG, folder / PREFIX, trained)
+    if adapter is not None:
+        merge_adapter(vlm.language_model, folder / "adapter")
+        vlm.language_model.to(dtype)
+    return vlm

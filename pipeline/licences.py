@@ -1,0 +1,83 @@
+"""What may be done with the data and the weights of a recipe, as far as their owners say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+_OURS = "Apache-2.0"
+_THEIRS = "to be stated by whoever trained this"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where one part of an assistant comes from.
+
+    Attributes:
+        part: pictures, conversations, encoder or language model.
+        what: Its name.
+        licence: Its licence, in words.
+        repository: Its repository on the Hugging Face Hub, if it has one.
+    """
+
+    part: str
+    what: str
+    licence: str
+    repository: str = ""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether phivision made it."""
+        return self.licence == _OURS
+
+
+# Licences as stated by the owners' pages.
+_KNOWN: Mapping[str, str] = MappingProxyType(
+    {
+        "liuhaotian/LLaVA-Instruct-150K": "CC BY-NC 4.0, and OpenAI's terms of use: "
+        "**not for commercial use**",
+        "microsoft/phi-2": "MIT",
+        "openai": "MIT",
+    }
+)
+
+
+def origins(recipe: Mapping[str, Any]) -> list[Origin]:
+    """Return where pictures, conversations and weights of a recipe come from."""
+    backbones = recipe["backbones"]
+    if backbones["kind"] == "tiny":
+        models = [
+            Origin("encoder", "a tiny CLIP, trained on these pictures", _OURS),
+            Origin("language model", "a tiny Phi, trained on these texts", _OURS),
+        ]
+    else:
+        clip = f"CLIP {backbones['clip_name']} ({backbones['clip_pretrained']})"
+        lm = backbones["lm_repository"]
+        models = [
+            Origin("encoder", clip, _licence(backbones["clip_pretrained"])),
+            Origin("language model", lm, _licence(lm), lm),
+        ]
+    talk = recipe["conversations"]["source"]
+    return [_pictures(recipe["images"]["source"]), _conversations(talk), *models]
+
+
+def _pictures(source: Mapping[str, Any]) -> Origin:
+    if source["kind"] == "demo":
+        return Origin("pictures", "coloured shapes, rendered by phivision", _OURS)
+    if source["kind"] == "coco2017":
+        licence = "annotations CC BY 4.0; pictures under Flickr's terms and each owner's licence"
+        return Origin("pictures", "COCO 2017", licence)
+    return Origin("pictures", "a dataset in COCO's format", _THEIRS)
+
+
+def _conversations(source: Mapping[str, Any]) -> Origin:
+    if source["kind"] == "demo":
+        return Origin("conversations", "questions about the rendered shapes", _OURS)
+    if source["kind"] == "hub":
+        name = source["repository"]
+        return Origin("conversations", name, _licence(name), name)
+    return Origin("conversations", "a file in LLaVA-Instruct's format", _THEIRS)
+
+
+def _licence(name: str) -> str:
+    return _KNOWN.get(name, "stated by its repository")
