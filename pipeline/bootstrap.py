@@ -3,11 +3,12 @@
 Source: Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13. Images are
 drawn with replacement; the interval holds the middle of the means that come out. Nothing is
 assumed of the distribution, but the images must be independent, and with fewer than about 20 of
-them the interval is too narrow. It fits metrics that are means over images (CIDEr-D, ROUGE-L,
-accuracy), not corpus BLEU. The draws are a pure function of the seed and the number of images.
+them the interval is too narrow. Metrics that are no mean, such as corpus BLEU, precision or F1, are
+functions of what images add up to: :func:`resampled_totals` gives those sums. The draws are a pure
+function of the seed and the number of images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _DRAWS_AT_ONCE: Final = 1 << 20  # indices held in memory at a time: 8 MB
+
+# What a metric makes of what it adds up over images: [..., part] becomes [...].
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,33 @@ def paired_difference(
     if first.shape != second.shape:
         raise ValueError(f"{first.size} values cannot be paired with {second.size}")
     return mean_interval(first - second, seed, resamples, level)
+
+
+def resampled_totals(parts: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:
+    """Sums over images drawn with replacement, for all parts at once.
+
+    Metrics computed from the same row of sums saw the same images, so their difference is paired.
+
+    Args:
+        parts: shape (images, parts); what every image adds to each sum. An image without a value
+            adds 0 to the sum and 0 to the count that divides it.
+        seed: as in :func:`mean_interval`.
+        resamples: how many times the images are drawn again.
+
+    Returns:
+        float64 of shape (resamples, parts).
+    """
+    random = np.random.default_rng(seed)
+    images = len(parts)
+    totals = np.empty((resamples, parts.shape[1]))
+    rows = max(1, _DRAWS_AT_ONCE // images)
+    for start in range(0, resamples, rows):
+        block = totals[start : start + rows]
+        draws = random.integers(images, size=(len(block), images))
+        draws += np.arange(len(block))[:, np.newaxis] * images
+        times = np.bincount(draws.ravel(), minlength=block.shape[0] * images)
+        block[:] = times.reshape(len(block), images).astype(np.float64) @ parts
+    return totals
 
 
 def _checked(values: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:

@@ -42,10 +42,13 @@ class CaptionScores:
         corpus: one figure per metric. CIDEr-D and ROUGE-L are means over images; BLEU is not, it
             adds up the counts of all images first.
         per_image: float64 array of shape (images,) per metric, in the order of the hypotheses.
+        counts: float64 array of shape (images, 10), what :func:`bleu` is made of; the last two
+            columns are the tokens of a caption and of the reference nearest in length.
     """
 
     corpus: dict[str, float]
     per_image: dict[str, NDArray[np.float64]]
+    counts: NDArray[np.float64]
 
 
 def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
@@ -74,7 +77,7 @@ def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]
     cider = _cider_d(candidates, targets)
     rouge = np.array(list(map(_rouge_l, hypothesis_tokens, reference_tokens)))
     counts = np.array(list(map(_bleu_counts, candidates, targets)))
-    corpus_bleu, image_bleu = _bleu(counts.sum(axis=0)), _bleu(counts)
+    corpus_bleu, image_bleu = bleu(counts.sum(axis=0)), bleu(counts)
     orders = range(MAX_ORDER)
     return CaptionScores(
         corpus={
@@ -87,6 +90,7 @@ def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]
             **{f"bleu_{n + 1}": image_bleu[:, n].copy() for n in orders},
             "rouge_l": rouge,
         },
+        counts=counts,
     )
 
 
@@ -136,7 +140,7 @@ def _bleu_counts(candidate: _Counted, references: list[_Counted]) -> NDArray[np.
     return np.array([*matches, *guesses, length, closest], dtype=np.float64)
 
 
-def _bleu(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def bleu(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """BLEU-1 to BLEU-4 from the counts of one image, of many images, or of a whole corpus.
 
     Args:

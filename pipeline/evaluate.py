@@ -1,11 +1,12 @@
-"""Stage `evaluate`: free-running generations on test pictures, scored, under three conditions."""
+"""Stage `evaluate`: what models do on test pictures, under three conditions, against two floors."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from model.bundle import decoding_of
@@ -13,36 +14,54 @@ from model.generation import Generated, generate
 from model.language import forbid_ids
 from model.prompt import PromptTemplate
 from model.vlm import VisionLanguageModel
+from pipeline import measures
 from pipeline.assemble import load_pretrained
 from pipeline.conditions import Shown
 from pipeline.devices import pick_device
-from pipeline.errors import PipelineError
-from pipeline.likelihood import test_likelihood
+from pipeline.floors import floor_captions
+from pipeline.likelihood import model_likelihood, test_rows, text_likelihood
+from pipeline.measures import Measure
 from pipeline.pictures import open_patches
+from pipeline.probes import choice_scores, presence_answers
 from pipeline.recipe_parts import EvaluatePart
-from pipeline.schemas import CONDITIONS, METRICS, PREDICTIONS
-from pipeline.scores import score_answer, summarize
+from pipeline.schemas import CONDITIONS, METRICS, PREDICTIONS, TEXT_ONLY
+from pipeline.scores import change, summarize
 from pipeline.stage import StageContext, Summary
+from pipeline.tasks import MarkedObjects, Task, caption_tasks, question_tasks
+from pipeline.vqa import answer_accuracy
 from storage.tables import read_table, where, write_table
 
 Row = dict[str, Any]
+HEADLINE = ("cider_d", "answer_accuracy", "eos_rate")
 
 
 @dataclass(frozen=True)
-class Task:
-    """One thing to generate on: a picture, a prompt, and what people wrote.
+class Exam:
+    """All that a model is asked, and what it is shown.
 
     Attributes:
-        kind: `caption` or `answer`.
-        row: Row of the picture's patch embeddings.
-        prompt: Token ids after the picture.
-        fixed: Columns of the prediction that are known beforehand.
+        template: The prompt template.
+        captions: One task per test picture.
+        questions: One task per test question.
+        asked: Rows of the `questions` table behind them.
+        examples: Held-out examples by kind, for likelihoods.
+        table: The `examples` table.
+        objects: Marked objects.
+        shown: Patch embeddings by condition.
+        evaluate: The recipe's part.
+        device: Where to compute.
     """
 
-    kind: str
-    row: int
-    prompt: list[int]
-    fixed: Row
+    template: PromptTemplate
+    captions: list[Task]
+    questions: list[Task]
+    asked: list[Row]
+    examples: dict[str, list[Row]]
+    table: pa.Table
+    objects: MarkedObjects
+    shown: Shown
+    evaluate: EvaluatePart
+    device: str
 
 
 def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summary:
@@ -51,42 +70,69 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     Raises:
         PipelineError: There is no test picture with a caption.
     """
-    device = pick_device(context.settings)
-    patches = open_patches(context.inputs["features"])
-    table = read_table(context.inputs["examples"].path("examples.parquet"))
-    template = _template(context)
-    captions = _caption_tasks(table, patches, evaluate)
-    questions = _question_tasks(context, patches, template, evaluate)
-    train = where(table, split="train")["sha256"].unique().to_pylist()
-    rows = np.array([task.row for task in (*captions, *questions)], np.int64)
-    shown = Shown(patches, rows, patches.rows_of(train), seed)
+    exam = _prepare(context, evaluate, seed)
+    floors = _floor_rows(context, exam)
     predictions: list[Row] = []
     metrics: list[Row] = []
-    plans = {"pretrain": captions, "finetune": [*captions, *questions]}
-    total = sum(len(tasks) for tasks in plans.values()) * len(CONDITIONS)
+    plain: dict[str, Measure] = {}
+    total = (2 * len(exam.captions) + len(exam.questions)) * len(CONDITIONS)
     with context.report.track("answer test pictures", total) as tick:
-        for stage, tasks in plans.items():
-            vlm = _load(context, stage, template).to(device)
+        for stage in ("pretrain", "finetune"):
+            vlm = _load(context, stage, exam.template).to(exam.device)
+            found: dict[str, list[Measure]] = {}
             for condition in CONDITIONS:
-                made = []
-                for row in _predict(vlm, template, tasks, shown, condition, evaluate, device):
-                    made.append({"stage": stage, "split": "test", "condition": condition, **row})
-                    tick()
-                made.sort(key=lambda row: (row["kind"], row["image_id"], row["question_id"] or 0))
-                likelihood = test_likelihood(vlm, table, shown, condition, stage, evaluate, device)
-                metrics += summarize(made, likelihood, evaluate.resamples, seed)
-                predictions += made
+                rows, found[condition] = _examine(exam, vlm, stage, condition, tick)
+                predictions += [{"stage": stage, "condition": condition, **row} for row in rows]
+            for name, rows in floors.items():
+                found[name] = measures.caption_measures(rows)
+                if stage == "finetune":
+                    predictions += [{"stage": stage, "condition": name, **row} for row in rows]
+            spoken = [row for kind in exam.examples.values() for row in kind]
+            nats = text_likelihood(vlm, spoken, evaluate.batch, exam.device)
+            found[TEXT_ONLY] = measures.likelihood_measures({"text_nll": nats})
+            plain[stage] = found[TEXT_ONLY][0]
+            metrics += summarize(stage, found, evaluate.resamples, seed)
+    metrics += change(
+        "text_nll_rise", "finetune", plain["pretrain"], plain["finetune"], evaluate.resamples, seed
+    )
     for number, row in enumerate(predictions):
-        row["prediction_id"] = number
+        row |= {"prediction_id": number, "split": "test"}
+        for name in ("sha256", "mentions"):
+            row.pop(name, None)
     write_table(context.out / "predictions.parquet", predictions, PREDICTIONS)
     write_table(context.out / "metrics.parquet", metrics, METRICS)
     (context.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     return _headline(metrics, len(predictions))
 
 
-def _template(context: StageContext) -> PromptTemplate:
+def _prepare(context: StageContext, evaluate: EvaluatePart, seed: int) -> Exam:
+    patches = open_patches(context.inputs["features"])
+    table = read_table(context.inputs["examples"].path("examples.parquet"))
     stored = json.loads(context.inputs["examples"].path("template.json").read_text())
-    return PromptTemplate.load(context.inputs["backbones"].directory("lm"), **stored)
+    template = PromptTemplate.load(context.inputs["backbones"].directory("lm"), **stored)
+    questions = read_table(context.inputs["examples"].path("questions.parquet"))
+    test = where(questions, split="test").to_pylist()
+    captions = caption_tasks(table, patches, evaluate)
+    answers = question_tasks(test[: evaluate.questions], patches, template)
+    train = where(table, split="train")["sha256"].unique().to_pylist()
+    tested = np.array([task.row for task in (*captions, *answers)], np.int64)
+    shown = Shown(patches, tested, patches.rows_of(train), seed)
+    examples = {
+        "caption": test_rows(table, shown, "caption", evaluate.images),
+        "conversation": test_rows(table, shown, "conversation", evaluate.questions),
+    }
+    return Exam(
+        template,
+        captions,
+        answers,
+        test,
+        examples,
+        table,
+        MarkedObjects(context.inputs["images"], seed),
+        shown,
+        evaluate,
+        pick_device(context.settings),
+    )
 
 
 def _load(context: StageContext, stage: str, template: PromptTemplate) -> VisionLanguageModel:
@@ -96,94 +142,131 @@ def _load(context: StageContext, stage: str, template: PromptTemplate) -> Vision
     return vlm
 
 
-def _caption_tasks(table: Any, patches: Any, evaluate: EvaluatePart) -> list[Task]:
-    test = where(table, split="test", kind="caption")
-    by_image: dict[tuple[int, str], list[str]] = {}
-    for row in test.select(["image_id", "sha256", "text"]).to_pylist():
-        by_image.setdefault((row["image_id"], row["sha256"]), []).append(row["text"])
-    chosen = sorted(by_image)[: evaluate.images]
-    if not chosen:
-        raise PipelineError(
-            "no test picture has a usable caption",
-            "raise images.test_limit, or look at the drops",
-        )
-    rows = patches.rows_of([sha256 for _, sha256 in chosen])
-    return [
-        Task(
-            "caption",
-            int(row),
-            [],
-            {"image_id": key[0], "question_id": None, "question": "", "references": by_image[key]},
-        )
-        for key, row in zip(chosen, rows, strict=True)
-    ]
+def _floor_rows(context: StageContext, exam: Exam) -> dict[str, list[Row]]:
+    """Return captions that no language model wrote, as rows of predictions, by floor."""
+    inputs = context.inputs
+    texts = floor_captions(inputs["examples"], inputs["features"], context.settings.threads)
+    found: dict[str, list[Row]] = {}
+    for name, by_hash in texts.items():
+        found[name] = [
+            {**task.fixed, "kind": "caption", "prediction": by_hash[task.fixed["sha256"]]}
+            for task in exam.captions
+        ]
+        for row in found[name]:
+            exam.objects.judge(row)
+    return found
 
 
-def _question_tasks(
-    context: StageContext, patches: Any, template: PromptTemplate, evaluate: EvaluatePart
-) -> list[Task]:
-    table = read_table(context.inputs["examples"].path("questions.parquet"))
-    test = where(table, split="test").slice(0, evaluate.questions).to_pylist()
-    rows = patches.rows_of([row["sha256"] for row in test])
-    return [
-        Task(
-            "answer",
-            int(at),
-            template.question(row["question"]),
-            {
-                "image_id": row["image_id"],
-                "question_id": row["question_id"],
-                "question": row["question"],
-                "references": [row["answer"]],
-            },
-        )
-        for row, at in zip(test, rows, strict=True)
-    ]
+def _examine(
+    exam: Exam, vlm: VisionLanguageModel, stage: str, condition: str, tick: Callable[[], None]
+) -> tuple[list[Row], list[Measure]]:
+    """Return what a model says under a condition, and all measures of it."""
+    tasks = exam.captions if stage == "pretrain" else [*exam.captions, *exam.questions]
+    rows = []
+    for row in _predict(exam, vlm, tasks, condition):
+        rows.append(row)
+        tick()
+    rows.sort(key=lambda row: (row["kind"], row["image_id"], row["question_id"] or 0))
+    captions = [row for row in rows if row["kind"] == "caption"]
+    for row in captions:
+        exam.objects.judge(row)
+    found = [*measures.caption_measures(captions), measures.ending_measure(rows)]
+    evaluate, shown = exam.evaluate, exam.shown
+    nats = model_likelihood(
+        vlm, exam.examples, exam.asked, shown, condition, stage, evaluate, exam.device
+    )
+    found += measures.likelihood_measures(nats)
+    found += _choice(exam, vlm, condition)
+    if stage == "finetune":
+        answers = [row for row in rows if row["kind"] == "answer"]
+        found += measures.answer_measures(answers) if answers else []
+        presence = _presence(exam, vlm, condition)
+        found += measures.presence_measures(presence) if presence else []
+        rows += presence
+    return rows, found
 
 
 def _predict(
-    vlm: VisionLanguageModel,
-    template: PromptTemplate,
-    tasks: list[Task],
-    shown: Shown,
-    condition: str,
-    evaluate: EvaluatePart,
-    device: str,
+    exam: Exam, vlm: VisionLanguageModel, tasks: Sequence[Task], condition: str
 ) -> Iterator[Row]:
     ordered = sorted(tasks, key=lambda task: len(task.prompt))
-    for start in range(0, len(ordered), evaluate.batch):
-        batch = ordered[start : start + evaluate.batch]
+    for start in range(0, len(ordered), exam.evaluate.batch):
+        batch = ordered[start : start + exam.evaluate.batch]
         with torch.inference_mode():
             texts = generate(
                 vlm,
-                shown.show([task.row for task in batch], condition).to(device),
+                exam.shown.show([task.row for task in batch], condition).to(exam.device),
                 [task.prompt for task in batch],
-                eos_id=template.eos_id,
-                max_new_tokens=evaluate.max_new_tokens,
-                decoding=decoding_of(evaluate.beams),
+                eos_id=exam.template.eos_id,
+                max_new_tokens=exam.evaluate.max_new_tokens,
+                decoding=decoding_of(exam.evaluate.beams),
             )
         for task, text in zip(batch, texts, strict=True):
-            yield _row(task, text, template)
+            yield _row(task, text, exam.template)
 
 
 def _row(task: Task, text: Generated, template: PromptTemplate) -> Row:
     prediction = template.decode(text.ids)
-    score = score_answer(prediction, task.fixed["references"][0]) if task.kind == "answer" else None
-    return {
-        **task.fixed,
-        "kind": task.kind,
-        "prediction": prediction,
-        "ended": text.ended,
-        "tokens": len(text.ids),
-        "score": score,
-    }
+    row = {**task.fixed, "kind": task.kind, "prediction": prediction}
+    row |= {"ended": text.ended, "tokens": len(text.ids)}
+    if task.kind == "answer":
+        row["score"] = answer_accuracy(prediction, task.fixed["references"])
+    return row
+
+
+def _choice(exam: Exam, vlm: VisionLanguageModel, condition: str) -> list[Measure]:
+    tasks = exam.captions[: exam.evaluate.probes]
+    if len(tasks) < 2:
+        return []
+    scores = choice_scores(
+        vlm,
+        np.array([task.row for task in tasks], np.int64),
+        [exam.template.caption(task.fixed["references"][0]).input_ids for task in tasks],
+        exam.evaluate.choices,
+        exam.shown,
+        condition,
+        exam.evaluate.batch,
+        exam.device,
+    )
+    images = [task.fixed["image_id"] for task in tasks]
+    return [measures.mean("image_choice", images, scores)]
+
+
+def _presence(exam: Exam, vlm: VisionLanguageModel, condition: str) -> list[Row]:
+    asked = exam.objects.questions(exam.captions, exam.evaluate)
+    texts = [
+        [each.text(exam.evaluate.presence_question) for each in questions] for _, questions in asked
+    ]
+    answers = presence_answers(
+        vlm,
+        exam.template,
+        np.array([task.row for task, _ in asked], np.int64),
+        texts,
+        exam.shown,
+        condition,
+        exam.evaluate.batch,
+        exam.device,
+    )
+    words = {True: "yes", False: "no"}
+    return [
+        {
+            **task.fixed,
+            "kind": "presence",
+            "question": text,
+            "references": [words[question.present]],
+            "prediction": words[said],
+            "score": float(said == question.present),
+            "sets": list(question.sets),
+        }
+        for (task, questions), said_all, all_texts in zip(asked, answers, texts, strict=True)
+        for question, said, text in zip(questions, said_all, all_texts, strict=True)
+    ]
 
 
 def _headline(metrics: list[Row], predictions: int) -> Summary:
     shown = {
         f"{row['metric']}_{row['condition']}": round(row["value"], 4)
         for row in metrics
-        if row["stage"] == "finetune"
-        and row["metric"] in ("cider_d", "answer_accuracy", "eos_rate")
+        if row["stage"] == "finetune" and row["metric"] in HEADLINE
     }
     return {"predictions": predictions, **shown}

@@ -1,70 +1,166 @@
-"""How likely the model finds what people wrote about test pictures, in nats per token."""
+"""How likely the model finds what people wrote about test pictures, in nats.
 
-from typing import Any
+Every result is a list of rows (image, nats, tokens), so that a mean over tokens can have an
+interval over pictures.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from model.vlm import VisionLanguageModel
 from pipeline.conditions import Shown
 from pipeline.feed import collate
 from pipeline.recipe_parts import EvaluatePart
+from pipeline.vqa import answer_type
 from storage.tables import where
 
+Row = dict[str, Any]
 
-def test_likelihood(
+
+class Nats(NamedTuple):
+    """Negative log-likelihood of some text about one picture: its sum and its tokens."""
+
+    image_id: int
+    nats: float
+    tokens: int
+
+
+def test_rows(table: pa.Table, shown: Shown, kind: str, limit: int) -> list[Row]:
+    """Return test examples of a kind about pictures that are shown, shortest first.
+
+    Args:
+        table: The `examples` table.
+        shown: The test pictures.
+        kind: `caption` or `conversation`.
+        limit: Examples, at most.
+    """
+    rows: list[Row] = where(table, split="test", kind=kind).to_pylist()
+    rows = [row for row in rows if shown.knows(row["sha256"])][:limit]
+    return sorted(rows, key=lambda row: (len(row["input_ids"]), row["example_id"]))
+
+
+def likelihood(
     vlm: VisionLanguageModel,
-    table: pa.Table,
+    rows: Sequence[Row],
+    shown: Shown,
+    condition: str,
+    batch: int,
+    device: str,
+) -> list[NDArray[np.float64]]:
+    """Return the nats of every supervised token of each example, under a condition.
+
+    Args:
+        vlm: The model.
+        rows: Rows of the `examples` table.
+        shown: Patch embeddings by condition.
+        condition: `real`, `shuffled` or `blind`.
+        batch: Examples per forward pass.
+        device: Where to compute.
+    """
+    found: list[NDArray[np.float64]] = []
+    for part in _parts(rows, batch):
+        at = shown.patches.rows_of([row["sha256"] for row in part])
+        ids = [np.array(row["input_ids"], np.int64) for row in part]
+        masks = [np.array(row["supervised"], np.bool_) for row in part]
+        with torch.inference_mode():
+            nats = vlm(collate(shown.show(at, condition), ids, masks).to(device))
+        ends = np.cumsum([mask.sum() for mask in masks])[:-1]
+        found += np.split(nats.double().cpu().numpy(), ends)
+    return found
+
+
+def text_likelihood(
+    vlm: VisionLanguageModel, rows: Sequence[Row], batch: int, device: str
+) -> list[Nats]:
+    """Return the nats of each example as mere text: no picture, no prefix, every token but one.
+
+    It shows what finetuning did to the language itself. The first token follows nothing and is
+    not counted.
+    """
+    found: list[Nats] = []
+    for part in _parts([row for row in rows if len(row["input_ids"]) > 1], batch):
+        lengths = torch.tensor([len(row["input_ids"]) for row in part])
+        ids = torch.zeros(len(part), int(lengths.max()), dtype=torch.long)
+        for number, row in enumerate(part):
+            ids[number, : lengths[number]] = torch.tensor(row["input_ids"])
+        counted = torch.arange(1, ids.shape[1]) < lengths[:, None]
+        with torch.inference_mode():
+            states = vlm.hidden(vlm.embed_text(ids[:, :-1].to(device)))
+            nats = vlm.nll(states[counted.to(device)], ids[:, 1:][counted].to(device))
+        ends = counted.sum(dim=1).cumsum(0)[:-1].tolist()
+        pieces = np.split(nats.double().cpu().numpy(), ends)
+        found += [
+            Nats(row["image_id"], float(piece.sum()), len(piece))
+            for row, piece in zip(part, pieces, strict=True)
+        ]
+    return found
+
+
+def whole(rows: Sequence[Row], nats: Sequence[NDArray[np.float64]]) -> list[Nats]:
+    """Return one sum per example."""
+    return [
+        Nats(row["image_id"], float(each.sum()), len(each))
+        for row, each in zip(rows, nats, strict=True)
+    ]
+
+
+def by_answer_type(
+    rows: Sequence[Row], nats: Sequence[NDArray[np.float64]], questions: Sequence[Row]
+) -> dict[str, list[Nats]]:
+    """Return the sums of the answers of conversations, grouped by the type of the answer.
+
+    Args:
+        rows: Conversations.
+        nats: Their nats, one per supervised token.
+        questions: Rows of the `questions` table; a conversation's turns are its supervised runs.
+    """
+    answers = {(row["example_id"], row["turn"]): row["answer"] for row in questions}
+    found: dict[str, list[Nats]] = {}
+    for row, each in zip(rows, nats, strict=True):
+        runs = [len(list(run)) for target, run in groupby(row["supervised"]) if target]
+        for turn, piece in enumerate(np.split(each, np.cumsum(runs)[:-1])):
+            answer = answers.get((row["example_id"], turn))
+            if answer is not None:
+                nat = Nats(row["image_id"], float(piece.sum()), len(piece))
+                found.setdefault(answer_type(answer), []).append(nat)
+    return found
+
+
+def model_likelihood(
+    vlm: VisionLanguageModel,
+    examples: dict[str, list[Row]],
+    questions: Sequence[Row],
     shown: Shown,
     condition: str,
     stage: str,
     evaluate: EvaluatePart,
     device: str,
-) -> dict[str, tuple[float, int]]:
-    """Return mean negative log-likelihood and token count of test examples, by metric name.
+) -> dict[str, list[Nats]]:
+    """Return the nats of held-out text under a condition, by metric name.
 
     `nll` is over what the stage was trained on: captions after pretraining, answers after
-    finetuning; `caption_nll` is over captions for both.
-
-    Args:
-        vlm: The model.
-        table: The `examples` table.
-        shown: Patch embeddings by condition.
-        condition: `real`, `shuffled` or `blind`.
-        stage: `pretrain` or `finetune`.
-        evaluate: Limits and batch size.
-        device: Where to compute.
+    finetuning, where there are also `nll_yes_no`, `nll_number` and `nll_other`; `caption_nll` is
+    over captions for both.
     """
-    found = {"caption_nll": _mean_nll(vlm, table, "caption", shown, condition, evaluate, device)}
-    if stage == "finetune":
-        found["nll"] = _mean_nll(vlm, table, "conversation", shown, condition, evaluate, device)
-    else:
-        found["nll"] = found["caption_nll"]
-    return {name: pair for name, pair in found.items() if pair[1]}
+    captions = examples["caption"]
+    nats = likelihood(vlm, captions, shown, condition, evaluate.batch, device)
+    found = {"caption_nll": whole(captions, nats)}
+    if stage == "pretrain":
+        return {**found, "nll": found["caption_nll"]}
+    spoken = examples["conversation"]
+    nats = likelihood(vlm, spoken, shown, condition, evaluate.batch, device)
+    found["nll"] = whole(spoken, nats)
+    for name, rows in sorted(by_answer_type(spoken, nats, questions).items()):
+        found[f"nll_{name}"] = rows
+    return found
 
 
-def _mean_nll(
-    vlm: VisionLanguageModel,
-    table: pa.Table,
-    kind: str,
-    shown: Shown,
-    condition: str,
-    evaluate: EvaluatePart,
-    device: str,
-) -> tuple[float, int]:
-    limit = evaluate.images if kind == "caption" else evaluate.questions
-    rows: list[dict[str, Any]] = where(table, split="test", kind=kind).to_pylist()
-    rows = [row for row in rows if shown.knows(row["sha256"])][:limit]
-    rows.sort(key=lambda row: (len(row["input_ids"]), row["example_id"]))
-    total, tokens = 0.0, 0
-    for start in range(0, len(rows), evaluate.batch):
-        part = rows[start : start + evaluate.batch]
-        at = shown.patches.rows_of([row["sha256"] for row in part])
-        ids = [np.array(row["input_ids"], np.int64) for row in part]
-        masks = [np.array(row["supervised"], np.bool_) for row in part]
-        with torch.inference_mode():
-            nll = vlm(collate(shown.show(at, condition), ids, masks).to(device))
-        total += float(nll.double().sum())
-        tokens += len(nll)
-    return total / max(1, tokens), tokens
+def _parts(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

@@ -3,6 +3,8 @@
 import pyarrow as pa
 
 CONDITIONS = ("real", "shuffled", "blind")  # what the model is shown in evaluation
+FLOORS = ("most_frequent", "nearest_neighbour")  # captions that need no language model
+TEXT_ONLY = "text_only"  # the language model alone, without any image prefix
 
 IMAGES = pa.schema(
     [
@@ -94,6 +96,8 @@ PREDICTIONS = pa.schema(
         ("ended", pa.bool_()),
         ("tokens", pa.int32()),
         ("score", pa.float64()),
+        ("sets", pa.list_(pa.string())),
+        ("hallucinated", pa.list_(pa.string())),
     ]
 )
 METRICS = pa.schema(

@@ -1,75 +1,101 @@
-"""From predictions to rows of the `metrics` table, each with its interval where one is honest."""
+"""From measures to rows of the `metrics` table: values, intervals, and what the picture is worth.
 
-import re
+`X` is a metric's value under a condition. `X_gap` is by how much the real picture is better than
+that condition: positive always speaks for the picture, also where less of X is better. Its interval
+is paired: real and condition saw the same redrawn pictures.
+"""
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.bootstrap import mean_interval
-from pipeline.caption_metrics import score_captions
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bootstrap import resampled_totals
+from pipeline.measures import Measure
 
 Row = dict[str, Any]
-
-# BLEU is a ratio over the whole corpus and no mean over pictures, so it gets no such interval.
-_MEANS = ("cider_d", "rouge_l")
-
-
-def normalize_answer(text: str) -> str:
-    """Return an answer in lower case, without punctuation, articles and spare blanks."""
-    words = re.sub(r"[^\w\s]", " ", text.lower()).split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
-
-
-def score_answer(prediction: str, reference: str) -> float:
-    """Return 1.0 if an answer is the expected one after normalization, else 0.0."""
-    return float(normalize_answer(prediction) == normalize_answer(reference))
+REAL = "real"
+_BOUNDS = (0.025, 0.975)  # of the 95 % intervals
 
 
 def summarize(
-    predictions: Sequence[Row],
-    likelihood: Mapping[str, tuple[float, int]],
-    resamples: int,
-    seed: int,
+    stage: str, measures: Mapping[str, Sequence[Measure]], resamples: int, seed: int
 ) -> list[Row]:
-    """Return the metrics of one stage under one condition.
+    """Return the rows of one stage, conditions in the given order, each metric before its gaps.
+
+    A metric without a value, such as the precision of a model that never says yes, has no row.
 
     Args:
-        predictions: Rows of `predictions` of one stage and condition, at least one caption.
-        likelihood: Mean negative log-likelihood and number of tokens, by metric name.
+        stage: Whose metrics they are.
+        measures: Measures by condition; gaps are made where `real` is among them.
         resamples: Bootstrap resamples.
         seed: Seed of the bootstrap.
     """
-    place = {key: predictions[0][key] for key in ("stage", "split", "condition")}
-    captions = [row for row in predictions if row["kind"] == "caption"]
-    answers = [row for row in predictions if row["kind"] == "answer"]
+    drawn = _Drawn(measures, resamples, seed)
     rows: list[Row] = []
 
-    def add(metric: str, value: float, count: int, values: Any = None) -> None:
-        low = high = None
-        if values is not None and len(values) > 1:
-            interval = mean_interval(values, seed, resamples=resamples)
-            low, high = interval.low, interval.high
-        rows.append(
-            {
-                **place,
-                "metric": metric,
-                "value": float(value),
-                "low": low,
-                "high": high,
-                "count": count,
-            }
-        )
+    def add(condition: str, metric: str, sample: NDArray[np.float64], count: int) -> None:
+        if not np.isfinite(sample[0]):
+            return
+        low, high = drawn.bounds(sample[1:])
+        place = {"stage": stage, "split": "test", "condition": condition, "metric": metric}
+        rows.append({**place, "value": float(sample[0]), "low": low, "high": high, "count": count})
 
-    scores = score_captions(
-        [row["prediction"] for row in captions], [row["references"] for row in captions]
-    )
-    for name, value in scores.corpus.items():
-        values = scores.per_image[name] if name in _MEANS else None
-        add(name, value, len(captions), values)
-    if answers:
-        right = [row["score"] for row in answers]
-        add("answer_accuracy", sum(right) / len(right), len(right), right)
-    ended = [float(row["ended"]) for row in predictions]
-    add("eos_rate", sum(ended) / len(ended), len(ended), ended)
-    for name, (value, tokens) in likelihood.items():
-        add(name, value, tokens)
+    real = {each.metric: each for each in measures.get(REAL, ())}
+    for condition, found in measures.items():
+        for each in found:
+            add(condition, each.metric, drawn.sample(each), each.count)
+        for each in found if condition != REAL else ():
+            if each.better and each.metric in real:
+                gap = each.better * (drawn.sample(real[each.metric]) - drawn.sample(each))
+                add(condition, f"{each.metric}_gap", gap, each.count)
     return rows
+
+
+def change(
+    metric: str, stage: str, before: Measure, after: Measure, resamples: int, seed: int
+) -> list[Row]:
+    """Return one row: by how much a metric rose from one model to another, on the same pictures."""
+    found = {"before": [before], "after": [after]}
+    drawn = _Drawn(found, resamples, seed)
+    sample = drawn.sample(after) - drawn.sample(before)
+    low, high = drawn.bounds(sample[1:])
+    place = {"stage": stage, "split": "test", "condition": "text_only", "metric": metric}
+    value = float(sample[0])
+    return [{**place, "value": value, "low": low, "high": high, "count": after.count}]
+
+
+class _Drawn:
+    """All measures of a stage on the same redrawn pictures."""
+
+    def __init__(
+        self, measures: Mapping[str, Sequence[Measure]], resamples: int, seed: int
+    ) -> None:
+        listed = [each for found in measures.values() for each in found]
+        images = np.unique(np.concatenate([np.asarray(each.images) for each in listed]))
+        self._single = len(images) < 2
+        self._places: dict[int, slice] = {}
+        columns, width = [], 0
+        for each in listed:
+            sums = np.zeros((len(images), each.parts.shape[1]))
+            np.add.at(sums, np.searchsorted(images, each.images), each.parts)
+            columns.append(sums)
+            self._places[id(each)] = slice(width, width + sums.shape[1])
+            width += sums.shape[1]
+        parts = np.concatenate(columns, axis=1)
+        # The first row is the pictures as they are.
+        self._totals = np.vstack([parts.sum(axis=0), resampled_totals(parts, seed, resamples)])
+
+    def sample(self, measure: Measure) -> NDArray[np.float64]:
+        """Return a measure's value, then its value on every redrawn set of pictures."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return measure.statistic(self._totals[:, self._places[id(measure)]])
+
+    def bounds(self, values: NDArray[np.float64]) -> tuple[float | None, float | None]:
+        """Return the bounds of an interval, None where there is nothing to draw from."""
+        values = values[np.isfinite(values)]
+        if self._single or not len(values):
+            return None, None
+        low, high = np.quantile(values, _BOUNDS)
+        return float(low), float(high)

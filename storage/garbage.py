@@ -1,8 +1,9 @@
 """What a store and its work folder hold that nobody needs any more.
 
-Kept is what the newest runs, named runs and the newest published assistant reach, what was made or
-used lately, and all that went into any of it. Manifests go before files, so that no manifest ever
-names a missing file. Nothing here decides correctness: what is removed too early is made again.
+Kept is what the newest runs and named runs reach, the published assistant, the one before it and
+the newest one, what was made or used lately, and all that went into any of it. Manifests go before
+files, so that no manifest ever names a missing file. Nothing here decides correctness: what is
+removed too early is made again.
 """
 
 import shutil
@@ -19,6 +20,7 @@ from storage.filesystem import LocalFiles, local_error
 from storage.leases import Pace, last_holder
 from storage.maintenance import Committed, committed
 from storage.manifest import Manifest, UnknownManifestError
+from storage.published import previous, published, read_history
 from storage.runs import read_refs, read_runs
 
 DAY = 86_400.0
@@ -101,6 +103,9 @@ def _reached(store: ArtifactStore, known: Committed, keep: int, horizon: float) 
     waiting = [(s, made["fingerprint"]) for run in runs for s, made in run["stages"].items()]
     newest = sorted(known.manifests.items(), key=lambda item: item[1].created)
     waiting += [key for key, _ in newest if key[0] == PUBLISHED][-1:]
+    history = read_history(store)
+    pointed = [entry for entry in (published(history), previous(history)) if entry is not None]
+    waiting += [(PUBLISHED, entry.fingerprint) for entry in pointed]
     waiting += [key for key, manifest in newest if store.last_use(manifest) > horizon]
     by_digest = {(manifest.stage, manifest.digest): key for key, manifest in newest}
     reached: set[Key] = set()

@@ -1,0 +1,118 @@
+"""The gate: what may be published, the pointer's history, rollback."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.gate import publish_run, published_manifest, roll_back, status_line
+from pipeline.presets import preset
+from pipeline.schemas import PREDICTIONS
+from storage.artifacts import ArtifactStore
+from storage.manifest import Manifest
+from storage.published import read_history
+from storage.tables import write_arrow
+from tests.unit.store_fixtures import add, payload
+
+DEMO = preset("demo")
+
+
+def gap_row(condition: str, low: float) -> dict[str, object]:
+    place = {"stage": "finetune", "split": "test", "condition": condition}
+    return {**place, "metric": "cider_d_gap", "value": low + 0.1, "low": low, "high": low + 0.2}
+
+
+def finish(store: ArtifactStore, folder: Path, name: str, quality: float, gap: float = 0.5) -> None:
+    """Write a run whose captions all score about `quality`."""
+    rows = [
+        {
+            "stage": "finetune",
+            "condition": "real",
+            "kind": "caption",
+            "image_id": image,
+            "question": "",
+            "references": ["a cat"],
+            "score": quality + 0.01 * (image % 5),
+        }
+        for image in range(40)
+    ]
+    path = folder / f"{name}.parquet"
+    write_arrow(path, pa.Table.from_pylist(rows, schema=PREDICTIONS))
+    metrics = [gap_row("shuffled", gap), gap_row("blind", gap)]
+    files = {
+        "evaluate": {
+            "metrics.json": json.dumps(metrics).encode(),
+            "predictions.parquet": path.read_bytes(),
+        },
+        "publish": {"bundle.json": name.encode()},
+    }
+    made: dict[str, Manifest] = {
+        stage: add(store, folder, given, payload(stage, source={"run": {"name": name}}))
+        for stage, given in files.items()
+    }
+    stages = {s: {"fingerprint": m.fingerprint, "digest": m.digest} for s, m in made.items()}
+    body = {"run": name, "created": 1.0, "stages": stages, "made": [], "recipe": {}}
+    store.write(f"runs/{name}.json", json.dumps(body).encode())
+
+
+def bundle(store: ArtifactStore) -> str:
+    return store.artifact(published_manifest(store)).path("bundle.json").read_text()
+
+
+def test_a_model_that_does_not_look_is_refused_with_the_reason(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    finish(local, tmp_path, "blind", 1.0, gap=-0.01)
+    decision = publish_run(local, DEMO, "blind")
+    assert decision.action == "refused"
+    assert "not shown that the model uses the picture" in status_line(decision)
+    with pytest.raises(PipelineError, match="no published assistant"):
+        published_manifest(local)
+
+
+def test_a_worse_model_is_refused_and_an_equal_one_is_not(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    for name, quality in (("good", 1.0), ("worse", 0.8), ("equal", 1.0)):
+        finish(local, tmp_path, name, quality)
+    assert publish_run(local, DEMO, "good").action == "published"
+    worse = publish_run(local, DEMO, "worse")
+    assert worse.action == "refused"
+    assert "below the published run good" in worse.reason
+    assert bundle(local) == "good"
+    assert publish_run(local, DEMO, "equal").action == "published"
+    assert bundle(local) == "equal"
+
+
+def test_what_was_decided_is_not_decided_again(local: ArtifactStore, tmp_path: Path) -> None:
+    finish(local, tmp_path, "good", 1.0)
+    finish(local, tmp_path, "worse", 0.5)
+    for _ in range(3):
+        publish_run(local, DEMO, "good")
+        publish_run(local, DEMO, "worse")
+    assert [entry.action for entry in read_history(local)] == ["refused", "published"]
+
+
+def test_publishing_anyway_is_recorded(local: ArtifactStore, tmp_path: Path) -> None:
+    finish(local, tmp_path, "blind", 1.0, gap=-0.01)
+    publish_run(local, DEMO, "blind")
+    forced = publish_run(local, DEMO, "blind", anyway=True)
+    assert forced.action == "forced"
+    assert "not shown" in forced.reason
+    assert bundle(local) == "blind"
+
+
+def test_rollback_goes_back_and_stays_there(local: ArtifactStore, tmp_path: Path) -> None:
+    for name, quality in (("one", 1.0), ("two", 1.1), ("three", 1.2)):
+        finish(local, tmp_path, name, quality)
+        publish_run(local, DEMO, name)
+    roll_back(local)
+    assert bundle(local) == "two"
+    assert publish_run(local, DEMO, "three").action == "refused"
+    assert bundle(local) == "two"
+    roll_back(local)
+    assert bundle(local) == "one"
+    with pytest.raises(PipelineError, match="nothing was published before"):
+        roll_back(local)
