@@ -3,26 +3,31 @@
 from pipeline.stage import Stage
 
 DAG: tuple[Stage, ...] = (
-    Stage("images", reads=("images",), network=True, probe="pipeline.sources:probe_images"),
+    Stage("images", reads=("images",), network=True, probe="pipeline.source_layout:probe_images"),
     Stage(
         "conversations",
         reads=("conversations", "images"),
         network=True,
-        probe="pipeline.sources:probe_conversations",
+        probe="pipeline.source_layout:probe_conversations",
     ),
     Stage(
         "backbones",
         inputs=("images", "conversations"),
         reads=("backbones",),
         network=True,
+        probe="pipeline.backbones:probe_backbones",
         standalone=lambda recipe: recipe.backbones.kind == "hub",
     ),
     Stage("features", inputs=("images", "backbones"), reads=("features",)),
     Stage("examples", inputs=("images", "conversations", "backbones"), reads=("examples",)),
-    Stage("pretrain", inputs=("examples", "features", "backbones"), reads=("pretrain",)),
+    Stage(
+        "pretrain",
+        inputs=("images", "examples", "features", "backbones"),
+        reads=("pretrain",),
+    ),
     Stage(
         "finetune",
-        inputs=("examples", "features", "backbones", "pretrain"),
+        inputs=("images", "examples", "features", "backbones", "pretrain"),
         reads=("finetune",),
     ),
     Stage(

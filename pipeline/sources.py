@@ -10,35 +10,23 @@ from typing import Any
 
 from pipeline.annotations import Annotations, read_coco, read_image_ids
 from pipeline.downloads import fetch_by_address, fetch_some, fetch_some_of, fetch_whole
-from pipeline.errors import PipelineError
 from pipeline.hub import hub_file, hub_url
 from pipeline.lcs import TEST, TRAIN, read_lcs
 from pipeline.picture_files import Pictures
-from pipeline.recipe import Recipe
 from pipeline.recipe_parts import (
     Coco2017Images,
     DemoImages,
-    FileConversations,
     FolderImages,
     ImagesPart,
     LcsImages,
 )
 from pipeline.schemas import drop
-from pipeline.stage import SourceState, StageContext
-from storage.errors import StorageError
+from pipeline.source_layout import ANNOTATIONS, COCO_2017, SPLITS, is_bare, local_files
+from pipeline.stage import StageContext
 
-SPLITS = ("train2017", "val2017")
 TEST_ORIGINS = frozenset({SPLITS[1], TEST})
-SUFFIXES = ("", ".zip", ".tar", ".tar.gz", ".tgz")
-ANNOTATIONS = "annotations/annotations_trainval2017.zip"
 ANNOTATIONS_2014 = "annotations/annotations_trainval2014.zip"
 
-# Checksum and bytes as published for cocodataset.org; the archives have not changed since.
-COCO_2017 = {
-    "zips/train2017.zip": ("md5:cced6f7f71b7629ddf16f17bbcfab6b2", 19_336_861_798),
-    "zips/val2017.zip": ("md5:442b8da7639aecaf257c1dceb8ba8c80", 815_585_330),
-    ANNOTATIONS: ("md5:f4bbac642086de4f52a3fdda2de5fa2c", 252_907_541),
-}
 COCO_2014 = {ANNOTATIONS_2014: ("md5:0a379cfc70b0e71301e0f377548639bd", 252_872_794)}
 
 Chosen = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -69,7 +57,7 @@ def read_annotations(
         case FolderImages(root=root) if "://" in root:
             path = fetch_whole(context, root, ANNOTATIONS, {})
         case FolderImages(root=root):
-            path = _local_files(root)["annotations"]
+            path = local_files(root)["annotations"]
     found = {split: read_coco(path, split, drops) for split in SPLITS}
     if isinstance(images.source, Coco2017Images) and images.source.exclude_val2014:
         return {**found, SPLITS[0]: _without_val2014(context, root, found[SPLITS[0]], drops)}
@@ -93,8 +81,8 @@ def fetch_pictures(
     if isinstance(source, LcsImages):
         pictures = _lcs_pictures(context, source, images, [*chosen[TRAIN], *chosen[TEST]])
         return {TRAIN: pictures, TEST: pictures}
-    if isinstance(source, FolderImages) and _bare(source.root):
-        files = _local_files(source.root)
+    if isinstance(source, FolderImages) and is_bare(source.root):
+        files = local_files(source.root)
         return {split: Pictures(files[split]) for split in SPLITS}
     found = {}
     for split in SPLITS:
@@ -111,24 +99,6 @@ def fetch_pictures(
             case FolderImages(root=root):
                 found[split] = fetch_some_of(context, root, name, {}, images, chosen[split])
     return found
-
-
-def probe_images(recipe: Recipe) -> SourceState:
-    """Return the state of a local or remote dataset, so that a changed one re-runs the stage."""
-    match recipe.images.source:
-        case FolderImages(root=root) if not _bare(root):
-            return {name: _state(f"{root.rstrip('/')}/{name}") for name in COCO_2017}
-        case FolderImages(root=root):
-            return {name: _state(str(path)) for name, path in sorted(_local_files(root).items())}
-    return {}  # rendered pictures follow from the recipe, published archives from their checksums
-
-
-def probe_conversations(recipe: Recipe) -> SourceState:
-    """Return the state of a conversation file that bears no checksum of its own."""
-    match recipe.conversations.source:
-        case FileConversations(path=path, sha256=None):
-            return {"conversations": _state(str(Path(path).expanduser()) if _bare(path) else path)}
-    return {}
 
 
 def _without_val2014(
@@ -158,39 +128,3 @@ def _lcs_pictures(
 
 def _rendered(context: StageContext) -> Path:
     return (context.scratch / "rendered").resolve()
-
-
-def _local_files(root: str) -> dict[str, Path]:
-    """Return folder or archive of the pictures by split, and of the annotations."""
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise PipelineError(
-            f"images.source.root: {folder} is no folder",
-            "give the folder that holds annotations/, train2017/ and val2017/",
-        )
-    named = ("annotations", "annotations_trainval2017", "annotations/annotations_trainval2017")
-    files = {split: _one_of(folder, split, f"zips/{split}") for split in SPLITS}
-    return {**files, "annotations": _one_of(folder, *named)}
-
-
-def _one_of(root: Path, *names: str) -> Path:
-    """Return the first archive, else the first folder, that bears one of the names."""
-    candidates = [root / f"{name}{suffix}" for name in reversed(names) for suffix in SUFFIXES[1:]]
-    candidates += [root / name for name in names]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    raise StorageError(
-        f"{root} has no {names[0]}",
-        f"COCO's layout needs {names[0]}/ or an archive {names[0]}.zip there",
-    )
-
-
-def _state(url: str) -> dict[str, str]:
-    from storage.transfer import probe  # imports every way to fetch something
-
-    return probe(url)
-
-
-def _bare(path: str) -> bool:
-    return "://" not in path

@@ -510,7 +510,7 @@ def test_the_state_of_an_outside_source_bears_identity(tmp_path: Path) -> None:
             "conversations.source.sha256": None,
         }
     )
-    stage = Stage("conversations", probe="pipeline.sources:probe_conversations")
+    stage = Stage("conversations", probe="pipeline.source_layout:probe_conversations")
     before = stage.source_state(recipe)
     (tmp_path / "talk.json").write_text("[1]")
     assert stage.source_state(recipe) != before

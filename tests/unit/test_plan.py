@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -302,13 +301,10 @@ def command(*arguments: str, cache: Path) -> tuple[str, float, list[str]]:
     return done.stdout, float(seconds), loaded
 
 
-def test_the_command_is_quick_because_it_imports_nothing_heavy(tmp_path: Path) -> None:
+def test_the_command_imports_nothing_heavy(tmp_path: Path) -> None:
     arguments = ("plan", "--store", str(tmp_path / "s"), "--format", "json")
     command(*arguments, cache=tmp_path / "pyc")
-    start = time.monotonic()
-    best = min(command(*arguments, cache=tmp_path / "pyc")[1:] for _ in range(3))
-    assert best[1] == []
-    assert best[0] < 1.0, f"{time.monotonic() - start:.1f} s for three"
+    assert command(*arguments, cache=tmp_path / "pyc")[2] == []
     rows = json.loads(command(*arguments, cache=tmp_path / "pyc")[0])
     assert [row["stage"] for row in rows][:3] == ["images", "conversations", "backbones"]
     assert all(set(row) == {"stage", "status", "reason"} for row in rows)

@@ -21,6 +21,7 @@ from pipeline.rendering import (
     scene_indices,
 )
 from pipeline.scenes import make_scene
+from pipeline.wording import CONVERSATIONS_PER_IMAGE
 
 SEED, TRAIN, VAL = 5, 400, 10
 
@@ -150,7 +151,7 @@ def assert_box_fits(entry: dict, drawn: np.ndarray) -> None:
 
 
 def test_records_follow_llavas_schema(records: list[dict]) -> None:
-    assert len(records) == 2 * (TRAIN + VAL)
+    assert len(records) == CONVERSATIONS_PER_IMAGE * (TRAIN + VAL)
     starts = 0
     for record in records:
         assert set(record) == {"id", "image", "conversations"}
