@@ -57,6 +57,10 @@ def add_lora(
         inject_adapter_in_model(config, language_model)
     except ValueError as error:
         raise ModelError(f"finetune.lora_targets {list(targets)}: {error}") from None
+    # peft gives adapters the type of their layer, and bf16 would swallow most of Adam's steps.
+    for parameter in language_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def merge_lora(language_model: PreTrainedModel) -> None:

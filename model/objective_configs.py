@@ -59,8 +59,8 @@ class MixedByLengthConfig(FrozenModel):
     """Scheduled sampling for short answers, standard for long ones, within one batch."""
 
     kind: Literal["mixed_by_length"] = "mixed_by_length"
-    longest: int = Field(gt=0, description="Supervised tokens up to which a row is scheduled.")
-    scheduled: ScheduledSamplingConfig = Field(description="The scheduled rows' settings.")
+    longest: int = Field(gt=0, description="Supervised tokens up to which an example is scheduled.")
+    scheduled: ScheduledSamplingConfig = Field(description="The scheduled examples' settings.")
 
 
 ObjectiveConfig = Annotated[

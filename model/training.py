@@ -1,22 +1,46 @@
-"""The Lightning module of both trainings: what is optimized, logged and kept.
+"""The Lightning module of both trainings: what is optimized, watched and kept.
 
 Checkpoints hold only what is trained; the frozen rest is loaded from its artifact again. Chance
 is drawn from (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from model.errors import ModelError
 from model.objective_configs import ObjectiveConfig
 from model.objectives import objective_loss
 from model.training_schedule import warmup_cosine
 from model.vlm import Batch, VisionLanguageModel
+
+
+class NotFiniteError(ModelError):
+    """A loss or gradient is NaN or infinite; raised before it reaches any weight.
+
+    Attributes:
+        step: Optimizer step, from 0.
+        losses: Mean loss of each forward pass of this process in that step.
+        gradient_norm: Norm of the step's gradient.
+        example_ids: The examples of the passes whose loss is not finite; those of the whole step
+            where only the gradient is not.
+    """
+
+    def __init__(
+        self, step: int, losses: list[float], gradient_norm: float, example_ids: list[int]
+    ) -> None:
+        self.step, self.losses, self.gradient_norm = step, losses, gradient_norm
+        self.example_ids = example_ids
+        shown = ", ".join(map(str, example_ids[:8])) + (", …" if len(example_ids) > 8 else "")
+        super().__init__(
+            f"the loss or its gradient is not finite at step {step} "
+            f"(losses {losses}, gradient norm {gradient_norm}); examples {shown}"
+        )
 
 
 @dataclass(frozen=True)
@@ -28,6 +52,7 @@ class OptimizerConfig:
         language_rate: Peak learning rate of the language model's trainable weights.
         weight_decay: AdamW's decay, for matrices only.
         warmup_share: Share of the steps with a rising rate.
+        clip_norm: Largest norm of the gradient.
         steps: Optimizer steps of the whole training.
     """
 
@@ -35,6 +60,7 @@ class OptimizerConfig:
     language_rate: float
     weight_decay: float
     warmup_share: float
+    clip_norm: float
     steps: int
 
 
@@ -45,17 +71,47 @@ class MicroBatch:
     Attributes:
         batch: The examples of this pass on this process.
         tokens: Supervised tokens of the whole optimizer step, over all passes and processes;
-            dividing by it weights every token alike however the step is cut.
+            dividing by it weights every token alike however the step is cut. In validation, 0
+            marks a repeated batch that does not count.
         example_ids: Which examples these are.
+        text_tokens: Text tokens of this pass, without padding.
+        targets: Supervised tokens of this pass.
     """
 
     batch: Batch
     tokens: int
     example_ids: list[int]
+    text_tokens: int
+    targets: int
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """Return the same on another device; Lightning calls this."""
         return replace(self, batch=self.batch.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What one optimizer step showed.
+
+    Attributes:
+        nll: Nats over the supervised tokens of this process, divided by the tokens of all; the
+            sum over processes is the mean loss per token.
+        gradient_norm: Norm of the gradient before clipping, of all processes together.
+        usage: Each expert's share of the tokens [expert], length 0 without experts.
+    """
+
+    nll: float
+    gradient_norm: float
+    usage: Tensor
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A forward pass whose optimizer step is still to come; figures stay on the device."""
+
+    nll: Tensor
+    usage: Tensor
+    batch: MicroBatch
 
 
 class TrainingModule(L.LightningModule):
@@ -67,6 +123,9 @@ class TrainingModule(L.LightningModule):
         optimizer: Rates and steps.
         passes: Forward passes per optimizer step.
         seed: Seed of coins and dropout.
+
+    Attributes:
+        last: Figures of the last optimizer step, None before the first.
     """
 
     def __init__(
@@ -82,14 +141,35 @@ class TrainingModule(L.LightningModule):
         self.objective, self.optimizer_config = objective, optimizer
         self.passes, self.seed = passes, seed
         self.strict_loading = False
-        self._usage: list[Tensor] = []
+        self.last: StepFigures | None = None
+        self._step: list[_Pass] = []
+        self._held_out: list[tuple[Tensor, int]] = []
+
+    def configure_model(self) -> None:
+        """Divide the weights over the devices under FSDP; Lightning calls this.
+
+        Every module that is called with weights of its own is divided by itself, because training
+        enters the model below its root, where a division of the root would not notice it.
+        """
+        mesh = self.device_mesh
+        if mesh is None:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        language_model = self.vlm.language_model
+        body = language_model.get_submodule("model")
+        parts = [
+            self.vlm.vision_prefix,
+            language_model.get_input_embeddings(),
+            *body.get_submodule("layers").children(),
+            body.get_submodule("final_layernorm"),
+            language_model.get_submodule("lm_head"),
+        ]
+        for part in parts:
+            fully_shard(part, mesh=mesh["data_parallel"])
 
     def training_step(self, batch: MicroBatch, index: int) -> Tensor:
-        """Return the loss of one forward pass, weighted so that passes and processes add up.
-
-        Raises:
-            ModelError: The loss is not finite; names the examples.
-        """
+        """Return the loss of one forward pass, weighted so that passes and processes add up."""
         step = self.global_step
         draw = step * self.passes + index % self.passes
         torch.manual_seed(self.seed * 1_000_003 + draw * 997 + self.global_rank)
@@ -102,62 +182,96 @@ class TrainingModule(L.LightningModule):
             total_steps=self.optimizer_config.steps,
             generator=generator,
         )
-        if not torch.isfinite(found.nll):
-            raise ModelError(
-                f"the loss is {found.nll.item()} at step {step}, examples {batch.example_ids}: "
-                "lower the learning rate or look at these examples"
-            )
-        world = self.trainer.world_size
-        mean = found.token_nll.sum() * world / batch.tokens
-        loss = mean + found.auxiliary_loss / self.passes
-        self.log("loss", found.nll.detach(), prog_bar=True)
-        if len(found.expert_usage):
-            self._usage.append(found.expert_usage.detach())
+        total = found.token_nll.sum()
+        self._step.append(_Pass(total.detach(), found.expert_usage, batch))
+        loss = total * self.trainer.world_size / batch.tokens + found.auxiliary_loss / self.passes
         # Lightning divides by the number of passes, which the weights above have done already.
         return loss * self.passes
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient of a step, and keep the step's figures; Lightning calls this.
+
+        Raises:
+            NotFiniteError: A loss or the gradient is not finite. Every process raises it, since
+                all have the same gradient, so none waits for another.
+        """
+        del gradient_clip_val, gradient_clip_algorithm
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(weights, self.optimizer_config.clip_norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        passes, self._step = self._step, []
+        # The one place of a step where the processor waits for the device.
+        *sums, length = torch.stack([*(each.nll for each in passes), norm]).tolist()
+        self._refuse_not_finite(passes, sums, length)
+        nll = sum(total / each.batch.tokens for total, each in zip(sums, passes, strict=True))
+        usage = torch.stack([each.usage for each in passes]).mean(dim=0)
+        self.last = StepFigures(nll, length, usage)
+
+    def _refuse_not_finite(self, passes: Sequence[_Pass], sums: list[float], norm: float) -> None:
+        finite = torch.tensor([*sums, norm]).isfinite().tolist()
+        if all(finite):
+            return
+        spoilt = [each for each, fine in zip(passes, finite, strict=False) if not fine] or passes
+        raise NotFiniteError(
+            self.global_step,
+            [total / each.batch.targets for total, each in zip(sums, passes, strict=True)],
+            norm,
+            [example for each in spoilt for example in each.batch.example_ids],
+        )
+
     def validation_step(self, batch: MicroBatch, index: int) -> None:
-        """Add one batch to the validation likelihood (nats per supervised token)."""
+        """Add one batch to the validation likelihood."""
         del index
         nll = self.vlm(batch.batch)
-        self.log("val_nll", nll.mean(), batch_size=len(nll), sync_dist=True, on_epoch=True)
+        if batch.tokens:
+            self._held_out.append((nll.double().sum(), len(nll)))
 
-    def expert_usage(self) -> list[float]:
-        """Return each expert's share of the tokens since the last call, empty without experts."""
-        if not self._usage:
-            return []
-        usage = torch.stack(self._usage).mean(dim=0).tolist()
-        self._usage.clear()
-        return usage
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation likelihood over all processes, in nats per supervised token."""
+        sums = [torch.zeros((), dtype=torch.float64, device=self.device)]
+        sums += [total for total, _ in self._held_out]
+        count = sum(tokens for _, tokens in self._held_out)
+        self._held_out.clear()
+        here = torch.stack([torch.stack(sums).sum(), sums[0] + count])
+        total, tokens = self.trainer.strategy.reduce(here, reduce_op="sum")
+        self.log("val_nll", (total / tokens).float(), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with one group per room and decay, under warm-up and cosine."""
         config = self.optimizer_config
-        optimizer = torch.optim.AdamW(list(self._groups()), betas=(0.9, 0.98), eps=1e-8)
+        groups = [group for _, group in self._groups()]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8)
         schedule = warmup_cosine(optimizer, config.steps, config.warmup_share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _groups(self) -> Iterator[dict[str, Any]]:
+    def _groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
         config = self.optimizer_config
-        rooms: list[tuple[nn.Module, float]] = [
-            (self.vlm.vision_prefix, config.projector_rate),
-            (self.vlm.language_model, config.language_rate),
+        rooms: list[tuple[str, nn.Module, float]] = [
+            ("projector", self.vlm.vision_prefix, config.projector_rate),
+            ("language", self.vlm.language_model, config.language_rate),
         ]
-        for module, rate in rooms:
+        for room, module, rate in rooms:
             trained = [p for p in module.parameters() if p.requires_grad]
             for decay, chosen in (
                 (config.weight_decay, [p for p in trained if p.ndim >= 2]),
                 (0.0, [p for p in trained if p.ndim < 2]),
             ):
                 if chosen:
-                    yield {"params": chosen, "lr": rate, "weight_decay": decay}
+                    yield room, {"params": chosen, "lr": rate, "weight_decay": decay}
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the present learning rate of each room that is trained, by its name."""
+        groups = zip(self._groups(), self.trainer.optimizers[0].param_groups, strict=True)
+        return {room: float(group["lr"]) for (room, _), group in groups}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained}
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """Return the trained tensors by name."""
-        return {n: p.detach() for n, p in self.vlm.named_parameters() if p.requires_grad}

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from model.batch import Batch
 from model.training import MicroBatch
 from pipeline.errors import PipelineError
-from pipeline.stage import InputArtifact
+from pipeline.pictures import open_patches
+from pipeline.recipe_parts import TrainingPart
+from pipeline.stage import InputArtifact, StageContext
 from storage.patches import PatchTable
 from storage.tables import read_table, where
 
@@ -59,10 +61,11 @@ class ExampleSet:
         table = table.take(_chosen(kinds, shares, seed))
         self.patches = patches
         self.example_ids = table["example_id"].to_numpy()
+        self._sha256 = table["sha256"].to_pylist()
         self.rows = _rows_by_picture(table["sha256"].to_numpy(), self.example_ids, examples_per_row)
         self._input_ids = _ragged(table["input_ids"])
         self._supervised = _ragged(table["supervised"])
-        self._pictures = patches.rows_of(table["sha256"].to_pylist())
+        self._pictures = patches.rows_of(self._sha256)
         self.lengths = _sums([len(ids) for ids in self._input_ids], self.rows)
         self.targets = _sums([int(mask.sum()) for mask in self._supervised], self.rows)
 
@@ -85,14 +88,70 @@ class ExampleSet:
             [self._supervised[example] for example in examples],
             [len(row) for row in chosen],
         )
-        return MicroBatch(batch, tokens, self.example_ids[examples].tolist())
+        return MicroBatch(
+            batch,
+            tokens,
+            self.example_ids[examples].tolist(),
+            text_tokens=int(self.lengths[rows].sum()),
+            targets=int(self.targets[rows].sum()),
+        )
 
-    def in_order(self, size: int) -> Iterator[MicroBatch]:
-        """Yield all rows, shortest first, `size` at a time, for validation."""
+    def in_order(self, size: int, rank: int = 0, processes: int = 1) -> Iterator[MicroBatch]:
+        """Yield one process's share of all rows, shortest first, `size` at a time, for validation.
+
+        All processes get the same number of batches, since they wait for each other in each. One
+        that has no row left for the last batch gets a row again, marked by 0 tokens.
+        """
         order = np.argsort(self.lengths, kind="stable")
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            yield self.micro_batch(chosen, int(self.targets[chosen].sum()))
+        for start in range(0, len(order), size * processes):
+            chosen = order[start : start + size * processes]
+            mine = chosen[rank::processes]
+            if len(mine):
+                yield self.micro_batch(mine, int(self.targets[mine].sum()))
+            else:
+                yield self.micro_batch(chosen[:1], 0)
+
+    def opening(self, example: int) -> tuple[list[int], list[int]]:
+        """Return the token ids before an example's first answer, and that answer's ids."""
+        ids, supervised = self._input_ids[example], self._supervised[example]
+        first = int(supervised.argmax())
+        rest = np.flatnonzero(~supervised[first:])
+        stop = first + int(rest[0]) if len(rest) else len(ids)
+        return ids[:first].tolist(), ids[first:stop].tolist()
+
+    def picture(self, example: int) -> tuple[str, torch.Tensor]:
+        """Return an example's picture: the hash of its file and its patch embeddings."""
+        patches = self.patches.gather(self._pictures[example : example + 1])[0]
+        return self._sha256[example], torch.from_numpy(patches)
+
+
+def open_examples(
+    context: StageContext, part: TrainingPart, shares: dict[str, float], seed: int
+) -> tuple[ExampleSet, ExampleSet]:
+    """Return the examples that a training stage learns from, and those that it is held to.
+
+    Args:
+        context: Its inputs hold the artifacts `examples` and `features`.
+        part: How many examples share a row.
+        shares: See `ExampleSet`.
+        seed: See `ExampleSet`.
+
+    Raises:
+        PipelineError: A split has no example.
+    """
+    patches = open_patches(context.inputs["features"])
+    found = []
+    for split in ("train", "validation"):
+        examples = ExampleSet(
+            context.inputs["examples"], patches, split, shares, seed, part.examples_per_row
+        )
+        if not len(examples):
+            raise PipelineError(
+                f"the {split} split has no example",
+                "raise images.limit or images.validation_share, or look at the drops",
+            )
+        found.append(examples)
+    return found[0], found[1]
 
 
 def collate(

@@ -39,7 +39,7 @@ SPEAKS_OF_CAPTIONS = (
 DEMO = Recipe(
     seed=0,
     images=ImagesPart(
-        source=DemoImages(train=3000, test=250),
+        source=DemoImages(train=6000, test=250),
         limit=100_000,
         test_limit=100_000,
         validation_share=0.06,
@@ -56,16 +56,16 @@ DEMO = Recipe(
         clip_text_width=64,
         clip_text_layers=1,
         clip_embed=64,
-        clip_epochs=3,
+        clip_epochs=2,
         clip_batch=128,
         clip_learning_rate=1e-3,
         lm_vocabulary=512,
         lm_width=96,
         lm_layers=3,
         lm_heads=4,
-        lm_epochs=3,
+        lm_epochs=2,
         lm_batch=4,
-        lm_learning_rate=2e-3,
+        lm_learning_rate=3e-3,
     ),
     features=FeaturesPart(layer=-2, patches=49, batch=128, rows_per_shard=256),
     examples=ExamplesPart(
@@ -82,7 +82,7 @@ DEMO = Recipe(
     ),
     pretrain=PretrainPart(
         objective=StandardConfig(),
-        epochs=2.0,
+        epochs=1.0,
         batch=8,
         micro_batch=8,
         examples_per_row=5,
@@ -99,7 +99,7 @@ DEMO = Recipe(
     ),
     finetune=FinetunePart(
         objective=StandardConfig(),
-        epochs=5.0,
+        epochs=3.0,
         batch=4,
         micro_batch=4,
         examples_per_row=6,

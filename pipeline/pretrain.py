@@ -5,42 +5,43 @@ import json
 import torch
 from safetensors.torch import save_file
 
+from model.bundle import PREFIX, PREFIX_CONFIG
 from model.language import load_language_model
 from model.vlm import build_vlm, freeze
-from pipeline.feed import ExampleSet
-from pipeline.pictures import open_patches
+from pipeline.feed import open_examples
 from pipeline.recipe_parts import PretrainPart
 from pipeline.stage import StageContext, Summary
-from pipeline.train_loop import train
+from pipeline.train_loop import Training, train
 
 
 def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summary:
-    """Write `vision_prefix.safetensors`, its config and the training's figures."""
-    patches = open_patches(context.inputs["features"])
-    dtype = torch.bfloat16 if pretrain.precision == "bf16" else torch.float32
-    language_model = load_language_model(context.inputs["backbones"].directory("lm"), dtype)
-    torch.manual_seed(seed)
-    count, width = patches.shape
-    vlm = build_vlm(pretrain.projector, width, count, language_model)
-    freeze(vlm.language_model)
-    examples, shares = context.inputs["examples"], {"caption": 1.0}
-    per_row = pretrain.examples_per_row
-    trained = train(
-        context,
-        vlm,
-        pretrain,
-        training=ExampleSet(examples, patches, "train", shares, seed, per_row),
-        validation=ExampleSet(examples, patches, "validation", shares, seed, per_row),
-        rates=(pretrain.learning_rate, pretrain.learning_rate),
-        seed=seed,
-        label="pretrain",
-    )
+    """Write `vision_prefix.safetensors`, its config and the training's figures.
+
+    Raises:
+        PipelineError: There is nothing to train on or to validate with, or a loss is not finite.
+    """
+    training = prepare(context, pretrain, seed)
+    trained = train(context, training)
     prefix = {name.removeprefix("vision_prefix."): t for name, t in trained.state.items()}
-    save_file(prefix, context.out / "vision_prefix.safetensors")
+    save_file(prefix, context.out / PREFIX)
+    count, width = training.training.patches.shape
     config = {
         "projector": pretrain.projector.model_dump(mode="json"),
         "vision_width": width,
         "patches": count,
     }
-    (context.out / "vision_prefix.json").write_text(json.dumps(config, indent=1, sort_keys=True))
+    (context.out / PREFIX_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
     return trained.summary
+
+
+def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:
+    """Return a new projector before a frozen language model, and the captions to learn."""
+    training, validation = open_examples(context, part, {"caption": 1.0}, seed)
+    dtype = torch.bfloat16 if part.precision == "bf16" else torch.float32
+    language_model = load_language_model(context.inputs["backbones"].directory("lm"), dtype)
+    torch.manual_seed(seed)
+    count, width = training.patches.shape
+    vlm = build_vlm(part.projector, width, count, language_model)
+    freeze(vlm.language_model)
+    rates = (part.learning_rate, part.learning_rate)
+    return Training("pretrain", vlm, part, training, validation, rates, seed)

@@ -32,7 +32,8 @@ class Rounds(L.LightningDataModule):
 
     def val_dataloader(self) -> "Validation":
         """Return the validation examples."""
-        return Validation(self.validation, self.part.micro_batch)
+        feed = self.feed
+        return Validation(self.validation, self.part.micro_batch, feed.rank, feed.processes)
 
 
 class Round:
@@ -50,13 +51,13 @@ class Round:
 
 
 class Validation:
-    """The validation set in a fixed order."""
+    """This process's share of the validation set, in a fixed order."""
 
-    def __init__(self, examples: ExampleSet, size: int) -> None:
-        self.examples, self.size = examples, size
+    def __init__(self, examples: ExampleSet, size: int, rank: int, processes: int) -> None:
+        self.examples, self.size, self.rank, self.processes = examples, size, rank, processes
 
     def __len__(self) -> int:
-        return math.ceil(len(self.examples.rows) / self.size)
+        return math.ceil(len(self.examples.rows) / (self.size * self.processes))
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        return self.examples.in_order(self.size)
+        return self.examples.in_order(self.size, self.rank, self.processes)

@@ -1,5 +1,10 @@
-"""One training run with Lightning: rounds of steps, validation and a checkpoint; resumable."""
+"""One training run with Lightning: rounds of steps, validation and a checkpoint; resumable.
 
+`fit` is what every process of a training does. With one device the stage calls it itself; with
+more, `pipeline.processes` starts as many processes, each of which calls it.
+"""
+
+import json
 import logging
 import os
 import warnings
@@ -12,20 +17,50 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 
-from model.training import OptimizerConfig, TrainingModule
+from model.training import NotFiniteError, OptimizerConfig, TrainingModule
 from model.vlm import VisionLanguageModel, check_precision
 from pipeline.devices import pick_device
 from pipeline.errors import PipelineError
 from pipeline.feed import ExampleSet, TrainingFeed
+from pipeline.processes import Place, run_processes
 from pipeline.recipe_parts import TrainingPart
 from pipeline.rounds import Rounds
 from pipeline.schemas import TRAINING
+from pipeline.settings import Settings
+from pipeline.showcase import Showcase
 from pipeline.stage import StageContext
+from pipeline.throughput import Bar, Throughput
 from pipeline.tracking import close_wandb, open_wandb
-from pipeline.training_watch import Bar, History
-from storage.tables import write_table
+from pipeline.training_watch import History
+from storage.tables import read_table, write_table
+
+FIGURES = "training.parquet"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a stage prepares for the loop.
+
+    Attributes:
+        stage: Name of the stage, for progress and wandb.
+        vlm: The model; what requires gradients is trained.
+        part: Batch, schedule, precision.
+        training: Examples to learn from.
+        validation: Held-out examples that choose the checkpoint.
+        rates: Peak learning rates of projector and language model.
+        seed: Seed of order, coins and dropout.
+    """
+
+    stage: str
+    vlm: VisionLanguageModel
+    part: TrainingPart
+    training: ExampleSet
+    validation: ExampleSet
+    rates: tuple[float, float]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -36,86 +71,123 @@ class Trained:
     summary: dict[str, Any]
 
 
-def train(
-    context: StageContext,
-    vlm: VisionLanguageModel,
-    part: TrainingPart,
-    *,
-    training: ExampleSet,
-    validation: ExampleSet,
-    rates: tuple[float, float],
-    seed: int,
-    label: str,
-) -> Trained:
+def train(context: StageContext, training: Training) -> Trained:
     """Train a model's trainable parameters and return the best ones by validation.
 
-    Args:
-        context: Its scratch folder keeps the checkpoints.
-        vlm: The model.
-        part: Batch, schedule, precision.
-        training: Examples to learn from.
-        validation: Held-out examples that choose the checkpoint.
-        rates: Peak learning rates of projector and language model.
-        seed: Seed of order, coins and dropout.
-        label: Name of the stage, for progress and wandb.
+    Writes `training.parquet`. Checkpoints stay in the scratch folder; a killed training goes on
+    from the last one.
 
     Raises:
-        PipelineError: There is nothing to train on or to validate with.
+        PipelineError: A loss was not finite, or a process of several has failed.
     """
-    _refuse_empty(training, validation)
-    check_precision(part.precision)
+    check_precision(training.part.precision)
+    if context.settings.devices > 1:
+        run_processes(context, training.stage, training.part, training.seed)
+    else:
+        fit(context, training, Place())
+    saved = torch.load(_checkpoints(context) / "best.ckpt", map_location="cpu", weights_only=True)
+    rows = read_table(context.out / FIGURES).to_pylist()
+    losses = [row["value"] for row in rows if row["metric"] == "val_nll"]
+    summary = {
+        "steps": rows[-1]["step"],
+        "examples": len(training.training),
+        "val_nll": round(min(losses), 4),
+        "last_val_nll": round(losses[-1], 4),
+    }
+    state = {name.removeprefix("vlm."): value for name, value in saved["state_dict"].items()}
+    return Trained(state, summary)
+
+
+def fit(context: StageContext, training: Training, place: Place) -> None:
+    """Train as one of several processes, or as the only one.
+
+    Args:
+        context: Its scratch folder keeps the checkpoints; the first process writes the figures
+            into its `out`.
+        training: What to train.
+        place: Which process of how many this is.
+
+    Raises:
+        PipelineError: A loss or gradient was not finite; a file in the scratch folder has the
+            examples.
+    """
+    part = training.part
     if part.gradient_checkpointing:
-        vlm.enable_gradient_checkpointing()
+        training.vlm.enable_gradient_checkpointing()
     feed = TrainingFeed(
-        training,
+        training.training,
         batch=part.batch,
         micro_batch=part.micro_batch,
-        seed=seed,
-        rank=int(os.environ.get("LOCAL_RANK", "0")),
-        processes=context.settings.devices,
+        seed=training.seed,
+        rank=place.rank,
+        processes=place.processes,
     )
     steps = max(1, round(part.epochs * feed.steps_per_epoch))
-    optimizer = OptimizerConfig(*rates, part.weight_decay, part.warmup_share, steps)
-    module = TrainingModule(vlm, part.objective, optimizer, feed.passes, seed)
+    optimizer = OptimizerConfig(
+        *training.rates, part.weight_decay, part.warmup_share, part.clip_norm, steps
+    )
+    module = TrainingModule(training.vlm, part.objective, optimizer, feed.passes, training.seed)
+    rounds = Rounds(feed, training.validation, part, steps)
     history = History(feed.passes)
-    state = _fit(context, part, module, Rounds(feed, validation, part, steps), history, label)
-    write_table(context.out / "training.parquet", history.rows, TRAINING)
-    return Trained(state, {"steps": steps, "examples": len(training), **history.summary()})
+    try:
+        _run(context, training, module, rounds, history, place)
+    except NotFiniteError as error:
+        raise _stopped(context, error, place) from error
+    if place.rank == 0:
+        write_table(context.out / FIGURES, history.rows, TRAINING)
 
 
-def _fit(
+def _run(
     context: StageContext,
-    part: TrainingPart,
+    training: Training,
     module: TrainingModule,
     rounds: Rounds,
     history: History,
-    label: str,
-) -> dict[str, Tensor]:
-    """Run Lightning from the last checkpoint, if there is one; return the best trained tensors."""
-    checkpoints = context.scratch / "checkpoints"
+    place: Place,
+) -> None:
+    """Run Lightning from the last checkpoint, if there is one."""
+    last = _checkpoints(context) / "last.ckpt"
+    passes = rounds.feed.passes
+    logger = open_wandb(context, training.stage) if place.rank == 0 else None
+    report, label = context.report, training.stage
+    with report.track(label, rounds.steps) as tick, warnings.catch_warnings():
+        _silence_lightning()
+        patches = rounds.feed.examples.patches.shape
+        callbacks: list[Callback] = [history, Throughput(passes, patches, label, report)]
+        if place.rank == 0:
+            callbacks.append(Bar(tick, passes))
+        if context.settings.wandb != "disabled":
+            callbacks.append(Showcase(context, training.validation, rounds.count))
+        try:
+            trainer = _trainer(context, training.part, rounds, callbacks, logger, place)
+            trainer.fit(
+                module,
+                datamodule=rounds,
+                ckpt_path=last if last.is_file() else None,
+                weights_only=True,
+            )
+        finally:
+            close_wandb(logger)
+
+
+def _checkpoints(context: StageContext) -> Path:
+    return context.scratch / "checkpoints"
+
+
+def _keepers(folder: Path) -> list[Callback]:
+    """Return what keeps the best weights, and then, to resume from, the last state of all."""
     best = ModelCheckpoint(
-        checkpoints,
+        folder,
         filename="best",
         monitor="val_nll",
-        save_last=True,
+        save_weights_only=True,
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
-    last = checkpoints / "last.ckpt"
-    logger = open_wandb(context, label)
-    with context.report.track(label, rounds.steps) as tick, warnings.catch_warnings():
-        _silence_lightning()
-        callbacks: list[Callback] = [history, best, Bar(tick, rounds.feed.passes)]
-        trainer = _trainer(context, part, rounds, callbacks, logger)
-        trainer.fit(
-            module,
-            datamodule=rounds,
-            ckpt_path=last if last.is_file() else None,
-            weights_only=True,
-        )
-    close_wandb(logger)
-    saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-    return {name.removeprefix("vlm."): value for name, value in saved["state_dict"].items()}
+    last = ModelCheckpoint(
+        folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    return [best, last]
 
 
 class _AtomicCheckpointIO(TorchCheckpointIO):
@@ -140,27 +212,61 @@ def _trainer(
     rounds: Rounds,
     callbacks: list[Callback],
     logger: WandbLogger | None,
+    place: Place,
 ) -> L.Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    settings = context.settings
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     return L.Trainer(
-        accelerator="gpu" if pick_device(settings) == "cuda" else "cpu",
-        devices=settings.devices,
-        strategy=settings.strategy,
+        accelerator="gpu" if pick_device(context.settings) == "cuda" else "cpu",
+        devices=place.processes,
+        strategy=_strategy(context.settings, place),
         precision="bf16-mixed" if part.precision == "bf16" else "32-true",
+        # No max_steps: with it, Lightning takes every checkpoint for the middle of a round, and a
+        # resumed round ends without validation. The last round is as short as it must be.
         max_epochs=rounds.count,
-        max_steps=rounds.steps,
         accumulate_grad_batches=rounds.feed.passes,
-        gradient_clip_val=part.clip_norm,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *_keepers(_checkpoints(context))],
         logger=logger or False,
         plugins=[_AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=context.scratch,
+    )
+
+
+def _strategy(settings: Settings, place: Place) -> Strategy | str:
+    if place.processes == 1:
+        return "auto"
+    if settings.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=place.processes,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,  # one file, which any number of devices can read
+        )
+    if settings.strategy in ("auto", "ddp"):
+        return DDPStrategy()
+    raise PipelineError(
+        f"there is no training strategy '{settings.strategy}'",
+        "PHIVISION_STRATEGY is ddp (each device has all weights) or fsdp (each has a share)",
+    )
+
+
+def _stopped(context: StageContext, error: NotFiniteError, place: Place) -> PipelineError:
+    """Save which examples spoiled a step and return the error that tells it."""
+    path = context.scratch / f"not-finite-{place.rank}.json"
+    found = {
+        "step": error.step,
+        "losses": [str(loss) for loss in error.losses],
+        "gradient_norm": str(error.gradient_norm),
+        "example_ids": error.example_ids,
+    }
+    path.write_text(json.dumps(found, indent=1))
+    return PipelineError(
+        str(error),
+        f"lower the learning rate, or look at these examples: all their ids are in {path}",
     )
 
 
@@ -178,12 +284,3 @@ def _silence_lightning() -> None:
         ".*anonymous setting has no effect.*",
     ):
         warnings.filterwarnings("ignore", message=text)
-
-
-def _refuse_empty(training: ExampleSet, validation: ExampleSet) -> None:
-    for name, examples in (("train", training), ("validation", validation)):
-        if not len(examples):
-            raise PipelineError(
-                f"the {name} split has no example",
-                "raise images.limit or images.validation_share, or look at the drops",
-            )

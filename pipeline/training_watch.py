@@ -1,23 +1,27 @@
-"""What is seen of a training: figures of every round, and a bar that moves with every step."""
+"""What is remembered of a training: figures that depend on its data and weights, never on a clock.
+
+They go into the artifact, so equal trainings give equal rows. An interval never spans two rounds,
+because a resume begins with a round.
+"""
 
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
-from model.training import TrainingModule
-from pipeline.progress import Ticker
+from model.training import StepFigures, TrainingModule
+
+INTERVAL = 10  # optimizer steps behind one row of figures
 
 
 class History(Callback):
-    """Figures of every round, kept in the checkpoint so that a resume loses none."""
+    """Figures of every interval, kept in the checkpoint so that a resume loses none."""
 
     def __init__(self, passes: int) -> None:
         self.rows: list[dict[str, Any]] = []
         self.passes = passes
-        self._losses: list[Tensor] = []
+        self._steps: list[StepFigures] = []
 
     def on_train_batch_end(
         self,
@@ -27,21 +31,42 @@ class History(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Keep the loss of one forward pass."""
-        self._losses.append(trainer.callback_metrics["loss"].detach())
+        """Keep the figures of an optimizer step."""
+        if (batch_idx + 1) % self.passes:
+            return
+        assert isinstance(pl_module, TrainingModule)
+        assert pl_module.last is not None
+        self._steps.append(pl_module.last)
+        if len(self._steps) == INTERVAL:
+            self._write(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write down the figures of a finished round."""
+        """Write down what is left of a finished round, and its validation likelihood."""
         assert isinstance(pl_module, TrainingModule)
-        step = trainer.global_step
+        if self._steps:
+            self._write(trainer, pl_module)
+        self._add(trainer, {"val_nll": float(trainer.callback_metrics["val_nll"])})
+
+    def _write(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        steps, count = self._steps, len(self._steps)
+        usage = torch.stack([each.usage for each in steps]).mean(dim=0)
+        nll = sum(each.nll for each in steps) / count
+        here = torch.cat([usage, torch.tensor([nll], device=usage.device)])
+        # Processes hold shares of the loss, which add up; their experts' shares are averaged.
+        summed = trainer.strategy.reduce(here, reduce_op="sum").tolist()
         figures = {
-            "loss": float(torch.stack(self._losses).mean()),
-            "val_nll": float(trainer.callback_metrics["val_nll"]),
-            "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "loss": summed.pop(),
+            "gradient_norm": sum(each.gradient_norm for each in steps) / count,
         }
-        for number, usage in enumerate(pl_module.expert_usage()):
-            figures[f"expert_{number}_usage"] = usage
-        self._losses.clear()
+        for room, rate in module.learning_rates().items():
+            figures[f"learning_rate_{room}"] = rate
+        for number, share in enumerate(summed):
+            figures[f"expert_{number}_usage"] = share / trainer.world_size
+        self._steps = []
+        self._add(trainer, figures)
+
+    def _add(self, trainer: L.Trainer, figures: dict[str, float]) -> None:
+        step = trainer.global_step
         self.rows += [
             {"step": step, "metric": name, "value": value} for name, value in figures.items()
         ]
@@ -55,35 +80,3 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the figures of the rounds before."""
         self.rows = list(state_dict["rows"])
-
-    def summary(self) -> dict[str, float]:
-        """Return the best and the last validation likelihood, in nats per token."""
-        losses = [row["value"] for row in self.rows if row["metric"] == "val_nll"]
-        return {"val_nll": round(min(losses), 4), "last_val_nll": round(losses[-1], 4)}
-
-
-class Bar(Callback):
-    """Moves the progress bar once per optimizer step."""
-
-    def __init__(self, tick: Ticker, passes: int) -> None:
-        self.tick, self.passes = tick, passes
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the bar where the checkpoint ended."""
-        self.tick(trainer.global_step)
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Move the bar after the last pass of a step."""
-        if (batch_idx + 1) % self.passes == 0:
-            shown = trainer.callback_metrics
-            note = "  ".join(
-                f"{name} {float(shown[name]):.3f}" for name in ("loss", "val_nll") if name in shown
-            )
-            self.tick(1, note)

@@ -1,0 +1,117 @@
+"""Floating-point operations of training, counted from parameters and positions.
+
+A matrix of P parameters costs 2P operations for each position forward, 2P for the gradient of its
+input and, if it is trained, 2P for its own gradient (Kaplan et al. 2020, arXiv 2001.08361). The
+gradient of the input is always needed, because the projector learns below the language model.
+Attention adds 2 products of every position with those it sees, forward, and twice that backward.
+Recomputed activations are not counted: they are the price of memory, not work on the data.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from model.objective_configs import (
+    MixedByLengthConfig,
+    MixedConfig,
+    ObjectiveConfig,
+    ScheduledSamplingConfig,
+)
+from model.vlm import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Matrix parameters of one part of a model.
+
+    Attributes:
+        frozen: Those that are not trained.
+        trained: Those that are.
+    """
+
+    frozen: int
+    trained: int
+
+    @property
+    def forward(self) -> int:
+        """Operations per position, forward."""
+        return 2 * (self.frozen + self.trained)
+
+    @property
+    def backward(self) -> int:
+        """Operations per position, backward."""
+        return 2 * self.frozen + 4 * self.trained
+
+
+@dataclass(frozen=True)
+class Size:
+    """What of a model decides the work of a training step.
+
+    Attributes:
+        prefix: Projector; works on every patch.
+        layers: Decoder layers; work on every position.
+        head: Output layer; works on every supervised token.
+        attention: Layers times width.
+        prefix_tokens: Positions of a picture, the separator included.
+    """
+
+    prefix: Weights
+    layers: Weights
+    head: Weights
+    attention: int
+    prefix_tokens: int
+
+
+def size_of(vlm: VisionLanguageModel, prefix_tokens: int) -> Size:
+    """Return the size of a model; it may lie on the meta device, without any weights."""
+    language_model = vlm.language_model
+    config = language_model.config
+    return Size(
+        prefix=_weights(vlm.vision_prefix),
+        layers=_weights(language_model.get_submodule("model.layers")),
+        head=_weights(language_model.get_submodule("lm_head")),
+        attention=config.num_hidden_layers * config.hidden_size,
+        prefix_tokens=prefix_tokens,
+    )
+
+
+def _weights(module: nn.Module) -> Weights:
+    matrices = [p for p in module.parameters() if p.ndim >= 2]
+    trained = sum(p.numel() for p in matrices if p.requires_grad)
+    return Weights(sum(p.numel() for p in matrices) - trained, trained)
+
+
+def passes_before(objective: ObjectiveConfig) -> float:
+    """Return the mean number of forward passes without gradient in front of the trained one."""
+    if isinstance(objective, ScheduledSamplingConfig):
+        return objective.passes
+    if isinstance(objective, MixedConfig):
+        return objective.scheduled_share * objective.scheduled.passes
+    return objective.scheduled.passes if isinstance(objective, MixedByLengthConfig) else 0
+
+
+def training_flops(
+    size: Size, *, rows: float, text_tokens: float, targets: float, before: float
+) -> float:
+    """Return the operations of a forward and backward pass, padding not counted.
+
+    Every row is taken to be as long as the mean row and to see all of itself, which only matters
+    for attention, a hundredth of the work at a hundred positions of Phi-2.
+
+    Args:
+        size: The model.
+        rows: Pictures with their text.
+        text_tokens: Tokens of all texts.
+        targets: Supervised tokens.
+        before: Forward passes without gradient in front of it.
+    """
+    positions = rows * size.prefix_tokens + text_tokens
+    attention = 4 * size.attention * positions * (positions / rows + 1) / 2
+    parts = (
+        (size.prefix, rows * size.prefix_tokens, 0.0),
+        (size.layers, positions, attention),
+        (size.head, targets, 0.0),
+    )
+    forward = sum(part.forward * count + more for part, count, more in parts)
+    backward = sum(part.backward * count + 2 * more for part, count, more in parts)
+    return (1 + before) * forward + backward
