@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-server lint format server worker deploy audit faults bench clean requirements
+.PHONY: demo test test-services lint format server worker deploy audit faults bench clean requirements
 
 demo: $(READY)  ## run the whole DAG on the rendered dataset, then look at what it learned
 	$(BIN)/phivision run --preset demo
@@ -14,11 +14,11 @@ demo: $(READY)  ## run the whole DAG on the rendered dataset, then look at what 
 # The demo takes one process for minutes; two more run everything else, and often wait.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
-test: $(READY) lint  ## all tests but those of a real Prefect server, from units to the whole demo
-	$(PYTEST) -m "not server"
+test: $(READY) lint  ## all tests from units to the whole demo, but those of `make test-services`
+	$(PYTEST) -m "not server and not browser"
 
-test-server: $(READY)  ## a real Prefect server, workers, schedules; PostgreSQL where it is installed
-	$(BIN)/python -m pytest -m server
+test-services: $(READY)  ## a real Prefect server with workers, PostgreSQL and a browser, if installed
+	$(BIN)/python -m pytest -m "server or browser"
 
 lint: $(READY)  ## style, types and the layers
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from tests.e2e.chat_server import ROOT, serving
 from tests.unit.tiny_bundle import picture
 
 pytest.importorskip("gradio", reason="the chat needs the extra `chat`")
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(600)]
 USER, PASSWORD = "ada", "planted-chat-password"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUESTION = "What colour is it?"

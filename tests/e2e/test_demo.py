@@ -49,8 +49,8 @@ def test_captions_depend_on_the_picture(demo: tuple[Cli, str]) -> None:
 
 
 def test_questions_are_answered_from_the_picture(demo: tuple[Cli, str]) -> None:
-    # Colours, places and counts are learned, shapes are not yet; CHANGELOG.md has the figures.
-    assert metric(demo[0], "answer_accuracy", "real") >= 0.5
+    # 0.85 was measured, with an interval from 0.80 to 0.90; another CPU rounds differently.
+    assert metric(demo[0], "answer_accuracy", "real") >= 0.8
     assert metric(demo[0], "answer_accuracy", "blind") <= 0.45
     assert metric(demo[0], "answer_accuracy", "shuffled") <= 0.45
 
@@ -65,14 +65,17 @@ def test_likelihood_is_best_with_the_right_picture(demo: tuple[Cli, str]) -> Non
     assert real < metric(demo[0], "nll", "blind")
 
 
-def test_the_use_of_every_expert_is_recorded(demo: tuple[Cli, str]) -> None:
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_no_expert_collapses(demo: tuple[Cli, str], stage: str) -> None:
     usage = rows(
         demo[0],
         "SELECT metric, arg_max(value, step) AS share FROM training "
-        "WHERE stage = 'finetune' AND metric LIKE 'expert%' GROUP BY metric",
+        f"WHERE stage = '{stage}' AND metric LIKE 'expert%' GROUP BY metric",
     )
-    assert len(usage) == 4
-    assert sum(float(row["share"]) for row in usage) == pytest.approx(1, abs=1e-3)
+    shares = [float(row["share"]) for row in usage]
+    assert len(shares) == 4
+    assert sum(shares) == pytest.approx(1, abs=1e-3)
+    assert min(shares) > 0.1
 
 
 def test_drops_have_one_reason_each(demo: tuple[Cli, str]) -> None:
