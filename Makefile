@@ -60,11 +60,11 @@ bench: $(READY)  ## print the figures of every benchmark
 $(READY): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.txt --editable '.[dev,chat]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint requirements.txt --editable '.[dev,chat]'
 	touch $(READY)
 
 requirements: $(READY)  ## pin every dependency anew, without any index address
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra chat --extra java-metrics --upgrade \
 	  --no-emit-index-url --no-annotate --no-header --output-file requirements.txt pyproject.toml
 
 clean:  ## forget the environment and the artifacts of this folder

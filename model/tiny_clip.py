@@ -83,7 +83,7 @@ def train_tiny_clip(
     pixels = pictures(preprocess)
     tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
     loss_function = open_clip.ClipLoss()
-    optimizer = torch.optim.AdamW(_groups(clip), lr=learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(_groups(clip), lr=learning_rate, betas=(0.9, 0.98), fused=True)
     rng = random.Random(seed)  # noqa: S311
     batch = min(batch, len(captions))
     steps = len(captions) // batch

@@ -80,7 +80,7 @@ def train_tiny_phi(
     rows = len(_pack(encoded, tokenizer, seed))
     batch = min(batch, rows)
     steps = rows // batch
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=learning_rate, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=learning_rate, betas=(0.9, 0.95), fused=True)
     schedule = warmup_cosine(optimizer, epochs * steps, warmup_share=0.05)
     loss = torch.zeros(())
     for epoch in range(epochs):

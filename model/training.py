@@ -246,7 +246,7 @@ class TrainingModule(L.LightningModule):
         """Return AdamW with one group per room and decay, under warm-up and cosine."""
         config = self.optimizer_config
         groups = [group for _, group in self._groups()]
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, fused=True)
         schedule = warmup_cosine(optimizer, config.steps, config.warmup_share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

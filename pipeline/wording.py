@@ -234,17 +234,21 @@ def _answer(item: SceneObject, kind: str) -> str:
 def _presence_aims(scene: Scene, rng: random.Random) -> list[_Aim]:
     """One question per object, all answered yes or all no.
 
-    The absent things differ from an object of the scene in the shape or in the colour alone.
+    Every second time they ask for a shape of any colour. Otherwise the absent things differ from
+    an object of the scene in the shape or in the colour alone.
     """
-    present = rng.random() < 0.5
+    present, plain = rng.random() < 0.5, rng.random() < 0.5
     shown = {(item.colour, item.shape) for item in scene.objects}
     aims = []
     for number, item in enumerate(scene.objects):
         recoloured = [(colour, item.shape) for colour in COLOURS]
         reshaped = [(item.colour, shape) for shape in SHAPES]
         absent = [look for look in rng.choice((recoloured, reshaped)) if look not in shown]
-        look = (item.colour, item.shape) if present else rng.choice(absent)
+        if plain:
+            absent = [(shape,) for shape in SHAPES if all(shape != of[1] for of in shown)]
+        there = (item.shape,) if plain else (item.colour, item.shape)
+        look = there if present else rng.choice(absent)
+        facts = frozenset({"shape"} if plain else {"shape", "colour"})
         answer = "yes" if present else "no"
-        facts = frozenset({"shape", "colour"})
         aims.append(_Aim("presence", number, facts, _with_article(" ".join(look)), answer))
     return aims
