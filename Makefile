@@ -12,7 +12,7 @@ demo: $(READY)  ## run the whole DAG on the rendered dataset, then look at what 
 	$(BIN)/phivision show
 
 # The demo takes one process for minutes; two more run everything else, and often wait.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 test: $(READY) lint  ## all tests from units to the whole demo, but those of `make test-services`
 	$(PYTEST) -m "not server and not browser"
@@ -64,7 +64,8 @@ $(READY): pyproject.toml requirements.txt
 	touch $(READY)
 
 requirements: $(READY)  ## pin every dependency anew, without any index address
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra chat --extra java-metrics --upgrade \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+	  --extra dev --extra chat --extra java-metrics \
 	  --no-emit-index-url --no-annotate --no-header --output-file requirements.txt pyproject.toml
 
 clean:  ## forget the environment and the artifacts of this folder

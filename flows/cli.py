@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError
 
 from flows.bundle_commands import chat, export
 from flows.looking_commands import LOOKING
-from flows.options import Preset, Rerun, Set, Store
+from flows.options import OnlyList, Preset, Rerun, Set, Store
 from flows.options import changes_of as _changes
 from flows.options import open_store as _open
 from flows.options import recipe_of as _recipe
@@ -60,13 +60,24 @@ def plan(
     set_: Set = None,
     store: Store = None,
     rerun: Rerun = None,
+    hardware: str | None = None,
+    peak: float | None = None,
+    mfu: float = 0.4,
     format: Literal["table", "json"] = "table",  # noqa: A002 - the option's name
 ) -> None:
     """Say which stages would run, and why; nothing runs.
 
     Args:
+        hardware: Say instead what memory and time training takes on a GPU: H100, 80GB, …
+        peak: Its peak in TFLOP/s of bf16, instead of the known one.
+        mfu: Share of the peak that training is taken to reach.
         format: A table for people or JSON for programs.
     """
+    if hardware is not None:
+        from flows.hardware_command import print_hardware
+
+        print_hardware(_recipe(preset, set_), hardware, peak, mfu, format)
+        return
     import json
 
     from pipeline.plan import plan as make_plan
@@ -166,22 +177,28 @@ def recipe(*, preset: Preset = "demo", set_: Set = None) -> None:
 
 
 @app.command
-def scores(*, store: Store = None) -> None:
-    """Print the held-out scores of the latest run under real, shuffled and blind pictures."""
+def scores(*, store: Store = None, java: bool = False) -> None:
+    """Print the held-out scores of the latest run: real, shuffled and blind pictures, and floors.
+
+    Args:
+        java: METEOR and SPICE of its captions instead; needs Java and phivision[java-metrics].
+    """
+    from flows.java_scores import print_java_scores
     from flows.scores_command import print_scores
     from storage.catalog import Catalog
 
-    print_scores(Catalog(_open(_settings(store))))
+    show = print_java_scores if java else print_scores
+    show(Catalog(_open(_settings(store))))
 
 
 @app.command
 def runs(*, store: Store = None) -> None:
     """List the finished runs of a store, newest first."""
-    from flows.tables import print_rows
+    from flows.tables import print_rows, when
     from storage.runs import read_runs
 
     records = read_runs(_open(_settings(store)))
-    rows = [[r["run"], _when(r["created"]), r["seconds"], " ".join(r["made"])] for r in records]
+    rows = [[r["run"], when(r["created"]), r["seconds"], " ".join(r["made"])] for r in records]
     print_rows(["run", "finished (UTC)", "seconds", "made"], rows)
 
 
@@ -212,10 +229,14 @@ def tag(name: str, run: str = "latest", /, *, store: Store = None) -> None:
 
 
 @app.command
-def rollback(*, store: Store = None) -> None:
+def rollback(*, store: Store = None, list_: OnlyList = False) -> None:
     """Publish again the assistant that was published before."""
+    from flows.store_commands import print_published
     from pipeline.gate import roll_back, status_line
 
+    if list_:
+        print_published(_open(_settings(store)))
+        return
     print(status_line(roll_back(_open(_settings(store)))))
 
 
@@ -302,12 +323,6 @@ def _errors(*, debug: bool) -> Generator[None]:
 def _fail(text: str, status: int) -> None:
     print(f"phivision: {text}", file=sys.stderr)
     sys.exit(status)
-
-
-def _when(seconds: float) -> str:
-    import datetime
-
-    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ Set = Annotated[
     list[str] | None,
     Parameter(name="--set", help="Change one recipe field: dotted.path=value.", negative=()),
 ]
+OnlyList = Annotated[
+    bool, Parameter(name="--list", negative=(), help="Only print what was published, and why.")
+]
 Store = Annotated[str | None, Parameter(help="Path or fsspec URL of the artifact store.")]
 Rerun = Annotated[
     list[str] | None, Parameter(help="Make this stage again although it is fresh.", negative=())

@@ -5,11 +5,13 @@ shows a form made of it. The fields are those of the recipe by dotted path, and 
 settings; they are read off the models, so nothing is written down twice.
 """
 
+import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict
 
@@ -37,11 +39,39 @@ def dotted_fields(model: type[BaseModel], prefix: str = "") -> dict[str, list[Fi
 
 
 def optional_fields(name: str, model: type[BaseModel]) -> Any:
-    """Return a dictionary type with a model's dotted fields, all optional, and no others."""
-    fields = {path: _field(path, infos) for path, infos in dotted_fields(model).items()}
+    """Return a dictionary type with a model's dotted fields, all optional, and no others.
+
+    Below a field of named entries, such as `examples.filters`, any one entry is a field, too.
+    """
+    found = dotted_fields(model)
+    fields = {path: _field(path, infos) for path, infos in found.items()}
+    entries = {
+        f"^{re.escape(path)}\\..+$": get_args(infos[0].annotation)[1]
+        for path, infos in found.items()
+        if get_origin(infos[0].annotation) is dict
+    }
     made: Any = TypedDict(name, fields, total=False)  # ty: ignore
-    made.__pydantic_config__ = ConfigDict(extra="forbid")
-    return made
+    # Pydantic has no type for keys of a pattern; a JSON schema, which the server reads, has.
+    shape: Any = {
+        "additionalProperties": False,
+        "patternProperties": {
+            key: TypeAdapter(kind).json_schema() for key, kind in entries.items()
+        },
+    }
+    made.__pydantic_config__ = ConfigDict(extra="allow", json_schema_extra=shape)
+    return Annotated[made, AfterValidator(partial(_refuse_others, set(fields), entries))]
+
+
+def _refuse_others(
+    fields: set[str], entries: Mapping[str, Any], values: dict[str, Any]
+) -> dict[str, Any]:
+    """Raise ValueError if a key is neither a field nor an entry of one, or is a wrong entry."""
+    for key in values.keys() - fields:
+        kinds = [kind for pattern, kind in entries.items() if re.match(pattern, key)]
+        if not kinds:
+            raise ValueError(f"there is no field '{key}'")
+        TypeAdapter(kinds[0]).validate_python(values[key])
+    return values
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -1,4 +1,7 @@
-"""`phivision scores`: what the latest run's models do on held-out pictures."""
+"""`phivision scores`: what a run's models do on held-out pictures, beside what floors do."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from flows.tables import condition_order, print_rows
 from pipeline.errors import PipelineError
@@ -15,11 +18,30 @@ def print_scores(catalog: Catalog) -> None:
     Raises:
         PipelineError: No run has finished.
     """
-    if not catalog.runs:
-        raise PipelineError(f"no run has finished in {catalog.store.uri}", "`phivision run`")
-    run = catalog.run or catalog.runs[0]["run"]
+    run = run_of(catalog)
     with catalog.open("SELECT * FROM metrics") as database:
         rows = database.query(_SQL, {"run": run}).to_pylist()
+    print_conditions(run, rows)
+
+
+def run_of(catalog: Catalog) -> str:
+    """Return the name of the run that a catalog shows.
+
+    Raises:
+        PipelineError: No run has finished.
+    """
+    if not catalog.runs:
+        raise PipelineError(f"no run has finished in {catalog.store.uri}", "`phivision run`")
+    return str(catalog.run or catalog.runs[0]["run"])
+
+
+def print_conditions(run: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows of the `metrics` view as a table whose columns are conditions.
+
+    Args:
+        run: The run they are of.
+        rows: `stage`, `metric`, `condition`, `value`, `low`, `high` and `count` of each.
+    """
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
         interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""

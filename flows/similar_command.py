@@ -58,7 +58,8 @@ def find_similar(
         keys: dict[str, object] = {"sha": sha256, "count": count}
         if database.query(_KNOWN, {"sha": sha256}).num_rows:
             return database.query(_NEAREST.format(wanted=_STORED), keys).to_pylist()
-        assert data is not None
+        if data is None:
+            raise PipelineError(f"image {image} has no embedding", "`phivision run` makes it")
         pooled = _embed(catalog, data, settings)
         width = database.query(_WIDTH)["width"][0].as_py()
         sql = _NEAREST.format(wanted=_GIVEN.format(width=width))

@@ -2,7 +2,7 @@
 
 import re
 
-from flows.tables import print_rows
+from flows.tables import print_rows, when
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
 from pipeline.settings import Settings
@@ -97,6 +97,23 @@ def tag_run(store: ArtifactStore, name: str, run: str) -> None:
     found = find_run(store, run)["run"]
     write_ref(store, name, found)
     print(f"{name} is now run {found}")
+
+
+def print_published(store: ArtifactStore) -> None:
+    """Print every decision about what is published, newest first; `*` marks what is now."""
+    from storage.published import published, read_history
+
+    history = read_history(store)
+    if not history:
+        print(f"nothing was ever published in {store.uri}")
+        return
+    now = published(history)
+    rows = [
+        ["*" if entry is now else "", entry.number, when(entry.created), entry.action, entry.run,
+         entry.digest[:12], entry.reason]
+        for entry in history
+    ]  # fmt: skip
+    print_rows(["", "no", "when (UTC)", "decision", "run", "digest", "why"], rows)
 
 
 def _cell(value: object) -> object:

@@ -18,6 +18,13 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     Console(soft_wrap=False).print(table)
 
 
+def when(seconds: float) -> str:
+    """Return seconds since 1970 as a date and a time, in UTC."""
+    import datetime
+
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S}"
+
+
 def condition_order(conditions: Iterable[str]) -> list[str]:
     """Return conditions in the order of reading: real, shuffled, blind, then floors by name."""
     from pipeline.schemas import CONDITIONS

@@ -5,11 +5,11 @@ input and, if it is trained, 2P for its own gradient (Kaplan et al. 2020, arXiv 
 gradient of the input is always needed, because the projector learns below the language model.
 Attention adds 2 products of every position with those it sees, forward, and twice that backward.
 Recomputed activations are not counted: they are the price of memory, not work on the data.
+`plan` counts too, so this file must not import torch.
 """
 
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from model.objective_configs import (
     MixedByLengthConfig,
@@ -17,7 +17,11 @@ from model.objective_configs import (
     ObjectiveConfig,
     ScheduledSamplingConfig,
 )
-from model.vlm import VisionLanguageModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from model.vlm import VisionLanguageModel
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Size:
     prefix_tokens: int
 
 
-def size_of(vlm: VisionLanguageModel, prefix_tokens: int) -> Size:
+def size_of(vlm: "VisionLanguageModel", prefix_tokens: int) -> Size:
     """Return the size of a model; it may lie on the meta device, without any weights."""
     language_model = vlm.language_model
     config = language_model.config
@@ -75,7 +79,7 @@ def size_of(vlm: VisionLanguageModel, prefix_tokens: int) -> Size:
     )
 
 
-def _weights(module: nn.Module) -> Weights:
+def _weights(module: "nn.Module") -> Weights:
     matrices = [p for p in module.parameters() if p.ndim >= 2]
     trained = sum(p.numel() for p in matrices if p.requires_grad)
     return Weights(sum(p.numel() for p in matrices) - trained, trained)

@@ -242,6 +242,7 @@ def _presence(exam: Exam, vlm: VisionLanguageModel, condition: str) -> list[Row]
         exam.template,
         np.array([task.row for task, _ in asked], np.int64),
         texts,
+        exam.evaluate.presence_answers,
         exam.shown,
         condition,
         exam.evaluate.batch,

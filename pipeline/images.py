@@ -1,7 +1,8 @@
 """Stage `images`: a COCO-format dataset becomes tables and shards of pictures that all decode.
 
 Each picture is read once, decoded once to prove that it can be, and kept as its original bytes.
-What cannot be used is quarantined in `drops` with its file, its record and the reason.
+What cannot be used is quarantined in `drops` with its file, its record and the reason; its bytes
+are kept apart.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from model.decoding import BadImageError, decode_image
 from pipeline.annotations import Annotations, captions_of, objects_of
 from pipeline.errors import PipelineError
 from pipeline.picture_files import PictureFinder, Pictures, picture_limits
+from pipeline.quarantine import Quarantine
 from pipeline.recipe_parts import ImagesPart
 from pipeline.schemas import CAPTIONS, DROPS, IMAGE_FILES, IMAGES, OBJECTS, drop
 from pipeline.sources import TEST_ORIGINS, fetch_pictures, read_annotations
@@ -103,7 +105,7 @@ def _ingest(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row per usable picture, writing the pictures' bytes on the way."""
     limits = picture_limits(images.max_bytes)
-    shards = _PictureShards(context.out)
+    shards, quarantine = _PictureShards(context.out), Quarantine()
     with ExitStack() as stack:
         finders: dict[Path, PictureFinder] = {}
         for known in pictures.values():
@@ -113,17 +115,20 @@ def _ingest(
         tick = stack.enter_context(context.report.track("check pictures", len(chosen)))
         for record in chosen:
             tick()
+            data = b""
             try:
                 data = finders[pictures[record["origin"]].path].read(record["file_name"])
                 picture = decode_image(data, images.max_pixels)
             except (BadImageError, StorageError) as error:
                 key, name = record["id"], record["file_name"]
                 drops.append(drop("images", "image", key, name, *_reason(error)))
+                quarantine.add(record, data)
                 continue
             row = _row(record, data, picture.size, images.validation_share, seed)
             shards.add(row["sha256"], data)
             yield row
     shards.flush()
+    quarantine.write(context.out)
 
 
 class _PictureShards:

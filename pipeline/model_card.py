@@ -1,7 +1,9 @@
 """The model card of a bundle: what it is, how well it does, and how to use it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+Row = dict[str, Any]
 _SHOWN = ("cider_d", "bleu_4", "rouge_l", "answer_accuracy", "eos_rate", "nll")
 
 _CARD = """---
@@ -24,7 +26,7 @@ does not look scores the same in all three.
 
 Brackets are 95 % bootstrap intervals over pictures or questions. CIDEr-D takes its word weights
 from the evaluated references, here {images} pictures, so compare it within this card only.
-
+{gaps}
 ## Use
 
 ```
@@ -40,21 +42,48 @@ The model repeats what its training data holds, errors and biases included. It i
 confidently wrong. The licences of the data and of the backbones apply to it.
 """
 
+_GAPS = """
+## What the picture is worth
+
+By how much the real picture is better than what a column names, over the same pictures. Above 0
+speaks for the picture, also where less of a metric is better; an interval above 0 shows that the
+picture is used. The last two columns are captions that no language model wrote: the commonest
+training caption, and one of the most similar training picture.
+
+| metric | shuffled | blind | most frequent | nearest neighbour |
+|---|--:|--:|--:|--:|
+{table}
+"""
+_AGAINST = ("shuffled", "blind", "most_frequent", "nearest_neighbour")
+
 
 def model_card(card: dict[str, Any]) -> str:
     """Return a bundle's card as Markdown."""
     values = {(row["metric"], row["condition"]): row for row in card["metrics"]}
+    table = _table(values, ("real", "shuffled", "blind"))
+    gaps = _table(values, _AGAINST, "_gap", "+.3f")
+    images = values["cider_d", "real"]["count"]
+    gaps = _GAPS.format(table=gaps) if gaps else ""
+    return _CARD.format(name=card["name"], table=table, images=images, gaps=gaps)
+
+
+def _table(
+    values: Mapping[tuple[str, str], Row],
+    columns: Sequence[str],
+    suffix: str = "",
+    style: str = ".3f",
+) -> str:
+    """Return a line for each metric that has a value in one of the columns."""
     lines = []
     for metric in _SHOWN:
-        cells = [_cell(values.get((metric, shown))) for shown in ("real", "shuffled", "blind")]
+        cells = [_cell(values.get((f"{metric}{suffix}", column)), style) for column in columns]
         if any(cells):
             lines.append(f"| `{metric}` | {' | '.join(cells)} |")
-    images = values["cider_d", "real"]["count"]
-    return _CARD.format(name=card["name"], table="\n".join(lines), images=images)
+    return "\n".join(lines)
 
 
-def _cell(row: dict[str, Any] | None) -> str:
+def _cell(row: Row | None, style: str) -> str:
     if row is None:
         return ""
-    text = f"{row['value']:.3f}"
-    return f"{text} [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else text
+    text = f"{row['value']:{style}}"
+    return text if row["low"] is None else f"{text} [{row['low']:{style}}, {row['high']:{style}}]"

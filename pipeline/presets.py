@@ -129,6 +129,7 @@ DEMO = Recipe(
         choices=8,
         presence_objects=3,
         presence_question="Is there {object}?",
+        presence_answers=("yes", "no"),
     ),
     publish=PublishPart(name="phivision-demo", metric="cider_d"),
 )
@@ -222,6 +223,7 @@ COCO = Recipe(
         choices=8,
         presence_objects=3,
         presence_question="Is there {object} in the image?",
+        presence_answers=("Yes", "No"),
     ),
     publish=PublishPart(name="phivision-coco", metric="cider_d"),
 )

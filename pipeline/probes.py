@@ -14,7 +14,6 @@ from model.vlm import VisionLanguageModel
 from pipeline.conditions import Shown
 from pipeline.feed import collate
 
-YES, NO = " Yes", " No"  # as an answer begins in LLaVA-Instruct
 TIE = 1e-4  # nats within which two pictures are equally likely
 
 
@@ -23,12 +22,13 @@ def presence_answers(
     template: PromptTemplate,
     pictures: NDArray[np.int64],
     questions: Sequence[Sequence[str]],
+    answers: tuple[str, str],
     shown: Shown,
     condition: str,
     batch: int,
     device: str,
 ) -> list[list[bool]]:
-    """Return whether the model finds "Yes" likelier than "No", for every question.
+    """Return whether the model finds yes likelier than no, for every question.
 
     What the two words have in common in tokens belongs to the prompt; the first token in which
     they differ decides.
@@ -38,12 +38,13 @@ def presence_answers(
         template: The prompt template.
         pictures: Row of patch embeddings of each picture, int64 [picture].
         questions: The questions about each picture.
+        answers: How the conversations spell yes and no.
         shown: Patch embeddings by condition.
         condition: `real`, `shuffled` or `blind`.
         batch: Pictures per forward pass.
         device: Where to compute.
     """
-    lead, yes, no = _fork(template.encode(YES), template.encode(NO))
+    lead, yes, no = _fork(*(template.encode(f" {answer}") for answer in answers))
     found: list[list[bool]] = []
     for start in range(0, len(pictures), batch):
         asked = questions[start : start + batch]
@@ -55,8 +56,8 @@ def presence_answers(
             [len(each) for each in asked],
             device,
         )
-        answers = iter((logits[:, yes] > logits[:, no]).tolist())
-        found += [[next(answers) for _ in each] for each in asked]
+        said = iter((logits[:, yes] > logits[:, no]).tolist())
+        found += [[next(said) for _ in each] for each in asked]
     return found
 
 

@@ -66,7 +66,8 @@ class Recipe(Part):
         """Return this recipe with dotted paths replaced, validated as a whole.
 
         Changing the `kind` of a tagged value drops its old fields; the new kind's fields must
-        then be given in the same call.
+        then be given in the same call. Below a field of named entries, a path adds or replaces
+        one of them: `examples.filters.NAME`, whose name may hold dots.
 
         Args:
             changes: Values by dotted path, e.g. `{"finetune.epochs": 2}`. Text values are read
@@ -79,11 +80,25 @@ class Recipe(Part):
         values = self.model_dump(mode="json")
         kinds = [path for path in changes if path.endswith(".kind")]
         for path in [*kinds, *(path for path in changes if path not in kinds)]:
-            _assign(values, path, _parse(changes[path]), fresh_kinds=kinds)
+            field, name = self._entry(path)
+            value = _parse(changes[path])
+            if name is not None:
+                value = _with_entry(values, field, name, value)
+            _assign(values, field, value, fresh_kinds=kinds)
         try:
             return Recipe.model_validate(values)
         except ValidationError as error:
             raise RecipeError(_explain(error, self)) from None
+
+    def _entry(self, path: str) -> tuple[str, str | None]:
+        """Return a path's field and, where that is one of named entries, the rest as a name."""
+        node, steps = self, path.split(".")
+        for depth, key in enumerate(steps[:-1], 1):
+            known = isinstance(node, Part) and key in type(node).model_fields
+            node = getattr(node, key) if known else None
+            if isinstance(node, dict):
+                return ".".join(steps[:depth]), ".".join(steps[depth:])
+        return path, None
 
     def leaves(self) -> Iterator[tuple[str, object]]:
         """Yield every dotted path of this recipe with its value, in declaration order."""
@@ -114,6 +129,14 @@ def _parse(value: object) -> object:
         return json.loads(value)
     except json.JSONDecodeError:
         return value
+
+
+def _with_entry(values: dict[str, Any], field: str, name: str, value: object) -> object:
+    """Return the entries of a field with one more, or what else an earlier change put there."""
+    entries: Any = values
+    for key in field.split("."):
+        entries = entries.get(key, {})
+    return {**entries, name: value} if isinstance(entries, dict) else entries
 
 
 def _assign(values: dict[str, Any], path: str, value: object, *, fresh_kinds: list[str]) -> None:

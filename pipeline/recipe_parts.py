@@ -293,6 +293,10 @@ class EvaluatePart(Part):
         description="How presence is asked for; {object} stands for an object with its article.",
         pattern=r"\{object\}",
     )
+    presence_answers: tuple[str, str] = Field(
+        description="The two answers whose likelihoods are compared, yes before no, spelt as the "
+        "conversations spell them."
+    )
 
 
 class PublishPart(Part):

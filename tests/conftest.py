@@ -5,8 +5,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Several processes on two cores: torch's own threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -85,17 +87,35 @@ def assignments(changes: Mapping[str, object]) -> list[str]:
     return [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
 
 
+# The files whose tests look at the one whole run of the demo.
+DEMO_FILES = ("test_demo.py", "test_readme.py", "test_secrets.py")
+
+
+class ByFile(LoadScopeScheduling):
+    """Keeps a file's tests in one process, and the files that share a whole run in one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::", 1)[0]
+        if path.endswith(DEMO_FILES):
+            return "demo"
+        return "faults" if path.startswith("tests/faults/") else path
+
+
+def pytest_configure() -> None:
+    """Let the first process, which runs the demo, have a core of its own."""
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+        os.nice(10)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Share the tests out over the processes of `make test`."""
+    return ByFile(config, log)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and all that need the demo, which start first."""
-
-    def needs_demo(item: pytest.Item) -> bool:
-        return "demo" in getattr(item, "fixturenames", ())
-
-    for item in items:
-        group = "demo" if needs_demo(item) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not needs_demo(item))
+    """Begin with the demo, which takes longest."""
+    items.sort(key=lambda item: not item.path.name.endswith(DEMO_FILES))
 
 
 @pytest.fixture(scope="session")

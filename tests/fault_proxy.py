@@ -9,10 +9,9 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
 from urllib.parse import urlsplit
+
+from tests.loopback import LoopbackServer, QuietHandler
 
 _HOP = {"connection", "transfer-encoding", "content-length", "keep-alive", "date", "server"}
 BUSY = b'<?xml version="1.0"?><Error><Code>%s</Code><Message>busy</Message></Error>'
@@ -53,37 +52,15 @@ class Seen:
     fault: bool = field(default=False)
 
 
-class FaultProxy(ThreadingHTTPServer):
+class FaultProxy(LoopbackServer):
     """Pass requests on to `upstream` until the `with` block ends."""
-
-    daemon_threads = True
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream)
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.lock = threading.Lock()
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.shutdown()
-        self.server_close()
-        self._thread.join()
-
-    @property
-    def url(self) -> str:
-        """Address of the proxy."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        super().__init__(_Handler)
 
     def take(self, method: str, path: str) -> Fault:
         """Write a request down and return what goes wrong with it."""
@@ -101,17 +78,9 @@ class FaultProxy(ThreadingHTTPServer):
                     return fault
             return Fault()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stay silent about clients that go away."""
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(QuietHandler):
     server: FaultProxy
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Stay silent."""
 
     def _pass(self) -> None:
         body = self._body()

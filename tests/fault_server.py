@@ -5,16 +5,14 @@ as a good server does. What it was asked for and how much it sent is written dow
 """
 
 import re
-import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import md5
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self, cast
+
+from tests.loopback import LoopbackServer, QuietHandler
 
 PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -66,7 +64,7 @@ class Request:
     sent: int = 0
 
 
-class FaultServer(ThreadingHTTPServer):
+class FaultServer(LoopbackServer):
     """Serve files from memory until the `with` block ends.
 
     Attributes:
@@ -74,44 +72,20 @@ class FaultServer(ThreadingHTTPServer):
         always: The fault of every request that has none of its own.
     """
 
-    daemon_threads = True
-
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.always = Fault()
-        self.stopping = threading.Event()
         self._files: dict[str, tuple[bytes, str]] = {}
         self._faults: dict[str, list[Fault]] = defaultdict(list)
         self._lock = threading.Lock()
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        self.stopping.set()
-        self.shutdown()
-        self.server_close()
-        self._thread.join()
-
-    @property
-    def port(self) -> int:
-        """The port on 127.0.0.1."""
-        return self.server_address[1]
+        super().__init__(_Handler)
 
     def serve(self, path: str, body: bytes, *faults: Fault, etag: str | None = None) -> str:
         """Offer `body` at `path`, queue faults for its next requests, and return its URL."""
         with self._lock:
             self._files[path] = (body, f'"{md5(body).hexdigest()}"' if etag is None else etag)
             self._faults[path].extend(faults)
-        return f"http://127.0.0.1:{self.port}{path}"
+        return f"{self.url}{path}"
 
     def sent(self, path: str | None = None) -> int:
         """Return how many body bytes were written, for one path or for all."""
@@ -129,11 +103,6 @@ class FaultServer(ThreadingHTTPServer):
             fault = queue.pop(0) if queue and seen.method == "GET" else self.always
             return self._files.get(seen.path), fault
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stay silent about clients that go away in the middle of a request."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
-
 
 def _span(header: str, size: int) -> tuple[int, int] | None:
     """Return first and last byte of a Range header, None if there is no single range in it."""
@@ -145,17 +114,8 @@ def _span(header: str, size: int) -> tuple[int, int] | None:
     return int(found[1]), min(int(found[2] or size - 1), size - 1)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    @property
-    def script(self) -> FaultServer:
-        """The server, by its own type."""
-        return cast("FaultServer", self.server)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Stay silent."""
+class _Handler(QuietHandler):
+    server: FaultServer
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -165,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         seen = Request(self.command, self.path.partition("?")[0], dict(self.headers))
-        file, fault = self.script.take(seen)
+        file, fault = self.server.take(seen)
         if fault.redirect or fault.status or file is None:
             status = 302 if fault.redirect else fault.status or 404
             return self._refuse(seen, status, fault)
@@ -214,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         try:
-            for piece in _pieces(body[: fault.drop_after], fault, self.script.stopping):
+            for piece in _pieces(body[: fault.drop_after], fault, self.server.stopping):
                 self.wfile.write(piece)
                 seen.sent += len(piece)
         except OSError:

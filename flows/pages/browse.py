@@ -1,14 +1,16 @@
 """The dataset on one page: pictures with their texts, what was left out, and how it is spread."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from flows.example_scores import Row
 from flows.pages.charts import Chart, Estimate, bars, histogram, stacked
-from flows.pages.page import figure, render
+from flows.pages.page import figure, render, thumbnail
 from flows.pages.report import ask, pictures_of
 from pipeline.errors import PipelineError
+from pipeline.quarantine import FILE
 from storage.catalog import Catalog
+from storage.tables import read_table
 
 # Spread over the whole set and always the same: by the content's hash, a share of each split.
 _CHOSEN = """
@@ -152,11 +154,26 @@ def _drop_chart(rows: Sequence[Row]) -> Chart:
 def _drops(catalog: Catalog, count: int) -> dict[str, list[Row]]:
     rows = ask(catalog, ("drops", "images"), _DROPS, count=count)
     shown = pictures_of(catalog, [row["sha256"] for row in rows if row["sha256"]])
+    unusable = {row["record"] for row in rows if row["kind"] == "image"}
+    torn = _quarantined(catalog, unusable)
     groups: dict[str, list[Row]] = {}
     for row in rows:
         title = f"{row['kind']}: {row['reason']} ({row['total']:,})"
-        groups.setdefault(title, []).append({**row, "picture": shown.get(row["sha256"] or "")})
+        found = torn.get((row["record"], row["file"])) or shown.get(row["sha256"] or "")
+        groups.setdefault(title, []).append({**row, "picture": found})
     return groups
+
+
+def _quarantined(catalog: Catalog, records: Collection[str]) -> dict[tuple[str, str], str | None]:
+    """Return what can be drawn of pictures that could not be used, by record and file."""
+    manifest = catalog.manifest("images")
+    paths = catalog.store.artifact(manifest).paths(FILE) if manifest else []
+    return {
+        (row["record"], row["file"]): thumbnail(row["data"], torn=True)
+        for path in paths
+        for row in read_table(path).to_pylist()
+        if row["record"] in records
+    }
 
 
 def _cards(catalog: Catalog, count: int) -> list[dict[str, Any]]:

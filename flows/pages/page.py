@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from PIL import Image, ImageFile
+
+from model.decoding import FORMATS
 
 HERE = Path(__file__).parent
 THUMBNAIL = 256  # pixels of a picture's longer side
+MOST_PIXELS = 2**26  # decoded for a thumbnail
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
@@ -29,16 +32,28 @@ def render(template: str, **values: Any) -> str:
     )
 
 
-def thumbnail(data: bytes | None, side: int = THUMBNAIL) -> str | None:
-    """Return a small JPEG of a picture as a `data:` URI, or None where it cannot be drawn."""
+def thumbnail(data: bytes | None, side: int = THUMBNAIL, *, torn: bool = False) -> str | None:
+    """Return a small JPEG of a picture as a `data:` URI, or None where it cannot be drawn.
+
+    Args:
+        data: The picture's file.
+        side: Pixels of the longer side, at most.
+        torn: Draw what there is of a file that ends too early.
+    """
     if data is None:
         return None
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = torn  # ty: ignore[invalid-assignment]
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (side, side))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.draft("RGB", (side, side))  # reads a JPEG at an eighth of its size
+            if math.prod(image.size) > MOST_PIXELS:
+                return None
             small = image.convert("RGB")
     except _BROKEN:
         return None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
     small.thumbnail((side, side))
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=82)

@@ -1,7 +1,10 @@
 """Runs with every stage in seconds: resuming, early cutoff, LoRA, the other objective."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -96,14 +99,23 @@ def test_every_way_to_train_reaches_a_published_assistant(
     assert found["features"] == "cached"
 
 
-def test_forcing_a_stage_gives_the_same_bytes(
-    store: Path, tiny: Mapping[str, object], tmp_path: Path
+def test_a_run_that_is_told_to_end_takes_its_server_along(
+    tiny: Mapping[str, object], tmp_path: Path
 ) -> None:
-    copy = tmp_path / "store"
-    shutil.copytree(store, copy)
-    query = "SELECT stage, digest FROM artifacts ORDER BY stage"
-    before = Cli(copy).ok("sql", query, "--format", "csv")
-    stages = [line.split(",")[0] for line in before.splitlines()[1:]]
-    forced = [part for stage in stages for part in ("--rerun", stage)]
-    Cli(copy).ok("run", *assignments(tiny), *forced)
-    assert Cli(copy).ok("sql", query, "--format", "csv") == before
+    cli = Cli(tmp_path / "store")
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", *assignments(tiny)],
+        env=cli.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert run.stdout is not None
+    assert any(line.startswith("images") for line in run.stdout)
+    run.terminate()
+    _, said = run.communicate(timeout=120)
+    assert run.returncode == 130
+    assert "leaked" not in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pid, 0)

@@ -18,6 +18,7 @@ from pipeline import schemas
 from pipeline.bootstrap import mean_interval
 from pipeline.materialize import Outcome
 from pipeline.presets import preset
+from pipeline.quarantine import Quarantine
 from pipeline.recipe import Recipe
 from pipeline.runs import record_run
 from storage.artifacts import ArtifactStore
@@ -38,6 +39,13 @@ def picture(number: int) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
+
+
+def torn_picture() -> bytes:
+    """Return the first half of a JPEG."""
+    stream = io.BytesIO()
+    Image.linear_gradient("L").save(stream, "JPEG")
+    return stream.getvalue()[: len(stream.getvalue()) // 2]
 
 
 def image_rows() -> list[Row]:
@@ -129,6 +137,10 @@ def _images(out: Path, run: int) -> Row:
     _write(out / "captions.parquet", captions, schemas.CAPTIONS)
     _write(out / "objects.parquet", objects, schemas.OBJECTS)
     _write(out / "drops.parquet", drops, schemas.DROPS)
+    quarantine = Quarantine()
+    quarantine.add({"id": 7, "file_name": "broken.jpg"}, torn_picture())
+    quarantine.add({"id": 8, "file_name": "page.jpg"}, b"<script>alert(1)</script>")
+    quarantine.write(out)
     return {"images": len(rows)}
 
 

@@ -52,6 +52,33 @@ def test_wrong_overrides_are_refused(wrong: dict[str, object]) -> None:
         TypeAdapter(Overrides).validate_python(wrong)
 
 
+@pytest.mark.parametrize(
+    ("changes", "fine"),
+    [
+        ({"examples.filters.too long": "tokens > 99", "seed": 1}, True),
+        ({"examples.filters": {"too long": "tokens > 99"}}, True),
+        ({"examples.filters.too long": 99}, False),
+        ({"examples.filters.": "tokens > 99"}, False),
+        ({"examples.filter.too long": "tokens > 99"}, False),
+        ({"examples.max_tokens.too long": "tokens > 99"}, False),
+    ],
+)
+def test_a_server_takes_one_filter_by_its_name(changes: dict[str, object], fine: bool) -> None:
+    from prefect.utilities.schema_tools import is_valid_schema, validate
+
+    from flows.full_pipeline import full_pipeline
+
+    schema = full_pipeline.parameters.model_dump_for_openapi()
+    is_valid_schema(schema)
+    assert (not validate({"overrides": changes}, schema)) is fine
+    try:
+        TypeAdapter(Overrides).validate_python(changes)
+    except ValidationError:
+        assert not fine
+    else:
+        assert fine
+
+
 def test_settings_are_those_of_the_settings() -> None:
     schema = TypeAdapter(SettingValues).json_schema()
     assert set(schema["properties"]) == set(Settings.model_fields)

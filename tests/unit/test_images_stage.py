@@ -220,6 +220,10 @@ def test_bad_pictures_are_dropped_with_their_reason(tmp_path: Path) -> None:
     ]
     assert summary["quarantined"] == 7
     assert [row["image_id"] for row in table(out, "images")] == [1, 10]
+    kept = {row["record"]: row["data"] for row in table(out, "quarantine")}
+    assert kept == {
+        record: pictures[f"{TRAIN}/{int(record):012d}.jpg"] for record in ("3", "4", "6")
+    }
 
 
 def test_files_above_max_bytes_are_dropped(tmp_path: Path) -> None:
@@ -228,6 +232,19 @@ def test_files_above_max_bytes_are_dropped(tmp_path: Path) -> None:
     _, out = run(root, tmp_path, max_bytes=4000, max_bad_share=1.0)
     assert reasons(out) == {"2": "file refused"}
     assert table(out, "drops")[0]["detail"] == "larger than 4000 bytes"
+
+
+def test_large_and_many_unusable_pictures_are_only_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.quarantine.LARGEST", 5)
+    monkeypatch.setattr("pipeline.quarantine.MOST", 2)
+    bad = {2: b"123456", 3: b"1234", 4: b"12345", 5: b"1"}
+    files = {f"{TRAIN}/{number:012d}.jpg": data for number, data in bad.items()}
+    root = lay_out(tmp_path / "coco", coco([1, *bad]), coco([9]), pictures_of([1], [9]) | files)
+    _, out = run(root, tmp_path, max_bad_share=1.0)
+    assert [row["record"] for row in table(out, "quarantine")] == ["3", "4"]
+    assert set(reasons(out)) == {"2", "3", "4", "5"}
 
 
 def test_too_many_bad_pictures_stop_the_run_with_their_reasons(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pipeline.presets import preset
 from pipeline.runs import record_run
 from storage.artifacts import ArtifactStore
 from storage.runs import read_runs
-from tests.unit.small_store import bare_run, build_store, picture
+from tests.unit.small_store import bare_run, build_store, picture, torn_picture
 
 
 class Page(HTMLParser):
@@ -170,6 +170,25 @@ def test_the_dataset_page_shows_as_many_pictures_as_asked(dataset: str) -> None:
 def test_a_drop_about_a_good_picture_is_shown_with_it(dataset: str) -> None:
     card = dataset.partition("caption: refusal (1)")[2].partition("</div>\n</div>")[0]
     assert "data:image/jpeg" in card
+
+
+def test_of_an_unusable_picture_what_can_be_drawn_is_shown(dataset: str) -> None:
+    broken = dataset.partition("image: broken image (1)")[2].partition("</div>\n</div>")[0]
+    page = dataset.partition("image: not an image (1)")[2].partition("</div>\n</div>")[0]
+    assert "data:image/jpeg" in broken
+    assert "no picture to show" in page
+    assert "data:" not in page
+
+
+def test_half_a_picture_is_drawn_on_demand_only() -> None:
+    assert thumbnail(torn_picture()) is None
+    assert thumbnail(torn_picture(), torn=True) is not None
+    assert thumbnail(torn_picture()) is None
+
+
+def test_a_picture_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.pages.page.MOST_PIXELS", 100)
+    assert thumbnail(picture(1)) is None
 
 
 @pytest.mark.parametrize("data", [None, b"", b"<html>", picture(1)[:60]])

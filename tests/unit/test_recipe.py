@@ -1,6 +1,7 @@
 """Recipes: complete, frozen, changed by dotted paths, refused with the nearest valid name."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -60,6 +61,37 @@ def test_text_values_are_read_as_the_command_line_writes_them() -> None:
     assert recipe.finetune.epochs == 2.5
     assert recipe.pretrain.gradient_checkpointing is True
     assert recipe.examples.refusals == ("no idea",)
+
+
+def test_a_path_below_named_entries_adds_or_replaces_one() -> None:
+    whole = {"shouting": "text = upper(text)", "v1.0": "tokens > 9"}
+    one = preset("demo").override({"examples.filters.shouting": "text = upper(text)"})
+    two = one.override({"examples.filters.v1.0": "tokens > 9"})
+    assert one.examples.filters == {"shouting": "text = upper(text)"}
+    assert two == preset("demo").override({"examples.filters": json.dumps(whole)})
+    both = {"examples.filters": whole, "examples.filters.shouting": "turns > 3"}
+    assert preset("demo").override(both).examples.filters == {**whole, "shouting": "turns > 3"}
+    assert whole["shouting"] == "text = upper(text)"
+    assert dict(two.leaves())["examples.filters.shouting"] == "text = upper(text)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"examples.filters.shouting": "txt = 1"}, "'shouting'.*columns: kind"),
+        ({"examples.filters.shouting": "3"}, "examples.filters.shouting.*valid string"),
+        ({"examples.filters.": "true or kind = 'a'"}, "no name for a reason"),
+        ({"examples.filter.shouting": "tokens > 9"}, "'examples.filter'.*'examples.filters'"),
+        ({"examples.max_tokens.shouting": "1"}, "'examples.max_tokens.*'examples.max_tokens'"),
+        ({"examples.filters": "5", "examples.filters.a": "tokens > 9"}, "valid dictionary"),
+        ({"model_fields.seed": "1"}, "no field 'model_fields'"),
+    ],
+)
+def test_an_entry_is_checked_and_a_misspelt_field_is_none(
+    changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(RecipeError, match=re.compile(words, re.DOTALL)):
+        preset("demo").override(changes)
 
 
 def test_changing_a_kind_takes_the_new_fields_only() -> None:

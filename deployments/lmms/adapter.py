@@ -1,0 +1,175 @@
+"""The published assistant as a model of lmms-eval: `lmms-eval --model phivision`.
+
+A question is laid out as in training and in `phivision ask`, a picture is read the same way, and
+an answer is the very text that `ask` gives, unless the task asks for another decoding.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from lmms_eval.api.instance import Instance  # ty: ignore[import-not-found]
+from lmms_eval.api.model import lmms  # ty: ignore[import-not-found]
+from tqdm import tqdm
+
+from deployments.lmms.requests import NOTHING, Question, batches, one_picture, read_writing
+from flows.assistant_command import open_assistant
+from flows.options import settings_of
+from model.decoding import decode_image
+from model.errors import ModelError
+from model.generation import generate
+from pipeline.errors import PipelineError
+from pipeline.feed import collate
+
+_MARK = "<image>"  # some tasks write where the picture stands; here it stands before the text
+_ARGUMENTS = 6  # context, settings or answer, doc_to_visual, number of the document, task, split
+
+
+class PhiVision(lmms):
+    """A bundle behind lmms-eval's interface of models; one process, one device.
+
+    Args:
+        pretrained: A bundle's folder or `hf://owner/name`; the published assistant of the store
+            that PHIVISION_STORE names if it is empty.
+        batch_size: Questions per forward pass.
+        device: `cpu` or `cuda`; whatever there is if it is empty.
+        max_batch_size: Given by lmms-eval for models that look for a batch size; not used.
+
+    Raises:
+        PipelineError: There is no such assistant, or the batch size is no number.
+    """
+
+    is_simple = True  # it takes text and pictures, not messages of a chat
+
+    def __init__(
+        self,
+        pretrained: str = "",
+        batch_size: int | str = 1,
+        device: str = "",
+        max_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        del max_batch_size
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise PipelineError(f"batch size {batch_size} is no number", "give --batch_size 16")
+        settings = settings_of(None, device=device.partition(":")[0] or None)
+        self.assistant = open_assistant(settings, pretrained or None)
+        self.batch_size, self.device = int(batch_size), torch.device(self.assistant.device)
+        card = self.assistant.card
+        self._beams, self._tokens = card["beams"], card["max_new_tokens"]
+        self._longest = self.assistant.room + self._tokens
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """Return an answer to each request, in order; an empty question asks for a caption.
+
+        `max_new_tokens` is lowered where the language model has no more positions.
+
+        Raises:
+            PipelineError: A request does not show exactly one picture.
+            ModelError: A question leaves no room for an answer.
+        """
+        answers = [""] * len(requests)
+        for batch in self._batches(requests):
+            texts = generate(
+                self.assistant.vlm,
+                self._see(batch),
+                [question.ids for question in batch],
+                eos_id=self.assistant.template.eos_id,
+                max_new_tokens=batch[0].writing.max_new_tokens,
+                decoding=batch[0].writing.decoding,
+            )
+            for question, text in zip(batch, texts, strict=True):
+                answer = question.writing.cut(self.assistant.template.decode(text.ids))
+                answers[question.number] = answer
+                context, asked = requests[question.number].args[:2]
+                self.cache_hook.add_partial("generate_until", (context, asked), answer)
+        return answers
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Return each continuation's nats per token and whether it is what greedy search writes.
+
+        lmms-eval chooses the smallest number of a multiple choice, and its own models give the
+        mean loss over the continuation; so does this, whatever the name says. The token that ends
+        an answer is not counted.
+
+        Raises:
+            PipelineError: A request does not show exactly one picture.
+            ModelError: Question and continuation are too long for the language model.
+        """
+        found = [(0.0, False)] * len(requests)
+        vlm = self.assistant.vlm
+        for batch in self._batches(requests):
+            ids = [np.array(question.ids, np.int64) for question in batch]
+            judged = [
+                np.arange(len(each)) >= len(each) - question.targets
+                for each, question in zip(ids, batch, strict=True)
+            ]
+            texts = collate(self._see(batch), ids, judged).to(self.device)
+            with torch.inference_mode():
+                states, targets, *_ = vlm.supervised_states(texts)
+                nats = vlm.nll(states, targets).double().cpu().numpy()
+                same = (vlm.predict(states) == targets).cpu().numpy()
+            ends = np.cumsum([question.targets for question in batch])[:-1]
+            parts = zip(batch, np.split(nats, ends), np.split(same, ends), strict=True)
+            for question, mine, greedy in parts:
+                found[question.number] = float(mine.mean()), bool(greedy.all())
+        return found
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
+        """Refuse tasks that talk in rounds.
+
+        Raises:
+            PipelineError: Always.
+        """
+        raise PipelineError(
+            "phivision answers one question at a time, this task asks in rounds",
+            "choose a task of the type generate_until or multiple_choice",
+        )
+
+    def _batches(self, requests: Sequence[Instance]) -> Iterator[list[Question]]:
+        """Yield all requests in batches, behind a progress bar."""
+        asked = [self._read(number, each.args) for number, each in enumerate(requests)]
+        with tqdm(total=len(asked), disable=self.rank != 0, desc="phivision") as bar:
+            for batch in batches(asked, self.batch_size):
+                yield batch
+                bar.update(len(batch))
+
+    def _read(self, number: int, arguments: tuple[Any, ...]) -> Question:
+        if len(arguments) < _ARGUMENTS:
+            raise PipelineError(
+                "the task asks how likely an answer is without its picture",
+                "phivision always has one: leave the metric acc_mutual_info out",
+            )
+        context, second, visuals, place, task, split = arguments
+        documents, template = self.task_dict[task][split], self.assistant.template
+        asked = " ".join(context.replace(_MARK, " ").split())
+        ids = template.question(asked) if asked else []
+        judged: list[int] = []
+        writing, room = NOTHING, self._longest - len(ids)
+        if isinstance(second, Mapping):
+            writing = read_writing(second, self._beams, self._tokens, room)
+        else:
+            text = second if isinstance(second, str) else second(documents[place])
+            # An answer begins with a blank in training, a caption with its first word.
+            judged = template.encode(f"{' ' if asked else ''}{str(text).strip()}")
+        if room < max(len(judged), 1):
+            raise ModelError(
+                f"task {task}, document {place}: the question has {len(ids)} tokens and its answer "
+                f"{len(judged)}, but {self._longest} fit behind the picture"
+            )
+        # The picture is not held while it waits: a benchmark may have 200,000 of them.
+        show = partial(_shown, visuals, documents, place, task)
+        return Question(number, show, [*ids, *judged], len(judged), writing)
+
+    def _see(self, batch: Sequence[Question]) -> torch.Tensor:
+        """Return the patch embeddings [question, patch, vision] of a batch's pictures."""
+        most = self.assistant.card["max_pixels"]
+        pictures = [decode_image(question.show(), most) for question in batch]
+        # The model was trained on embeddings that went through float16.
+        return self.assistant.encoder.encode_images(pictures).patches.half().float()
+
+
+def _shown(visuals: Callable[[Any], Any], documents: Any, place: int, task: str) -> bytes:
+    return one_picture(visuals(documents[place]), task)

@@ -1,0 +1,134 @@
+"""`phivision plan --hardware`: memory and time of training on a GPU, before anything is there."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+from flows.tables import print_rows
+from pipeline.errors import PipelineError
+from pipeline.recipe import Recipe
+from pipeline.training_plan import Training, flops, largest_micro_batch, memory, trainings
+
+RESERVE = 0.1  # share of the device for CUDA itself, its libraries and holes between tensors
+
+
+class Device(NamedTuple):
+    """A GPU.
+
+    Attributes:
+        memory: Bytes.
+        peak: Operations per second in bf16, of dense matrices, by the maker's data sheet.
+    """
+
+    memory: float
+    peak: float
+
+
+DEVICES = {
+    "L4": Device(24e9, 121e12),
+    "A100": Device(80e9, 312e12),
+    "H100": Device(80e9, 989e12),
+    "H200": Device(141e9, 989e12),
+}
+# Columns that fit a terminal, and how each comes out of a row; --format json has all figures.
+COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "training": lambda row: row["training"] + (" *" if row["in_recipe"] else ""),
+    "ckpt": lambda row: row["checkpointing"],
+    "weights": lambda row: row["weights"],
+    "state": lambda row: round(row["gradients"] + row["optimizer"], 2),
+    "kept": lambda row: row["activations"],
+    "work": lambda row: row["transient"],
+    "total": lambda row: row["total"],
+    "most": lambda row: row["largest_micro_batch"],
+    "s/step": lambda row: row["step_seconds"],
+    "rows/s": lambda row: row["rows_per_second"],
+}
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?GB", re.IGNORECASE)
+
+
+def print_hardware(
+    recipe: Recipe, hardware: str, peak: float | None, mfu: float, style: Literal["table", "json"]
+) -> None:
+    """Print what each training needs on a device, with and without gradient checkpointing.
+
+    Args:
+        recipe: What is to be trained.
+        hardware: A device's name, or its memory, e.g. 80GB.
+        peak: Its peak in TFLOP/s instead of the known one.
+        mfu: Share of the peak that training is taken to reach.
+        style: A table for people or JSON for programs.
+
+    Raises:
+        PipelineError: There is no such device, or the share is no share.
+    """
+    if not 0 < mfu <= 1:
+        raise PipelineError(f"--mfu {mfu} is no share of the peak", "give 0.4, for example")
+    device = device_of(hardware, peak)
+    rows = list(rows_of(recipe, device, mfu))
+    if style == "json":
+        print(json.dumps(rows, indent=1))
+        return
+    print_rows([*COLUMNS], [[_shown(cell(row)) for cell in COLUMNS.values()] for row in rows])
+    micro = {row["training"].split()[0]: row["micro_batch"] for row in rows}
+    print(
+        f"\n* the recipe's choice; ckpt: gradient checkpointing; state: gradients and AdamW's "
+        f"moments.\nGB at micro_batch ({', '.join(f'{n} {c}' for n, c in micro.items())}) of the "
+        f"longest rows the recipe allows; most: the largest\nmicro_batch in {1 - RESERVE:.0%} of "
+        f"{device.memory / 1e9:g} GB. Seconds of the mean step at {mfu:.0%} of "
+        f"{device.peak / 1e12:g} TFLOP/s,\nwhich is an assumption. Formula: docs/training.md"
+    )
+
+
+def device_of(hardware: str, peak: float | None) -> Device:
+    """Return a device by its name or memory.
+
+    Raises:
+        PipelineError: It is neither.
+    """
+    found = DEVICES.get(hardware.upper())
+    amount = _MEMORY.fullmatch(hardware)
+    if found is None and amount is None:
+        raise PipelineError(
+            f"there is no device '{hardware}'",
+            f"known are {', '.join(DEVICES)}; or give its memory, --hardware 80GB",
+        )
+    if found is None and amount is not None:
+        # The slowest of the known ones that has as much; a stated figure is better.
+        enough = [d.peak for d in DEVICES.values() if d.memory >= float(amount[1]) * 1e9]
+        found = Device(float(amount[1]) * 1e9, min(enough, default=DEVICES["H200"].peak))
+    assert found is not None
+    return found if peak is None else found._replace(peak=peak * 1e12)
+
+
+def rows_of(recipe: Recipe, device: Device, mfu: float) -> Iterator[dict[str, Any]]:
+    """Yield one row per training, with and without checkpointing."""
+    for each in trainings(recipe):
+        chosen = each.method in ("frozen", recipe.finetune.method)
+        for checkpointing in (False, True):
+            training = replace(each, checkpointing=checkpointing)
+            in_recipe = chosen and checkpointing == each.checkpointing
+            yield {"training": each.name, "in_recipe": in_recipe, **_figures(training, device, mfu)}
+
+
+def _figures(training: Training, device: Device, mfu: float) -> dict[str, Any]:
+    need, available = memory(training), (1 - RESERVE) * device.memory
+    # The peak is that of bf16; how fast float32 is depends on settings of torch.
+    seconds = sum(flops(training, training.batch)) / device.peak / mfu if training.half else None
+    return {
+        "checkpointing": training.checkpointing,
+        **{part: round(value / 1e9, 2) for part, value in vars(need).items()},
+        "total": round(need.total / 1e9, 2),
+        "micro_batch": training.micro_batch,
+        "fits": need.total <= available,
+        "largest_micro_batch": largest_micro_batch(training, available),
+        "step_seconds": None if seconds is None else float(f"{seconds:.3g}"),
+        "rows_per_second": None if seconds is None else float(f"{training.batch / seconds:.3g}"),
+    }
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else value

@@ -1,0 +1,88 @@
+"""JPEGs, ViT-B/32 with random weights, and shard jobs over them: what extraction is timed on.
+
+Run by its path it does nothing; `feature_extraction.py` and `fan_out.py` share it.
+"""
+
+import argparse
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from model.encoder import save_clip
+from pipeline.extraction import Extraction, ShardJob
+from pipeline.schemas import IMAGE_FILES
+from storage.tables import write_table
+
+NAME = "ViT-B-32"
+
+
+def made_pictures(count: int) -> Iterator[bytes]:
+    """Yield JPEGs of COCO's usual size, smooth with some noise."""
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), np.uint8))
+        smooth = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), np.int16)
+        pixels = np.clip(smooth + rng.integers(-12, 12, smooth.shape), 0, 255).astype(np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "JPEG", quality=90)
+        yield stream.getvalue()
+
+
+def add_options(parser: argparse.ArgumentParser, images: int) -> None:
+    """Add the options that say what is extracted and how."""
+    parser.add_argument("--pictures", type=Path, help="folder of JPEGs; others are made")
+    parser.add_argument("--images", type=int, default=images)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--repeats", type=int, default=5)
+
+
+class Inputs:
+    """Pictures and weights in a folder, in the form that each side takes.
+
+    Attributes:
+        clip: Folder of the encoder, in open_clip's layout.
+        weights: The same weights as one file.
+        jpegs: Folder of the pictures as files.
+    """
+
+    def __init__(self, folder: Path, given: argparse.Namespace) -> None:
+        self.given, self.clip = given, folder / "clip"
+        self.weights, self.jpegs = folder / "weights.safetensors", folder / "jpeg"
+        self._files = folder / "files.parquet"
+        torch.manual_seed(0)
+        clip, config = open_clip.create_model(NAME), open_clip.get_model_config(NAME)
+        assert config is not None
+        save_clip(clip, config, self.clip)
+        save_file(clip.state_dict(), self.weights)
+        found = sorted(given.pictures.glob("*.jpg")) if given.pictures else []
+        data = [path.read_bytes() for path in found[: given.images]]
+        data += made_pictures(given.images - len(data))
+        self.jpegs.mkdir()
+        for number, each in enumerate(data):
+            (self.jpegs / f"{number:06d}.jpg").write_bytes(each)
+        self._keys = [hashlib.sha256(each).hexdigest() for each in data]
+        rows = [{"sha256": k, "data": d} for k, d in zip(self._keys, data, strict=True)]
+        write_table(self._files, rows, IMAGE_FILES)
+
+    def extraction(self, folder: Path, threads: int) -> Extraction:
+        """Return what extracts into a folder."""
+        return Extraction(self.clip, -1, self.given.batch, 49, "cpu", threads, folder)
+
+    def jobs(self, size: int) -> list[ShardJob]:
+        """Return shards of so many pictures that hold them all."""
+        starts = range(0, len(self._keys), size)
+        return [self._job(number, start, size) for number, start in enumerate(starts)]
+
+    def _job(self, number: int, start: int, size: int) -> ShardJob:
+        keys = self._keys[start : start + size]
+        common = {"image_id": 0, "width": 640, "height": 480, "split": "train"}
+        files = {key: (self._files, start + at) for at, key in enumerate(keys)}
+        return ShardJob(number, [common | {"sha256": key} for key in keys], {}, files)

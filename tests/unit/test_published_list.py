@@ -1,0 +1,43 @@
+"""`phivision rollback --list`: every decision about what is published, with its reason."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.cli import main
+from storage.artifacts import ArtifactStore
+from storage.published import add_entry, read_history
+
+
+def decide(store: ArtifactStore, action: str, run: str, reason: str) -> None:
+    add_entry(
+        store,
+        read_history(store),
+        action=action,
+        run=run,
+        fingerprint="0" * 64,
+        digest=run.encode().hex(),
+        reason=reason,
+        against="",
+    )
+
+
+def test_the_history_is_listed_and_nothing_moves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    store = ArtifactStore(str(tmp_path / "store"), tmp_path / "cache")
+    command = ["rollback", "--list", "--store", store.uri]
+    main(command)
+    assert "nothing was ever published" in capsys.readouterr().out
+    decide(store, "published", "first", "the picture helps")
+    decide(store, "forced", "second", "it is not shown that the model uses the picture")
+    decide(store, "refused", "third", "cider_d is 0.200 below the published run second")
+    main(command)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines[1:]] == ["3", "*", "1"]
+    assert [word for line in lines[1:] for word in line if word in ("first", "second", "third")][
+        :1
+    ] == ["third"]
+    assert "forced" in lines[2]
+    assert len(read_history(store)) == 3
