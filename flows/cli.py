@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError
 
 from flows.bundle_commands import chat, export
 from flows.looking_commands import LOOKING
-from flows.options import OnlyList, Preset, Rerun, Set, Store
+from flows.options import EveryMetric, OnlyList, Preset, Rerun, Set, Store
 from flows.options import changes_of as _changes
 from flows.options import open_store as _open
 from flows.options import recipe_of as _recipe
@@ -177,7 +177,7 @@ def recipe(*, preset: Preset = "demo", set_: Set = None) -> None:
 
 
 @app.command
-def scores(*, store: Store = None, java: bool = False) -> None:
+def scores(*, store: Store = None, every: EveryMetric = False, java: bool = False) -> None:
     """Print the held-out scores of the latest run: real, shuffled and blind pictures, and floors.
 
     Args:
@@ -187,8 +187,11 @@ def scores(*, store: Store = None, java: bool = False) -> None:
     from flows.scores_command import print_scores
     from storage.catalog import Catalog
 
-    show = print_java_scores if java else print_scores
-    show(Catalog(_open(_settings(store))))
+    catalog = Catalog(_open(_settings(store)))
+    if java:
+        print_java_scores(catalog)
+    else:
+        print_scores(catalog, every=every)
 
 
 @app.command

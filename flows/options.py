@@ -17,6 +17,9 @@ Set = Annotated[
     list[str] | None,
     Parameter(name="--set", help="Change one recipe field: dotted.path=value.", negative=()),
 ]
+EveryMetric = Annotated[
+    bool, Parameter(name="--all", negative=(), help="All metrics, not just the main ones.")
+]
 OnlyList = Annotated[
     bool, Parameter(name="--list", negative=(), help="Only print what was published, and why.")
 ]

@@ -7,13 +7,30 @@ from flows.tables import condition_order, print_rows
 from pipeline.errors import PipelineError
 from storage.catalog import Catalog
 
+# What says most; the gaps, splits and sums behind them are for `--all`.
+MAIN = (
+    "cider_d",
+    "bleu_4",
+    "rouge_l",
+    "answer_accuracy",
+    "pope_accuracy",
+    "chair_i",
+    "image_choice",
+    "eos_rate",
+    "nll",
+)
+
 _SQL = """
 SELECT stage, metric, condition, value, low, high, count FROM metrics WHERE run = $run
 """
 
 
-def print_scores(catalog: Catalog) -> None:
+def print_scores(catalog: Catalog, *, every: bool = False) -> None:
     """Print one row per model and metric, one column per condition, intervals in brackets.
+
+    Args:
+        catalog: Of the store.
+        every: Print all metrics, not just those that say most.
 
     Raises:
         PipelineError: No run has finished.
@@ -21,7 +38,11 @@ def print_scores(catalog: Catalog) -> None:
     run = run_of(catalog)
     with catalog.open("SELECT * FROM metrics") as database:
         rows = database.query(_SQL, {"run": run}).to_pylist()
-    print_conditions(run, rows)
+    shown = [row for row in rows if every or row["metric"] in MAIN]
+    print_conditions(run, shown)
+    if not every:
+        more = len({row["metric"] for row in rows} - set(MAIN))
+        print(f"{more} more metrics: phivision scores --all")
 
 
 def run_of(catalog: Catalog) -> str:

@@ -153,3 +153,5 @@ def test_scores_print_all_conditions(demo: tuple[Cli, str]) -> None:
     printed = demo[0].ok("scores")
     for word in ("real", "shuffled", "blind", "cider_d", "answer_accuracy", "eos_rate"):
         assert word in printed
+    assert "chair_s" not in printed
+    assert "chair_s" in demo[0].ok("scores", "--all")
