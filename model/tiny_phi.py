@@ -110,8 +110,8 @@ def _config(tokenizer: Tokenizer, width: int, layers: int, heads: int) -> PhiCon
         max_position_embeddings=POSITIONS,
         bos_token_id=eos,
         eos_token_id=eos,
-        # transformers' default of 0.02 suits widths of thousands. Here attention would begin so
-        # even that telling two objects apart in a text was not learned in 2,300 steps.
+        # transformers' default of 0.02 suits widths of thousands; here attention would begin so
+        # even that two objects in a text stayed alike for longer.
         initializer_range=width**-0.5,
         resid_pdrop=0.0,
         hidden_act="gelu_pytorch_tanh",  # Phi-2's GELU in one fused kernel

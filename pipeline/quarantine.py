@@ -10,7 +10,7 @@ from storage.tables import write_table
 
 FILE = "quarantine.parquet"
 LARGEST = 4 * 2**20  # bytes; a larger file is only named
-MOST = 256  # files; the first ones show what is wrong with a source
+MOST = 64  # files, 256 MiB at most; the first ones show what is wrong with a source
 _ROWS = pa.schema([("record", pa.string()), ("file", pa.string()), ("data", pa.binary())])
 
 

@@ -99,6 +99,19 @@ def test_every_way_to_train_reaches_a_published_assistant(
     assert found["features"] == "cached"
 
 
+def test_forcing_a_stage_gives_the_same_bytes(
+    store: Path, tiny: Mapping[str, object], tmp_path: Path
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    query = "SELECT stage, digest FROM artifacts ORDER BY stage"
+    before = Cli(copy).ok("sql", query, "--format", "csv")
+    stages = [line.split(",")[0] for line in before.splitlines()[1:]]
+    forced = [part for stage in stages for part in ("--rerun", stage)]
+    Cli(copy).ok("run", *assignments(tiny), *forced)
+    assert Cli(copy).ok("sql", query, "--format", "csv") == before
+
+
 def test_a_run_that_is_told_to_end_takes_its_server_along(
     tiny: Mapping[str, object], tmp_path: Path
 ) -> None:
