@@ -6,7 +6,6 @@
 import os
 import random
 import shutil
-import signal
 import time
 from pathlib import Path
 
@@ -37,16 +36,14 @@ def kill(pipeline: Pipeline, store: Path, reference: Reference, chance: random.R
     delay = chance.uniform(0.0, reference.seconds[target])
     if not store.exists():
         store_before(target, reference, store)
-    process = pipeline.start(store)
-    assert process.stdout is not None
-    process.stdout.readline()  # modules are imported, work begins
+    running = pipeline.start(store)
+    running.printed.readline()  # work begins
     for stage in reference.seconds:
         if stage == target:
             break
-        process.stdout.readline()
+        running.printed.readline()
     time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    running.kill()
     return f"{delay:.3f} s into {target}"
 
 

@@ -1,9 +1,10 @@
-"""Runs the whole DAG of the demo on one store, stage by stage, without Prefect's server.
+"""Runs the whole DAG of the demo on one store, stage by stage, without Prefect's server."""
 
-`python -m tests.faults.worker STORE [dotted.path=value …]` prints `start`, then a line per stage.
-"""
-
+import os
 import sys
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 from pipeline.dag import DAG
 from pipeline.materialize import Outcome, materialize
@@ -14,8 +15,33 @@ from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
 
 
+def work(
+    printed: Connection, errors: Path, folder: Path, variables: Mapping[str, str], *told: str
+) -> None:
+    """Be a process of its own: own session, folder, environment and streams; then run.
+
+    Args:
+        printed: Takes standard output.
+        errors: Takes standard error.
+        folder: Where the project is.
+        variables: The whole environment.
+        told: The store, and recipe changes as `dotted.path=value`.
+    """
+    os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.dup2(printed.fileno(), 1)
+    printed.close()
+    with errors.open("a") as stream:
+        os.dup2(stream.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    run(told[0], dict(change.split("=", 1) for change in told[1:]))
+    sys.stdout.flush()
+
+
 def run(store_uri: str, changes: dict[str, object]) -> None:
-    """Make every stage, as the flow does."""
+    """Make every stage as the flow does; prints `start`, then a line per stage."""
     print("start", flush=True)
     recipe = preset("demo").override(changes)
     settings = Settings(store=store_uri, wandb="disabled", device="cpu", threads=1)
@@ -27,7 +53,3 @@ def run(store_uri: str, changes: dict[str, object]) -> None:
         outcomes[stage.name] = outcome
         print(stage.name, outcome.status, f"{outcome.seconds:.2f}", flush=True)
     record_run(store, recipe, list(outcomes.values()))
-
-
-if __name__ == "__main__":
-    run(sys.argv[1], dict(argument.split("=", 1) for argument in sys.argv[2:]))
