@@ -12,10 +12,15 @@ def pick_device(settings: Settings) -> str:
     Raises:
         PipelineError: A GPU was asked for and there is none.
     """
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    use_threads(settings)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise PipelineError("no CUDA device was found", "use --device cpu or auto")
     if settings.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return settings.device
+
+
+def use_threads(settings: Settings) -> None:
+    """Have torch compute with as many CPU threads as the settings allow."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.tiny_clip import tiny_clip_config, train_tiny_clip
 from model.tiny_phi import BLOCK, train_tiny_phi
+from pipeline.devices import use_threads
 from pipeline.pictures import pictures
 from pipeline.recipe_parts import TinyBackbones
 from pipeline.stage import StageContext, Summary
@@ -23,6 +24,7 @@ def train_tiny_backbones(context: StageContext, tiny: TinyBackbones, seed: int) 
 
     A finished model is kept in the scratch folder, so that a killed run trains only the rest.
     """
+    use_threads(context.settings)
     clip_loss = _once(context, "clip", lambda folder: _clip(context, tiny, seed, folder))
     lm_loss = _once(context, "lm", lambda folder: _lm(context, tiny, seed, folder))
     return {"clip_loss": round(clip_loss, 4), "lm_loss": round(lm_loss, 4)}
