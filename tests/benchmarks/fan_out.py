@@ -25,7 +25,7 @@ from distributed import LocalCluster
 from flows.fan_out import fan_out
 from pipeline.extraction import ShardJob, make_shard, make_shards, open_encoder
 from storage.shards import verify_shard
-from tests.benchmarks.extraction_inputs import Inputs, add_options
+from tests.benchmarks.helpers.extraction_inputs import Inputs, add_options
 
 
 def alone(inputs: Inputs, folder: Path, jobs: Sequence[ShardJob], threads: int) -> float:

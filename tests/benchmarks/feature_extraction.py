@@ -30,7 +30,7 @@ import torch
 
 from pipeline.extraction import make_shards, open_encoder
 from storage.shards import verify_shard
-from tests.benchmarks.extraction_inputs import Inputs, add_options
+from tests.benchmarks.helpers.extraction_inputs import Inputs, add_options
 
 PEER = """
 import json, pathlib, sys, time
@@ -43,6 +43,7 @@ if __name__ == "__main__":
              clip_model=f"open_clip:ViT-B-32/{weights}")
         whole = time.perf_counter() - began
         told = json.loads(pathlib.Path(out, "stats", "0.json").read_text())
+        print()  # its logger leaves a line without an end in this pipe
         print("seconds", whole, told["total_duration"], told["sample_count"], flush=True)
 """
 

@@ -5,7 +5,7 @@ same rows in the same order, a true global shuffle, and take turns within one ru
 load on the machine meets both. Goal: at least 65 % of the memmap (aim 85 %), size at most 1.01.
 
 With `--peers VENV`, an environment that has datasets, pylance and webdataset, these take turns too,
-on the same rows (see `feeding_peers.py`). Goal: at least 2.5 times each of them.
+on the same rows (see `helpers/feeding_peers.py`). Goal: at least 2.5 times each of them.
 """
 
 import argparse
@@ -75,7 +75,7 @@ class Peers:
     """The other stores, in a process of their own environment."""
 
     def __init__(self, python: Path, folder: Path) -> None:
-        script = Path(__file__).with_name("feeding_peers.py")
+        script = Path(__file__).with_name("helpers") / "feeding_peers.py"
         (folder / "peers").mkdir()
         command = [python, script, folder / "raw.npy", folder / "peers"]
         self._child = subprocess.Popen(

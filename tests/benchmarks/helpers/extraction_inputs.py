@@ -1,6 +1,6 @@
 """JPEGs, ViT-B/32 with random weights, and shard jobs over them: what extraction is timed on.
 
-Run by its path it does nothing; `feature_extraction.py` and `fan_out.py` share it.
+`feature_extraction.py` and `fan_out.py` share it.
 """
 
 import argparse
