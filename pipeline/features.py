@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.devices import pick_device
@@ -45,19 +46,29 @@ def features(context: StageContext, features: FeaturesPart, seed: int) -> Summar
     )
     rows = _unique(context)
     encoder = row_key(open_encoder(extraction), features.batch)
+    _remove_torn(extraction.folder)
     jobs = _jobs(context, extraction, encoder, rows, features.rows_per_shard)
     embedded = sum(len(job.missing) for job in jobs)
     _make(context, extraction, jobs, len(rows), embedded)
     open_encoder.cache_clear()  # training comes next in this process and needs the memory
-    for path in sorted(extraction.folder.iterdir()):
+    shards = -(-len(rows) // features.rows_per_shard)
+    for path in (
+        path for number in range(shards) for path in shard_paths(extraction.folder, number)
+    ):
         os.link(path, context.out / path.name)
     return {
         "images": len(rows),
         "embedded": embedded,
-        "shards": len(range(0, len(rows), features.rows_per_shard)),
+        "shards": shards,
         "encoder": encoder[:16],
         "bytes": sum(path.stat().st_size for path in context.out.iterdir()),
     }
+
+
+def _remove_torn(folder: Path) -> None:
+    """Remove what writers that were killed have left, which may be a shard's hundreds of MB."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _make(

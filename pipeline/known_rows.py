@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.stage import InputArtifact
 from storage.errors import StorageError
 from storage.patches import PatchTable
+from storage.shards import verify_shard
 from storage.tables import read_table
 
 
@@ -35,7 +36,9 @@ def find_known(
     """Return where the wanted images lie in earlier artifacts, by sha256.
 
     Only index files are read, and of a remote store only shards with a wanted row are fetched.
-    An artifact that is damaged or went away meanwhile is left out.
+    Such a shard is read whole with its checksums, because its rows will be written anew with
+    checksums of their own: a bit that flipped would then never be found. A shard that is damaged
+    or went away meanwhile is left out.
 
     Args:
         artifacts: Artifacts of the `features` stage.
@@ -45,14 +48,17 @@ def find_known(
     found: dict[str, KnownRow] = {}
     left = set(wanted)
     for artifact in artifacts:
-        if not left:
-            break
-        try:
-            here = _in_artifact(artifact, encoder, left)
-        except (StorageError, OSError, pa.ArrowException):
-            continue
-        found |= here
-        left -= here.keys()
+        for name in artifact.names if left else ():
+            if not name.startswith("index-"):
+                continue
+            try:
+                here = _in_shard(artifact, name, encoder, left)
+            except (StorageError, OSError, pa.ArrowException):
+                continue
+            if here is None:
+                break  # one artifact has one encoder
+            found |= here
+            left -= here.keys()
     return found
 
 
@@ -74,20 +80,18 @@ def read_known(rows: Sequence[KnownRow]) -> tuple[NDArray[np.float16], NDArray[n
     return np.concatenate(patches)[back], np.concatenate(pooled)[back]
 
 
-def _in_artifact(
-    artifact: InputArtifact, encoder: str, wanted: Collection[str]
-) -> dict[str, KnownRow]:
-    found: dict[str, KnownRow] = {}
-    for name in artifact.names:
-        if not name.startswith("index-"):
-            continue
-        index = artifact.path(name)
-        metadata = pq.read_schema(index).metadata or {}
-        if metadata.get(b"phivision.encoder") != encoder.encode():
-            return found  # one artifact has one encoder
-        keys = read_table(index, ["sha256"])["sha256"].to_pylist()
-        rows = {key: row for row, key in enumerate(keys) if key in wanted}
-        if rows:
-            patches = artifact.path(name.replace("index-", "patches-", 1))
-            found |= {key: KnownRow(index, patches, row) for key, row in rows.items()}
-    return found
+def _in_shard(
+    artifact: InputArtifact, name: str, encoder: str, wanted: Collection[str]
+) -> dict[str, KnownRow] | None:
+    """Return the wanted rows of one shard, which is whole; None if another encoder made it."""
+    index = artifact.path(name)
+    metadata = pq.read_schema(index).metadata or {}
+    if metadata.get(b"phivision.encoder") != encoder.encode():
+        return None
+    keys = read_table(index, ["sha256"])["sha256"].to_pylist()
+    rows = {key: row for row, key in enumerate(keys) if key in wanted}
+    if not rows:
+        return {}
+    patches = artifact.path(name.replace("index-", "patches-", 1))
+    verify_shard(index.parent, int(index.stem.removeprefix("index-")))
+    return {key: KnownRow(index, patches, row) for key, row in rows.items()}

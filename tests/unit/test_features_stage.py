@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -199,6 +200,48 @@ def test_a_cache_that_is_damaged_or_gone_costs_work_and_no_more(
     assert find_known([torn, gone], "x", {"0" * 64}) == {}
 
 
+def test_a_flipped_bit_in_an_earlier_shard_is_not_copied(tmp_path: Path, backbones: Folder) -> None:
+    images = images_in(tmp_path / "images", range(40))
+    whole, _ = embed(tmp_path / "a", images, backbones)
+    damaged, _ = embed(tmp_path / "b", images, backbones)
+    flip_bit(shard_paths(damaged.root, 0)[1], 700)  # in a row of patches
+    flip_bit(shard_paths(damaged.root, 1)[0], pooled_place(damaged, 1))
+    found, summary = embed(tmp_path / "c", images, backbones, [damaged])
+    assert summary["embedded"] == 2 * 16  # the third shard is whole, and is used
+    assert content(found) == content(whole)
+    found, summary = embed(tmp_path / "d", images, backbones, [damaged, whole])
+    assert summary["embedded"] == 0
+    assert content(found) == content(whole)
+
+
+def flip_bit(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.unlink()  # the file may have other names
+    path.write_bytes(data)
+
+
+def pooled_place(folder: Folder, number: int) -> int:
+    """Return where the first pooled embedding of a shard lies in its index."""
+    path = shard_paths(folder.root, number)[0]
+    pooled = pq.read_table(path)["pooled"][0].values.to_numpy()
+    return path.read_bytes().index(pooled.tobytes())
+
+
+def test_a_torn_earlier_shard_costs_its_rows_and_no_more(tmp_path: Path, backbones: Folder) -> None:
+    images = images_in(tmp_path / "images", range(40))
+    whole, _ = embed(tmp_path / "a", images, backbones)
+    torn, _ = embed(tmp_path / "b", images, backbones)
+    path = shard_paths(torn.root, 1)[1]
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[: len(data) // 2])
+    shard_paths(torn.root, 2)[1].unlink()
+    found, summary = embed(tmp_path / "c", images, backbones, [torn])
+    assert summary["embedded"] == 40 - 16
+    assert content(found) == content(whole)
+
+
 def test_equal_pictures_are_embedded_once(tmp_path: Path, backbones: Folder) -> None:
     images = images_in(tmp_path / "images", [1, 2, 1, 3, 2], per_file=2)
     found, summary = embed(tmp_path / "a", images, backbones)
@@ -217,6 +260,21 @@ def test_a_killed_run_goes_on_with_the_shards_it_has(tmp_path: Path, backbones: 
     resumed, summary = embed(tmp_path / "b", images, backbones)
     assert summary["embedded"] == 40 - 16
     assert content(resumed) == content(whole)
+
+
+def test_what_a_kill_left_half_written_is_no_part_of_the_artifact(
+    tmp_path: Path, backbones: Folder
+) -> None:
+    images = images_in(tmp_path / "images", range(10))
+    whole, _ = embed(tmp_path / "a", images, backbones)
+    shards = tmp_path / "b" / "scratch" / "shards"
+    shards.mkdir(parents=True)
+    torn = shards / ".patches-00000.parquet.0a1b2c3d.tmp"
+    torn.write_bytes(b"PAR1 and half a page")
+    (shards / "notes.txt").write_text("not ours")
+    resumed, _ = embed(tmp_path / "b", images, backbones)
+    assert content(resumed) == content(whole)
+    assert not torn.exists()
 
 
 def test_another_number_of_patches_is_refused(tmp_path: Path, backbones: Folder) -> None:
