@@ -21,6 +21,7 @@ CAPTION_FILTERS: tuple[Filter, ...] = (
 
 # Relation: conversations joined with images; `turns` is a list of {speaker, text}.
 CONVERSATION_FILTERS: tuple[Filter, ...] = (
+    ("ambiguous image", "pictures > 1"),
     ("image missing", "width IS NULL"),
     ("odd turns", "len(turns) = 0 OR len(turns) % 2 = 1"),
     ("speakers do not alternate", "NOT alternating"),
@@ -52,15 +53,29 @@ SELECT caption_id, image_id, caption, split, sha256, {reason} AS reason
 FROM joined ORDER BY caption_id
 """
 
-# LLaVA's mixtures name a picture by path or with COCO 2014's prefix; the 12 digits are what stays.
+# LLaVA's mixtures name a picture by a path that may begin elsewhere than the dataset's: one must
+# be the end of the other, by whole parts. Of a name with COCO 2014's prefix the 12 digits stay.
 CONVERSATIONS_SQL = r"""
 WITH named AS (
     SELECT *, regexp_replace(
-        regexp_replace(image_name, '^.*[/\\]', ''), '^COCO_(train|val)2014_', ''
-    ) AS file_name,
+        replace(image_name, '\', '/'), '^(.*/)?COCO_(train|val)2014_', ''
+    ) AS path, regexp_replace(path, '^.*/', '') AS base
     FROM conversations
+), known AS (
+    SELECT image_id, replace(file_name, '\', '/') AS path,
+        regexp_replace(path, '^.*/', '') AS base
+    FROM images
+), near AS (
+    SELECT n.conversation_id, k.image_id
+    FROM named n JOIN known k ON k.base = n.base AND (
+        ends_with('/' || k.path, '/' || n.path) OR ends_with('/' || n.path, '/' || k.path)
+    )
+    QUALIFY k.path = n.path OR NOT bool_or(k.path = n.path) OVER (PARTITION BY n.conversation_id)
+), found AS (
+    SELECT conversation_id, count(*) AS pictures, min(image_id) AS image_id
+    FROM near GROUP BY conversation_id
 ), joined AS (
-    SELECT n.*, i.image_id, i.width, i.height, i.split, i.sha256,
+    SELECT n.*, f.pictures, i.image_id, i.width, i.height, i.split, i.sha256,
         list_sum([
             len(string_split(t.text, '<image>')) - 1 FOR t IN n.turns
         ]) AS markers,
@@ -68,12 +83,11 @@ WITH named AS (
             t.speaker = CASE WHEN p % 2 = 1 THEN 'human' ELSE 'gpt' END FOR t, p IN n.turns
         ], 'bool_and') AS alternating,
         row_number() OVER (
-            PARTITION BY n.file_name, n.turns::VARCHAR ORDER BY n.conversation_id
+            PARTITION BY coalesce(i.image_id::VARCHAR, n.path), n.turns::VARCHAR
+            ORDER BY n.conversation_id
         ) AS copy
-    FROM named n LEFT JOIN (
-        SELECT *, regexp_replace(file_name, '^.*[/\\]', '') AS base FROM images
-        QUALIFY row_number() OVER (PARTITION BY base ORDER BY image_id) = 1
-    ) i ON i.base = n.file_name
+    FROM named n LEFT JOIN found f USING (conversation_id)
+    LEFT JOIN images i ON i.image_id = f.image_id AND f.pictures = 1
 )
 SELECT conversation_id, record_id, image_name, image_id, split, sha256,
     [bare(t.text) FOR t IN turns] AS texts, {reason} AS reason

@@ -1,12 +1,14 @@
 """A picture's bytes by the `file_name` of its record, wherever the source has put them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.decoding import BadImageError
 from storage.archives import Archive, ArchiveLimits, resolve_member
-from storage.errors import UnsafeArchiveError
+from storage.names import name_fault
+
+_SHOWN = 4  # members named where a name may mean several
 
 
 def picture_limits(max_bytes: int) -> ArchiveLimits:
@@ -34,53 +36,81 @@ class Pictures:
 
 
 class PictureFinder:
-    """Finds a picture by its `file_name`, with or without the archive's leading folder."""
+    """Finds a picture by its `file_name`, with or without the folders that lead to it.
+
+    Where a name is no member's, it means the one member of which it is the end, by whole parts of
+    the path, or that is its own end. A like base name alone is another picture.
+    """
 
     def __init__(self, archive: Archive, known: Pictures | None = None) -> None:
         self.archive, self.names = archive, set(archive.names())
         known = known or Pictures(archive.path)
-        self.by_base = {_base(name): name for name in archive.names()}
-        refused = {**known.refused, **archive.refused}
-        self.refused = {_base(name): why for name, why in refused.items()}
-        self.faults = {_base(name): why for name, why in known.faults.items()}
-        self.fault = known.fault
+        self._refused = {**known.refused, **archive.refused}
+        self._faults, self._fault = known.faults, known.fault
+        self._ends = {
+            kind: _by_base(names)
+            for kind, names in (
+                ("served", self.names),
+                ("refused", self._refused),
+                ("faults", self._faults),
+            )
+        }
 
     def find(self, file_name: str) -> str | None:
         """Return the member that a `file_name` means, or None if there is none.
 
         Raises:
             UnsafeArchiveError: It is no safe relative path.
+            BadImageError: It may mean several members.
         """
-        for name in (resolve_member("images", file_name), resolve_member("", file_name)):
-            if name in self.names:
-                return name
-        return self.by_base.get(_base(name))
+        found = self._candidates(file_name)
+        if len(found) > 1:
+            raise BadImageError("ambiguous file name", f"{file_name}: {', '.join(found[:_SHOWN])}")
+        return found[0] if found else None
 
-    def find_all(self, file_names: list[str]) -> set[str]:
-        """Return the members that names mean; what is missing or unsafe is left out."""
-        return {found for name in file_names if (found := self._find_safe(name)) is not None}
+    def find_all(self, file_names: Iterable[str]) -> set[str]:
+        """Return every member that names may mean; what is missing or unsafe is left out."""
+        return {
+            found for name in file_names if not name_fault(name) for found in self._candidates(name)
+        }
 
     def read(self, file_name: str) -> bytes:
         """Return a picture's bytes.
 
         Raises:
-            BadImageError: It is missing, was refused, or could not be fetched.
+            BadImageError: It is missing, ambiguous, was refused, or could not be fetched.
             StorageError: It cannot be read.
         """
         found = self.find(file_name)
         if found is not None:
             return self.archive.read(found)
-        name = resolve_member("images", file_name)
-        if why := self.faults.get(_base(name)):
-            raise BadImageError(self.fault, why)
-        why = self.refused.get(_base(name))
-        raise BadImageError("file refused" if why else "file missing", why or name)
+        name = resolve_member("", file_name)
+        for member in self._alike("faults", name):
+            raise BadImageError(self._fault, self._faults[member])
+        for member in self._alike("refused", name):
+            raise BadImageError("file refused", self._refused[member])
+        raise BadImageError("file missing", name)
 
-    def _find_safe(self, file_name: str) -> str | None:
-        try:
-            return self.find(file_name)
-        except UnsafeArchiveError:
-            return None
+    def _candidates(self, file_name: str) -> list[str]:
+        for name in (resolve_member("images", file_name), resolve_member("", file_name)):
+            if name in self.names:
+                return [name]
+        return self._alike("served", name)
+
+    def _alike(self, kind: str, name: str) -> list[str]:
+        near = self._ends[kind].get(_base(name), ())
+        return [member for member in near if _ends_with(member, name) or _ends_with(name, member)]
+
+
+def _by_base(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found.setdefault(_base(name), []).append(name)
+    return found
+
+
+def _ends_with(path: str, end: str) -> bool:
+    return f"/{path}".endswith(f"/{end}")
 
 
 def _base(name: str) -> str:

@@ -183,7 +183,8 @@ def test_each_conversation_filter_gives_its_reason(reason: str) -> None:
 
 
 def test_every_conversation_filter_is_tested() -> None:
-    assert [*CONVERSATION_CASES, "duplicate"] == [reason for reason, _ in CONVERSATION_FILTERS]
+    reasons = [reason for reason, _ in CONVERSATION_FILTERS]
+    assert ["ambiguous image", *CONVERSATION_CASES, "duplicate"] == reasons
 
 
 def test_later_copies_of_a_conversation_are_dropped() -> None:
@@ -234,10 +235,32 @@ def test_a_picture_is_found_by_name_path_and_coco_2014_prefix(written: str) -> N
     assert [row["reason"] for row in rows] == [None, None]
 
 
-def test_two_pictures_of_one_name_never_double_a_conversation() -> None:
-    images = [image(5, name="a/same.jpg"), image(6, name="b/same.jpg")]
-    rows = spoken([("same.jpg", TALK)], images)
-    assert [(row["image_id"], row["reason"]) for row in rows] == [(5, None)]
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("same.jpg", (None, "ambiguous image")),
+        ("a/same.jpg", (5, None)),
+        ("set/b/same.jpg", (6, None)),
+        ("c/same.jpg", (None, "image missing")),
+        ("ba/same.jpg", (None, "image missing")),
+        ("set/a/alone.jpg", (7, None)),
+        ("alone.jpg", (7, None)),
+        ("b/alone.jpg", (None, "image missing")),
+        ("twice.jpg", (None, "ambiguous image")),
+        ("x/top.jpg", (10, None)),
+        ("top.jpg", (11, None)),
+    ],
+)
+def test_a_name_means_one_picture_or_none(
+    written: str, found: tuple[int | None, str | None]
+) -> None:
+    images = [
+        *(image(5, name="a/same.jpg"), image(6, name="b/same.jpg"), image(7, name="a/alone.jpg")),
+        *(image(8, name="twice.jpg"), image(9, name="twice.jpg")),
+        *(image(10, name="x/top.jpg"), image(11, name="top.jpg")),
+    ]
+    rows = spoken([(written, TALK)], images)
+    assert [(row["image_id"], row["reason"]) for row in rows] == [found]
 
 
 texts = st.one_of(

@@ -1,6 +1,7 @@
 """The `images` stage on small folders, zips and tars, whole and broken."""
 
 import gzip
+import hashlib
 import io
 import json
 import shutil
@@ -224,6 +225,34 @@ def test_bad_pictures_are_dropped_with_their_reason(tmp_path: Path) -> None:
     assert kept == {
         record: pictures[f"{TRAIN}/{int(record):012d}.jpg"] for record in ("3", "4", "6")
     }
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_like_base_name_in_another_folder_is_another_picture(tmp_path: Path, kind: str) -> None:
+    longer = "set/a/4.jpg" if kind == "folder" else f"set/{TRAIN}/a/4.jpg"
+    names = ["b/1.jpg", "a/2.jpg", "same.jpg", longer, "5.jpg", "6.jpg"]
+    train = {**coco([]), "images": [record(n, name) for n, name in enumerate(names, 1)]}
+    files = ["a/1.jpg", "a/2.jpg", "a/same.jpg", "b/same.jpg", "a/4.jpg", "c/5.jpg", "6.jpg"]
+    pictures = {f"{TRAIN}/{name}": jpeg(30 * n) for n, name in enumerate(files)}
+    for folder in "abc":
+        (tmp_path / "coco" / TRAIN / folder).mkdir(parents=True)
+    root = lay_out(tmp_path / "coco", train, coco([10]), pictures | pictures_of([], [10]))
+    if kind == "zip":
+        pack_tree(root, TRAIN)
+    _, out = run(root, tmp_path, max_bad_share=1.0)
+    assert reasons(out) == {"1": "file missing", "3": "ambiguous file name"}
+    kept = {row["image_id"]: row["sha256"] for row in table(out, "images")}
+    sources = {2: "a/2.jpg", 4: "a/4.jpg", 5: "c/5.jpg", 6: "6.jpg"}
+    for image_id, name in sources.items():
+        assert kept[image_id] == hashlib.sha256(pictures[f"{TRAIN}/{name}"]).hexdigest()
+
+
+def pack_tree(root: Path, name: str) -> None:
+    """Replace a folder with folders in it by a zip."""
+    with zipfile.ZipFile(root / f"{name}.zip", "w") as packed:
+        for path in sorted((root / name).rglob("*.jpg")):
+            packed.write(path, path.relative_to(root).as_posix())
+    shutil.rmtree(root / name)
 
 
 def test_files_above_max_bytes_are_dropped(tmp_path: Path) -> None:
