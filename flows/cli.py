@@ -11,8 +11,9 @@ from cyclopts import App, CycloptsError
 
 from flows.bundle_commands import chat, export
 from flows.looking_commands import LOOKING
-from flows.options import EveryMetric, OnlyList, Preset, Rerun, Set, Store
+from flows.options import EveryMetric, OnlyList, Preset, Rerun, Run, Set, Store
 from flows.options import changes_of as _changes
+from flows.options import open_catalog as _catalog
 from flows.options import open_store as _open
 from flows.options import recipe_of as _recipe
 from flows.options import settings_of as _settings
@@ -99,7 +100,7 @@ def sql(
     /,
     *,
     store: Store = None,
-    run: str | None = None,
+    run: Run = None,
     format: Literal["table", "csv", "json", "parquet"] = "table",  # noqa: A002
     output: Path | None = None,
 ) -> None:
@@ -107,15 +108,13 @@ def sql(
 
     Args:
         query: One SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
-        run: Show the artifacts of this run instead of the latest one.
         format: How the result is printed; parquet needs --output.
         output: File to write to instead of the screen.
     """
     from flows.sql_command import print_result, query_once
     from flows.sql_shell import shell
-    from storage.catalog import Catalog
 
-    catalog = Catalog(_open(_settings(store)), run)
+    catalog = _catalog(store, run)
     if query is None:
         shell(catalog, print_result)
     else:
@@ -130,9 +129,8 @@ def show(image_id: int | None = None, /, *, store: Store = None) -> None:
         image_id: COCO id of the image; one that was held out if omitted.
     """
     from flows.show_command import show_image
-    from storage.catalog import Catalog
 
-    show_image(Catalog(_open(_settings(store))), image_id)
+    show_image(_catalog(store), image_id)
 
 
 @app.command
@@ -185,9 +183,8 @@ def scores(*, store: Store = None, every: EveryMetric = False, java: bool = Fals
     """
     from flows.java_scores import print_java_scores
     from flows.scores_command import print_scores
-    from storage.catalog import Catalog
 
-    catalog = Catalog(_open(_settings(store)))
+    catalog = _catalog(store)
     if java:
         print_java_scores(catalog)
     else:

@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from flows.options import Preset, Set, Store, changes_of, open_store, settings_of
+from flows.options import (
+    Preset,
+    Run,
+    Set,
+    Store,
+    changes_of,
+    open_catalog,
+    open_store,
+    settings_of,
+)
 
 Many = Parameter(negative=())
 
@@ -35,7 +44,7 @@ def report(
 def browse(
     *,
     store: Store = None,
-    run: str | None = None,
+    run: Run = None,
     output: Path | None = None,
     pictures: int = 60,
     drops: int = 4,
@@ -43,15 +52,13 @@ def browse(
     """Draw the dataset: pictures with their texts, what was left out, how it is spread.
 
     Args:
-        run: Show the dataset of this run instead of the latest one.
         output: File to write instead of the page in the store.
         pictures: Pictures shown.
         drops: Records shown for each reason to be left out.
     """
     from flows.report_command import leave_browse
-    from storage.catalog import Catalog
 
-    print(leave_browse(Catalog(open_store(settings_of(store)), run), pictures, drops, output))
+    print(leave_browse(open_catalog(store, run), pictures, drops, output))
 
 
 def similar(image: str, /, *, store: Store = None, count: int = 10) -> None:
@@ -62,26 +69,20 @@ def similar(image: str, /, *, store: Store = None, count: int = 10) -> None:
         count: How many.
     """
     from flows.similar_command import print_similar
-    from storage.catalog import Catalog
 
-    settings = settings_of(store)
-    print_similar(Catalog(open_store(settings)), image, count, settings)
+    print_similar(open_catalog(store), image, count, settings_of(store))
 
 
-def catalog(
-    file: Path, /, *, store: Store = None, run: str | None = None, copy: bool = False
-) -> None:
+def catalog(file: Path, /, *, store: Store = None, run: Run = None, copy: bool = False) -> None:
     """Write the catalog as a DuckDB file, for any DuckDB client.
 
     Args:
         file: The file, e.g. catalog.duckdb.
-        run: Show the artifacts of this run instead of the latest one.
         copy: Copy all rows but pictures and embeddings, so that the file can leave this machine.
     """
-    from storage.catalog import Catalog
     from storage.catalog_file import export_catalog
 
-    names = export_catalog(Catalog(open_store(settings_of(store)), run), file, copy=copy)
+    names = export_catalog(open_catalog(store, run), file, copy=copy)
     print(f"{file}: {', '.join(names)}")
 
 

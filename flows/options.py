@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.settings import Settings
     from storage.artifacts import ArtifactStore
+    from storage.catalog import Catalog
 
 Preset = Annotated[str, Parameter(help="Complete recipe to start from: demo or coco.")]
 Set = Annotated[
@@ -24,6 +25,10 @@ OnlyList = Annotated[
     bool, Parameter(name="--list", negative=(), help="Only print what was published, and why.")
 ]
 Store = Annotated[str | None, Parameter(help="Path or fsspec URL of the artifact store.")]
+Run = Annotated[
+    str | None,
+    Parameter(help="A run instead of the latest one: its name, the start of it, or its tag."),
+]
 Rerun = Annotated[
     list[str] | None, Parameter(help="Make this stage again although it is fresh.", negative=())
 ]
@@ -67,3 +72,16 @@ def open_store(settings: "Settings") -> "ArtifactStore":
     from storage.artifacts import ArtifactStore
 
     return ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+
+
+def open_catalog(store: str | None, run: str | None = None) -> "Catalog":
+    """Return the catalog of a store, of the latest run or of one by its name, its start or tag.
+
+    Raises:
+        PipelineError: No run or several runs are meant.
+    """
+    from pipeline.runs import find_run
+    from storage.catalog import Catalog
+
+    place = open_store(settings_of(store))
+    return Catalog(place, None if run is None else find_run(place, run)["run"])

@@ -8,26 +8,25 @@ from flows.tables import print_rows
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from storage.catalog import Catalog
+from storage.manifest import Manifest
 from storage.sql import Database
 
 _VIEWS = ("features", "images", "captions")
 _BY_ID = "SELECT sha256 FROM images WHERE image_id = $id"
-_KNOWN = "SELECT sha256 FROM features WHERE sha256 = $sha"
+_STORED = "SELECT pooled FROM features WHERE sha256 = $sha"
 _WIDTH = "SELECT len(pooled) AS width FROM features LIMIT 1"
 # The embeddings are normalised, so the order is that of the inner product, too.
 _NEAREST = """
-WITH wanted AS ({wanted}),
-near AS (
-  SELECT f.image_id, f.split, array_cosine_similarity(f.pooled, wanted.pooled)::DOUBLE
-         AS similarity
-  FROM features f, wanted WHERE f.sha256 <> $sha
-  ORDER BY similarity DESC, f.image_id LIMIT $count)
-SELECT round(similarity, 4) AS similarity, near.image_id, near.split, i.file_name,
-       (SELECT min(caption) FROM captions c WHERE c.image_id = near.image_id) AS caption
-FROM near LEFT JOIN images i USING (image_id) ORDER BY similarity DESC, image_id
+SELECT image_id, split,
+       array_cosine_similarity(pooled, $pooled::FLOAT[{width}])::DOUBLE AS similarity
+FROM features WHERE sha256 <> $sha ORDER BY similarity DESC, image_id LIMIT $count
 """
-_STORED = "SELECT pooled FROM features WHERE sha256 = $sha"
-_GIVEN = "SELECT CAST($pooled AS FLOAT[{width}]) AS pooled"
+# Of those few only: over all captions it would take as long as the search.
+_TOLD = """
+WITH near AS (SELECT unnest($ids::BIGINT[]) AS image_id)
+SELECT image_id, any_value(file_name) AS file_name, min(caption) AS caption
+FROM near LEFT JOIN images USING (image_id) LEFT JOIN captions USING (image_id) GROUP BY image_id
+"""
 
 
 def print_similar(catalog: Catalog, image: str, count: int, settings: Settings) -> None:
@@ -51,19 +50,23 @@ def find_similar(
     catalog: Catalog, image: str, count: int, settings: Settings
 ) -> list[dict[str, Any]]:
     """Return the nearest pictures, each with its cosine similarity, id, split and a caption."""
-    with catalog.open(names=_VIEWS) as database:
-        if "features" not in database.names:
-            raise PipelineError(f"{catalog.store.uri} holds no embeddings yet", "`phivision run`")
+    with catalog.open(_NEAREST, names=_VIEWS) as database:
         sha256, data = _content(database, image)
-        keys: dict[str, object] = {"sha": sha256, "count": count}
-        if database.query(_KNOWN, {"sha": sha256}).num_rows:
-            return database.query(_NEAREST.format(wanted=_STORED), keys).to_pylist()
-        if data is None:
+        stored = database.query(_STORED, {"sha": sha256})["pooled"].to_pylist()
+        if stored:
+            pooled = stored[0]
+        elif data is None:
             raise PipelineError(f"image {image} has no embedding", "`phivision run` makes it")
-        pooled = _embed(catalog, data, settings)
+        else:
+            pooled = _embed(catalog, data, settings)
         width = database.query(_WIDTH)["width"][0].as_py()
-        sql = _NEAREST.format(wanted=_GIVEN.format(width=width))
-        return database.query(sql, {**keys, "pooled": pooled}).to_pylist()
+        near = database.query(
+            _NEAREST.format(width=width), {"pooled": pooled, "sha": sha256, "count": count}
+        ).to_pylist()
+        told = database.query(_TOLD, {"ids": [row["image_id"] for row in near]}).to_pylist()
+    by_id = {row["image_id"]: row for row in told}
+    rounded = ({**row, "similarity": round(row["similarity"], 4)} for row in near)
+    return [{**row, **by_id[row["image_id"]]} for row in rounded]
 
 
 def _content(database: Database, image: str) -> tuple[str, bytes | None]:
@@ -86,21 +89,27 @@ def _content(database: Database, image: str) -> tuple[str, bytes | None]:
 
 def _embed(catalog: Catalog, data: bytes, settings: Settings) -> list[float]:
     """Return the pooled embedding of a picture, from the encoder that made the stored ones."""
-    import io
-
-    from PIL import Image
-
+    from model.decoding import BadImageError, decode_image
     from model.encoder import PatchEncoder
     from pipeline.devices import pick_device
 
-    features, backbones = catalog.manifest("features"), catalog.manifest("backbones")
-    if features is None or backbones is None:
+    features, images = catalog.manifest("features"), catalog.manifest("images")
+    clip = _encoder(catalog, features)
+    if features is None or images is None or clip is None:
         raise PipelineError("the encoder of these embeddings is gone", "`phivision run`")
     try:
-        picture = Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        picture = decode_image(data, images.payload["recipe"]["images"]["max_pixels"])
+    except BadImageError as error:
         raise PipelineError(f"the file is no picture: {error}", "give a JPEG or PNG") from None
     layer = features.payload["recipe"]["features"]["layer"]
-    folder = catalog.store.artifact(backbones).directory("clip")
-    encoder = PatchEncoder(folder, layer, pick_device(settings))
+    encoder = PatchEncoder(clip, layer, pick_device(settings))
     return encoder.encode_images([picture]).pooled[0].tolist()
+
+
+def _encoder(catalog: Catalog, features: Manifest | None) -> Path | None:
+    """Return the folder of the encoder that made the embeddings, and not of a later one."""
+    wanted = features.payload["inputs"].get("backbones") if features else None
+    for manifest in catalog.store.manifests("backbones"):
+        if manifest.digest == wanted:
+            return catalog.store.artifact(manifest).directory("clip")
+    return None

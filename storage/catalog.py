@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
 from storage.manifest import Manifest
+from storage.patches import PatchTable
+from storage.pooled import read_indexes
 from storage.runs import read_runs
-from storage.sql import Database, Source
+from storage.sql import Database, Source, tables_of
 from storage.tables import read_table
 
 # View → (stage whose artifact holds its rows, pattern of the files).
@@ -105,6 +107,8 @@ class Catalog:
         for name in wanted:
             source = self.source(name)
             if source is not None:
+                if name == "features" and isinstance(source, list) and "pooled" in (sql or ""):
+                    source = read_indexes(source)  # the one column that takes long to decode
                 sources[name] = source
             elif sql is not None and not _LISTS.match(sql):
                 raise StorageError(
@@ -119,7 +123,10 @@ class Catalog:
             return names
         if _LISTS.match(sql):
             return [name for name in names if self.store.local or name not in BULKY]
-        return [name for name in names if re.search(rf"\b{name}\b", sql, re.IGNORECASE)]
+        mentioned = tables_of(sql)
+        if mentioned is None:
+            mentioned = set(re.findall(r"\w+", sql.lower()))
+        return [name for name in names if name in mentioned]
 
     def views(self) -> list[str]:
         """Return the names of all views."""
@@ -157,8 +164,14 @@ class Catalog:
                 return _RUNS.empty_table() if not self.runs else self._run_table()
             case "artifacts":
                 return self._artifact_table()
-        stage, pattern = TABLES[name]
-        return self._paths(stage, pattern) or None
+            case "patches":
+                files = list(zip(self.paths("features"), self.paths("patches"), strict=True))
+                return PatchTable(files).rows() if files else None
+        return self.paths(name) or None
+
+    def paths(self, name: str) -> list[Path]:
+        """Return the files of a view of `TABLES`, in order; none where its stage has not run."""
+        return self._paths(*TABLES[name])
 
     def _paths(self, stage: str, pattern: str) -> list[Path]:
         manifest = self.manifest(stage)
@@ -178,8 +191,8 @@ class Catalog:
 
     def _predictions(self) -> Source | None:
         """Return the predictions, each with the file, content and example that it is about."""
-        paths = self._paths(*TABLES["predictions"])
-        joined = {name: self._paths(*TABLES[name]) for name in ("images", "questions")}
+        paths = self.paths("predictions")
+        joined = {name: self.paths(name) for name in ("images", "questions")}
         if not paths or not all(joined.values()):
             return paths or None
         known = pq.read_schema(paths[0]).names

@@ -1,12 +1,15 @@
 """The catalog as a DuckDB file, which any DuckDB client opens, without this program."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from storage.catalog import BULKY, Catalog
 from storage.errors import StorageError
+from storage.sql import Source
 
 _MAGIC = b"DUCK"  # at byte 8 of every DuckDB file
 _VERSION = "v1.2.0"  # of the file format; clients from there on can open it
@@ -55,15 +58,35 @@ def _add(connection: duckdb.DuckDBPyConnection, catalog: Catalog, name: str, *, 
     source = catalog.source(name)
     if source is None:
         return False
-    if isinstance(source, pa.Table):
+    if isinstance(source, pa.Table) and name not in BULKY:
         connection.register("rows", source)
         connection.execute(f"CREATE TABLE made.{name} AS FROM rows")
         connection.unregister("rows")
         return True
-    files = ", ".join(_quoted(str(Path(file).resolve())) for file in source)
     kind = "TABLE" if copy else "VIEW"
-    connection.execute(f"CREATE {kind} made.{name} AS FROM read_parquet([{files}])")
+    connection.execute(f"CREATE {kind} made.{name} AS {_select(catalog, name, source)}")
     return True
+
+
+def _select(catalog: Catalog, name: str, source: Source) -> str:
+    """Return the statement that reads a view's rows, as the catalog has them, from files."""
+    if isinstance(source, pa.Table):  # `patches`, whose keys stand in the indexes
+        index, patches = (_parquet(catalog.paths(each)) for each in ("features", "patches"))
+        return f"""
+            SELECT f.sha256, f.image_id, f.shard, f.row, p.patches FROM read_parquet({index}) f
+            JOIN read_parquet({patches}, filename = true, file_row_number = true) p
+            ON f.row = p.file_row_number
+            AND f.shard = regexp_extract(p.filename, 'patches-([0-9]+)[.]parquet$', 1)::INTEGER
+        """  # noqa: S608 - our own names and quoted paths
+    files = _parquet(source)
+    if name == "features":  # Parquet has no arrays of fixed length, which similarity needs
+        width = pq.read_schema(source[0]).field("pooled").type.list_size
+        return f"FROM read_parquet({files}) SELECT * REPLACE (pooled::FLOAT[{width}] AS pooled)"
+    return f"FROM read_parquet({files})"
+
+
+def _parquet(paths: Sequence[Path]) -> str:
+    return f"[{', '.join(_quoted(str(path.resolve())) for path in paths)}]"
 
 
 def _is_duckdb(path: Path) -> bool:

@@ -8,7 +8,7 @@ laid out differently is decoded by pyarrow instead, and gives the same rows in t
 import logging
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from storage.shards import ShardError, index_schema, open_shard, read_group, reading
+from storage.plain_pages import OtherLayoutError, plain_pages
+from storage.shards import SHAPE, ShardError, index_schema, open_shard, read_group, reading
 
 _LOG = logging.getLogger(__name__)
 _DECODED = -1
-_STRUCT = 12  # Thrift's number of the type
-_UNCOMPRESSED = _DATA_PAGE = _PLAIN = 0
-
-
-class _OtherLayoutError(Exception):
-    """Why rows of a file cannot be addressed by offset."""
+_KEYS = ["sha256", "image_id", "shard", "row"]
 
 
 class PatchTable:
@@ -156,6 +152,28 @@ class PatchTable:
                 self._shards[shard].decode(wanted, body.reshape(-1, width), places)
         return body.view("<f2").reshape(len(rows), *self._shape)
 
+    def rows(self) -> pa.Table:
+        """All rows as a table of sha256, image_id, shard, row and patches, as bytes.
+
+        Patches that are read by offset stay in the memory map until somebody looks at them. The
+        shape stands in the schema's metadata.
+
+        Raises:
+            ShardError: A file is damaged.
+        """
+        kind = pa.binary(self._row_bytes)
+        pages = [page for shard in self._shards for page in shard.pages()]
+        arrays = [
+            pa.FixedSizeBinaryArray.from_buffers(
+                kind, len(page) // self._row_bytes, [None, pa.py_buffer(page)]
+            )
+            for page in pages
+        ]
+        field = pa.field("patches", kind, nullable=False)
+        table = self._read_index(_KEYS).append_column(field, pa.chunked_array(arrays, kind))
+        shape = ",".join(map(str, self._shape))
+        return table.replace_schema_metadata({SHAPE: shape})
+
     def _read_index(self, columns: list[str] | None) -> pa.Table:
         tables = []
         for path, _ in self._files:
@@ -192,6 +210,18 @@ class _Shard:
             here = groups == group
             out[places[here]] = self._group(group)[rows[here] - starts[group]]
 
+    def pages(self) -> Iterator[memoryview | NDArray[np.uint8]]:
+        """Yield the rows of this shard in order, in pieces that lie together."""
+        if _DECODED in self.offsets:
+            for group in range(self._file.num_row_groups):
+                with reading(self.path):
+                    yield read_group(self._file, group, self._width).reshape(-1)
+            return
+        breaks = np.flatnonzero(np.diff(self.offsets) != self._width) + 1
+        for piece in np.split(self.offsets, breaks):
+            if len(piece):
+                yield self.view[piece[0] : piece[-1] + self._width]
+
     def _group(self, group: int) -> NDArray[np.uint8]:
         # The last one is held, so that reading in order does not decode a group for every row.
         held = self._held
@@ -203,8 +233,7 @@ class _Shard:
     def _find_rows(self) -> NDArray[np.int64]:
         try:
             return _row_offsets(self._file, self.view, self._width)
-        except (_OtherLayoutError, LookupError, TypeError, AttributeError) as reason:
-            # The last three come of a header that is damaged; pyarrow then finds what is wrong.
+        except OtherLayoutError as reason:
             remedy = "write the shard again to read it by offset, which is faster"
             _LOG.warning("%s: decoded by pyarrow because of %s; %s", self.path, reason, remedy)
             return np.full(self._file.metadata.num_rows, _DECODED, np.int64)
@@ -217,82 +246,20 @@ def _row_offsets(file: pq.ParquetFile, view: memoryview, width: int) -> NDArray[
     nothing else (Parquet format, Encodings.md).
 
     Raises:
-        _OtherLayoutError: The rows do not lie like that.
+        OtherLayoutError: The rows do not lie like that.
     """
     column = file.schema.column(0)
     levels = (column.max_definition_level, column.max_repetition_level)
     if len(file.schema) != 1 or levels != (0, 0):
-        raise _OtherLayoutError("another schema than one required flat column")
+        raise OtherLayoutError("another schema than one required flat column")
     if (column.physical_type, column.length) != ("FIXED_LEN_BYTE_ARRAY", width):
-        raise _OtherLayoutError(f"rows of another size than {width}")
+        raise OtherLayoutError(f"rows of another size than {width}")
     offsets = [np.empty(0, np.int64)]
-    # Not through pyarrow: it ends the process when a damaged footer names an unknown codec.
-    footer_bytes = int.from_bytes(view[-8:-4], "little")
-    footer, _ = _thrift(view[-8 - footer_bytes : -8], 0)
-    for group in footer[4]:
-        chunk = group[1][0][3]
-        if chunk[5]:
-            start = _page_body(chunk, view, width)
-            offsets.append(start + np.arange(chunk[5], dtype=np.int64) * width)
+    for page in plain_pages(view, column=0):
+        if page.bytes != page.values * width:
+            raise OtherLayoutError("a row group that is not one PLAIN page")
+        offsets.append(page.start + np.arange(page.values, dtype=np.int64) * width)
     rows = np.concatenate(offsets)
     if len(rows) != file.metadata.num_rows:
-        raise _OtherLayoutError("row groups that do not add up")
+        raise OtherLayoutError("row groups that do not add up")
     return rows
-
-
-def _page_body(chunk: dict[int, Any], view: memoryview, width: int) -> int:
-    """Offset of the first row of a column chunk that is one uncompressed PLAIN page.
-
-    Numbers of fields are those of parquet.thrift: in ColumnMetaData 4 codec, 5 num_values,
-    7 total_compressed_size, 9 data_page_offset, 11 dictionary_page_offset; in PageHeader 1 type,
-    2 and 3 sizes, 5 data_page_header with 1 num_values and 2 encoding.
-    """
-    rows, start = chunk[5], chunk[9]
-    if chunk[4] != _UNCOMPRESSED or 11 in chunk:
-        raise _OtherLayoutError("compression or a dictionary")
-    header, body = _thrift(view, start)
-    page = header.get(5, {})
-    found = (header.get(1), header.get(2), header.get(3), page.get(1), page.get(2))
-    if found != (_DATA_PAGE, rows * width, rows * width, rows, _PLAIN):
-        raise _OtherLayoutError("a row group that is not one PLAIN page")
-    if body + rows * width != start + chunk[7] or start + chunk[7] > len(view):
-        raise _OtherLayoutError("sizes that disagree")
-    return body
-
-
-def _thrift(view: memoryview, at: int, kind: int = _STRUCT) -> tuple[Any, int]:
-    """A value in Thrift's compact protocol, and where it ends; a struct is a dict by field number.
-
-    Only types that our own files hold are read: integers, strings, lists and structs.
-    """
-    match kind:
-        case 4 | 5 | 6:
-            value, at = _varint(view, at)
-            return (value >> 1) ^ -(value & 1), at
-        case 8:
-            size, at = _varint(view, at)
-            return bytes(view[at : at + size]), at + size
-        case 9:
-            (size, kind), at = divmod(view[at], 16), at + 1
-            size, at = _varint(view, at) if size == 15 else (size, at)
-            items = []
-            for _ in range(size):
-                item, at = _thrift(view, at, kind)
-                items.append(item)
-            return items, at
-        case 12:
-            fields: dict[int, Any] = {}
-            while (lead := view[at]) > 15:  # distance from the last field's number, and type
-                number = max(fields, default=0) + (lead >> 4)
-                fields[number], at = _thrift(view, at + 1, lead & 15)
-            if lead == 0:
-                return fields, at + 1
-    raise _OtherLayoutError(f"Thrift type {kind} in a header")
-
-
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while view[at] > 127:
-        value |= (view[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-    return value | view[at] << shift, at + 1

@@ -35,7 +35,8 @@ _LAYOUT = {
 }
 _GROUP_ROWS = 128  # rows of patches in a row group, which is one page with one checksum
 _PAGE_LIMIT = 2**31 - 1  # a Parquet page header counts its bytes in a signed 32-bit integer
-_METADATA = ("phivision.shape", "phivision.dtype", "phivision.encoder")
+SHAPE = "phivision.shape"  # in the metadata of both files: patches, then their width
+_METADATA = (SHAPE, "phivision.dtype", "phivision.encoder")
 
 
 class ShardError(StorageError):

@@ -13,6 +13,7 @@ from storage.errors import StorageError
 from storage.patch_grid import add_patch_grid, shape_of
 from storage.tables import is_text
 
+_BY_TEXT = frozenset({"query", "query_table"})  # functions that take relations from a text
 _CONDITION = "SELECT 1 FROM x WHERE (\n{}\n)"
 
 Source = pa.Table | Sequence[Path]
@@ -102,6 +103,22 @@ def refuse_writing(sql: str) -> None:
         )
 
 
+def tables_of(sql: str) -> set[str] | None:
+    """Return the relations that one statement reads, in lower case, its own WITH names among them.
+
+    None where that cannot be told: it is no SQL or a PIVOT, or takes a name from a text.
+    """
+    if not is_text(sql):
+        return None
+    with duckdb.connect(":memory:") as connection:
+        rows = connection.execute("SELECT json_serialize_sql(?)", [_explained(sql)]).fetchall()
+    nodes = list(_nodes(json.loads(rows[0][0])))
+    if nodes[0]["error"] or any(node.get("function_name") in _BY_TEXT for node in nodes):
+        return None
+    tables = [node for node in nodes if node.get("type") in {"BASE_TABLE", "SHOW_REF"}]
+    return {str(node["table_name"]).strip('"').lower() for node in tables}  # SHOW quotes some
+
+
 def predicate_fault(predicate: str) -> str:
     """Return why a text is no SQL predicate that always means the same, "" if it is one.
 
@@ -156,11 +173,14 @@ def _kinds(sql: str) -> list[str]:
 
 
 def _explained(sql: str) -> str:
-    """Return the statement behind EXPLAIN or EXPLAIN ANALYZE."""
+    """Return the statement behind EXPLAIN or EXPLAIN ANALYZE, any other one as it is."""
     starts = [at for at, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
     raw = sql.encode()  # the tokenizer counts bytes
-    analyze = raw[starts[1] :].upper().startswith(b"ANALYZE")
-    return raw[starts[2 if analyze else 1] :].decode()
+    for word in (b"EXPLAIN", b"ANALYZE"):
+        if len(starts) < 2 or not raw[starts[0] :].upper().startswith(word):
+            break
+        starts = starts[1:]
+    return raw[starts[0] if starts else 0 :].decode()
 
 
 def _relation(source: Source) -> Any:

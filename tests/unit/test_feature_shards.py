@@ -181,6 +181,18 @@ def test_another_writers_files_give_the_same_rows(
         assert_rows(table, joined(shards))
 
 
+def test_all_rows_are_a_table_with_their_keys(tmp_path: Path) -> None:
+    shards = [made_rows(300), made_rows(0, seed=1), made_rows(5, seed=2)]
+    files = written(tmp_path, *shards)
+    rewrite(files[2][1], **WRITERS["compressed"])  # decoded, the others stay where they are
+    table = PatchTable(files).rows()
+    assert table["patches"].to_pylist() == [row.tobytes() for row in joined(shards)]
+    assert table["sha256"].to_pylist() == [key for rows in shards for key in rows.sha256]
+    assert table["shard"].to_pylist() == [0] * 300 + [2] * 5
+    assert table["row"].to_pylist() == [*range(300), *range(5)]
+    assert table.schema.metadata == {b"phivision.shape": b"3,5"}
+
+
 @pytest.mark.parametrize("writer", [*WRITERS, "duckdb"])
 def test_another_writers_file_is_decoded_and_says_so(
     writer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

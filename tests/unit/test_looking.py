@@ -18,7 +18,7 @@ from storage.artifacts import ArtifactStore
 from storage.catalog import Catalog
 from storage.errors import StorageError
 from storage.runs import read_runs
-from tests.unit.small_store import build_store, image_rows, picture
+from tests.unit.small_store import bare_run, build_store, image_rows, picture
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,46 @@ def test_every_view_can_be_summarized(store: ArtifactStore) -> None:
         sql = f"SUMMARIZE {view}"
         with catalog.open(sql) as database:
             assert database.read_only(sql).num_rows > 0
+
+
+def test_a_view_is_opened_where_it_is_read_not_where_its_name_is_a_word(
+    tmp_path: Path,
+) -> None:
+    catalog = Catalog(bare_run(tmp_path))
+    for sql in (
+        "SELECT stage, files FROM artifacts",
+        "SELECT 'examples' AS word, count(*) FROM captions",
+        "SELECT features.split FROM Images AS features",
+        "EXPLAIN ANALYZE SELECT files FROM artifacts",
+    ):
+        with catalog.open(sql) as database:
+            assert not {"files", "examples", "features"} & set(database.names)
+            assert database.read_only(sql).num_rows
+    for sql in ("SELECT 1 FROM Examples", "DESCRIBE examples", 'EXPLAIN FROM "examples"'):
+        with pytest.raises(StorageError, match="the view examples is empty"):
+            catalog.open(sql)
+    with catalog.open("FROM query_table('captions')") as database:
+        assert database.names == ["captions"]
+
+
+@pytest.mark.parametrize("name", ["latest", "first", "start"])
+def test_a_run_may_be_named_by_tag_or_start(
+    store: ArtifactStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    newest, oldest = (record["run"] for record in read_runs(store))
+    main(["tag", "first", oldest, "--store", store.uri])
+    wanted = {"latest": newest, "first": oldest, "start": oldest[:6]}[name]
+    word = wanted if name == "start" else name
+    capsys.readouterr()
+    sql = "SELECT sum(score) AS total FROM predictions"
+    main(["sql", sql, "--store", store.uri, "--run", word, "--format", "csv"])
+    printed = capsys.readouterr().out
+    with Catalog(store, newest if name == "latest" else oldest).open(sql) as database:
+        assert printed.split() == ["total", str(database.read_only(sql)["total"][0].as_py())]
+    main(["browse", "--store", store.uri, "--run", word, "--output", str(tmp_path / "p.html")])
+    main(["catalog", str(tmp_path / "c.duckdb"), "--store", store.uri, "--run", word])
+    assert (tmp_path / "p.html").is_file()
+    assert (tmp_path / "c.duckdb").is_file()
 
 
 # -- the shell -------------------------------------------------------------------------------
