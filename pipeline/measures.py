@@ -71,7 +71,7 @@ def caption_measures(rows: Sequence[Row]) -> list[Measure]:
         found.append(Measure(name, images, scores.counts, _bleu_of(order), len(rows), 1))
     written, nearest = scores.counts[:, -2], scores.counts[:, -1]
     lengths = ratio("length_ratio", images, written, nearest, better=0)
-    found += [lengths, _repetition(images, texts)]
+    found += [lengths, _repetition("repetition", images, texts)]
     known = [row for row in rows if row["mentions"] is not None]
     if known:
         images = [row["image_id"] for row in known]
@@ -82,24 +82,35 @@ def caption_measures(rows: Sequence[Row]) -> list[Measure]:
 
 
 def answer_measures(rows: Sequence[Row]) -> list[Measure]:
-    """Return the accuracy of answers, whole and by the type of the expected answer."""
+    """Return the accuracy of answers, whole and by the type of the expected one; their form."""
     groups: dict[str, list[Row]] = {"answer_accuracy": list(rows)}
     for row in rows:
         groups.setdefault(f"accuracy_{answer_type(row['references'][0])}", []).append(row)
-    return [
+    found = [
         mean(name, [row["image_id"] for row in group], [row["score"] for row in group])
         for name, group in sorted(groups.items())
         if group
     ]
+    images, texts = [row["image_id"] for row in rows], [row["prediction"] for row in rows]
+    written = [len(text.split()) for text in texts]
+    expected = [len(row["references"][0].split()) for row in rows]
+    found.append(ratio("answer_length_ratio", images, written, expected, better=0))
+    return [*found, _repetition("answer_repetition", images, texts)]
 
 
 def presence_measures(rows: Sequence[Row]) -> list[Measure]:
-    """Return POPE's five figures for each set, as `pope_random_accuracy`, …, and over all sets."""
+    """Return POPE's five figures for each set, as `pope_random_accuracy`, …, and over all sets.
+
+    Over all sets a question counts once for every set that asks it, as in POPE's three files: what
+    is there is asked in each, so a model that always says no is right in half of the cases.
+    """
     found: list[Measure] = []
     for name in (*SETS, None):
         mine = [row for row in rows if name is None or name in row["sets"]]
         images = [row["image_id"] for row in mine]
         cells = np.array([_cell(row) for row in mine]).reshape(len(mine), 4)
+        if name is None:
+            cells *= np.array([[len(row["sets"])] for row in mine])
         start = "pope" if name is None else f"pope_{name}"
         for figure, (statistic, better) in _PRESENCE.items():
             if name is not None or figure in ("accuracy", "f1"):
@@ -129,7 +140,7 @@ def ending_measure(rows: Sequence[Row]) -> Measure:
     return mean("eos_rate", [row["image_id"] for row in rows], ended, better=0)
 
 
-def _repetition(images: Sequence[int], texts: Sequence[str]) -> Measure:
+def _repetition(metric: str, images: Sequence[int], texts: Sequence[str]) -> Measure:
     pieces = []
     for text in texts:
         words = text.lower().split()
@@ -137,7 +148,7 @@ def _repetition(images: Sequence[int], texts: Sequence[str]) -> Measure:
             [tuple(words[at : at + _REPEATED]) for at in range(len(words) - _REPEATED + 1)]
         )
     again = [len(each) - len(set(each)) for each in pieces]
-    return ratio("repetition", images, again, [len(each) for each in pieces], better=0)
+    return ratio(metric, images, again, [len(each) for each in pieces], better=0)
 
 
 def _bleu_of(order: int) -> Statistic:

@@ -1,9 +1,11 @@
-"""VQA accuracy as the VQA challenge counts it: its normalizer and its leave-one-out rule.
+"""VQA accuracy: the challenge's normalizer and its leave-one-out rule, as lmms-eval 0.7.3 has them.
 
-Source: Antol et al. 2015, *VQA: Visual Question Answering*, and the rules published with the
-challenge's evaluation. Its quirks are kept, because scores must stand beside published ones: a
-punctuation mark that touches a blank anywhere vanishes everywhere, others become a blank; "none"
-is 0; and where all people gave the same answer, nothing is normalized.
+Source: Antol et al. 2015, *VQA: Visual Question Answering*. The published scripts differ in one
+thing: where all people gave the same answer, the challenge's own (GT-Vision-Lab/VQA) normalizes
+nothing, so "Yes." is wrong where ten people said "yes". lmms-eval, with which such scores are
+reported today, normalizes prediction and answers in every case; so do we. The challenge's quirks
+are kept, because scores must stand beside published ones: a punctuation mark that touches a blank
+anywhere vanishes everywhere, others become a blank; "none" is 0.
 """
 
 import re
@@ -13,7 +15,7 @@ NEEDED = 3  # people who must agree with an answer for it to count in full
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _LONE_PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")  # the challenge's own look-ahead, odd as it is
 _PERIODS = 32  # periods taken away, at most
-_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
 _NUMBERS = {"none": "0", "zero": "0"} | {
     word: str(number)
     for number, word in enumerate(
@@ -45,6 +47,7 @@ _CONTRACTIONS["somebody'd"] = "somebodyd"  # the wrong way round, as published
 
 def normalize_answer(text: str) -> str:
     """Return an answer as the challenge compares it: without marks, articles and number words."""
+    text = text.replace("\n", " ").replace("\t", " ").strip()
     cleaned = text
     in_number = _COMMA_IN_NUMBER.search(text) is not None
     for mark in _MARKS:
@@ -66,15 +69,12 @@ def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
         prediction: What the model said.
         answers: What people said, at least one answer.
     """
-    said = _on_one_line(prediction)
-    given = [_on_one_line(answer) for answer in answers]
-    if len(given) == 1 or len(set(given)) > 1:
-        said, given = normalize_answer(said), [normalize_answer(answer) for answer in given]
-    same = [answer.lower() == said.lower() for answer in given]
-    if len(given) == 1:
+    said = normalize_answer(prediction)
+    same = [normalize_answer(answer) == said for answer in answers]
+    if len(same) == 1:
         return float(same[0])
     agreed = sum(same)
-    return sum(min(1.0, (agreed - own) / NEEDED) for own in same) / len(given)
+    return sum(min(1.0, (agreed - own) / NEEDED) for own in same) / len(same)
 
 
 def answer_type(answer: str) -> str:
@@ -83,7 +83,3 @@ def answer_type(answer: str) -> str:
     if words[:1] in (["yes"], ["no"]):
         return "yes_no"
     return "number" if len(words) == 1 and words[0].isdigit() else "other"
-
-
-def _on_one_line(text: str) -> str:
-    return text.replace("\n", " ").replace("\t", " ").strip()

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from pipeline.measures import Measure, caption_measures, mean, presence_measures, ratio
+from pipeline.measures import (
+    Measure,
+    answer_measures,
+    caption_measures,
+    mean,
+    presence_measures,
+    ratio,
+)
+from pipeline.presence import SETS, PresenceAsker
 from pipeline.scores import summarize
 
 IMAGES = list(range(60))
@@ -47,6 +55,33 @@ def test_presence_has_the_five_published_figures() -> None:
     assert values["accuracy"] == pytest.approx(3 / 5)
     assert values["precision"] == values["recall"] == values["f1"] == pytest.approx(2 / 3)
     assert values["yes_ratio"] == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize("said", ["no", "yes"])
+def test_who_always_says_the_same_is_right_in_half_of_all_presence_questions(said: str) -> None:
+    objects = {1: ["cup", "fork"], 2: ["cup"], 3: ["bowl", "spoon", "cup"], 4: ["pan", "lid"]}
+    asker = PresenceAsker(objects, seed=0)
+    answers = [
+        {"image_id": i, "prediction": said, "references": ["yes" if q.present else "no"]}
+        | {"sets": list(q.sets)}
+        for i in objects
+        for q in asker.ask(i, most=2)
+    ]
+    rows = rows_by_name({"real": presence_measures(answers)})
+    assert [rows[f"pope_{name}_accuracy", "real"]["value"] for name in SETS] == [0.5] * 3
+    assert rows["pope_accuracy", "real"]["value"] == 0.5
+    assert rows["pope_accuracy", "real"]["count"] == len(answers)
+
+
+def test_answers_get_lengths_and_repetition() -> None:
+    texts = [("a red cup", "a red cup"), ("it is it is it is it is", "it is red")]
+    answers = [
+        {"image_id": n, "prediction": said, "references": [true], "score": float(said == true)}
+        for n, (said, true) in enumerate(texts)
+    ]
+    rows = rows_by_name({"real": answer_measures(answers)})
+    assert rows["answer_length_ratio", "real"]["value"] == pytest.approx(11 / 6)
+    assert rows["answer_repetition", "real"]["value"] == pytest.approx(3 / 5)
 
 
 def test_captions_get_lengths_repetition_and_hallucinations() -> None:
