@@ -13,7 +13,8 @@ SELECT text FROM examples WHERE kind = 'caption' AND split = 'train'
 GROUP BY text ORDER BY count(*) DESC, text LIMIT 1
 """
 # Materialized: unnested, DuckDB joins all pictures with all others, 400 times as slow. Equally
-# similar pictures are told apart by their hash, whatever the order in which threads see them.
+# similar pictures are told apart by their hash, whatever the order in which threads see them. An
+# embedding of zeros has no direction: its NaN, which DuckDB would rank first, is below any cosine.
 _NEAREST = """
 WITH trained AS MATERIALIZED (
     SELECT sha256, any_value(pooled) AS pooled, arg_min(text, example_id) AS caption
@@ -24,7 +25,8 @@ WITH trained AS MATERIALIZED (
     WHERE kind = 'caption' AND examples.split = 'test' GROUP BY sha256
 ), nearest AS (
     SELECT tested.sha256, max({
-        'similarity': array_cosine_similarity(tested.pooled, trained.pooled),
+        'similarity': coalesce(nullif(
+            array_cosine_similarity(tested.pooled, trained.pooled), 'nan'::FLOAT), -2),
         'sha256': trained.sha256
     }) AS best FROM tested, trained GROUP BY tested.sha256
 )

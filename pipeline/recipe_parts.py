@@ -298,6 +298,27 @@ class EvaluatePart(Part):
         "conversations spell them."
     )
 
+    @field_validator("presence_question")
+    @classmethod
+    def _asks_for_an_object(cls, text: str) -> str:
+        try:
+            asked = text.format(object="a cup")
+        except (LookupError, ValueError, AttributeError):
+            raise ValueError(f"{text!r} has braces that are not those of {{object}}") from None
+        if "a cup" not in asked:
+            raise ValueError(f"{text!r} does not ask for {{object}}")
+        return text
+
+    @field_validator("presence_answers")
+    @classmethod
+    def _answers_part(cls, answers: tuple[str, str]) -> tuple[str, str]:
+        yes, no = answers
+        if yes.startswith(no) or no.startswith(yes):
+            raise ValueError(
+                f"{yes!r} and {no!r} cannot be told apart: one is the beginning of the other"
+            )
+        return answers
+
 
 class PublishPart(Part):
     """How the bundle is named and what decides whether it is published."""

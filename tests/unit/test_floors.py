@@ -88,6 +88,13 @@ def test_what_test_captions_say_changes_nothing(
     assert floors(tmp_path, other) == found
 
 
+def test_an_embedding_of_zeros_is_nobody_s_nearest(tmp_path: Path) -> None:
+    train = [(TRAIN, (0.0, 0.0), ["blank"]), (TRAIN, (0.0, 1.0), ["north"])]
+    texts = floors(tmp_path, [*train, (TEST, (1.0, 0.2), ["own"]), (TEST, (0.0, 0.0), ["own"])])
+    assert texts["nearest_neighbour"][2] == "north"
+    assert texts["nearest_neighbour"].keys() == {2, 3}  # what has no direction has some caption
+
+
 def test_ties_go_to_the_same_caption_whatever_the_order(tmp_path: Path) -> None:
     train = [(TRAIN, (1.0, 0.0), [text]) for text in ("b", "a", "c")]
     texts = floors(tmp_path, [*train, (TEST, (1.0, 0.0), ["own"])])

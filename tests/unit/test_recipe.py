@@ -138,6 +138,12 @@ def test_a_typo_names_the_nearest_valid_field(typo: str, meant: str) -> None:
         ("pretrain.batch", -1, "pretrain.batch"),
         ("pretrain.micro_batch", 7, "multiple"),
         ("finetune.method", "qlora", "finetune.method"),
+        ("evaluate.presence_question", "Is there {object} or {x}?", "braces"),
+        ("evaluate.presence_question", "Is there {object", "presence_question"),
+        ("evaluate.presence_question", "Is there {{object}}?", "does not ask"),
+        ("evaluate.presence_answers", ("yes", "yes"), "cannot be told apart"),
+        ("evaluate.presence_answers", ("no", "not at all"), "cannot be told apart"),
+        ("evaluate.presence_answers", ("yes", ""), "cannot be told apart"),
     ],
 )
 def test_nonsense_is_refused_before_any_work(path: str, value: object, words: str) -> None:
