@@ -31,7 +31,10 @@ def compare_variants(
     *,
     style: str,
 ) -> None:
-    """Run every variant and print one table; the store's latest run stays what it was.
+    """Run every variant and print one table.
+
+    Variants are not judged for publication, so the published model and the store's latest run stay
+    what they were.
 
     Args:
         preset: The recipe to start from.
@@ -54,21 +57,30 @@ def compare_variants(
     for changes in chosen.values():  # all are checked before any work
         load_preset(preset).override({**base, **changes})
     runs, failures = _run_all(preset, base, chosen, settings)
-    store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
-    rows = [
-        measure(store, name, chosen[name], run, next(iter(runs.values())))
-        for name, run in runs.items()
-    ]
-    text = json.dumps(rows, indent=1) + "\n" if style == "json" else markdown(rows)
-    print(text, end="")
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text)
+    if runs:
+        _show(runs, chosen, settings, output, style)
     if failures:
         raise PipelineError(
             f"{len(failures)} of {len(chosen)} variants failed: {', '.join(failures)}",
             "their messages stand above; run again to go on where they stopped",
         )
+
+
+def _show(
+    runs: Mapping[str, str],
+    chosen: Mapping[str, Changes],
+    settings: Settings,
+    output: Path | None,
+    style: str,
+) -> None:
+    store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+    first = next(iter(runs.values()))
+    rows = [measure(store, name, chosen[name], run, first) for name, run in runs.items()]
+    text = json.dumps(rows, indent=1) + "\n" if style == "json" else markdown(rows)
+    print(text, end="")
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text)
 
 
 def read_variants(texts: Sequence[str]) -> dict[str, Changes]:
@@ -96,7 +108,7 @@ def read_grid(texts: Sequence[str]) -> dict[str, Changes]:
     Values are separated by commas, or are a JSON list.
 
     Raises:
-        PipelineError: A text is no assignment of values.
+        PipelineError: A text is no assignment of values, or two are about one field.
     """
     axes: list[list[tuple[str, object]]] = []
     for text in texts:
@@ -104,8 +116,12 @@ def read_grid(texts: Sequence[str]) -> dict[str, Changes]:
         if not equals or not values.strip():
             raise PipelineError(f"--grid {text} names no values", "write --grid dotted.path=v1,v2")
         axes.append([(path.strip(), value) for value in _values(values.strip())])
+    names = _short_names([axis[0][0] for axis in axes])
     combined = itertools.product(*axes) if axes else ()
-    return {", ".join(_label(*choice) for choice in point): dict(point) for point in combined}
+    return {
+        ", ".join(f"{names[path]}={_shown(value)}" for path, value in point): dict(point)
+        for point in combined
+    }
 
 
 def _values(text: str) -> list[object]:
@@ -117,9 +133,23 @@ def _values(text: str) -> list[object]:
     return [value.strip() for value in text.split(",")]
 
 
-def _label(path: str, value: object) -> str:
-    shown = value if isinstance(value, str) else json.dumps(value)
-    return f"{path.rsplit('.', 1)[-1]}={shown}"
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Return by path its last part, or as many parts as tell it from the other paths."""
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise PipelineError(f"--grid names {twice} twice", f"write --grid {twice}=v1,v2,v3")
+    names = {}
+    for path in paths:
+        parts = path.split(".")
+        ends = [".".join(parts[at:]) for at in range(len(parts) - 1, -1, -1)]
+        others = [f".{other}" for other in paths if other != path]
+        alone = (end for end in ends if not any(other.endswith(f".{end}") for other in others))
+        names[path] = next(alone, path)
+    return names
 
 
 def _run_all(
@@ -130,13 +160,14 @@ def _run_all(
 
     store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
     latest = read_refs(store).get(LATEST)
+    unjudged = settings.model_copy(update={"publish": False})
     runs: dict[str, str] = {}
     failures = []
     try:
         for name, changes in chosen.items():
             print(f"── {name}", flush=True)
             try:
-                runs[name] = run_pipeline(preset, {**base, **changes}, settings, [])
+                runs[name] = run_pipeline(preset, {**base, **changes}, unjudged, [])
             except Exception as error:
                 message = explain(error)
                 if message is None:

@@ -1,10 +1,11 @@
-"""Scores of several runs side by side, each with its interval and its difference to the first."""
+"""Scores of several runs side by side, each with its interval and its difference to another run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.example_scores import MAIN, Row, difference, scored_predictions, scores_of
+from flows.example_scores import MAIN, Row, scored_predictions, scores_of
 from pipeline.bootstrap import Interval
+from pipeline.pairing import difference
 from pipeline.runs import find_run
 from storage.artifacts import ArtifactStore
 from storage.catalog import Catalog
@@ -21,10 +22,18 @@ _SQL = (
 )
 
 
+def real_scores(catalog: Catalog, run: str) -> dict[str, dict[str, float | None]]:
+    """Return value, low and high of a run's metrics under the real picture, by their names."""
+    with catalog.open(names=("metrics",)) as database:
+        parameters = {"run": run, "stage": MAIN}
+        rows = database.query(_SQL, parameters).to_pylist() if database.names else []
+    return {row["metric"]: {key: row[key] for key in ("value", "low", "high")} for row in rows}
+
+
 def measure(
     store: ArtifactStore, name: str, changes: Mapping[str, object], run: str, first: str
 ) -> dict[str, Any]:
-    """Return what is known of one variant, ready for JSON.
+    """Return what is known of one run, ready for JSON.
 
     Args:
         store: Where the runs are.
@@ -34,11 +43,8 @@ def measure(
         first: The run it is compared to; differences are paired by picture and question.
     """
     catalog = Catalog(store, run)
-    with catalog.open(names=("metrics",)) as database:
-        known = database.query(_SQL, {"run": run, "stage": MAIN}).to_pylist()
     record = find_run(store, run)
-    part = record["recipe"]["evaluate"]
-    seed, resamples = record["recipe"]["seed"], part["resamples"]
+    seed, resamples = record["recipe"]["seed"], record["recipe"]["evaluate"]["resamples"]
     rows = scored_predictions(catalog)
     base = scored_predictions(Catalog(store, first))
     return {
@@ -47,7 +53,7 @@ def measure(
         "run": run,
         "made": record["made"],
         "seconds": record["seconds"],
-        "metrics": {row["metric"]: _bounds(row) for row in known},
+        "metrics": real_scores(catalog, run),
         "differences": {
             metric: _plain(_paired(rows, base, kind, seed, resamples))
             for metric, (_, kind) in METRICS.items()
@@ -65,20 +71,28 @@ def measure(
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the variants as a table in Markdown; intervals hold 95 %."""
+    """Return variants as a table in Markdown; intervals hold 95 %.
+
+    Args:
+        rows: What :func:`measure` told of each; the first is what the others were compared to.
+    """
     shown = [metric for metric in METRICS if any(metric in row["metrics"] for row in rows)]
-    head = ["variant"]
+    head, against = ["variant"], f"against {_escaped(rows[0])}"
     for metric in shown:
-        head += [METRICS[metric][0], *(["against the first"] if METRICS[metric][1] else [])]
+        head += [METRICS[metric][0], *([against] if METRICS[metric][1] else [])]
     head += ["CIDEr-D real − shuffled", "stages made", "seconds"]  # noqa: RUF001 - a minus
     lines = [f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
     for row in rows:
-        cells = [row["variant"].replace("|", "\\|")]
+        cells = [_escaped(row)]
         for metric in shown:
-            cells.append(_cell(row["metrics"].get(metric)))
+            cells.append(estimate(row["metrics"].get(metric)))
             if METRICS[metric][1]:
-                cells.append(_cell(row["differences"].get(metric), sign=True))
-        cells += [_cell(row["vision_gap"], sign=True), str(len(row["made"])), f"{row['seconds']:g}"]
+                cells.append(estimate(row["differences"].get(metric), sign=True))
+        cells += [
+            estimate(row["vision_gap"], sign=True),
+            str(len(row["made"])),
+            f"{row['seconds']:g}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -90,15 +104,16 @@ def _paired(
     return difference(ours, theirs, seed, resamples)
 
 
-def _bounds(row: Row) -> dict[str, float | None]:
-    return {key: row[key] for key in ("value", "low", "high")}
+def _escaped(row: Mapping[str, Any]) -> str:
+    return row["variant"].replace("|", "\\|")
 
 
 def _plain(found: Interval | None) -> dict[str, float] | None:
     return None if found is None else {"value": found.value, "low": found.low, "high": found.high}
 
 
-def _cell(found: Mapping[str, float | None] | None, *, sign: bool = False) -> str:
+def estimate(found: Mapping[str, float | None] | None, *, sign: bool = False) -> str:
+    """Return a value with its interval in brackets, as far as there are any."""
     if found is None or found["value"] is None:
         return ""
     text = f"{found['value']:+.3f}" if sign else f"{found['value']:.3f}"

@@ -1,10 +1,11 @@
 """Scores of single predictions, so that a page can show the best, the worst and who fails."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.bootstrap import Interval, mean_interval, paired_difference
+from pipeline.bootstrap import Interval, mean_interval
 from pipeline.caption_metrics import score_captions
+from pipeline.pairing import Asked, scores_by_question
 from storage.catalog import Catalog
 
 Row = dict[str, Any]
@@ -38,30 +39,13 @@ def scored_predictions(catalog: Catalog, stage: str = MAIN) -> list[Row]:
     return rows
 
 
-def scores_of(rows: Iterable[Row], kind: str, condition: str) -> dict[tuple[Any, Any], float]:
-    """Return the scores of one kind under one condition, by picture and question."""
-    return {
-        (row["image_id"], row["question_id"]): row["score"]
-        for row in rows
-        if row["kind"] == kind and row["condition"] == condition and row["score"] is not None
-    }
+def scores_of(rows: Iterable[Row], kind: str, condition: str) -> dict[Asked, float]:
+    """Return the scores of one kind under one condition, by what was asked."""
+    return scores_by_question(r for r in rows if r["kind"] == kind and r["condition"] == condition)
 
 
-def difference(
-    first: Mapping[Any, float], second: Mapping[Any, float], seed: int, resamples: int
-) -> Interval | None:
-    """Return the mean of first minus second over what both have, None where that is nothing.
-
-    Both are paired by picture and question, so what makes a picture hard for both cancels.
-    """
-    both = [key for key in first if key in second]
-    if len(both) < 2:
-        return None
-    return paired_difference([first[k] for k in both], [second[k] for k in both], seed, resamples)
-
-
-def mean(values: Sequence[float], seed: int, resamples: int = 500) -> Interval:
-    """Return a mean with its interval; of one value, without any."""
-    if len(values) < 2:
-        return Interval(values[0], values[0], values[0])
-    return mean_interval(values, seed, resamples)
+def mean(
+    values: Sequence[float], images: Sequence[int], seed: int, resamples: int = 500
+) -> Interval:
+    """Return a mean with its interval over pictures; where there is one picture, without any."""
+    return mean_interval(values, seed, resamples, images=images)

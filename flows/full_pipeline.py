@@ -49,7 +49,7 @@ def full_pipeline(
     rerun: list[StageName] | None = None,
     settings: SettingValues | None = None,
 ) -> State:
-    """Make everything a recipe asks for; the result is the name of the run.
+    """Make everything a recipe asks for; the result is the run's name and the gate's decision.
 
     Args:
         preset: Complete recipe to start from.

@@ -5,8 +5,9 @@ They are computed anew each time and kept nowhere, so that no artifact depends o
 
 from typing import Any
 
-from flows.example_scores import MAIN, mean
+from flows.example_scores import MAIN
 from flows.scores_command import print_conditions, run_of
+from pipeline.bootstrap import mean_interval
 from pipeline.errors import PipelineError
 from pipeline.java_metrics import Captions, meteor, spice
 from pipeline.runs import find_run
@@ -43,7 +44,7 @@ def print_java_scores(catalog: Catalog) -> None:
     recipe = find_run(catalog.store, run)["recipe"]
     try:
         for name, values in spice(groups).items():
-            drawn = mean(values.tolist(), recipe["seed"], recipe["evaluate"]["resamples"])
+            drawn = mean_interval(values, recipe["seed"], recipe["evaluate"]["resamples"])
             found.append(
                 _row("spice", name, len(values), drawn.value, low=drawn.low, high=drawn.high)
             )

@@ -102,7 +102,7 @@ def compare(
 
     Args:
         grid: dotted.path=v1,v2 or a JSON list; several of them are crossed.
-        variant: "name: dotted.path=value …"; the first variant is what others are compared to.
+        variant: "name: dotted.path=value …"; others are compared to the first one that ran.
         output: File to write the table to as well.
         format: A table for people or JSON for programs.
         device: Device of the encoder and of training.

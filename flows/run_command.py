@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from flows.report_command import find_report, report_after_run
-from pipeline.gate import publish_run, status_line
+from pipeline.gate import decide, status_line
 from pipeline.materialize import Outcome
 from pipeline.plan import plan
 from pipeline.presets import preset as load_preset
@@ -35,26 +35,27 @@ def run_pipeline(
             print(f"{step.stage:<13} cached      0.0 s  {step.reason}".rstrip())
         run = record_run(store, recipe, outcomes)
         print("nothing to do: every stage is cached")
+        decision = decide(store, recipe, run, settings)
         if find_report(store, run) is None:
             report_after_run(store, run)
     else:
         atexit.register(_mute)  # before Prefect's own handlers are, so it comes after them
         from flows.full_pipeline import full_pipeline
 
-        run = full_pipeline(
+        finished = full_pipeline(
             preset=preset,
             overrides=dict(changes),
             rerun=list(rerun),
             settings=settings.model_dump(mode="json"),
         )
-        assert isinstance(run, str)  # what a flow's state holds, not the state
+        assert isinstance(finished, tuple)  # what a flow's state holds, not the state
+        run, decision = finished
     report = find_report(store, run)
     if report is not None:
         print(f"report {report}")
-    decision = publish_run(store, recipe, run, anyway=settings.publish_anyway)
     print(status_line(decision))
     print(f"run {run} · store {store.uri} · `phivision sql` looks inside")
-    if decision.action == "refused":
+    if decision is not None and decision.action == "refused":
         raise SystemExit(NOT_PUBLISHED)
     return run
 

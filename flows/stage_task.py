@@ -14,7 +14,7 @@ from flows.report_attach import attach_report
 from flows.window import describe, show_run, show_stage, state_line, summary_line
 from pipeline.dag import BY_NAME, DAG
 from pipeline.errors import PipelineError
-from pipeline.gate import publish_run, status_line
+from pipeline.gate import decide, status_line
 from pipeline.materialize import Outcome, materialize
 from pipeline.recipe import Recipe
 from pipeline.runs import record_run
@@ -26,7 +26,9 @@ from storage.manifest import Manifest
 def make_stages(
     recipe: Recipe, settings: Settings, store: ArtifactStore, rerun: Sequence[str]
 ) -> State:
-    """Make every stage in the order of the DAG and return the flow's state; its data is the run.
+    """Make every stage in the order of the DAG and return the flow's state.
+
+    Its data is the name of the run and what the gate decided, None where it was not asked.
 
     Raises:
         PipelineError: A stage cannot go on for a reason its user can mend.
@@ -55,14 +57,14 @@ def make_stages(
     every = list(outcomes.values())
     run = record_run(store, recipe, every)
     show_run(run, recipe, store, every)
-    decision = publish_run(store, recipe, run, anyway=settings.publish_anyway)
+    decision = decide(store, recipe, run, settings)
     get_run_logger().info(status_line(decision))
     attach_report(store, settings, run)
     made = [outcome.stage for outcome in every if outcome.status == "made"]
     label = "Completed" if made else "Cached"
-    label = "Not published" if decision.action == "refused" else label
+    label = "Not published" if decision is not None and decision.action == "refused" else label
     message = f"{summary_line(run, made, every)}; {status_line(decision)}"
-    return Completed(name=label, message=message, data=run)
+    return Completed(name=label, message=message, data=(run, decision))
 
 
 def _worth_a_retry(task: Task, run: TaskRun, state: State) -> bool:

@@ -35,28 +35,33 @@ def mean_interval(
     seed: int,
     resamples: int = 2000,
     level: float = 0.95,
+    images: Sequence[int] | None = None,
 ) -> Interval:
-    """The mean of per-image values with its percentile bootstrap interval.
+    """The mean of values with its percentile bootstrap interval.
 
     Args:
-        values: shape (images,); at least one, all finite. One value gives an empty interval.
+        values: shape (values,); at least one, all finite. One image gives an empty interval.
         seed: start of the random draws; equal seeds give equal intervals.
         resamples: how many times the images are drawn again.
         level: share of the resampled means inside the interval, between 0 and 1.
+        images: the image of each value; what is about one image is drawn together. Without it
+            every value is an image of its own.
 
     Returns:
         The mean of the values themselves, and the two quantiles of the resampled means.
 
     Raises:
-        ValueError: where a value is NaN or infinite, there are none, the shape is not (images,),
-            or ``resamples`` or ``level`` is out of range.
+        ValueError: where a value is NaN or infinite, there are none, the shape is not (values,),
+            there are more or fewer images than values, or ``resamples`` or ``level`` is out of
+            range.
     """
     sample = _checked(values)
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, not {resamples}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
-    means = _resampled_means(sample, seed, resamples)
+    totals = resampled_totals(_sums_and_counts(sample, images), seed, resamples)
+    means = totals[:, 0] / totals[:, 1]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value=float(sample.mean()), low=float(low), high=float(high))
 
@@ -67,6 +72,7 @@ def paired_difference(
     seed: int,
     resamples: int = 2000,
     level: float = 0.95,
+    images: Sequence[int] | None = None,
 ) -> Interval:
     """The mean of ``a - b`` over the same images, with its percentile bootstrap interval.
 
@@ -74,11 +80,12 @@ def paired_difference(
     interval that excludes 0 says that the two differ.
 
     Args:
-        a: shape (images,).
-        b: shape (images,), of the same images in the same order.
+        a: shape (values,).
+        b: shape (values,), of the same images in the same order.
         seed: as in :func:`mean_interval`.
         resamples: as in :func:`mean_interval`.
         level: as in :func:`mean_interval`.
+        images: as in :func:`mean_interval`.
 
     Returns:
         The interval of the mean difference; positive where ``a`` is larger.
@@ -89,7 +96,7 @@ def paired_difference(
     first, second = _checked(a), _checked(b)
     if first.shape != second.shape:
         raise ValueError(f"{first.size} values cannot be paired with {second.size}")
-    return mean_interval(first - second, seed, resamples, level)
+    return mean_interval(first - second, seed, resamples, level, images)
 
 
 def resampled_totals(parts: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:
@@ -122,7 +129,7 @@ def resampled_totals(parts: NDArray[np.float64], seed: int, resamples: int) -> N
 def _checked(values: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1:
-        raise ValueError(f"values must have the shape (images,), not {sample.shape}")
+        raise ValueError(f"values must have the shape (values,), not {sample.shape}")
     if not sample.size:
         raise ValueError("no values: there are no images")
     broken = np.flatnonzero(~np.isfinite(sample))
@@ -133,13 +140,16 @@ def _checked(values: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float
     return sample
 
 
-def _resampled_means(sample: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:
-    """Means of ``resamples`` draws with replacement, shape (resamples,)."""
-    random = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    rows = max(1, _DRAWS_AT_ONCE // sample.size)
-    for start in range(0, resamples, rows):
-        block = means[start : start + rows]
-        draws = random.integers(sample.size, size=(block.size, sample.size))
-        block[:] = sample[draws].mean(axis=1)
-    return means
+def _sums_and_counts(
+    sample: NDArray[np.float64], images: Sequence[int] | None
+) -> NDArray[np.float64]:
+    """Sum and number of the values of every image, shape (images, 2)."""
+    parts = np.stack([sample, np.ones_like(sample)], axis=1)
+    if images is None:
+        return parts
+    if len(images) != sample.size:
+        raise ValueError(f"{len(images)} images are named for {sample.size} values")
+    names, places = np.unique(images, return_inverse=True)
+    sums = np.zeros((len(names), 2))
+    np.add.at(sums, places, parts)
+    return sums

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
 from pipeline.schemas import CONDITIONS
+from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
 from storage.manifest import Manifest
 from storage.published import Entry, add_entry, previous, published, read_history
@@ -20,10 +21,18 @@ _KINDS = {"cider_d": "caption", "answer_accuracy": "answer"}
 _RESAMPLES = 2000
 
 
+def decide(store: ArtifactStore, recipe: Recipe, run: str, settings: Settings) -> Entry | None:
+    """Return what is decided about a finished run, None where its settings keep the gate out."""
+    if not settings.publish:
+        return None
+    return publish_run(store, recipe, run, anyway=settings.publish_anyway)
+
+
 def publish_run(store: ArtifactStore, recipe: Recipe, run: str, *, anyway: bool = False) -> Entry:
     """Judge a finished run, move the pointer if it may, and return the decision.
 
-    A decision that was taken already is not taken again, so a cached run writes nothing.
+    A refusal that is on record is not recorded again, so a cached run writes nothing. It is judged
+    again: another main metric, or scores that are back, may let it pass now.
 
     Args:
         store: The store.
@@ -34,20 +43,29 @@ def publish_run(store: ArtifactStore, recipe: Recipe, run: str, *, anyway: bool 
     Raises:
         PipelineError: The run's artifacts are gone.
     """
+    candidate = _manifest(store, run, STAGE)
+    entry = None
+    while entry is None:  # where somebody else decided in between, the verdict may be another
+        entry = _decision(store, recipe, run, candidate, anyway=anyway)
+    return entry
+
+
+def _decision(
+    store: ArtifactStore, recipe: Recipe, run: str, candidate: Manifest, *, anyway: bool
+) -> Entry | None:
+    """Return the decision about a run, None where another one was recorded meanwhile."""
     history = read_history(store)
     now = published(history)
-    candidate = _manifest(store, run, STAGE)
     if now is not None and now.digest == candidate.digest:
         return now
     against = now.digest if now else ""
-    same = [each for each in history if (each.digest, each.against) == (candidate.digest, against)]
-    if same and same[0].action == "refused" and not anyway:
-        return same[0]
     fault = _withdrawn(history, candidate.digest) or _fault(store, recipe, run, now)
-    if not fault:
-        action, reason = "published", "the picture helps, and it is not worse beyond noise"
-    else:
-        action, reason = ("forced" if anyway else "refused"), fault
+    if fault and not anyway:
+        told = ("refused", candidate.digest, against, fault)
+        for each in history:
+            if (each.action, each.digest, each.against, each.reason) == told:
+                return each
+    action = ("forced" if anyway else "refused") if fault else "published"
     return add_entry(
         store,
         history,
@@ -55,7 +73,7 @@ def publish_run(store: ArtifactStore, recipe: Recipe, run: str, *, anyway: bool 
         run=run,
         fingerprint=candidate.fingerprint,
         digest=candidate.digest,
-        reason=reason,
+        reason=fault or "the picture helps, and it is not worse beyond noise",
         against=against,
     )
 
@@ -66,6 +84,13 @@ def roll_back(store: ArtifactStore) -> Entry:
     Raises:
         PipelineError: There is nothing to go back to, or it is gone.
     """
+    entry = None
+    while entry is None:  # where somebody else decided in between, it is another one to go back to
+        entry = _step_back(store)
+    return entry
+
+
+def _step_back(store: ArtifactStore) -> Entry | None:
     history = read_history(store)
     now, before = published(history), previous(history)
     if now is None or before is None:
@@ -107,8 +132,10 @@ def published_manifest(store: ArtifactStore) -> Manifest:
     return manifest
 
 
-def status_line(entry: Entry) -> str:
-    """Return a decision in one line."""
+def status_line(entry: Entry | None) -> str:
+    """Return a decision in one line; None is that of a run that was not to be judged."""
+    if entry is None:
+        return "not judged: this run is not to be published"
     match entry.action:
         case "refused":
             return f"not published: {entry.reason}\n  → --publish-anyway publishes it all the same"
@@ -173,35 +200,28 @@ def _worse(
     store: ArtifactStore, metric: str, before: Manifest, after: Manifest, seed: int, run: str
 ) -> str:
     """Return that a model is worse on the pictures both were tested on, or an empty string."""
-    from pipeline.bootstrap import paired_difference
+    from pipeline.pairing import difference
 
     old, new = _scores(store, metric, before), _scores(store, metric, after)
-    shared = sorted(old.keys() & new.keys())
-    if not shared:
+    found = difference(new, old, seed, _RESAMPLES)
+    if found is None:
         return f"it was tested on other pictures than the published run {run}"
-    difference = paired_difference(
-        [new[key] for key in shared], [old[key] for key in shared], seed, _RESAMPLES
-    )
-    if difference.high >= 0:
+    if found.high >= 0:
         return ""
     return (
-        f"{metric} is {-difference.value:.3f} [{-difference.high:.3f}, {-difference.low:.3f}] "
+        f"{metric} is {-found.value:.3f} [{-found.high:.3f}, {-found.low:.3f}] "
         f"below the published run {run}"
     )
 
 
-def _scores(store: ArtifactStore, metric: str, evaluated: Manifest) -> dict[str, float]:
-    """Return the score of every prediction by what was asked: picture, question, references."""
+def _scores(store: ArtifactStore, metric: str, evaluated: Manifest) -> dict[Any, float]:
+    from pipeline.pairing import scores_by_question
     from storage.tables import read_table, where
 
     columns = ["stage", "condition", "kind", "image_id", "question", "references", "score"]
     table = read_table(store.artifact(evaluated).path("predictions.parquet"), columns)
-    rows = where(table, stage="finetune", condition="real", kind=_KINDS[metric]).to_pylist()
-    return {
-        json.dumps([row["image_id"], row["question"], row["references"]]): row["score"]
-        for row in rows
-        if row["score"] is not None
-    }
+    rows = where(table, stage="finetune", condition="real", kind=_KINDS[metric])
+    return scores_by_question(rows.to_pylist())
 
 
 def _manifest(store: ArtifactStore, run: str, stage: str) -> Manifest:

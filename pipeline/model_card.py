@@ -24,7 +24,7 @@ does not look scores the same in all three.
 |---|--:|--:|--:|
 {table}
 
-Brackets are 95 % bootstrap intervals over pictures or questions. CIDEr-D takes its word weights
+Brackets are 95 % bootstrap intervals over pictures. CIDEr-D takes its word weights
 from the evaluated references, here {images} pictures, so compare it within this card only.
 {gaps}
 ## Use

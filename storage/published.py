@@ -1,7 +1,8 @@
 """Which artifact is the published one: a pointer with its history, kept beside the artifacts.
 
 `published/<number>.json` are entries that are only ever added; the newest one that moved the
-pointer says what is published. Of two writers one gets a number and the other takes the next.
+pointer says what is published. Of two writers one gets a number; the other decides anew, because
+what it decided against may no longer be what is published.
 """
 
 import json
@@ -82,8 +83,8 @@ def previous(history: list[Entry]) -> Entry | None:
     return standing[-2] if len(standing) > 1 else None
 
 
-def add_entry(store: ArtifactStore, history: list[Entry], **values: Any) -> Entry:
-    """Write the next entry of a history and return it.
+def add_entry(store: ArtifactStore, history: list[Entry], **values: Any) -> Entry | None:
+    """Write the next entry of a history and return it, None where somebody else just wrote one.
 
     Args:
         store: The store.
@@ -91,12 +92,9 @@ def add_entry(store: ArtifactStore, history: list[Entry], **values: Any) -> Entr
         **values: Fields of the entry, without number and time.
     """
     number = history[0].number + 1 if history else 1
-    while True:
-        entry = Entry(number=number, created=time.time(), **values)
-        name = f"{FOLDER}/{number:06d}.json"
-        if store.files.create(name, json.dumps(asdict(entry), indent=1).encode()):
-            return entry
-        number += 1
+    entry = Entry(number=number, created=time.time(), **values)
+    data = json.dumps(asdict(entry), indent=1).encode()
+    return entry if store.files.create(f"{FOLDER}/{number:06d}.json", data) else None
 
 
 def _entry(store: ArtifactStore, name: str, data: bytes) -> Entry:

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flows.example_scores import MAIN, MEASURES, Row, difference, mean, scores_of
+from flows.example_scores import MAIN, MEASURES, Row, mean, scores_of
 from flows.pages.charts import COLOURS, Chart, Estimate, bars, intervals
 from flows.tables import condition_order
+from pipeline.bootstrap import Interval
+from pipeline.pairing import difference
 
 NAMES = {
     "cider_d": "CIDEr-D of captions",
@@ -23,6 +25,8 @@ NAMES = {
     "pope_f1": "POPE: F1",
     "length_ratio": "Length of captions against people's",
     "repetition": "Share of repeated word groups (lower is better)",
+    "answer_length_ratio": "Length of answers against people's",
+    "answer_repetition": "Share of repeated word groups in answers (lower is better)",
 }
 _FIRST = (
     "cider_d",
@@ -181,14 +185,14 @@ def _hallucinations(rows: Sequence[Row]) -> list[Chart]:
 def _by_group(
     title: str, rows: Sequence[Row], groups: Callable[[Row], Sequence[str]], seed: int
 ) -> list[Chart]:
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[Row]] = {}
     for row in rows:
         for group in groups(row):
-            found.setdefault(group, []).append(row["score"])
+            found.setdefault(group, []).append(row)
     large = sorted((item for item in found.items() if len(item[1]) >= _LEAST), key=_most)[:_GROUPS]
     if len(large) < 2:
         return []
-    estimates = [(name, len(scores), mean(scores, seed)) for name, scores in large]
+    estimates = [(name, len(members), _mean_score(members, seed)) for name, members in large]
     counted = all(name.split(" ")[0].rstrip("+").isdigit() for name, _, _ in estimates)
     order = (lambda e: int(e[0].split(" ")[0].rstrip("+"))) if counted else (lambda e: e[2].value)
     drawn = [
@@ -198,7 +202,11 @@ def _by_group(
     return [bars(title, drawn, "mean and 95 % interval; in brackets: how many")]
 
 
-def _most(item: tuple[str, list[float]]) -> tuple[int, str]:
+def _mean_score(rows: Sequence[Row], seed: int) -> Interval:
+    return mean([row["score"] for row in rows], [row["image_id"] for row in rows], seed)
+
+
+def _most(item: tuple[str, list[Row]]) -> tuple[int, str]:
     return -len(item[1]), item[0]
 
 

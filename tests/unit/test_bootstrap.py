@@ -63,6 +63,23 @@ def test_the_interval_lies_within_the_values(values: list[float], seed: int) -> 
     assert min(values) - slack <= interval.low <= interval.high <= max(values) + slack
 
 
+def test_values_of_one_image_are_drawn_together() -> None:
+    values = np.random.default_rng(5).normal(0, 1, size=40)
+    alone = mean_interval(values, seed=0)
+    # Twenty questions about each image that are all as hard say no more than one of them.
+    asked, images = np.repeat(values, 20), np.repeat(np.arange(40), 20).tolist()
+    together = mean_interval(asked, seed=0, images=images)
+    assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
+    independent = mean_interval(asked, seed=0)
+    assert together.high - together.low > 4 * (independent.high - independent.low)
+
+
+def test_an_image_with_more_values_weighs_more() -> None:
+    interval = mean_interval([1, 1, 1, 0], seed=0, images=[7, 7, 7, 2])
+    assert interval == Interval(0.75, 0.0, 1.0)
+    assert mean_interval([1, 0], seed=0, images=[3, 3]) == Interval(0.5, 0.5, 0.5)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -81,6 +98,11 @@ def test_unusable_values_are_refused(values: list[float], message: str) -> None:
 def test_values_of_other_images_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match="3 values cannot be paired with 1"):
         paired_difference([1, 2, 3], [1], seed=0)
+
+
+def test_every_value_needs_its_image() -> None:
+    with pytest.raises(ValueError, match="2 images are named for 3 values"):
+        mean_interval([1, 2, 3], seed=0, images=[1, 1])
 
 
 def test_options_out_of_range_are_refused() -> None:

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.gate import publish_run, published_manifest, roll_back, status_line
+from pipeline.gate import decide, publish_run, published_manifest, roll_back, status_line
 from pipeline.presets import preset
 from pipeline.schemas import PREDICTIONS
+from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
 from storage.manifest import Manifest
 from storage.published import read_history
@@ -19,13 +20,20 @@ from tests.unit.store_fixtures import add, payload
 DEMO = preset("demo")
 
 
-def gap_row(condition: str, low: float) -> dict[str, object]:
+def gap_row(condition: str, low: float, metric: str = "cider_d") -> dict[str, object]:
     place = {"stage": "finetune", "split": "test", "condition": condition}
-    return {**place, "metric": "cider_d_gap", "value": low + 0.1, "low": low, "high": low + 0.2}
+    return {**place, "metric": f"{metric}_gap", "value": low + 0.1, "low": low, "high": low + 0.2}
 
 
-def finish(store: ArtifactStore, folder: Path, name: str, quality: float, gap: float = 0.5) -> None:
-    """Write a run whose captions all score about `quality`."""
+def finish(
+    store: ArtifactStore,
+    folder: Path,
+    name: str,
+    quality: float,
+    gap: float = 0.5,
+    first_image: int = 0,
+) -> None:
+    """Write a run whose captions all score about `quality`, and whose answers use the picture."""
     rows = [
         {
             "stage": "finetune",
@@ -36,11 +44,12 @@ def finish(store: ArtifactStore, folder: Path, name: str, quality: float, gap: f
             "references": ["a cat"],
             "score": quality + 0.01 * (image % 5),
         }
-        for image in range(40)
+        for image in range(first_image, first_image + 40)
     ]
     path = folder / f"{name}.parquet"
     write_arrow(path, pa.Table.from_pylist(rows, schema=PREDICTIONS))
-    metrics = [gap_row("shuffled", gap), gap_row("blind", gap)]
+    metrics = [gap_row(condition, gap) for condition in ("shuffled", "blind")]
+    metrics += [gap_row(each, 0.5, "answer_accuracy") for each in ("shuffled", "blind")]
     files = {
         "evaluate": {
             "metrics.json": json.dumps(metrics).encode(),
@@ -93,6 +102,63 @@ def test_what_was_decided_is_not_decided_again(local: ArtifactStore, tmp_path: P
         publish_run(local, DEMO, "good")
         publish_run(local, DEMO, "worse")
     assert [entry.action for entry in read_history(local)] == ["refused", "published"]
+
+
+def test_another_main_metric_is_another_question(local: ArtifactStore, tmp_path: Path) -> None:
+    finish(local, tmp_path, "half", 1.0, gap=-0.01)
+    assert publish_run(local, DEMO, "half").action == "refused"
+    by_answers = DEMO.override({"publish.metric": "answer_accuracy"})
+    assert publish_run(local, by_answers, "half").action == "published"
+
+
+def test_scores_that_are_back_are_compared(local: ArtifactStore, tmp_path: Path) -> None:
+    finish(local, tmp_path, "good", 1.0)
+    publish_run(local, DEMO, "good")
+    finish(local, tmp_path, "better", 1.1)
+    record = local.read("runs/good.json")
+    assert record is not None
+    local.files.remove("runs/good.json")
+    for _ in range(2):
+        assert "are gone" in publish_run(local, DEMO, "better").reason
+    assert len(read_history(local)) == 2
+    local.write("runs/good.json", record)
+    assert publish_run(local, DEMO, "better").action == "published"
+
+
+def test_what_was_tested_on_other_pictures_is_not_compared(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    finish(local, tmp_path, "good", 1.0)
+    finish(local, tmp_path, "elsewhere", 1.0, first_image=1000)
+    publish_run(local, DEMO, "good")
+    assert "on other pictures" in publish_run(local, DEMO, "elsewhere").reason
+
+
+def test_who_comes_second_is_judged_against_what_is_published_by_then(
+    local: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(local, tmp_path, "good", 1.0)
+    finish(local, tmp_path, "better", 2.0)
+    create = local.files.create
+
+    def create_late(name: str, data: bytes) -> bool:
+        monkeypatch.setattr(local.files, "create", create)
+        publish_run(local, DEMO, "better")  # somebody else, between verdict and record
+        return create(name, data)
+
+    monkeypatch.setattr(local.files, "create", create_late)
+    decision = publish_run(local, DEMO, "good")
+    assert "below the published run better" in decision.reason
+    assert bundle(local) == "better"
+    assert [entry.action for entry in read_history(local)] == ["refused", "published"]
+
+
+def test_a_run_that_is_not_to_be_published_is_not_judged(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    finish(local, tmp_path, "variant", 1.0)
+    assert decide(local, DEMO, "variant", Settings(publish=False, publish_anyway=True)) is None
+    assert read_history(local) == []
 
 
 def test_publishing_anyway_is_recorded(local: ArtifactStore, tmp_path: Path) -> None:
