@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import time
 from collections.abc import Mapping, Sequence
 
 from flows.report_command import find_report, report_after_run
@@ -35,8 +36,10 @@ def run_pipeline(
             print(f"{step.stage:<13} cached      0.0 s  {step.reason}".rstrip())
         run = record_run(store, recipe, outcomes)
         print("nothing to do: every stage is cached")
+        started = time.time()
         decision = decide(store, recipe, run, settings)
-        if find_report(store, run) is None:
+        decided = decision is not None and decision.created >= started
+        if decided or find_report(store, run) is None:  # the report tells the decision
             report_after_run(store, run)
     else:
         atexit.register(_mute)  # before Prefect's own handlers are, so it comes after them

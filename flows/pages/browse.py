@@ -6,7 +6,8 @@ from typing import Any
 from flows.example_scores import Row
 from flows.pages.charts import Chart, Estimate, bars, histogram, stacked
 from flows.pages.page import figure, render, thumbnail
-from flows.pages.report import ask, pictures_of
+from flows.pages.report import ask
+from flows.pages.shown_pictures import pictures_of
 from pipeline.errors import PipelineError
 from pipeline.quarantine import FILE
 from storage.catalog import Catalog

@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.example_scores import MAIN, MEASURES, Row, scored_predictions
-from flows.pages import report_scores, report_training
-from flows.pages.page import figure, render, thumbnail
+from flows.pages import report_before, report_scores, report_training
+from flows.pages.page import figure, render
+from flows.pages.shown_pictures import pictures_of
 from pipeline.recipe import flatten
 from storage.artifacts import ArtifactStore
 from storage.catalog import Catalog
+from storage.manifest import Manifest
+from storage.published import published, read_history
 
 _METRICS = "SELECT * EXCLUDE (run) FROM metrics WHERE run = $run"
 _DROPS = (
@@ -27,7 +30,12 @@ _CATEGORIES = (
     "SELECT image_id, list(category ORDER BY object_id) AS names FROM objects GROUP BY ALL"
 )
 _TRAINING = "SELECT * FROM training ORDER BY stage DESC, metric, step"
-_PICTURES = "SELECT sha256, data FROM files WHERE list_contains($wanted, sha256)"
+_DECISIONS = {
+    "published": "published",
+    "forced": "published anyway",
+    "rolled back": "published again",
+    "refused": "not published",
+}
 
 
 def write_report(store: ArtifactStore, run: str, pictures: int) -> str:
@@ -46,7 +54,7 @@ def write_report(store: ArtifactStore, run: str, pictures: int) -> str:
     found = {stage: catalog.manifest(stage) for stage in record["stages"]}
     manifests = {stage: manifest for stage, manifest in found.items() if manifest is not None}
     metrics = ask(catalog, ("metrics",), _METRICS, run=run)
-    before = report_training.previous_run(catalog.runs, run)
+    before = report_before.previous_run(catalog.runs, run)
     return render(
         "report.html",
         title=f"phivision run {run}",
@@ -54,6 +62,7 @@ def write_report(store: ArtifactStore, run: str, pictures: int) -> str:
         store=store.uri,
         finished=f"{datetime.datetime.fromtimestamp(record['created'], datetime.UTC):%F %H:%M} UTC",
         seconds=record["seconds"],
+        verdict=_verdict(store, manifests),
         tiles=_tiles(metrics, manifests),
         **_scores(catalog, metrics, record["recipe"], pictures),
         training=report_training.training_charts(ask(catalog, ("training",), _TRAINING)),
@@ -61,7 +70,8 @@ def write_report(store: ArtifactStore, run: str, pictures: int) -> str:
         cost=report_training.cost_rows(manifests, record["made"]),
         cost_chart=report_training.cost_chart(manifests) if manifests else None,
         before=before,
-        changes=report_training.changes_since(store, before, run) if before else [],
+        moved=report_before.score_changes(store, before, run) if before else [],
+        changes=report_before.changes_since(store, before, run) if before else [],
         recipe=list(flatten(record["recipe"])),
     )
 
@@ -110,12 +120,6 @@ def ask(catalog: Catalog, views: Sequence[str], sql: str, **parameters: object) 
         return database.query(sql, parameters).to_pylist()
 
 
-def pictures_of(catalog: Catalog, wanted: Sequence[str]) -> dict[str, str | None]:
-    """Return small pictures by the hash of their content; those that the store has."""
-    rows = ask(catalog, ("files",), _PICTURES, wanted=sorted(set(wanted)))
-    return {row["sha256"]: thumbnail(row["data"]) for row in rows}
-
-
 def _categories(catalog: Catalog) -> dict[int, list[str]]:
     return {row["image_id"]: row["names"] for row in ask(catalog, ("objects",), _CATEGORIES)}
 
@@ -131,7 +135,22 @@ def _with_pictures(
     }
 
 
-def _tiles(metrics: Sequence[Row], manifests: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _verdict(store: ArtifactStore, manifests: Mapping[str, Manifest]) -> tuple[str, str]:
+    """Return what the gate said of a run's assistant, and whether that is good or bad."""
+    history = read_history(store)
+    if "publish" not in manifests or not history:
+        return "", ""
+    digest, now = manifests["publish"].digest, published(history)
+    entry = next((each for each in history if each.digest == digest), None)
+    if entry is None:
+        return "not judged", "soft"
+    text = f"{_DECISIONS[entry.action]}: {entry.reason}"
+    if entry.moved and now is not None and now.digest != digest:
+        text += f"; since then run {now.run} was published"
+    return text, "bad" if entry.action in ("refused", "forced") else "good"
+
+
+def _tiles(metrics: Sequence[Row], manifests: Mapping[str, Manifest]) -> list[tuple[str, str, str]]:
     """Return value, name and a note of the figures at the top."""
     by_key = {(row["stage"], row["metric"], row["condition"]): row for row in metrics}
     tiles = []

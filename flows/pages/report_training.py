@@ -1,13 +1,9 @@
-"""The part of a report about making: curves, experts, drops, cost, the run before."""
+"""The part of a report about making: curves, experts, drops, cost."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from flows.example_scores import Row
 from flows.pages.charts import Chart, Estimate, bars, lines
-from pipeline.errors import PipelineError
-from pipeline.runs import Change, compare_runs
-from storage.artifacts import ArtifactStore
 from storage.manifest import Manifest
 
 # What a stage works through, for its rate: the figure of its summary, and what that counts.
@@ -21,7 +17,6 @@ _WORK = {
 }
 _SCALES = ("learning_rate",)  # told by the recipe; a curve of it says nothing new
 _LOSSES = {"loss": "training", "val_nll": "held-out pictures"}
-_CHANGES = 60  # shown of the differences to another run
 
 
 def training_charts(training: Sequence[Row]) -> list[Chart]:
@@ -76,28 +71,3 @@ def drop_chart(drops: Sequence[Row]) -> Chart:
         [Estimate(f"{row['kind']}: {row['reason']}", row["count"]) for row in drops],
         "records",
     )
-
-
-def previous_run(runs: Sequence[Mapping[str, Any]], run: str) -> str | None:
-    """Return the run that finished before a run; `runs` are newest first."""
-    names = [record["run"] for record in runs]
-    at = names.index(run) + 1
-    return names[at] if at < len(names) else None
-
-
-def changes_since(store: ArtifactStore, before: str, run: str) -> list[list[object]]:
-    """Return in what a run differs from another one: fields, scores, then digests."""
-    try:
-        changes = compare_runs(store, before, run)
-    except PipelineError:
-        return []
-    order = ("field", "metric", "digest")
-    ranked = sorted(changes, key=lambda change: order.index(change.kind))
-    return [[c.kind, c.name, c.before, c.after, _step(c)] for c in ranked[:_CHANGES]]
-
-
-def _step(change: Change) -> str:
-    before, after = change.before, change.after
-    if change.kind == "metric" and isinstance(before, float) and isinstance(after, float):
-        return f"{after - before:+.3g}"
-    return ""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import Cli, assignments
 
@@ -110,6 +111,52 @@ def test_forcing_a_stage_gives_the_same_bytes(
     forced = [part for stage in stages for part in ("--rerun", stage)]
     Cli(copy).ok("run", *assignments(tiny), *forced)
     assert Cli(copy).ok("sql", query, "--format", "csv") == before
+
+
+def test_a_refused_run_says_why_and_can_be_published_anyway(
+    store: Path, tiny: Mapping[str, object], tmp_path: Path
+) -> None:
+    copy, photo = tmp_path / "store", tmp_path / "photo.png"
+    shutil.copytree(store, copy)
+    shutil.rmtree(copy / "published")
+    Image.new("RGB", (64, 48), "red").save(photo)
+    cli = Cli(copy, PHIVISION_PUBLISH_ANYWAY="false")
+    refused = cli("run", *assignments(tiny), "--rerun", "publish")
+    assert refused.returncode == 3
+    assert "not published: cider_d" in refused.stdout
+    assert len(list((copy / "published").iterdir())) == 1  # judged once
+    asked = cli("ask", str(photo), "What is it?")
+    assert asked.returncode == 1
+    assert "no published assistant" in asked.stderr
+    assert "published anyway: cider_d" in cli.ok("run", *assignments(tiny), "--publish-anyway")
+    (report,) = (copy / "reports").glob("*.html")
+    assert "published anyway: cider_d" in report.read_text()
+    listed = cli.ok("rollback", "--list")
+    assert listed.index("forced") < listed.index("refused")
+
+
+def test_compare_runs_all_variants_and_publishes_none(
+    store: Path, tiny: Mapping[str, object], tmp_path: Path
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    cli = Cli(copy, PHIVISION_PUBLISH_ANYWAY="false")
+    before = {path.name: path.read_bytes() for path in (copy / "published").iterdir()}
+    latest = (copy / "refs" / "latest").read_bytes()
+    variants = ("--variant", "base:", "--variant", "short: finetune.epochs=0.5")
+    printed = cli.ok("compare", *assignments(tiny), *variants)
+    found = statuses(printed.partition("── short")[2])
+    assert {name for name, status in found.items() if status == "made"} == {
+        "finetune",
+        "evaluate",
+        "publish",
+    }
+    assert set(statuses(printed.partition("── short")[0]).values()) == {"cached"}
+    table = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in table] == ["| variant", "| base", "| short"]
+    assert "against base" in table[0]
+    assert {p.name: p.read_bytes() for p in (copy / "published").iterdir()} == before
+    assert (copy / "refs" / "latest").read_bytes() == latest
 
 
 def test_a_run_that_is_told_to_end_takes_its_server_along(

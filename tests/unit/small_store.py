@@ -241,6 +241,8 @@ def _evaluate(out: Path, run: int) -> Row:
         metrics.append(_metric(condition, "answer_accuracy", [r["score"] for r in of]))
         metrics.append(_metric(condition, "cider_d", [4 * r["score"] for r in of]))
     metrics.append(_metric("most_frequent", "cider_d", [0.5] * 12))
+    # Of the model before finetuning there are more figures than a person reads.
+    metrics = [_pretrained(n, run) for n in range(90)] + metrics
     _write(out / "predictions.parquet", predictions, schemas.PREDICTIONS)
     _write(out / "metrics.parquet", metrics, schemas.METRICS)
     import json
@@ -272,6 +274,11 @@ def _said(number: int, image_id: int, condition: str, *, right: bool) -> list[Ro
         "score": float(colour == truth),
     }
     return [{**fixed, "ended": True, "tokens": 4, **each} for each in (caption, answer)]
+
+
+def _pretrained(number: int, run: int) -> Row:
+    row = _metric("real", f"figure_{number:02}", [number + 0.5 * run, number])
+    return {**row, "stage": "pretrain"}
 
 
 def _metric(condition: str, name: str, values: list[float]) -> Row:

@@ -245,6 +245,13 @@ def test_a_grid_crosses_its_values() -> None:
     assert read_grid([]) == {}
 
 
+def test_fields_with_the_same_last_part_are_told_apart() -> None:
+    grid = read_grid(["pretrain.epochs=1", "finetune.epochs=2", "finetune.batch=8"])
+    assert list(grid) == ["pretrain.epochs=1, finetune.epochs=2, batch=8"]
+    with pytest.raises(PipelineError, match=r"names finetune\.batch twice"):
+        read_grid(["finetune.batch=8", "finetune.batch=9"])
+
+
 def test_variants_have_names_and_changes() -> None:
     found = read_variants(["base:", "small one: finetune.epochs=1 finetune.batch=8"])
     assert found == {
@@ -293,6 +300,7 @@ def test_the_table_tells_scores_and_paired_differences(store: ArtifactStore) -> 
     table = markdown(rows).splitlines()
     assert [line.count("|") for line in table] == [table[0].count("|")] * 4
     assert table[3].startswith("| four | ")
+    assert table[0].count("against three") == 2
 
 
 def test_a_run_that_does_not_exist_is_told(store: ArtifactStore) -> None:

@@ -12,11 +12,14 @@ from PIL import Image
 from flows.cli import main
 from flows.pages import charts
 from flows.pages.page import figure, thumbnail
+from pipeline.materialize import Outcome
 from pipeline.presets import preset
 from pipeline.runs import record_run
 from storage.artifacts import ArtifactStore
+from storage.published import add_entry, read_history
 from storage.runs import read_runs
 from tests.unit.small_store import bare_run, build_store, picture, torn_picture
+from tests.unit.store_fixtures import add, payload
 
 
 class Page(HTMLParser):
@@ -113,7 +116,34 @@ def test_the_report_tells_what_changed_since_the_run_before(
     words = Page(report).words
     assert f"Against run {before}" in words
     assert "finetune.epochs 3 4" in words
-    assert re.search(r"finetune/test/real/answer_accuracy 0\.\d+ 0\.\d+ \+0\.\d+", words)
+    score = r"0\.\d+ \[0\.\d+, \d\.\d+\]"
+    moved = rf"answers right {score} {score} \+0\.\d+ \[0\.\d+, 0\.\d+\] (better|within noise)"
+    every = words.index("All differences")
+    assert re.search(moved, words[words.index(f"Against run {before}") : every])
+    tuned = re.search(r"finetune/test/real/answer_accuracy 0\.\d+ 0\.\d+ \+0\.\d+", words)
+    assert tuned is not None
+    assert every < tuned.start() < words.index("pretrain/test/real/figure_00")
+    assert "pretrain/test/real/figure_89" in words
+
+
+def test_the_report_says_what_the_gate_decided(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "store"), tmp_path / "cache")
+    bundle = add(store, tmp_path, {"bundle.json": b"{}"}, payload("publish"))
+    run = record_run(store, preset("demo"), [Outcome("publish", "made", bundle, 1.0)])
+
+    def words_after(action: str, reason: str, digest: str = bundle.digest) -> str:
+        known = {"run": "other", "fingerprint": bundle.fingerprint, "against": ""}
+        add_entry(store, read_history(store), action=action, reason=reason, digest=digest, **known)
+        page = tmp_path / "page.html"
+        main(["report", "--store", store.uri, "--output", str(page)])
+        return Page(page.read_text()).words.partition("Scores")[0]
+
+    assert "not judged" in words_after("published", "it helps", digest="another")
+    assert "not published: it sees nothing" in words_after("refused", "it sees nothing")
+    forced = words_after("forced", "it sees nothing")
+    assert run in forced
+    assert "published anyway: it sees nothing" in forced
+    assert "since then run other was published" in words_after("published", "", digest="third")
 
 
 def test_costs_are_told_with_a_rate(report: str) -> None:

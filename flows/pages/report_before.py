@@ -1,0 +1,72 @@
+"""The part of a report about the run before: which scores moved, and what else differs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.compare_table import METRICS, estimate, measure, real_scores
+from pipeline.errors import PipelineError
+from pipeline.runs import Change, compare_runs
+from storage.artifacts import ArtifactStore
+from storage.catalog import Catalog
+
+# Kinds of change in the order of reading; the finetuned model is the one that is published.
+_ORDER = ("field", "metric finetune", "metric", "digest")
+
+
+def previous_run(runs: Sequence[Mapping[str, Any]], run: str) -> str | None:
+    """Return the run that finished before a run; `runs` are newest first."""
+    names = [record["run"] for record in runs]
+    at = names.index(run) + 1
+    return names[at] if at < len(names) else None
+
+
+def score_changes(store: ArtifactStore, before: str, run: str) -> list[list[object]]:
+    """Return how the main scores of the finetuned model moved, none where a run has no scores.
+
+    Returns:
+        Rows of metric, before, now, difference, verdict. Differences are paired by picture and
+        question where predictions are scored one by one; only those have an interval, and only
+        with one is it said whether the model is better.
+    """
+    now = measure(store, "now", {}, run, before)
+    old = real_scores(Catalog(store, before), before)
+    rows: list[list[object]] = []
+    for metric, (name, kind) in METRICS.items():
+        if metric in old and metric in now["metrics"]:
+            scores = [estimate(each) for each in (old[metric], now["metrics"][metric])]
+            gap = now["differences"].get(metric)
+            shown = estimate(gap, sign=True) if gap else "no interval"
+            if kind is not None and gap is None:
+                shown = "other pictures"
+            rows.append([name, *scores, shown, _verdict(gap)])
+    return rows
+
+
+def changes_since(store: ArtifactStore, before: str, run: str) -> list[list[object]]:
+    """Return in what a run differs from another one: fields, scores, then digests."""
+    try:
+        changes = compare_runs(store, before, run)
+    except PipelineError:
+        return []
+    ranked = sorted(changes, key=_rank)
+    return [[c.kind, c.name, c.before, c.after, _step(c)] for c in ranked]
+
+
+def _verdict(gap: Mapping[str, float] | None) -> str:
+    if gap is None:
+        return ""
+    if gap["low"] > 0:
+        return "better"
+    return "worse" if gap["high"] < 0 else "within noise"
+
+
+def _rank(change: Change) -> int:
+    tuned = change.kind == "metric" and change.name.startswith("finetune/")
+    return _ORDER.index("metric finetune" if tuned else change.kind)
+
+
+def _step(change: Change) -> str:
+    before, after = change.before, change.after
+    if change.kind == "metric" and isinstance(before, float) and isinstance(after, float):
+        return f"{after - before:+.3g}"
+    return ""
