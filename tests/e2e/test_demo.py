@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,12 @@ def rows(cli: Cli, query: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(cli.ok("sql", query, "--format", "csv"))))
 
 
-def metric(cli: Cli, name: str, condition: str) -> float:
+def metric(cli: Cli, name: str, condition: str, column: str = "value") -> float:
     query = (
-        f"SELECT value FROM metrics WHERE stage = 'finetune' AND split = 'test' "
+        f"SELECT {column} FROM metrics WHERE stage = 'finetune' AND split = 'test' "
         f"AND metric = '{name}' AND condition = '{condition}'"
     )
-    return float(rows(cli, query)[0]["value"])
+    return float(rows(cli, query)[0][column])
 
 
 def test_every_stage_is_printed_with_status_and_seconds(demo: tuple[Cli, str]) -> None:
@@ -54,8 +55,25 @@ def test_questions_are_answered_from_the_picture(demo: tuple[Cli, str]) -> None:
     assert metric(demo[0], "answer_accuracy", "shuffled") <= 0.45
 
 
-def test_captions_beat_those_of_the_most_similar_training_picture(demo: tuple[Cli, str]) -> None:
-    assert metric(demo[0], "cider_d", "real") > metric(demo[0], "cider_d", "nearest_neighbour")
+@pytest.mark.parametrize("floor", ["most_frequent", "nearest_neighbour"])
+def test_captions_beat_every_floor_beyond_noise(demo: tuple[Cli, str], floor: str) -> None:
+    assert metric(demo[0], "cider_d_gap", floor, "low") > 0
+
+
+def test_the_report_tells_all_conditions_and_floors_with_intervals(demo: tuple[Cli, str]) -> None:
+    (path,) = re.findall(r"^report (.+)$", demo[1], re.MULTILINE)
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", Path(path).read_text())
+    conditions = ["real", "shuffled", "blind", "most_frequent", "nearest_neighbour"]
+    at = cells.index("real")
+    assert cells[at : at + 5] == conditions
+    row = next(i for i in range(len(cells)) if cells[i : i + 2] == ["finetune", "cider_d"])
+    for cell in cells[row + 2 : row + 7]:
+        assert re.fullmatch(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", cell)
+
+
+def test_presence_is_asked_fairly(demo: tuple[Cli, str]) -> None:
+    assert metric(demo[0], "pope_accuracy", "blind") == pytest.approx(0.5, abs=0.03)
+    assert metric(demo[0], "pope_accuracy", "real") >= 0.8
 
 
 def test_generations_stop_by_themselves(demo: tuple[Cli, str]) -> None:

@@ -68,6 +68,15 @@ def test_the_second_run_is_cached_in_every_stage(
 
 
 @pytest.mark.usefixtures("made")
+def test_the_report_hangs_in_the_window(service: Service) -> None:
+    asked = {"artifacts": {"key": {"any_": ["report"]}}}
+    (found,) = service.client.post("artifacts/latest/filter", json=asked).json()
+    (page,) = (service.store / "reports").glob("*.html")
+    assert found["data"].startswith(f"# Report of run {page.stem}\n\n[{page}](file://{page})")
+    assert "| finetune | cider_d |" in found["data"]
+
+
+@pytest.mark.usefixtures("made")
 def test_retraining_with_nothing_new_starts_no_stage_and_says_so(
     service: Service, tiny: Mapping[str, object]
 ) -> None:

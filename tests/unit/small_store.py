@@ -264,6 +264,7 @@ def _said(number: int, image_id: int, condition: str, *, right: bool) -> list[Ro
         "question": "",
         "prediction": f"A {colour} square and a wall.",
         "references": [f"A {truth} square.", f"One {truth} box"],
+        "hallucinated": [] if number % 2 else ["wall"],
     }
     answer = {
         "kind": "answer",

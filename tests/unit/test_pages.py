@@ -117,7 +117,8 @@ def test_the_report_tells_what_changed_since_the_run_before(
     assert f"Against run {before}" in words
     assert "finetune.epochs 3 4" in words
     score = r"0\.\d+ \[0\.\d+, \d\.\d+\]"
-    moved = rf"answers right {score} {score} \+0\.\d+ \[0\.\d+, 0\.\d+\] (better|within noise)"
+    gain = r"(better|within noise) \+0\.\d+ \[0\.\d+, 0\.\d+\]"
+    moved = rf"answers right {gain} {score} {score}"
     every = words.index("All differences")
     assert re.search(moved, words[words.index(f"Against run {before}") : every])
     tuned = re.search(r"finetune/test/real/answer_accuracy 0\.\d+ 0\.\d+ \+0\.\d+", words)
