@@ -6,7 +6,8 @@ as outputs and the same code files as dependencies. Then the commands take turns
 start to exit, so that other load on the machine meets all of them. Goals: `phivision plan` at
 most 1 s, `phivision run` at most 2 times `dvc repro`.
 
-DVC comes from --dvc, or is installed by uv into a folder that is removed afterwards.
+DVC comes from --dvc, from this environment (`pip install -e '.[bench]'`), or is installed by uv
+into a folder that is removed afterwards.
 """
 
 import argparse
@@ -41,17 +42,24 @@ def environment(folder: Path) -> dict[str, str]:
     return variables
 
 
-def call(command: Sequence[str], cwd: Path, variables: Mapping[str, str]) -> float:
-    """Run a command that must succeed and return its seconds."""
+def call(
+    command: Sequence[str], cwd: Path, variables: Mapping[str, str], says: str = ""
+) -> tuple[float, str]:
+    """Run a command that must succeed and print `says`; return its seconds and what it printed."""
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout.decode()}\n{done.stderr.decode()}")
-    return time.perf_counter() - start
+    done = subprocess.run(
+        command, cwd=cwd, env=variables, capture_output=True, text=True, check=False
+    )
+    if done.returncode or says not in done.stdout:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    return time.perf_counter() - start, done.stdout
 
 
-def install_dvc(folder: Path) -> Path | None:
-    """Return a DVC of its own environment, or None where uv is missing or finds none."""
+def find_dvc(folder: Path) -> Path | None:
+    """Return the DVC of this environment, else one newly installed, or None without uv."""
+    beside = Path(sys.executable).with_name("dvc")
+    if beside.is_file():
+        return beside
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
         return None
@@ -86,36 +94,45 @@ def main() -> None:
     """Print the medians and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--dvc", type=Path, help="the dvc executable")
+    parser.add_argument("--no-dvc", action="store_true", help="measure phivision alone")
+    parser.add_argument("--store", type=Path, help="a store of the tiny demo; made anew without")
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="phivision-bench-") as name:
         folder = Path(name)
         variables = environment(folder)
-        where = str(folder / "store")
-        worker = [sys.executable, "-m", "tests.faults.worker", where]
-        call([*worker, *(f"{k}={v}" for k, v in TINY.items())], ROOT, variables)
         phivision = [sys.executable, "-m", "flows.cli"]
-        options_of_both = ["--store", where, *assignments(TINY)]
+        where = ["--store", str(options.store or folder / "store"), *assignments(TINY)]
+        call([*phivision, "run", *where], ROOT, variables)  # makes what is missing
         commands = {
-            "phivision plan": ([*phivision, "plan", *options_of_both], ROOT),
-            "phivision run": ([*phivision, "run", *options_of_both], ROOT),
+            "phivision plan": ([*phivision, "plan", *where], ROOT, "fresh"),
+            "phivision run": ([*phivision, "run", *where], ROOT, "nothing to do"),
         }
-        dvc = options.dvc or install_dvc(folder)
+        dvc = None if options.no_dvc else options.dvc or find_dvc(folder)
         if dvc is not None:
-            project = folder / "project"
-            project.mkdir()
-            files = same_shape(ArtifactStore(where, folder / "cache"), project)
-            for setting in (["init", "-q", "--no-scm"], ["config", "core.check_update", "false"]):
-                call([str(dvc), *setting], project, variables)
-            commands["dvc repro"] = ([str(dvc), "repro", "-q"], project)
-            print(f"{len(DAG)} stages with {files} files; DVC made them in ", end="")
-            print(f"{call(*commands['dvc repro'], variables):.1f} s")
+            project = prepare_dvc(dvc, ArtifactStore(where[1], folder / "cache"), folder, variables)
+            commands["dvc repro"] = ([str(dvc), "repro", "-q"], project, "")
         took: dict[str, list[float]] = {name: [] for name in commands}
         for turn in range(options.repeats + 1):
-            for name, (command, cwd) in commands.items():
-                seconds = call(command, cwd, variables)
+            for name, (command, cwd, says) in commands.items():
+                seconds, _ = call(command, cwd, variables, says)
                 took[name] += [seconds] if turn else []  # the first turn fills the caches
         report(took)
+
+
+def prepare_dvc(
+    dvc: Path, store: ArtifactStore, folder: Path, variables: Mapping[str, str]
+) -> Path:
+    """Return a DVC project of the same shape in which nothing is left to do."""
+    project = folder / "project"
+    project.mkdir()
+    files = same_shape(store, project)
+    for setting in (["init", "-q", "--no-scm"], ["config", "core.check_update", "false"]):
+        call([str(dvc), *setting], project, variables)
+    _, version = call([str(dvc), "--version"], project, variables)
+    seconds, _ = call([str(dvc), "repro", "-q"], project, variables)
+    print(f"DVC {version.strip()}: {len(DAG)} stages with {files} files made in {seconds:.1f} s")
+    return project
 
 
 def report(took: Mapping[str, Sequence[float]]) -> None:
@@ -127,7 +144,7 @@ def report(took: Mapping[str, Sequence[float]]) -> None:
         ratio = medians["phivision run"] / medians["dvc repro"]
         print(f"phivision run takes {ratio:.2f} times as long as dvc repro")
     else:
-        print("no DVC: give its path with --dvc, or put uv on the PATH")
+        print("without DVC: give its path with --dvc, or put uv on the PATH")
 
 
 if __name__ == "__main__":
