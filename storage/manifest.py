@@ -1,6 +1,8 @@
 """The manifest: the record that makes an artifact visible, written last and whole.
 
-A manifest carries a checksum of itself, so that a flipped bit in it is told from a choice.
+A manifest carries a checksum of itself, so that a flipped bit in it is told from a choice. Every
+schema, future ones too, makes that checksum in the same way: only so can a manifest of another
+version be told from a damaged one, which is made again.
 """
 
 import hashlib
@@ -112,21 +114,22 @@ def decode(data: bytes, name: str) -> Manifest:
     """Return the manifest in the content of `name` (`manifests/<stage>/<fingerprint>.json`).
 
     Raises:
-        UnknownManifestError: It has another schema.
+        UnknownManifestError: It is whole and has another schema.
         DamagedManifestError: It is torn, altered, or belongs under another name.
     """
     try:
         body = json.loads(data)
         version, check = body.get("manifest"), body.pop("check", "")
+        whole = check == _check(body)
     except (ValueError, AttributeError, RecursionError):
         raise DamagedManifestError(f"{name} is not a manifest", _REMEDY) from None
+    if not whole:
+        raise DamagedManifestError(f"{name} was altered: its checksum does not match", _REMEDY)
     if version != SCHEMA:
         raise UnknownManifestError(
             f"{name} has manifest schema {version}, this phivision reads {SCHEMA}",
             "use the phivision that wrote this store, or a new store",
         )
-    if check != _check(body):
-        raise DamagedManifestError(f"{name} was altered: its checksum does not match", _REMEDY)
     try:
         manifest = Manifest.model_validate(body)
     except ValidationError as error:

@@ -1,5 +1,7 @@
 """Real places for artifacts: a folder, `memory://`, and an S3 server over loopback HTTP."""
 
+import hashlib
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +13,7 @@ import pytest
 
 from storage.artifacts import ArtifactStore
 from storage.commits import Provenance, commit
-from storage.manifest import Manifest, fingerprint_of
+from storage.manifest import Manifest, canonical, fingerprint_of
 
 PLACES = ["local", "memory", pytest.param("s3", marks=pytest.mark.s3)]
 NOTHING = Provenance(summary={}, packages={}, commit="", seconds=0.0)
@@ -116,6 +118,13 @@ def add(
     return commit(
         store, out, made_from, fingerprint_of(made_from), provenance, replace=replace, warn=warn
     )
+
+
+def sealed(body: Mapping[str, Any]) -> bytes:
+    """Return a manifest's text with the checksum that belongs to its content."""
+    bare = {key: value for key, value in body.items() if key != "check"}
+    check = hashlib.sha256(canonical(bare)).hexdigest()
+    return json.dumps({**bare, "check": check}).encode()
 
 
 def overwrite(store: ArtifactStore, name: str, data: bytes) -> None:

@@ -19,6 +19,7 @@ from tests.unit.store_fixtures import (
     flip,
     overwrite,
     payload,
+    sealed,
 )
 
 FILES = {"table.parquet": b"PAR1" * 1000, "lm/config.json": b"{}", "lm/deep/w.bin": bytes(5000)}
@@ -261,7 +262,7 @@ def test_an_unknown_schema_is_left_alone(store: ArtifactStore, tmp_path: Path) -
     add(store, tmp_path, FILES)
     name = f"manifests/numbers/{key()}.json"
     body = json.loads(store.read(name) or b"") | {"manifest": 99}
-    overwrite(store, name, json.dumps(body).encode())
+    overwrite(store, name, sealed(body))
     with pytest.raises(UnknownManifestError, match="schema 99"):
         store.find("numbers", key())
     with pytest.raises(UnknownManifestError):
@@ -311,10 +312,18 @@ def test_a_use_is_written_down_once_in_a_while(store: ArtifactStore, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3://key:s3cret@bucket/x", "sftp://me:s3cret@host/x", "memory://a:s3cret@b"]
+    "uri",
+    [
+        "s3://key:s3cret@bucket/x",
+        "sftp://me:s3cret@host/x",
+        "sftp://me@home:s3cret@host/x",
+        "memory://a:s3cret@b",
+        "https://host/store?X-Amz-Signature=s3cret",
+        "abfs://box/store?sv=2024&sig=s3cret",
+    ],
 )
-def test_a_password_in_the_address_is_refused_and_not_repeated(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="password in its address") as caught:
+def test_a_secret_in_the_address_is_refused_and_not_repeated(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="has a secret in its address") as caught:
         ArtifactStore(uri, tmp_path)
     assert "s3cret" not in str(caught.value)
 

@@ -17,7 +17,7 @@ from storage.maintenance import committed, verify
 from storage.manifest import Manifest, UnknownManifestError
 from storage.runs import read_refs, read_run, read_runs, write_ref
 from storage.shards import write_shard
-from tests.unit.store_fixtures import add, again, flip, overwrite, payload
+from tests.unit.store_fixtures import add, again, flip, overwrite, payload, sealed
 from tests.unit.test_feature_shards import made_rows
 
 FILES = {"a.bin": bytes(3000), "deep/b.bin": b"b" * 100}
@@ -246,7 +246,7 @@ def test_files_of_a_damaged_manifest_are_left_alone(store: ArtifactStore, tmp_pa
 
 def test_a_store_of_a_newer_version_is_left_alone(store: ArtifactStore, tmp_path: Path) -> None:
     made = add(store, tmp_path, FILES)
-    overwrite(store, f"manifests/numbers/{made.fingerprint}.json", b'{"manifest": 2}')
+    overwrite(store, f"manifests/numbers/{made.fingerprint}.json", sealed({"manifest": 2}))
     with pytest.raises(UnknownManifestError):
         later(store, tmp_path, keep=0)
 

@@ -20,7 +20,7 @@ from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
 from storage.manifest import Manifest
 from tests.unit.fake_stages import FAKE_DAG, make
-from tests.unit.store_fixtures import add, again, flip, overwrite, payload
+from tests.unit.store_fixtures import add, again, flip, overwrite, payload, sealed
 
 DEMO = preset("demo")
 
@@ -116,7 +116,7 @@ def test_damage_is_named(
 def test_an_unknown_schema_stops_the_plan(
     local: ArtifactStore, made: Mapping[str, Manifest]
 ) -> None:
-    overwrite(local, f"manifests/sums/{made['sums'].fingerprint}.json", b'{"manifest": 9}')
+    overwrite(local, f"manifests/sums/{made['sums'].fingerprint}.json", sealed({"manifest": 9}))
     with pytest.raises(StorageError, match="schema 9"):
         verdicts(local)
 
@@ -125,7 +125,7 @@ def test_a_damaged_manifest_of_another_recipe_stops_nothing(
     local: ArtifactStore, made: Mapping[str, Manifest]
 ) -> None:
     local.write(f"manifests/sums/{'0' * 64}.json", b"{")
-    local.write(f"manifests/sums/{'1' * 64}.json", b'{"manifest": 9}')
+    local.write(f"manifests/sums/{'1' * 64}.json", sealed({"manifest": 9}))
     assert verdicts(local) == [FRESH] * 3
 
 
