@@ -23,16 +23,12 @@ from pipeline.recipe import Recipe, flatten
 from pipeline.settings import Settings
 from pipeline.stage import FanOut, Stage, StageContext, Summary
 from storage.artifacts import Artifact, ArtifactStore
-from storage.errors import StorageError, is_full
+from storage.errors import StorageError, holds_credentials, is_full
 from storage.filesystem import local_error
 from storage.manifest import DamagedManifestError, Manifest, fingerprint_of
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "tokenizers", "pyarrow", "peft")
 NEVER_MADE = "never made"
-_CREDENTIALS = re.compile(
-    r"://[^/\s@]*:[^/\s@]*@|[?&][\w-]*(signature|token|secret|password|credential|api_?key|sig)=",
-    re.IGNORECASE,
-)
 # How libraries below Python's own files say that there is no room.
 _NO_ROOM = re.compile(r"no space left|os error 28|disk quota|file too large", re.IGNORECASE)
 
@@ -81,7 +77,7 @@ def payload_of(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> dict[
         for name, value in stage.arguments(recipe).items()
     }
     for field, value in flatten(arguments):
-        if isinstance(value, str) and _CREDENTIALS.search(value):
+        if isinstance(value, str) and holds_credentials(value):
             raise RecipeError(
                 f"{field} holds credentials, which a recipe would show to everybody",
                 "give them in the environment, e.g. AWS_ACCESS_KEY_ID",

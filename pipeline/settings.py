@@ -55,8 +55,8 @@ class Settings(BaseSettings):
     def work(self) -> Path:
         """The local folder of workspaces, locks and the read cache of this store."""
         if self.workdir is not None:
-            return self.workdir
+            return self.workdir.expanduser()
         if self.is_local:
-            return Path(self.store.split("://", 1)[-1]) / "work"
+            return Path(self.store.split("://", 1)[-1]).expanduser() / "work"
         name = hashlib.sha256(self.store.encode()).hexdigest()[:16]
         return Path.home() / ".cache" / "phivision" / name

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from storage.errors import StorageError, redact
+from storage.errors import StorageError, holds_credentials, redact
 from storage.filesystem import LocalFiles, local_error
 from storage.manifest import (
     DamagedManifestError,
@@ -82,7 +82,7 @@ class ArtifactStore:
         cache_bytes: Size above which the artifacts used longest ago are dropped from it.
 
     Raises:
-        StorageError: The URL cannot be opened, or holds a password.
+        StorageError: The URL cannot be opened, or holds a secret.
     """
 
     def __init__(self, uri: str, cache: Path, cache_bytes: int = 50 * 2**30) -> None:
@@ -240,9 +240,9 @@ def _open(uri: str) -> "LocalFiles | ObjectFiles":
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme in ("file", "local"):
         return LocalFiles(Path(rest if separator else uri).expanduser().absolute())
-    if ":" in rest.partition("/")[0].rpartition("@")[0]:
+    if holds_credentials(uri):
         raise StorageError(
-            f"the store {redact(uri)} has a password in its address, which logs would show",
+            f"the store {redact(uri)} has a secret in its address, which logs would show",
             "give credentials in the environment, e.g. AWS_ACCESS_KEY_ID",
         )
     from storage.objects import ObjectFiles  # fsspec takes long to import

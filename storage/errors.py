@@ -6,6 +6,10 @@ import re
 # A process may be over its quota or its file size limit while the disk has room.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30})://(\S+)")  # bounded: linear on any text
+_CREDENTIALS = re.compile(
+    r"://[^/\s]*:[^/\s]*@|[?&][\w-]*(signature|token|secret|password|credential|api_?key|sig)=",
+    re.IGNORECASE,
+)
 _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
 _PARTS = re.compile(r"([^/?#]*)([^?#]*)([?#]?)(.*)")
 
@@ -18,6 +22,11 @@ def redact(text: str) -> str:
     from an unescaped password is masked whole.
     """
     return _URL.sub(_mask, text)
+
+
+def holds_credentials(text: str) -> bool:
+    """Return whether a text holds a URL with a password, or with a secret among its fields."""
+    return _CREDENTIALS.search(text) is not None
 
 
 def _mask(match: re.Match[str]) -> str:

@@ -92,17 +92,31 @@ def test_a_stage_with_the_same_output_stops_the_ripple(
     cache_bytes=st.integers(0, 2**50),
     strategy=st.text(max_size=5),
     wandb_project=st.text(max_size=5),
+    task_runner=st.sampled_from(["threads", "dask:1", "dask:12", "tcp://host:8786"]),
+    publish_anyway=st.booleans(),
     workdir=st.sampled_from(["a", "b", "c"]),
 )
 @hypothesis_settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_settings_never_make_anything_again(tmp_path: Path, **values: Any) -> None:
+    assert {*values, "store"} == set(Settings.model_fields)
     work = tmp_path / values.pop("workdir")
     store = ArtifactStore(str(tmp_path / "store"), work / "cache")
     make(store, Settings(store="first", workdir=tmp_path), DEMO)
     found = make(store, Settings(store=str(tmp_path), workdir=work, **values), DEMO)
     assert statuses(found) == ["cached"] * 3
+
+
+def test_a_home_folder_is_meant_in_every_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for store in ("~/store", "file://~/store"):
+        found = Settings(store=store, workdir=None)
+        assert found.work == Path(ArtifactStore(store, tmp_path / "cache").uri) / "work"
+        assert found.work == tmp_path / "store" / "work"
+    assert Settings(store="s3://x/y", workdir=Path("~/here")).work == tmp_path / "here"
 
 
 def test_forcing_makes_just_that_stage_again(
