@@ -28,6 +28,7 @@ from pipeline.plan import Step, plan
 from pipeline.presets import preset as load_preset
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
+from storage.leases import presence
 
 
 def name_of_run() -> str:
@@ -61,7 +62,8 @@ def full_pipeline(
     chosen = run_settings(settings)
     store = ArtifactStore(chosen.store, chosen.work / "cache", chosen.cache_bytes)
     explain_plan(plan(recipe, store, rerun or ()))
-    return make_stages(recipe, chosen, store, rerun or ())
+    with presence(store, chosen.work / "locks"):
+        return make_stages(recipe, chosen, store, rerun or ())
 
 
 def run_settings(values: Mapping[str, Any] | None) -> Settings:

@@ -14,6 +14,7 @@ from flows.stage_task import make_stages
 from pipeline.plan import plan
 from pipeline.presets import preset as load_preset
 from storage.artifacts import ArtifactStore
+from storage.leases import presence
 
 
 @flow(name="retrain", flow_run_name=name_of_run, validate_parameters=False, persist_result=False)
@@ -40,4 +41,5 @@ def retrain(
         )
         get_run_logger().info(message)
         return Completed(name="Nothing new", message=message)
-    return make_stages(recipe, chosen, store, ())
+    with presence(store, chosen.work / "locks"):
+        return make_stages(recipe, chosen, store, ())

@@ -64,6 +64,7 @@ INFRASTRUCTURE = frozenset(
         "storage.subset",
         "storage.transfer",
         "storage.web",
+        "storage.workspaces",
     }
 )
 

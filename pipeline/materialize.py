@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,8 @@ from pipeline.settings import Settings
 from pipeline.stage import FanOut, Stage, StageContext, Summary
 from storage.artifacts import Artifact, ArtifactStore
 from storage.errors import StorageError, holds_credentials, is_full
-from storage.filesystem import local_error
 from storage.manifest import DamagedManifestError, Manifest, fingerprint_of
+from storage.workspaces import Workspace, workspace_key
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "tokenizers", "pyarrow", "peft")
 NEVER_MADE = "never made"
@@ -128,7 +127,8 @@ def materialize(
         store: Where artifacts live.
         settings: Device, threads and the like.
         report: Progress.
-        force: Make it again even if it is there, from nothing.
+        force: Make it again even if it is there, from nothing but what a killed making with force
+            has finished.
         fan_out: Spreads a stage's jobs over other processes.
 
     Raises:
@@ -143,13 +143,15 @@ def materialize(
     if found.fault or force:
         from storage.leases import lease
 
-        key = f"{stage.name}-{fingerprint[:16]}"
-        with lease(store, settings.work / "locks", key, say=report.say):
+        key = workspace_key(stage.name, fingerprint)
+        with lease(store, settings.work / "locks", key, say=report.say) as exclusive:
             found = look_up(store, stage.name, fingerprint)
             # Whoever held the lock may have made just what is wanted here.
             if found.fault or (force and found.attempt == before.attempt):
+                space = Workspace(settings.work, key, exclusive=exclusive)
                 work = _Work(
-                    stage, recipe, inputs, store, settings, report, payload, found, force, fan_out
+                    *(stage, recipe, inputs, store, settings, report),
+                    *(payload, found, force, fan_out, space),
                 )
                 found, status = Found(work.make(), ""), "made"
     manifest = found.manifest
@@ -183,48 +185,44 @@ class _Work:
     found: Found
     force: bool
     fan_out: FanOut | None
+    space: Workspace
 
     def make(self) -> Manifest:
         """Run the stage and commit what it wrote."""
         from storage.commits import Provenance, commit
 
-        fingerprint = fingerprint_of(self.payload)
-        workspace = self.settings.work / "workspaces" / f"{self.stage.name}-{fingerprint[:16]}"
-        context = self._context(workspace)
-        start = time.monotonic()
-        summary = self._call(context)
-        provenance = Provenance(
-            summary=summary,
-            packages={name: _version(name) for name in PACKAGES},
-            commit=_git_commit(),
-            seconds=time.monotonic() - start,
+        fault = self.found.fault
+        self.space.open(
+            None if fault == NEVER_MADE else self.found.attempt or fault, force=self.force
         )
-        manifest = commit(
-            self.store,
-            context.out,
-            self.payload,
-            fingerprint,
-            provenance,
-            replace=self.found.fault != NEVER_MADE,
-            warn=self.report.say,
-        )
-        shutil.rmtree(workspace, ignore_errors=True)
+        try:
+            start = time.monotonic()
+            summary = self._call()
+            provenance = Provenance(
+                summary=summary,
+                packages={name: _version(name) for name in PACKAGES},
+                commit=_git_commit(),
+                seconds=time.monotonic() - start,
+            )
+            manifest = commit(
+                self.store,
+                self.space.out,
+                self.payload,
+                fingerprint_of(self.payload),
+                provenance,
+                replace=fault != NEVER_MADE,
+                warn=self.report.say,
+            )
+            self.space.remove()
+        finally:
+            self.space.close()
         return manifest
 
-    def _context(self, workspace: Path) -> StageContext:
-        out = workspace / f"out-{uuid.uuid4().hex[:8]}"
-        try:
-            self._renew(workspace)
-            for left in workspace.glob("out-*"):
-                shutil.rmtree(left)
-            out.mkdir(parents=True)
-            (workspace / "scratch").mkdir(exist_ok=True)
-        except OSError as error:
-            raise local_error("create", out, error) from error
+    def _context(self) -> StageContext:
         return StageContext(
             inputs={name: self.store.artifact(each) for name, each in self.inputs.items()},
-            out=out,
-            scratch=workspace / "scratch",
+            out=self.space.out,
+            scratch=self.space.scratch,
             settings=self.settings,
             report=self.report,
             earlier=self._earlier,
@@ -240,29 +238,18 @@ class _Work:
             if same and manifest.fingerprint != fingerprint_of(self.payload):
                 yield self.store.artifact(manifest)
 
-    def _renew(self, workspace: Path) -> None:
-        """Empty a workspace that a committed artifact came from.
-
-        Its files may be the very files of that artifact, under a second name, so what is damaged
-        there would be damaged here. What a killed re-making has left is kept.
-        """
-        mark = workspace / "replaces"
-        replaced = self.found.attempt or self.found.fault
-        known = mark.read_text() if mark.is_file() else ""
-        if self.found.fault != NEVER_MADE and known != replaced:
-            shutil.rmtree(workspace, ignore_errors=True)
-            workspace.mkdir(parents=True)
-            mark.write_text(replaced)
-
-    def _call(self, context: StageContext) -> Summary:
+    def _call(self) -> Summary:
         try:
-            return self.stage.function()(context, **self.stage.arguments(self.recipe))
+            return self.stage.function()(self._context(), **self.stage.arguments(self.recipe))
         except Exception as error:
-            if _lacks_room(error, context.out):
+            if _lacks_room(error, self.space.out):
                 raise StorageError(
-                    f"stage {self.stage.name} found no space left in {context.out}",
+                    f"stage {self.stage.name} found no space left in {self.space.out}",
                     "free some space and run again: finished work is kept",
                 ) from error
+            # A store or a network that fails says nothing against what is finished.
+            if self.force and not isinstance(error, StorageError):
+                self.space.distrust()
             raise
 
 

@@ -102,19 +102,21 @@ class LocalFiles:
         """Return the state of every file below a folder, by name relative to it."""
         root = self.path(folder)
         with self._naming("list", folder):
-            return {
-                path.relative_to(root).as_posix(): state_of(path)
-                for path in root.rglob("*")
-                if path.is_file()
-            }
+            found = {}
+            for path in walk(root):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.is_file():
+                        found[path.relative_to(root).as_posix()] = state_of(path)
+            return found
 
     def modified(self, folder: str) -> float:
         """Return when anything in a folder changed last, in seconds since 1970."""
         # A linked file keeps its old time, so the folders that it was linked into count too.
         root, newest = self.path(folder), 0.0
-        with self._naming("list", folder), contextlib.suppress(FileNotFoundError):
-            for path in (root, *root.rglob("*")):
-                newest = max(newest, path.stat().st_mtime)
+        with self._naming("list", folder):
+            for path in (root, *walk(root)):
+                with contextlib.suppress(FileNotFoundError):
+                    newest = max(newest, path.stat().st_mtime)
         return newest
 
     def remove(self, name: str) -> None:
@@ -145,6 +147,21 @@ def local_error(verb: str, path: Path, error: OSError) -> StorageError:
         f"cannot {verb} {path}: {error.strerror or error}",
         "check that the folder exists and its permissions, or choose another store",
     )
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Yield every path below a folder, but those that vanish while it is read; none below a file.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    for folder, folders, files in os.walk(root, onerror=fail):
+        yield from (Path(folder, name) for name in (*folders, *files))
 
 
 def state_of(path: Path) -> FileState:

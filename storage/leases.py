@@ -14,13 +14,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
 from storage.filesystem import local_error
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP})
 
@@ -50,8 +54,11 @@ def lease(
     *,
     say: Callable[[str], None],
     pace: Pace | None = None,
-) -> Generator[None]:
+) -> Generator[bool]:
     """Hold the right to make one artifact; wait for another holder to finish or to die.
+
+    Yields whether no other process of this machine can hold it meanwhile; where the disk has no
+    locks, several may, and each works in a folder of its own.
 
     Args:
         store: The store whose artifact is made.
@@ -63,19 +70,73 @@ def lease(
     Raises:
         StorageError: The folder or the store cannot be written.
     """
-    with _flock(locks / f"{key}.lock", say):
+    with _flock(locks / f"{key}.lock", say) as locked:
         if store.local:
-            yield
+            yield locked
         else:
             with _Lease(store, f"leases/{key}", pace or Pace()).held(say):
-                yield
+                yield locked
 
 
 @contextmanager
-def _flock(path: Path, say: Callable[[str], None]) -> Generator[None]:
+def presence(store: ArtifactStore, locks: Path, pace: Pace | None = None) -> Generator[None]:
+    """Show for a while that a run is at work, also between two stages: see `storage.garbage`.
+
+    Where nothing can be written it is not shown, and the run goes on: there, nothing can be
+    removed either.
+
+    Args:
+        store: The store that the run reads and fills.
+        locks: Local folder of lock files.
+        pace: Speed of the lease that shows it where locks do not.
+    """
+    name = f"run-{uuid.uuid4().hex}"
+
+    def forget() -> None:
+        with suppress(StorageError):  # gc finds the rest
+            store.files.remove(f"leases/{name}")
+
+    with ExitStack() as stack:
+        with suppress(StorageError):
+            locked = stack.enter_context(_flock(locks / f"{name}.lock", lambda _: None))
+            if not (locked and store.local):
+                stack.callback(forget)
+                claim = _Lease(store, f"leases/{name}", pace or Pace())
+                stack.enter_context(claim.held(lambda _: None))
+        yield
+
+
+@contextmanager
+def try_lock(path: Path) -> Generator[bool | None]:
+    """Hold a lock file for a moment, without waiting for anyone.
+
+    Yields True while it is held; False where a process holds it, None where the disk has no locks.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, free = FileLock(path), True
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        free = False
+    except (OSError, NotImplementedError) as error:
+        _raise_unless_lockless(path, error)
+        free = None
+    try:
+        yield free
+    finally:
+        _give_back(lock, path, held=bool(free))
+
+
+@contextmanager
+def _flock(path: Path, say: Callable[[str], None]) -> Generator[bool]:
     from filelock import FileLock, Timeout  # imports asyncio, which `plan` has no time for
 
-    lock = FileLock(path)
+    lock, locked = FileLock(path), True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -84,16 +145,27 @@ def _flock(path: Path, say: Callable[[str], None]) -> Generator[None]:
             say(f"  waiting for another process that holds {path.stem}")
             lock.acquire()
     except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise local_error("lock", path, error) from error
+        _raise_unless_lockless(path, error)
+        locked = False
         say(f"  {path.parent} is on a disk without locks: work may be done twice")
     try:
-        yield
+        yield locked
     finally:
-        # Removed while still held: filelock notices a lock file without a name and starts over.
+        _give_back(lock, path, held=locked)
+
+
+def _raise_unless_lockless(path: Path, error: Exception) -> None:
+    if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+        raise local_error("lock", path, error) from error
+
+
+def _give_back(lock: "BaseFileLock", path: Path, *, held: bool) -> None:
+    # Removed while still held: filelock notices a lock file without a name and starts over. What
+    # is not held may be another's.
+    if held:
         with suppress(OSError):
             path.unlink()
-        lock.release()
+    lock.release()
 
 
 @dataclass(frozen=True)

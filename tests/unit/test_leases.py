@@ -16,7 +16,8 @@ import pytest
 
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
-from storage.leases import Holder, Pace, last_holder, lease
+from storage.garbage import is_busy
+from storage.leases import Holder, Pace, last_holder, lease, presence
 from tests.unit.store_fixtures import again
 
 FAST = Pace(beat=0.05, stale=0.4, abandoned=900.0, poll=0.02)
@@ -28,7 +29,7 @@ def quiet(_: str) -> None:
 
 def hold(
     store: ArtifactStore, folder: Path, say: Callable[[str], None] = quiet
-) -> AbstractContextManager[None]:
+) -> AbstractContextManager[bool]:
     return lease(store, folder / "locks", "stage-1", say=say, pace=FAST)
 
 
@@ -65,7 +66,7 @@ def test_who_waits_is_told_once(store: ArtifactStore, tmp_path: Path) -> None:
     assert "waiting for another" in told[0]
 
 
-def _enter(context: AbstractContextManager[None]) -> None:
+def _enter(context: AbstractContextManager[bool]) -> None:
     with context:
         pass
 
@@ -229,5 +230,9 @@ def test_a_disk_without_locks_is_told_and_used(
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     told: list[str] = []
-    _enter(hold(local, tmp_path, told.append))
+    with hold(local, tmp_path, told.append) as exclusive:
+        assert not exclusive
     assert ["without locks" in line for line in told] == [True]
+    with presence(local, tmp_path / "locks"):
+        assert is_busy(local, tmp_path)  # a lease in the store tells
+    assert not is_busy(local, tmp_path)

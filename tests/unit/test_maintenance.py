@@ -12,11 +12,12 @@ from filelock import FileLock
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
 from storage.garbage import DAY, Garbage, find_garbage, is_busy
-from storage.leases import Pace, lease
+from storage.leases import Pace, lease, presence
 from storage.maintenance import committed, verify
 from storage.manifest import Manifest, UnknownManifestError
 from storage.runs import read_refs, read_run, read_runs, write_ref
 from storage.shards import write_shard
+from storage.workspaces import Workspace, workspace_key
 from tests.unit.store_fixtures import add, again, flip, overwrite, payload, sealed
 from tests.unit.test_feature_shards import made_rows
 
@@ -238,10 +239,23 @@ def test_what_was_replaced_lately_stays_for_who_still_reads_it(
     assert old.folder in {g.name for g in later(local, tmp_path, keep=0)}
 
 
-def test_files_of_a_damaged_manifest_are_left_alone(store: ArtifactStore, tmp_path: Path) -> None:
+def test_files_of_a_damaged_manifest_go_only_after_it(store: ArtifactStore, tmp_path: Path) -> None:
     made = add(store, tmp_path, FILES)
-    overwrite(store, f"manifests/numbers/{made.fingerprint}.json", b"{")
-    assert later(store, tmp_path, keep=0) == []
+    name = f"manifests/numbers/{made.fingerprint}.json"
+    record(store, "run", [made], created=1.0)
+    overwrite(store, name, b"{")
+    assert later(store, tmp_path) == []  # the run's next repetition makes it again
+    assert later(store, tmp_path, keep=0, grace=DAY) == []
+    (found,) = later(store, tmp_path, keep=0)
+    assert found.name == name
+    add(store, tmp_path, FILES, replace=True)
+    found.remove()  # made again meanwhile
+    assert store.find("numbers", made.fingerprint) is not None
+    overwrite(store, name, b"{")
+    sweep(later(store, tmp_path, keep=0))
+    assert store.list("manifests/numbers") == []
+    sweep(later(store, tmp_path, keep=0))
+    assert store.list("artifacts/numbers") == []
 
 
 def test_a_store_of_a_newer_version_is_left_alone(store: ArtifactStore, tmp_path: Path) -> None:
@@ -288,6 +302,73 @@ def test_dead_leases_and_notes_about_nothing_go(store: ArtifactStore, tmp_path: 
     sweep(found)
     assert store.damage(made) == "a.bin"
     assert store.list("leases") == ["leases/new-1"]
+
+
+def test_reports_of_runs_that_are_gone_go(store: ArtifactStore, tmp_path: Path) -> None:
+    record(store, "here", [], created=1.0)
+    for name in ("here", "gone", "dataset", "returns"):
+        store.write(f"reports/{name}.html", b"<p>")
+    found = later(store, tmp_path)
+    assert [g.name for g in found] == ["reports/gone.html", "reports/returns.html"]
+    record(store, "returns", [], created=2.0)
+    sweep(found)
+    names = [name.removeprefix("reports/") for name in store.list("reports")]
+    assert names == ["dataset.html", "here.html", "returns.html"]
+
+
+def test_what_was_committed_since_the_look_keeps_its_files(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    """Its files were uploaded when gc looked, and its manifest came just after."""
+    made = add(store, tmp_path, FILES)
+    name = f"manifests/numbers/{made.fingerprint}.json"
+    text = store.read(name)
+    assert text is not None
+    store.files.remove(name)
+    found = later(store, tmp_path, keep=0)
+    assert [g.name for g in found if g.kind == "attempt"] == [made.folder]
+    store.write(name, text)
+    sweep(found)
+    assert alive(store, [made]) == [True]
+
+
+def test_what_a_run_needs_that_began_since_the_look_stays(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    made = chain(store, tmp_path, 1)
+    chain(store, tmp_path, 2)  # its newest assistant is kept
+    work = tmp_path / "work"
+    found = later(store, work, keep=0)
+    assert [g.kind for g in found] == ["manifest"] * 3 + ["attempt"] * 3
+    with presence(store, work / "locks"):
+        sweep(found[:1])
+        assert alive(store, made) == [True] * 3
+    sweep(found[:3])
+    with presence(store, work / "locks"):
+        sweep(found[3:])
+    assert [store.damage(one) for one in made] == [""] * 3
+
+
+def test_a_run_that_is_there_is_seen_between_two_stages(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    add(store, tmp_path, FILES)
+    work = tmp_path / "work"
+    other = again(store, tmp_path / "elsewhere")
+    with presence(store, work / "locks"), presence(store, work / "locks"):
+        assert is_busy(other, work)
+        assert is_busy(other, tmp_path / "elsewhere") is not store.local
+        assert later(store, work, keep=0) == []
+    assert not is_busy(other, work)
+    assert store.list("leases") == list((work / "locks").iterdir()) == []
+
+
+def test_a_run_on_a_store_that_cannot_be_written_goes_on(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    (tmp_path / "locks").write_bytes(b"in the way")
+    with presence(local, tmp_path / "locks"):
+        pass
 
 
 def test_what_is_known_of_files_that_are_gone_goes(local: ArtifactStore, tmp_path: Path) -> None:
@@ -348,6 +429,50 @@ def test_workspaces_go_when_done_or_old_but_never_under_a_lock(
     with FileLock(locks / f"{busy.name}.lock"):
         found.remove()  # a run has come back to it meanwhile
     assert busy.exists()
+
+
+def test_a_workspace_whose_lock_file_is_gone_is_locked_while_it_goes(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    """A run that comes back to it waits at the lock, and begins with nothing."""
+    work = tmp_path / "work"
+    old = workspace(work, "numbers-0000000000000000", old=True)
+    (found,) = later(local, work, grace=DAY)
+    with FileLock(work / "locks" / f"{old.name}.lock"):
+        found.remove()
+        assert old.exists()
+    (old / "scratch" / "shard").write_bytes(b"new")
+    found.remove()
+    assert old.exists()  # a run came back to it and was killed again
+    os.utime(old / "scratch" / "shard", (1000, 1000))
+    found.remove()
+    assert not old.exists()
+
+
+def test_the_work_of_a_killed_re_making_stays_for_a_while(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    made = add(local, tmp_path, FILES)
+    work = tmp_path / "work"
+    space = Workspace(work, workspace_key("numbers", made.fingerprint), exclusive=True)
+    space.open(made.attempt, force=True)
+    assert later(local, work, grace=DAY) == []
+    add(local, tmp_path, FILES, replace=True)  # it was made again, and the rest stayed
+    (found,) = later(local, work, grace=DAY)
+    assert found.name == str(space.path)
+
+
+def test_a_workspace_without_a_lock_stays_for_a_week(local: ArtifactStore, tmp_path: Path) -> None:
+    made = add(local, tmp_path, FILES)
+    work = tmp_path / "work"
+    space = Workspace(work, workspace_key("numbers", made.fingerprint), exclusive=False)
+    space.open(None, force=False)
+    assert "workspace" not in {g.kind for g in later(local, work)}
+    for path in (space.out, space.scratch, space.path):
+        os.utime(path, (time.time() - 8 * DAY,) * 2)
+    (found,) = [g for g in later(local, work) if g.kind == "workspace"]
+    found.remove()
+    assert not space.path.exists()
 
 
 def test_beside_a_running_pipeline_a_week_of_use_stays(

@@ -1,6 +1,7 @@
 """Materializing: made once, found ever after, whatever happens in between."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -199,6 +200,57 @@ def test_a_killed_re_making_goes_on_where_it_was(
     assert "shard-1" in calls(log)[before:]
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["never made", "made before"])
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_forcing_helps_where_finished_work_is_spoilt(
+    local: ArtifactStore, chosen: Settings, *, there: bool, attempts: int
+) -> None:
+    """A scratch file that lets the stage fail stays until a run is told to begin with nothing."""
+
+    def fragile(context: StageContext, seed: int) -> Mapping[str, Any]:
+        left = context.scratch / "shard"
+        spoilt = left.is_file() or os.environ.get("SPOILT") == "yes"
+        left.write_text("spoilt")
+        if spoilt:
+            raise ValueError("cannot be read")
+        (context.out / "a").write_text("a")
+        return {}
+
+    def run(spoilt: str, **options: Any) -> list[str]:
+        with environment({"SPOILT": spoilt}):
+            return statuses(make(local, chosen, DEMO, stages=[stage], **options))
+
+    stage = FakeStage("fragile", call=fragile)
+    if there:
+        made = make(local, chosen, DEMO, stages=[stage])["fragile"].manifest
+        local.mark_damaged(made, ["a"])
+    for spoilt in ("yes", "no"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            run(spoilt)
+    for _ in range(attempts - 1):
+        with pytest.raises(ValueError, match="cannot be read"):
+            run("yes", rerun=["fragile"])
+    assert run("no", rerun=["fragile"]) == ["made"]
+
+
+def test_a_killed_forced_making_goes_on_where_it_was(
+    local: ArtifactStore, chosen: Settings, log: Path
+) -> None:
+    first = make(local, chosen, DEMO)
+
+    def stop(context: StageContext, **_: Any) -> Mapping[str, Any]:
+        (context.scratch / "0.txt").write_text("0\n")
+        raise KeyboardInterrupt
+
+    stages = [replace(FAKE_DAG[0], call=stop)]
+    with pytest.raises(KeyboardInterrupt):
+        make(local, chosen, DEMO, stages=stages, rerun=["numbers"])
+    before = len(calls(log))
+    assert digests(make(local, chosen, DEMO, rerun=["numbers"])) == digests(first)
+    assert "shard-0" not in calls(log)[before:]
+    assert "shard-1" in calls(log)[before:]
+
+
 def test_a_stage_that_is_not_deterministic_is_told_and_recorded(
     local: ArtifactStore, chosen: Settings
 ) -> None:
@@ -375,6 +427,38 @@ def test_where_locks_fail_both_work_and_agree(local: ArtifactStore, tmp_path: Pa
     digests = [[line.split()[2] for line in each] for each in lines]
     assert digests[0] == digests[1]
     assert {len(local.manifests(stage)) for stage in ALL} == {1}
+
+
+@pytest.mark.parametrize("rerun", [[], ["numbers"]], ids=["new", "forced"])
+def test_where_locks_fail_two_in_one_work_folder_leave_each_other_alone(
+    local: ArtifactStore,
+    chosen: Settings,
+    log: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rerun: list[str],
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if rerun:
+        make(local, chosen, DEMO)
+    before = len(stages_of(log))
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setenv("PHIVISION_SLOW", "0.1")
+    found: list[dict[str, str]] = []
+
+    def run() -> None:
+        found.append(digests(make(local, chosen, DEMO, rerun=rerun)))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1]
+    assert stages_of(log)[before:].count("numbers") == 2
+    assert not list((chosen.work / "workspaces").iterdir())
 
 
 def test_a_killed_process_leaves_its_shards_and_blocks_nobody(tmp_path: Path) -> None:

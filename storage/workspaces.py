@@ -1,0 +1,108 @@
+"""Where a stage works until its artifact stands: a local folder that survives a kill.
+
+Its `scratch` keeps what is finished, for the process that comes back after the kill. Only who
+holds the lock of the artifact works there; without locks each process has a folder of its own,
+which nobody comes back to.
+"""
+
+import shutil
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from storage.filesystem import local_error
+
+FOLDER = "workspaces"
+ALONE_FOR = 7 * 86_400.0  # seconds without a change after which nobody works in a folder of its own
+_MARK = "replaces"
+_FORCED = "forced "
+_PREFIX = 16  # characters of the fingerprint, as in the names of attempts
+_OWN = "."  # before the random end of a folder of one's own
+
+
+def workspace_key(stage: str, fingerprint: str) -> str:
+    """Return the name of a stage's workspace and of its lock."""
+    return f"{stage}-{fingerprint[:_PREFIX]}"
+
+
+def owner_of(name: str) -> tuple[str, str, bool]:
+    """Return stage, start of the fingerprint, and whether no lock guards a workspace of a name."""
+    key, own, _ = name.partition(_OWN)
+    stage, _, start = key.rpartition("-")
+    return stage, start, bool(own)
+
+
+def replaced_by(folder: Path) -> str:
+    """Return the attempt whose place the work in a workspace is to take, "" if there is none."""
+    with suppress(OSError):
+        return (folder / _MARK).read_text().removeprefix(_FORCED)
+    return ""
+
+
+class Workspace:
+    """The folder in which one process makes one artifact.
+
+    Args:
+        work: Local folder of workspaces and locks.
+        key: What `workspace_key` gives.
+        exclusive: Whether this process holds the lock of the artifact.
+    """
+
+    def __init__(self, work: Path, key: str, *, exclusive: bool) -> None:
+        self._own = not exclusive
+        name = f"{key}{_OWN}{uuid.uuid4().hex[:8]}" if self._own else key
+        self.path = work / FOLDER / name
+        self.out = self.path / f"out-{uuid.uuid4().hex[:8]}"
+        self.scratch = self.path / "scratch"
+
+    def open(self, replaces: str | None, *, force: bool) -> None:
+        """Make the folders; `out` is empty and `scratch` holds what a killed making has left.
+
+        Args:
+            replaces: Attempt or fault of the artifact whose place is to be taken; None where
+                nothing stands. What lies in the workspace may be the very files of that artifact,
+                under a second name, so what is damaged there would be damaged here: it goes,
+                unless it was left by a killed making with the same aim.
+            force: Begin with nothing; only what a killed making with force has left is kept.
+
+        Raises:
+            StorageError: The folders cannot be made.
+        """
+        try:
+            if force or replaces is not None:
+                self._renew(replaces or "", force=force)
+            for left in self.path.glob("out-*"):
+                shutil.rmtree(left)
+            self.out.mkdir(parents=True)
+            self.scratch.mkdir(exist_ok=True)
+        except OSError as error:
+            raise local_error("create", self.out, error) from error
+
+    def _renew(self, replaces: str, *, force: bool) -> None:
+        mark = self.path / _MARK
+        known = mark.read_text() if mark.is_file() else None
+        forced = f"{_FORCED}{replaces}"
+        if known == forced or (known == replaces and not force):
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+        mark.write_text(forced if force else replaces)
+
+    def distrust(self) -> None:
+        """Let the next making with force begin with nothing: this one failed on what it found."""
+        (self.path / _MARK).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove a folder that nobody comes back to; one that a lock guards stays."""
+        if self._own:
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder, because its artifact stands."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def is_deserted(modified: float) -> bool:
+    """Return whether nobody can still be working in a folder of its own, by its last change."""
+    return modified < time.time() - ALONE_FOR
