@@ -18,7 +18,7 @@ METRICS: dict[str, tuple[str, str | None]] = {
 }
 _SQL = (
     "SELECT metric, value, low, high FROM metrics WHERE run = $run AND stage = $stage "
-    "AND condition = 'real' AND split = 'test'"
+    "AND condition = 'real'"
 )
 
 

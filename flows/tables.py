@@ -1,6 +1,7 @@
 """Printing rows for people."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,11 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     Console(soft_wrap=False).print(table)
+
+
+def metric_name(row: Mapping[str, Any]) -> str:
+    """Return the name of a row of the `metrics` view, with its split where that is not `test`."""
+    return row["metric"] if row["split"] == "test" else f"{row['metric']} ({row['split']})"
 
 
 def when(seconds: float) -> str:

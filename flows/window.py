@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows.tables import metric_name
 from pipeline.materialize import Outcome
 from pipeline.plan import Step
 from pipeline.recipe import Recipe, flatten
@@ -101,8 +102,8 @@ def _scores(store: ArtifactStore, outcomes: Sequence[Outcome]) -> str:
 def _score_table(metrics: Sequence[Mapping[str, Any]]) -> str:
     cells: dict[str, dict[str, float]] = {}
     for row in metrics:
-        if row["stage"] == "finetune" and row["split"] == "test":
-            cells.setdefault(row["metric"], {})[row["condition"]] = row["value"]
+        if row["stage"] == "finetune":
+            cells.setdefault(metric_name(row), {})[row["condition"]] = row["value"]
     lines = [
         f"| {metric} | " + " | ".join(_cell(found.get(name, "")) for name in CONDITIONS) + " |"
         for metric, found in cells.items()

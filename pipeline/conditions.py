@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.schemas import CONDITIONS
 from storage.patches import PatchTable
 
 MEAN_ROWS = 1024  # pictures whose mean stands for "no picture"
@@ -40,6 +41,11 @@ class Shown:
         self._hashes = frozenset(hashes)
         mean = patches.gather(np.sort(trained)[:MEAN_ROWS]).astype(np.float32).mean(axis=0)
         self._mean = torch.from_numpy(mean)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What can be shown: a picture that is the only one has no other to be mistaken for."""
+        return tuple(name for name in CONDITIONS if name != "shuffled" or len(self._other) > 1)
 
     def knows(self, sha256: str) -> bool:
         """Return whether a picture is among the test pictures that are shown."""

@@ -1,12 +1,11 @@
 """Stage `evaluate`: what models do on test pictures, under three conditions, against two floors."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from model.bundle import decoding_of
@@ -16,52 +15,22 @@ from model.prompt import PromptTemplate
 from model.vlm import VisionLanguageModel
 from pipeline import measures
 from pipeline.assemble import load_pretrained
-from pipeline.conditions import Shown
-from pipeline.devices import pick_device
+from pipeline.exam import TRAINED, Exam, prepare_exam
 from pipeline.floors import floor_captions
-from pipeline.likelihood import model_likelihood, test_rows, text_likelihood
+from pipeline.likelihood import model_likelihood, text_likelihood
 from pipeline.measures import Measure
-from pipeline.pictures import open_patches
 from pipeline.probes import choice_scores, presence_answers
+from pipeline.progress import Ticker
 from pipeline.recipe_parts import EvaluatePart
-from pipeline.schemas import CONDITIONS, METRICS, PREDICTIONS, TEXT_ONLY
+from pipeline.schemas import METRICS, PREDICTIONS, TEXT_ONLY
 from pipeline.scores import change, summarize
 from pipeline.stage import StageContext, Summary
-from pipeline.tasks import MarkedObjects, Task, caption_tasks, question_tasks
+from pipeline.tasks import Task
 from pipeline.vqa import answer_accuracy
-from storage.tables import read_table, where, write_table
+from storage.tables import write_table
 
 Row = dict[str, Any]
 HEADLINE = ("cider_d", "answer_accuracy", "eos_rate")
-
-
-@dataclass(frozen=True)
-class Exam:
-    """All that a model is asked, and what it is shown.
-
-    Attributes:
-        template: The prompt template.
-        captions: One task per test picture.
-        questions: One task per test question.
-        asked: Rows of the `questions` table behind them.
-        examples: Held-out examples by kind, for likelihoods.
-        table: The `examples` table.
-        objects: Marked objects.
-        shown: Patch embeddings by condition.
-        evaluate: The recipe's part.
-        device: Where to compute.
-    """
-
-    template: PromptTemplate
-    captions: list[Task]
-    questions: list[Task]
-    asked: list[Row]
-    examples: dict[str, list[Row]]
-    table: pa.Table
-    objects: MarkedObjects
-    shown: Shown
-    evaluate: EvaluatePart
-    device: str
 
 
 def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summary:
@@ -70,69 +39,33 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     Raises:
         PipelineError: There is no test picture with a caption.
     """
-    exam = _prepare(context, evaluate, seed)
+    exam = prepare_exam(context, evaluate, seed)
     floors = _floor_rows(context, exam)
     predictions: list[Row] = []
     metrics: list[Row] = []
-    plain: dict[str, Measure] = {}
-    total = (2 * len(exam.captions) + len(exam.questions)) * len(CONDITIONS)
-    with context.report.track("answer test pictures", total) as tick:
-        for stage in ("pretrain", "finetune"):
+    plain: list[Measure] = []
+    with context.report.track("look at test pictures", exam.work) as tick:
+        for stage in TRAINED:
+            tick(0, f"load the model of {stage}")
             vlm = _load(context, stage, exam.template).to(exam.device)
-            found: dict[str, list[Measure]] = {}
-            for condition in CONDITIONS:
-                rows, found[condition] = _examine(exam, vlm, stage, condition, tick)
-                predictions += [{"stage": stage, "condition": condition, **row} for row in rows]
+            rows, found = _conditions(exam, vlm, stage, tick)
+            predictions += rows
             for name, rows in floors.items():
                 found[name] = measures.caption_measures(rows)
                 if stage == "finetune":
                     predictions += [{"stage": stage, "condition": name, **row} for row in rows]
-            spoken = [row for kind in exam.examples.values() for row in kind]
-            nats = text_likelihood(vlm, spoken, evaluate.batch, exam.device)
-            found[TEXT_ONLY] = measures.likelihood_measures({"text_nll": nats})
-            plain[stage] = found[TEXT_ONLY][0]
+            plain += found[TEXT_ONLY]
+            tick(0, "draw pictures for the intervals")
             metrics += summarize(stage, found, evaluate.resamples, seed)
-    metrics += change(
-        "text_nll_rise", "finetune", plain["pretrain"], plain["finetune"], evaluate.resamples, seed
-    )
+    metrics += change("text_nll_rise", "finetune", *plain, evaluate.resamples, seed)
     for number, row in enumerate(predictions):
-        row |= {"prediction_id": number, "split": "test"}
+        row["prediction_id"] = number
         for name in ("sha256", "mentions"):
             row.pop(name, None)
     write_table(context.out / "predictions.parquet", predictions, PREDICTIONS)
     write_table(context.out / "metrics.parquet", metrics, METRICS)
     (context.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     return _headline(metrics, len(predictions))
-
-
-def _prepare(context: StageContext, evaluate: EvaluatePart, seed: int) -> Exam:
-    patches = open_patches(context.inputs["features"])
-    table = read_table(context.inputs["examples"].path("examples.parquet"))
-    stored = json.loads(context.inputs["examples"].path("template.json").read_text())
-    template = PromptTemplate.load(context.inputs["backbones"].directory("lm"), **stored)
-    questions = read_table(context.inputs["examples"].path("questions.parquet"))
-    test = where(questions, split="test").to_pylist()
-    captions = caption_tasks(table, patches, evaluate)
-    answers = question_tasks(test[: evaluate.questions], patches, template)
-    train = where(table, split="train")["sha256"].unique().to_pylist()
-    tested = np.array([task.row for task in (*captions, *answers)], np.int64)
-    shown = Shown(patches, tested, patches.rows_of(train), seed)
-    examples = {
-        "caption": test_rows(table, shown, "caption", evaluate.images),
-        "conversation": test_rows(table, shown, "conversation", evaluate.questions),
-    }
-    return Exam(
-        template,
-        captions,
-        answers,
-        test,
-        examples,
-        table,
-        MarkedObjects(context.inputs["images"], seed),
-        shown,
-        evaluate,
-        pick_device(context.settings),
-    )
 
 
 def _load(context: StageContext, stage: str, template: PromptTemplate) -> VisionLanguageModel:
@@ -157,8 +90,23 @@ def _floor_rows(context: StageContext, exam: Exam) -> dict[str, list[Row]]:
     return found
 
 
+def _conditions(
+    exam: Exam, vlm: VisionLanguageModel, stage: str, tick: Ticker
+) -> tuple[list[Row], dict[str, list[Measure]]]:
+    """Return what a model says under every condition, and all measures of it."""
+    said: list[Row] = []
+    found: dict[str, list[Measure]] = {}
+    for condition in exam.shown.conditions:
+        tick(0, f"{stage}, {condition}")
+        rows, found[condition] = _examine(exam, vlm, stage, condition, tick)
+        said += [{"stage": stage, "condition": condition, **row} for row in rows]
+    nats = text_likelihood(vlm, exam.texts, exam.evaluate.batch, exam.device, tick)
+    found[TEXT_ONLY] = measures.likelihood_measures({"text_nll": nats})
+    return said, found
+
+
 def _examine(
-    exam: Exam, vlm: VisionLanguageModel, stage: str, condition: str, tick: Callable[[], None]
+    exam: Exam, vlm: VisionLanguageModel, stage: str, condition: str, tick: Ticker
 ) -> tuple[list[Row], list[Measure]]:
     """Return what a model says under a condition, and all measures of it."""
     tasks = exam.captions if stage == "pretrain" else [*exam.captions, *exam.questions]
@@ -170,17 +118,22 @@ def _examine(
     captions = [row for row in rows if row["kind"] == "caption"]
     for row in captions:
         exam.objects.judge(row)
-    found = [*measures.caption_measures(captions), measures.ending_measure(rows)]
+    found = measures.caption_measures(captions)
+    found.append(measures.ending_measure([row for row in rows if row["split"] == "test"]))
     evaluate, shown = exam.evaluate, exam.shown
     nats = model_likelihood(
-        vlm, exam.examples, exam.asked, shown, condition, stage, evaluate, exam.device
+        vlm, exam.examples, exam.answers, shown, condition, stage, evaluate, exam.device, tick
     )
-    found += measures.likelihood_measures(nats)
-    found += _choice(exam, vlm, condition)
+    captioned = {"caption_nll"} if stage == "finetune" else {"caption_nll", "nll"}
+    found += measures.likelihood_measures({name: nats[name] for name in sorted(captioned)})
+    found += _choice(exam, vlm, condition, tick)
     if stage == "finetune":
         answers = [row for row in rows if row["kind"] == "answer"]
-        found += measures.answer_measures(answers) if answers else []
-        presence = _presence(exam, vlm, condition)
+        about = measures.answer_measures(answers) if answers else []
+        spoken = {name: each for name, each in nats.items() if name not in captioned}
+        about += measures.likelihood_measures(spoken)
+        found += [replace(each, split=exam.spoken) for each in about]
+        presence = _presence(exam, vlm, condition, tick)
         found += measures.presence_measures(presence) if presence else []
         rows += presence
     return rows, found
@@ -214,7 +167,7 @@ def _row(task: Task, text: Generated, template: PromptTemplate) -> Row:
     return row
 
 
-def _choice(exam: Exam, vlm: VisionLanguageModel, condition: str) -> list[Measure]:
+def _choice(exam: Exam, vlm: VisionLanguageModel, condition: str, tick: Ticker) -> list[Measure]:
     tasks = exam.captions[: exam.evaluate.probes]
     if len(tasks) < 2:
         return []
@@ -227,13 +180,14 @@ def _choice(exam: Exam, vlm: VisionLanguageModel, condition: str) -> list[Measur
         condition,
         exam.evaluate.batch,
         exam.device,
+        tick,
     )
     images = [task.fixed["image_id"] for task in tasks]
     return [measures.mean("image_choice", images, scores)]
 
 
-def _presence(exam: Exam, vlm: VisionLanguageModel, condition: str) -> list[Row]:
-    asked = exam.objects.questions(exam.captions, exam.evaluate)
+def _presence(exam: Exam, vlm: VisionLanguageModel, condition: str, tick: Ticker) -> list[Row]:
+    asked = exam.presence
     texts = [
         [each.text(exam.evaluate.presence_question) for each in questions] for _, questions in asked
     ]
@@ -247,6 +201,7 @@ def _presence(exam: Exam, vlm: VisionLanguageModel, condition: str) -> list[Row]
         condition,
         exam.evaluate.batch,
         exam.device,
+        tick,
     )
     words = {True: "yes", False: "no"}
     return [

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from model.vlm import VisionLanguageModel
 from pipeline.conditions import Shown
 from pipeline.feed import collate
+from pipeline.progress import Ticker, silent
 from pipeline.recipe_parts import EvaluatePart
+from pipeline.tasks import spread
 from pipeline.vqa import answer_type
 from storage.tables import where
 
@@ -31,17 +33,21 @@ class Nats(NamedTuple):
     tokens: int
 
 
-def test_rows(table: pa.Table, shown: Shown, kind: str, limit: int) -> list[Row]:
-    """Return test examples of a kind about pictures that are shown, shortest first.
+def held_out_rows(
+    table: pa.Table, shown: Shown, kind: str, split: str, limit: int, seed: int
+) -> list[Row]:
+    """Return examples of a kind about pictures that are shown, shortest first.
 
     Args:
         table: The `examples` table.
-        shown: The test pictures.
+        shown: The pictures.
         kind: `caption` or `conversation`.
+        split: `test` or `validation`.
         limit: Examples, at most.
+        seed: Seed of the choice where there are more, see `spread`.
     """
-    rows: list[Row] = where(table, split="test", kind=kind).to_pylist()
-    rows = [row for row in rows if shown.knows(row["sha256"])][:limit]
+    rows: list[Row] = where(table, split=split, kind=kind).to_pylist()
+    rows = spread([row for row in rows if shown.knows(row["sha256"])], limit, seed)
     return sorted(rows, key=lambda row: (len(row["input_ids"]), row["example_id"]))
 
 
@@ -52,6 +58,7 @@ def likelihood(
     condition: str,
     batch: int,
     device: str,
+    tick: Ticker = silent,
 ) -> list[NDArray[np.float64]]:
     """Return the nats of every supervised token of each example, under a condition.
 
@@ -62,6 +69,7 @@ def likelihood(
         condition: `real`, `shuffled` or `blind`.
         batch: Examples per forward pass.
         device: Where to compute.
+        tick: Told of every finished example.
     """
     found: list[NDArray[np.float64]] = []
     for part in _parts(rows, batch):
@@ -72,11 +80,12 @@ def likelihood(
             nats = vlm(collate(shown.show(at, condition), ids, masks).to(device))
         ends = np.cumsum([mask.sum() for mask in masks])[:-1]
         found += np.split(nats.double().cpu().numpy(), ends)
+        tick(len(part))
     return found
 
 
 def text_likelihood(
-    vlm: VisionLanguageModel, rows: Sequence[Row], batch: int, device: str
+    vlm: VisionLanguageModel, rows: Sequence[Row], batch: int, device: str, tick: Ticker = silent
 ) -> list[Nats]:
     """Return the nats of each example as mere text: no picture, no prefix, every token but one.
 
@@ -99,6 +108,7 @@ def text_likelihood(
             Nats(row["image_id"], float(piece.sum()), len(piece))
             for row, piece in zip(part, pieces, strict=True)
         ]
+        tick(len(part))
     return found
 
 
@@ -141,6 +151,7 @@ def model_likelihood(
     stage: str,
     evaluate: EvaluatePart,
     device: str,
+    tick: Ticker = silent,
 ) -> dict[str, list[Nats]]:
     """Return the nats of held-out text under a condition, by metric name.
 
@@ -149,12 +160,12 @@ def model_likelihood(
     over captions for both.
     """
     captions = examples["caption"]
-    nats = likelihood(vlm, captions, shown, condition, evaluate.batch, device)
+    nats = likelihood(vlm, captions, shown, condition, evaluate.batch, device, tick)
     found = {"caption_nll": whole(captions, nats)}
     if stage == "pretrain":
         return {**found, "nll": found["caption_nll"]}
     spoken = examples["conversation"]
-    nats = likelihood(vlm, spoken, shown, condition, evaluate.batch, device)
+    nats = likelihood(vlm, spoken, shown, condition, evaluate.batch, device, tick)
     found["nll"] = whole(spoken, nats)
     for name, rows in sorted(by_answer_type(spoken, nats, questions).items()):
         found[f"nll_{name}"] = rows

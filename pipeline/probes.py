@@ -13,6 +13,7 @@ from model.prompt import PromptTemplate
 from model.vlm import VisionLanguageModel
 from pipeline.conditions import Shown
 from pipeline.feed import collate
+from pipeline.progress import Ticker, silent
 
 TIE = 1e-4  # nats within which two pictures are equally likely
 
@@ -27,6 +28,7 @@ def presence_answers(
     condition: str,
     batch: int,
     device: str,
+    tick: Ticker = silent,
 ) -> list[list[bool]]:
     """Return whether the model finds yes likelier than no, for every question.
 
@@ -43,6 +45,7 @@ def presence_answers(
         condition: `real`, `shuffled` or `blind`.
         batch: Pictures per forward pass.
         device: Where to compute.
+        tick: Told of every finished picture.
     """
     lead, yes, no = _fork(*(template.encode(f" {answer}") for answer in answers))
     found: list[list[bool]] = []
@@ -58,6 +61,7 @@ def presence_answers(
         )
         said = iter((logits[:, yes] > logits[:, no]).tolist())
         found += [[next(said) for _ in each] for each in asked]
+        tick(len(asked))
     return found
 
 
@@ -70,6 +74,7 @@ def choice_scores(
     condition: str,
     batch: int,
     device: str,
+    tick: Ticker = silent,
 ) -> NDArray[np.float64]:
     """Return for every caption whether its own picture makes it likeliest, float64 [picture].
 
@@ -85,6 +90,7 @@ def choice_scores(
         condition: `real`, `shuffled` or `blind`.
         batch: Pictures per forward pass.
         device: Where to compute.
+        tick: Told of every finished picture.
     """
     count = len(pictures)
     choices = min(choices, count)
@@ -101,6 +107,7 @@ def choice_scores(
         ends = np.cumsum([len(each) for each in ids])[:-1]
         sums = np.array([each.sum() for each in np.split(found, ends)]).reshape(offered.shape)
         nats[offered, np.arange(choices)] = sums
+        tick(len(here))
     best = nats <= nats.min(axis=1, keepdims=True) + TIE
     return best[:, 0] / best.sum(axis=1)
 

@@ -16,6 +16,11 @@ class Ticker(Protocol):
         """Advance the bar."""
 
 
+def silent(amount: int = 1, note: str = "") -> None:
+    """Be a `Ticker` that nobody looks at."""
+    del amount, note
+
+
 class Reporter(Protocol):
     """Shows what a stage is doing."""
 

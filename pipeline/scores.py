@@ -35,21 +35,22 @@ def summarize(
     drawn = _Drawn(measures, resamples, seed)
     rows: list[Row] = []
 
-    def add(condition: str, metric: str, sample: NDArray[np.float64], count: int) -> None:
+    def add(condition: str, metric: str, sample: NDArray[np.float64], of: Measure) -> None:
         if not np.isfinite(sample[0]):
             return
         low, high = drawn.bounds(sample[1:])
-        place = {"stage": stage, "split": "test", "condition": condition, "metric": metric}
-        rows.append({**place, "value": float(sample[0]), "low": low, "high": high, "count": count})
+        place = {"stage": stage, "split": of.split, "condition": condition, "metric": metric}
+        value = {"value": float(sample[0]), "low": low, "high": high, "count": of.count}
+        rows.append({**place, **value})
 
     real = {each.metric: each for each in measures.get(REAL, ())}
     for condition, found in measures.items():
         for each in found:
-            add(condition, each.metric, drawn.sample(each), each.count)
+            add(condition, each.metric, drawn.sample(each), each)
         for each in found if condition != REAL else ():
             if each.better and each.metric in real:
                 gap = each.better * (drawn.sample(real[each.metric]) - drawn.sample(each))
-                add(condition, f"{each.metric}_gap", gap, each.count)
+                add(condition, f"{each.metric}_gap", gap, each)
     return rows
 
 

@@ -1,9 +1,11 @@
 """What a model is asked about test pictures: captions, questions, presence, all by the recipe."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from model.prompt import PromptTemplate
@@ -35,6 +37,26 @@ class Task:
     fixed: Row
 
 
+def spread(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
+    """Return at most so many rows in their own order, as evenly over the pictures as can be.
+
+    The first rows of a table are about its first pictures, so that a limit would leave most
+    pictures out. Here no picture has a third row before every picture that has two got its second.
+
+    Args:
+        rows: Rows with an `image_id`.
+        limit: How many, at most.
+        seed: Seed of the choice among a picture's rows, and of the pictures that come last.
+    """
+    taken: Counter[int] = Counter()
+    ranked: list[tuple[int, int, int]] = []
+    for turn, place in enumerate(np.random.default_rng([seed, 17]).permutation(len(rows)).tolist()):
+        image = rows[place]["image_id"]
+        ranked.append((taken[image], turn, place))
+        taken[image] += 1
+    return [rows[place] for place in sorted(place for _, _, place in sorted(ranked)[:limit])]
+
+
 def caption_tasks(table: pa.Table, patches: PatchTable, evaluate: EvaluatePart) -> list[Task]:
     """Return one caption task per test picture, by image id; `sha256` is among the known columns.
 
@@ -53,7 +75,7 @@ def caption_tasks(table: pa.Table, patches: PatchTable, evaluate: EvaluatePart) 
         )
     rows = patches.rows_of([sha256 for _, sha256 in chosen])
     return [
-        Task("caption", int(row), [], _fixed(*key, by_image[key]))
+        Task("caption", int(row), [], _fixed("test", *key, by_image[key]))
         for key, row in zip(chosen, rows, strict=True)
     ]
 
@@ -71,7 +93,7 @@ def question_tasks(
             int(at),
             template.question(row["question"]),
             {
-                **_fixed(row["image_id"], row["sha256"], [row["answer"]]),
+                **_fixed(row["split"], row["image_id"], row["sha256"], [row["answer"]]),
                 "question_id": row["question_id"],
                 "question": row["question"],
             },
@@ -117,8 +139,9 @@ class MarkedObjects:
             )
 
 
-def _fixed(image_id: int, sha256: str, references: list[str]) -> Row:
+def _fixed(split: str, image_id: int, sha256: str, references: list[str]) -> Row:
     return {
+        "split": split,
         "image_id": image_id,
         "sha256": sha256,
         "question_id": None,

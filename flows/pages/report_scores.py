@@ -7,7 +7,7 @@ from typing import Any
 
 from flows.example_scores import MAIN, MEASURES, Row, mean, scores_of
 from flows.pages.charts import COLOURS, Chart, Estimate, bars, intervals
-from flows.tables import condition_order
+from flows.tables import condition_order, metric_name
 from pipeline.bootstrap import Interval
 from pipeline.pairing import difference
 
@@ -78,15 +78,15 @@ def _score_chart(name: str, rows: Sequence[Row]) -> Chart:
 def score_table(metrics: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
     """Return columns and rows of all metrics, a column per condition, intervals in brackets."""
     conditions = condition_order(row["condition"] for row in metrics)
-    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in metrics:
         bounds = "" if row["low"] is None else f" [{row['low']:.3g}, {row['high']:.3g}]"
-        place = cells.setdefault((row["stage"], row["metric"], row["split"]), {})
+        place = cells.setdefault((row["stage"], metric_name(row)), {})
         place[row["condition"]] = f"{row['value']:.3g}{bounds}"
         place["n"] = f"{row['count']:,}"
     rows: list[list[object]] = [
         [stage, metric, *(found.get(name, "") for name in conditions), found["n"]]
-        for (stage, metric, _), found in cells.items()
+        for (stage, metric), found in cells.items()
     ]
     return ["model", "metric", *conditions, "n"], rows
 

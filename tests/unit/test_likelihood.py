@@ -14,12 +14,12 @@ from pipeline.conditions import Shown
 from pipeline.likelihood import (
     Nats,
     by_answer_type,
+    held_out_rows,
     likelihood,
     model_likelihood,
     text_likelihood,
     whole,
 )
-from pipeline.likelihood import test_rows as held_out_rows
 from pipeline.presets import preset
 from pipeline.schemas import EXAMPLES
 from storage.patches import PatchTable
@@ -128,15 +128,21 @@ def test_only_test_pictures_that_are_shown_are_judged_shortest_first(shown: Show
         row_of(7, 0, [1, 0], 0, kind="conversation"),
     ]
     table = pa.Table.from_pylist([*ROWS, *others], schema=EXAMPLES)
-    assert [row["example_id"] for row in held_out_rows(table, shown, "caption", 99)] == [
-        3,
-        1,
-        4,
-        0,
-        2,
+
+    def chosen(kind: str, split: str, limit: int) -> list[int]:
+        rows = held_out_rows(table, shown, kind, split, limit, seed=0)
+        return [row["example_id"] for row in rows]
+
+    assert chosen("caption", "test", 99) == [3, 1, 4, 0, 2]
+    assert chosen("conversation", "test", 9) == [7]
+    assert chosen("caption", "train", 9) == [5]
+    # Picture 1 has two captions: four of five rows are about all four pictures.
+    assert sorted(ROWS[number]["image_id"] for number in chosen("caption", "test", 4)) == [
+        100,
+        101,
+        102,
+        104,
     ]
-    assert len(held_out_rows(table, shown, "caption", 2)) == 2
-    assert [row["example_id"] for row in held_out_rows(table, shown, "conversation", 9)] == [7]
 
 
 def test_each_turn_counts_for_the_type_of_its_answer() -> None:

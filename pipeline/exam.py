@@ -1,0 +1,113 @@
+"""All that `evaluate` asks the models of a run, and what it shows them; decided before any answer.
+
+Where no conversation is about a test picture (none of LLaVA-Instruct's is about COCO's val2017),
+questions come from the validation split, and their figures say so.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model.prompt import PromptTemplate
+from pipeline.conditions import Shown
+from pipeline.devices import pick_device
+from pipeline.likelihood import held_out_rows
+from pipeline.pictures import open_patches
+from pipeline.presence import PresenceQuestion
+from pipeline.recipe_parts import EvaluatePart
+from pipeline.stage import StageContext
+from pipeline.tasks import MarkedObjects, Task, caption_tasks, question_tasks, spread
+from storage.tables import read_table, where
+
+Row = dict[str, Any]
+TRAINED = ("pretrain", "finetune")  # whose models are examined
+
+
+@dataclass(frozen=True)
+class Exam:
+    """All that a model is asked, and what it is shown.
+
+    Attributes:
+        template: The prompt template.
+        captions: One task per test picture.
+        questions: One task per held-out question.
+        spoken: Split of the questions and conversations: `test`, or `validation`.
+        answers: Rows of the `questions` table of that split.
+        examples: Held-out examples by kind, for likelihoods.
+        objects: Marked objects.
+        presence: Questions about presence, with the captions' tasks.
+        shown: Patch embeddings by condition.
+        evaluate: The recipe's part.
+        device: Where to compute.
+    """
+
+    template: PromptTemplate
+    captions: list[Task]
+    questions: list[Task]
+    spoken: str
+    answers: list[Row]
+    examples: dict[str, list[Row]]
+    objects: MarkedObjects
+    presence: list[tuple[Task, list[PresenceQuestion]]]
+    shown: Shown
+    evaluate: EvaluatePart
+    device: str
+
+    @property
+    def texts(self) -> list[Row]:
+        """Examples about test pictures, which are also read without any picture."""
+        return [row for kind in self.examples.values() for row in kind if row["split"] == "test"]
+
+    @property
+    def work(self) -> int:
+        """How many texts and pictures are looked at in all, over stages and conditions."""
+        captions, spoken = (len(self.examples[kind]) for kind in ("caption", "conversation"))
+        choice = min(len(self.captions), self.evaluate.probes)
+        both = len(TRAINED) * (len(self.captions) + captions + choice)
+        last = len(self.questions) + spoken + len(self.presence)
+        return (both + last) * len(self.shown.conditions) + len(TRAINED) * len(self.texts)
+
+
+def prepare_exam(context: StageContext, evaluate: EvaluatePart, seed: int) -> Exam:
+    """Return what a recipe asks of the models of a run.
+
+    Raises:
+        PipelineError: There is no test picture with a caption.
+    """
+    patches = open_patches(context.inputs["features"])
+    table = read_table(context.inputs["examples"].path("examples.parquet"))
+    stored = json.loads(context.inputs["examples"].path("template.json").read_text())
+    template = PromptTemplate.load(context.inputs["backbones"].directory("lm"), **stored)
+    spoken, answers = _answers(read_table(context.inputs["examples"].path("questions.parquet")))
+    captions = caption_tasks(table, patches, evaluate)
+    questions = question_tasks(spread(answers, evaluate.questions, seed), patches, template)
+    train = where(table, split="train")["sha256"].unique().to_pylist()
+    tested = np.array([task.row for task in (*captions, *questions)], np.int64)
+    shown = Shown(patches, tested, patches.rows_of(train), seed)
+    splits = {"caption": ("test", evaluate.images), "conversation": (spoken, evaluate.questions)}
+    objects = MarkedObjects(context.inputs["images"], seed)
+    return Exam(
+        template,
+        captions,
+        questions,
+        spoken,
+        answers,
+        {kind: held_out_rows(table, shown, kind, *each, seed) for kind, each in splits.items()},
+        objects,
+        objects.questions(captions, evaluate),
+        shown,
+        evaluate,
+        pick_device(context.settings),
+    )
+
+
+def _answers(table: pa.Table) -> tuple[str, list[Row]]:
+    """Return the questions about test pictures, or where there is none those of validation."""
+    for split in ("test", "validation"):
+        rows = where(table, split=split).to_pylist()
+        if rows:
+            return split, rows
+    return "test", []
