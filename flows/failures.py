@@ -1,16 +1,21 @@
 """From an exception to one clear line that names the thing and the remedy."""
 
 import errno
+from collections.abc import Mapping
+from typing import Any
 
-from pipeline.errors import PipelineError
-from storage.errors import StorageError
+from pipeline.errors import PipelineError, UnreachableError
+from storage.errors import StorageError, TransientError
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space and run again, finished work is kept",
+    errno.EDQUOT: "your quota of the disk is used up: free some space and run again",
     errno.EACCES: "permission denied: choose another folder or mend its permissions",
     errno.EROFS: "the file system is read-only: choose another store with --store",
     errno.EADDRINUSE: "the port is in use: stop the other server or choose another port",
     errno.ENOENT: "no such file: check the path",
+    errno.EISDIR: "this is a folder: name a file",
+    errno.ENOTDIR: "a part of this path is a file, not a folder: check the path",
 }
 
 
@@ -22,10 +27,26 @@ def explain(error: BaseException) -> str | None:
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror}\n  → {_REMEDIES[error.errno]}"
     if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):
-        first = error.errors()[0]  # ty: ignore[not-callable]
-        place = ".".join(str(step) for step in first["loc"])
-        return f"{place}: {first['msg']}"
+        return _invalid(getattr(error, "title", ""), error.errors()[0])  # ty: ignore[not-callable]
     return None
+
+
+def _invalid(title: str, first: Mapping[str, Any]) -> str:
+    """Return what pydantic found wrong, and for a setting where it may come from."""
+    place = ".".join(str(step) for step in first["loc"])
+    line = f"{place}: {first['msg']} (got {str(first['input'])[:80]!r})"
+    if title != "Settings":
+        return line
+    variable = f"PHIVISION_{place.upper()}"
+    return f"{line}\n  → mend {variable} or the option of that name; without it the default counts"
+
+
+def may_pass(error: object) -> bool:
+    """Return whether the same work may succeed a little later.
+
+    That is a place that did not answer. A wrong checksum, a full disk or a defect stays what it is.
+    """
+    return isinstance(error, UnreachableError | TransientError)
 
 
 # By name, because importing the model room would import torch.

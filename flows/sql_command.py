@@ -23,9 +23,11 @@ def query_once(catalog: Catalog, query: str, style: str, output: Path | None) ->
     """Run one statement and print its result as table, csv, json or parquet.
 
     Raises:
-        PipelineError: Parquet was asked for without a file to write it to.
+        PipelineError: Parquet was asked for without a file to write it to, or that is a folder.
         StorageError: The statement is wrong, or does more than read.
     """
+    if output is not None and output.is_dir():
+        raise PipelineError(f"{output} is a folder", f"name a file: --output {output / 'rows.csv'}")
     refuse_writing(query)
     with catalog.open(query) as database:
         result = database.read_only(query)

@@ -8,12 +8,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
+from flows.failures import may_pass
 from flows.fan_out import fan_out
 from flows.prefect_reporter import PrefectReporter
 from flows.report_attach import attach_report
 from flows.window import describe, show_run, show_stage, state_line, summary_line
 from pipeline.dag import BY_NAME, DAG
-from pipeline.errors import PipelineError
 from pipeline.gate import decide, status_line
 from pipeline.materialize import Outcome, materialize
 from pipeline.recipe import Recipe
@@ -68,10 +68,8 @@ def make_stages(
 
 
 def _worth_a_retry(task: Task, run: TaskRun, state: State) -> bool:
-    """Retry what may pass, such as a broken connection, but not what a person must mend."""
     del task, run
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, BaseException) and not isinstance(error, PipelineError)
+    return may_pass(state.result(raise_on_failure=False))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_worth_a_retry)

@@ -7,7 +7,7 @@ here, everything downstream loads them with the same code.
 from pathlib import Path
 
 from model.encoder_table import is_path
-from pipeline.errors import PipelineError
+from pipeline.hub import fetching
 from pipeline.recipe import Recipe
 from pipeline.recipe_parts import BackbonesChoice, HubBackbones
 from pipeline.stage import SourceState, StageContext, Summary
@@ -17,7 +17,8 @@ def backbones(context: StageContext, backbones: BackbonesChoice, seed: int) -> S
     """Write the folders `clip` and `lm`.
 
     Raises:
-        PipelineError: The Hub cannot be reached or has no such model.
+        UnreachableError: The Hub cannot be reached now.
+        PipelineError: It has no such model.
     """
     if isinstance(backbones, HubBackbones):
         return _from_hub(context, backbones)
@@ -38,11 +39,11 @@ def probe_backbones(recipe: Recipe) -> SourceState:
 
 def _from_hub(context: StageContext, choice: HubBackbones) -> Summary:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     from model.encoder import fetch_clip
 
-    try:
+    remedy = "check the network and backbones.*, or fill the Hugging Face cache beforehand"
+    with fetching("the backbones", remedy):
         context.report.say(f"  fetch {choice.clip_name}/{choice.clip_pretrained}")
         folder = context.out / "clip"
         parameters = fetch_clip(choice.clip_name, choice.clip_pretrained, folder)
@@ -54,11 +55,6 @@ def _from_hub(context: StageContext, choice: HubBackbones) -> Summary:
             local_dir=context.out / "lm",
             allow_patterns=["*.json", "*.safetensors", "*.txt", "LICENSE*"],
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise PipelineError(
-            f"cannot fetch the backbones: {str(error).splitlines()[0]}",
-            "check the network and backbones.*, or fill the Hugging Face cache beforehand",
-        ) from None
     for leftover in (context.out / "lm" / ".cache").rglob("*"):
         if leftover.is_file():
             leftover.unlink()

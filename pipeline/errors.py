@@ -14,5 +14,9 @@ class PipelineError(Exception):
         super().__init__(f"{message}\n  → {remedy}" if remedy else message)
 
 
+class UnreachableError(PipelineError):
+    """A place did not answer, or said that it is busy: the same request may succeed later."""
+
+
 class RecipeError(PipelineError):
     """A recipe or an override is not valid; raised before any work starts."""

@@ -206,7 +206,7 @@ def _body(url: str, largest: int, timeout: float) -> bytes | StorageError:
 def _wait(error: TransientError, failures: int, patience: Patience, stop: threading.Event) -> None:
     """Wait before the next attempt, or raise when there were enough."""
     if failures >= patience.attempts:
-        raise StorageError(
+        raise TransientError(
             f"{error.args[0]} (attempts in a row: {failures})",
             "Check the network and run again: the files that came are kept",
         ) from None

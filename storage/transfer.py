@@ -64,8 +64,9 @@ def download(
 
     Raises:
         ChecksumError: The content is not the expected one. The bytes are removed.
-        StorageError: Missing, forbidden, of another size, a web page in place of the file, no
-            room on disk, or unreachable after all attempts (the bytes so far are then kept).
+        TransientError: Unreachable after all attempts; the bytes so far are kept.
+        StorageError: Missing, forbidden, of another size, a web page in place of the file, or no
+            room on disk.
     """
     if checksum is not None and not _CHECKSUM.fullmatch(checksum):
         raise StorageError(f"checksum {checksum!r} is malformed", "Write md5:HEX or sha256:HEX")
@@ -114,9 +115,9 @@ def _fetch(
         time.sleep(pause_after(failures, backoff, asked))
 
 
-def _with_progress(part: PartialFile, error: TransientError, attempts: int) -> StorageError:
+def _with_progress(part: PartialFile, error: TransientError, attempts: int) -> TransientError:
     total = part.version.get("size", "an unknown number of")
-    return StorageError(
+    return TransientError(
         f"{error.args[0]} (attempts in a row: {attempts}; {part.offset} of {total} bytes are here)",
         "Check the network and run again: the transfer goes on where it stopped",
     )

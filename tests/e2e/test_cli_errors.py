@@ -75,6 +75,15 @@ def test_a_broken_picture_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:
     assert "x.jpg" in done.stderr
 
 
+def test_a_setting_is_named_as_the_variable_that_it_came_from(tmp_path: Path) -> None:
+    done = Cli(tmp_path / "store", PHIVISION_DEVICE="gpu")("plan")
+    assert done.returncode == 1
+    assert "PHIVISION_DEVICE" in done.stderr
+    assert "'cuda'" in done.stderr
+    assert "'gpu'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_debug_shows_the_traceback(cli: Cli) -> None:
     done = cli("--debug", "plan", "--preset", "dmeo")
     assert "Traceback" in done.stderr
