@@ -11,6 +11,9 @@ import sys
 from collections.abc import Sequence
 from urllib.parse import unquote, urlsplit
 
+from flows.ports import refuse_taken
+from pipeline.errors import PipelineError
+
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -19,13 +22,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prepare the database and become the server."""
     parser = argparse.ArgumentParser(prog="python -m deployments.server", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", default=os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
+    port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
+    parser.add_argument("--port", type=int, default=port)
     chosen = parser.parse_args(arguments)
     if chosen.host not in _LOOPBACK and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         parser.error(
             f"{chosen.host} is open to other machines, and whoever reaches the server can run "
             "things on its workers; set PREFECT_SERVER_API_AUTH_STRING=user:password first"
         )
+    try:
+        refuse_taken(chosen.host, chosen.port, "name another one with PREFECT_SERVER_API_PORT")
+    except PipelineError as error:
+        sys.exit(f"Prefect's server does not start: {error}")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     # The page asks the server that it came from; by itself it would always ask port 4200.
@@ -35,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if url.startswith("postgres"):
             asyncio.run(create_database(url))
     command = [sys.executable, "-m", "prefect", "server", "start"]
-    command += ["--host", chosen.host, "--port", chosen.port]
+    command += ["--host", chosen.host, "--port", str(chosen.port)]
     sys.stdout.flush()
     os.execv(sys.executable, command)  # noqa: S606 - no shell is wanted
 

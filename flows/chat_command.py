@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flows.assistant_command import open_assistant
 from flows.chat_server import LOOPBACK, Door, serve_chat
+from flows.ports import refuse_taken
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
@@ -28,9 +29,11 @@ def chat(settings: Settings, bundle: str | None, door: Door) -> None:
         door: Where to listen.
 
     Raises:
-        PipelineError: Nothing is published, or the chat would be open to everybody.
+        PipelineError: Nothing is published, the chat would be open to everybody, or the port is
+            in use.
     """
     check_door(door)
+    refuse_taken(door.host, door.port, "choose another port with --port; 0 takes a free one")
     assistant = open_assistant(settings, bundle)
     with tempfile.TemporaryDirectory(prefix="phivision-examples-") as name:
         examples = Path(name) if bundle is None else assistant.folder / "examples"

@@ -59,7 +59,7 @@ def _kind(error: Exception) -> type[PipelineError] | None:
         if isinstance(link, HfHubHTTPError):
             status = link.response.status_code
             return UnreachableError if status in _BUSY or status >= 500 else PipelineError
-        if isinstance(link, client | ConnectionError | TimeoutError):
+        if isinstance(link, (client, ConnectionError, TimeoutError)):
             return UnreachableError
         link = link.__cause__ or link.__context__
     return PipelineError if isinstance(error, OSError | EntryNotFoundError) else None

@@ -1,10 +1,13 @@
 """What goes wrong is one clear line that names the thing and the remedy, without a traceback."""
 
 import socket
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from deployments.server import main as start_server
+from flows.cli import main
 from tests.conftest import Cli
 
 
@@ -93,6 +96,30 @@ def test_help_names_every_command(cli: Cli) -> None:
     printed = cli.ok("--help")
     for command in ("run", "plan", "sql", "show", "ask", "caption", "scores", "recipe", "runs"):
         assert command in printed
+
+
+@pytest.fixture
+def taken() -> Generator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+def test_a_chat_on_a_taken_port_is_refused_before_a_model_is_looked_for(
+    taken: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHIVISION_STORE", str(tmp_path / "empty"))
+    with pytest.raises(SystemExit) as ended:
+        main(["chat", "--port", str(taken)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert f"port {taken}" in said
+    assert "--port" in said
+    assert "published" not in said
+
+
+def test_a_server_on_a_taken_port_is_refused_in_one_line(taken: int) -> None:
+    with pytest.raises(SystemExit, match=rf"port {taken} .*in use.*\n.*PREFECT_SERVER_API_PORT"):
+        start_server(["--port", str(taken)])
 
 
 def test_a_taken_port_is_explained() -> None:

@@ -70,9 +70,9 @@ def behind(cause: Exception, told: type[Exception]) -> Exception:
 def test_a_failure_of_the_hub_is_one_line_and_tried_again_if_it_may_pass(
     error: Exception, *, again: bool
 ) -> None:
-    with pytest.raises(PipelineError, match="cannot fetch the weights.*\n.*check") as told:
-        with fetching("the weights", "check the network"):
-            raise error
+    asked = pytest.raises(PipelineError, match=r"cannot fetch the weights.*\n.*check")
+    with asked as told, fetching("the weights", "check the network"):
+        raise error
     assert may_pass(told.value) is again
     assert "and more" not in str(told.value)
 
