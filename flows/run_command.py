@@ -42,6 +42,8 @@ def run_pipeline(
         if decided or find_report(store, run) is None:  # the report tells the decision
             report_after_run(store, run)
     else:
+        # Of a failure the command line tells one line; --debug has the traceback.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         atexit.register(_mute)  # before Prefect's own handlers are, so it comes after them
         from flows.full_pipeline import full_pipeline
 

@@ -68,8 +68,12 @@ def make_stages(
 
 
 def _worth_a_retry(task: Task, run: TaskRun, state: State) -> bool:
-    del task, run
-    return may_pass(state.result(raise_on_failure=False))
+    del task
+    error = state.result(raise_on_failure=False)
+    if not may_pass(error):
+        return False
+    print(f"{run.name}: {str(error).splitlines()[0]}: trying again", flush=True)
+    return True
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=_worth_a_retry)

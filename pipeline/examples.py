@@ -4,7 +4,8 @@ Every caption and conversation either becomes an example or a row of `drops` wit
 """
 
 import json
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,13 +32,15 @@ from storage.sql import Database
 from storage.tables import read_table, write_table
 
 Row = dict[str, Any]
+_VALIDATING = 4  # pictures with a conversation that the proposed validation split would have
 
 
 def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summary:
     """Write `examples`, `questions`, `drops` and the prompt template.
 
     Raises:
-        PipelineError: Nothing is left to train on.
+        PipelineError: Nothing is left to train on or to validate with, or a picture is both
+            trained on and tested with.
     """
     del seed  # filters and tokens involve no chance
     folder = context.inputs["backbones"].directory("lm")
@@ -54,7 +57,7 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
                 rows.append({"example_id": len(rows), **made})
             tick()
     rows = _user_filtered(context, examples, rows, drops)
-    _refuse_empty(rows)
+    _refuse_empty(rows, drops)
     _refuse_leaks(rows)
     questions = [{"question_id": number, **row} for number, row in enumerate(_questions(rows))]
     for row in rows:
@@ -126,11 +129,16 @@ def _example(
         "sha256": record["sha256"],
         "source_id": key,
         "turns": len(pairs),
-        "text": record["caption"] if kind == "caption" else template.decode(tokens.input_ids),
+        "text": record["caption"] if kind == "caption" else _spoken(template, pairs),
         "input_ids": tokens.input_ids,
         "supervised": tokens.supervised,
         "pairs": pairs,
     }
+
+
+def _spoken(template: PromptTemplate, pairs: list[tuple[str, str]]) -> str:
+    """Return a conversation as the model reads it, with a line break for each end of an answer."""
+    return "\n".join(f"{template.ask(question)} {answer}" for question, answer in pairs)
 
 
 def _fit(
@@ -202,14 +210,31 @@ def _visible(row: Row, picture: Row) -> Row:
     }
 
 
-def _refuse_empty(rows: list[Row]) -> None:
-    kinds = Counter((row["split"], row["kind"]) for row in rows)
+def _refuse_empty(rows: list[Row], drops: list[Row]) -> None:
+    """Raise if a training would find nothing to learn from, or nothing to be held to."""
+    pictures: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in rows:
+        pictures[row["split"], row["kind"]].add(row["sha256"])
     for kind in ("caption", "conversation"):
-        if not kinds["train", kind]:
+        trained = len(pictures["train", kind])
+        if not trained:
             raise PipelineError(
-                f"no {kind} is left to train on",
-                '`phivision sql "SELECT reason, count(*) FROM drops GROUP BY ALL"` says why',
+                f"no {kind} is left to train on; dropped: {_reasons(kind, drops)}",
+                "mend the source, or the fields of examples.* that drop them",
             )
+        if not pictures["validation", kind]:
+            share = min(0.5, math.ceil(100 * _VALIDATING / trained) / 100)
+            raise PipelineError(
+                f"no {kind} is about a validation picture, and {trained} training pictures have "
+                f"one: training could not tell its best checkpoint",
+                f"--set images.validation_share={share} holds more pictures out",
+            )
+
+
+def _reasons(kind: str, drops: list[Row]) -> str:
+    counts = Counter(row["reason"] for row in drops if row["kind"] == kind)
+    told = (f"{count} {reason}" for reason, count in counts.most_common())
+    return ", ".join(told) or "none, there was none"
 
 
 def _refuse_leaks(rows: list[Row]) -> None:

@@ -21,7 +21,7 @@ COLUMNS = (
     ("file_name", pa.string(), "file of the picture"),
     ("width", pa.int32(), "pixels"),
     ("height", pa.int32(), "pixels"),
-    ("text", pa.string(), "the caption, or the conversation as the model reads it"),
+    ("text", pa.string(), "the caption, or the turns with their prefixes, a line break between"),
     ("characters", pa.int64(), "length of text"),
     ("tokens", pa.int64(), "length of text in tokens, the end mark included"),
     ("turns", pa.int64(), "question/answer turns; 0 for a caption"),

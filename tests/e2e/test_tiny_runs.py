@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -179,3 +180,35 @@ def test_a_run_that_is_told_to_end_takes_its_server_along(
     assert "leaked" not in said
     with pytest.raises(ProcessLookupError):
         os.killpg(run.pid, 0)
+
+
+def test_a_stage_that_cannot_go_on_is_told_in_one_line_and_keeps_the_work(
+    store: Path, tiny: Mapping[str, object], tmp_path: Path
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    held = {**tiny, "examples.filters.held": "split = 'validation'"}
+    done = Cli(copy)("run", *assignments(held))
+    assert done.returncode == 1
+    assert "no caption is about a validation picture" in done.stderr
+    assert "images.validation_share" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert statuses(done.stdout)["features"] == "cached"
+
+
+def test_the_module_is_the_command(store: Path, tiny: Mapping[str, object], tmp_path: Path) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    printed = [
+        subprocess.run(
+            [sys.executable, "-m", *command, *assignments(tiny)],
+            env=Cli(copy).environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for command in (["flows.cli", "run"], ["flows.full_pipeline"])
+    ]
+    shown, again = (re.sub(r"\d{8}T?-?\d*\S*", "", text) for text in printed)
+    assert shown == again
+    assert set(statuses(shown).values()) == {"cached"}

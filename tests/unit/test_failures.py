@@ -118,3 +118,18 @@ def test_a_result_is_not_written_over_a_folder(
             main(["sql", "SELECT 1", "--format", style, "--output", str(tmp_path)])
         assert ended.value.code == 1
         assert f"{tmp_path}" in capsys.readouterr().err
+
+
+def test_a_stage_run_tells_that_it_is_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
+    from prefect.client.schemas.objects import TaskRun
+    from prefect.states import Failed
+
+    from flows.stage_task import run_stage
+
+    again = run_stage.retry_condition_fn
+    assert again is not None
+    run = TaskRun(task_key="run_stage", dynamic_key="0", name="images")
+    assert again(run_stage, run, Failed(data=TransientError("x.zip answered HTTP 503")))
+    assert "images: x.zip answered HTTP 503: trying again" in capsys.readouterr().out
+    assert not again(run_stage, run, Failed(data=ChecksumError("x.zip has other bytes")))
+    assert not capsys.readouterr().out
