@@ -21,6 +21,7 @@ _CSS = """
 #talk img { max-height: 220px; width: auto; }
 #talk button[title="Share"] { display: none; }
 #line [data-testid="status-tracker"]:has(.validation-error) { position: static !important; }
+#line [data-testid="status-tracker"]:has(> .error) { display: none; }  /* the notice says it */
 #line .validation-error { position: static; font-weight: 500; }
 #about h1 { font-size: 1.2rem; }
 #about h2 { font-size: 1.05rem; }
@@ -42,12 +43,7 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
     """
     limits = talk.limits
     name = str(talk.assistant.card["name"])
-    with gr.Blocks(
-        title=name,
-        analytics_enabled=False,
-        fill_height=True,
-        delete_cache=(min(600, limits.keep_seconds), limits.keep_seconds),
-    ) as page:
+    with gr.Blocks(title=name, analytics_enabled=False, fill_height=True) as page:
         gr.Markdown(f"# {name}\nAdd or paste a picture, then ask about it.", elem_id="head")
         gr.ChatInterface(
             _answering(talk),
@@ -81,7 +77,7 @@ def look() -> dict[str, Any]:
 
 def _conversation(examples: Sequence[tuple[str, str]]) -> gr.Chatbot:
     hint = "Add a picture below" + (", or try one of these." if examples else ".")
-    conversation = gr.Chatbot(
+    return gr.Chatbot(
         elem_id="talk",
         show_label=False,
         placeholder=hint,
@@ -96,8 +92,6 @@ def _conversation(examples: Sequence[tuple[str, str]]) -> gr.Chatbot:
         allow_file_downloads=False,
         buttons=["copy"],
     )
-    conversation.keep_in_cache.update(path for path, _ in examples)  # uploads go, examples stay
-    return conversation
 
 
 def _line() -> gr.MultimodalTextbox:

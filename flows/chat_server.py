@@ -19,15 +19,12 @@ from typing import Any
 
 from PIL import Image
 
+from flows.chat_guard import guards
 from flows.chat_talk import Limits, Talk
+from flows.chat_uploads import Uploads
 from model.assistant import Assistant
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# The browser asks nobody but this server; pictures may also be pasted (data:, blob:).
-_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
-    "base-uri 'self'; form-action 'self'"
-)
 
 # Whatever else Gradio could offer; given here, no variable of the environment can switch it on.
 _CLOSED: Mapping[str, Any] = MappingProxyType(
@@ -83,6 +80,7 @@ def serve_chat(
     with temporary_folder() as folder:
         talk = Talk(assistant, folder, limits or Limits())
         shown = read_examples(examples, folder) if examples is not None else []
+        uploads = Uploads(folder, talk.limits)
         _warm(assistant)
         from flows.chat_page import build_page, look  # Gradio reads its environment when imported
 
@@ -94,12 +92,13 @@ def serve_chat(
             max_file_size=talk.limits.picture_bytes,
             prevent_thread_lock=True,
             quiet=True,
-            app_kwargs={"docs_url": None, "redoc_url": None, "middleware": _guards()},
+            app_kwargs={"docs_url": None, "redoc_url": None, "middleware": guards(uploads)},
             **_CLOSED,
             **look(),
         )
         print(f"{assistant.card['name']} answers at {address}  (Ctrl-C stops it)", flush=True)
-        page.block_thread()
+        with uploads.swept():
+            page.block_thread()
 
 
 @contextmanager
@@ -140,39 +139,6 @@ def _warm(assistant: Assistant) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (64, 64)).save(stream, "PNG")
     next(assistant.stream(stream.getvalue(), None), None)
-
-
-class _Guard:
-    """Middleware: only files of ours are served, and browsers are told to ask nobody else."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        path = scope.get("path", "")
-        if "file=http" in path or "/proxy=" in path:  # Gradio would fetch another server's page
-            scope = {**scope, "path": "/refused", "raw_path": b"/refused"}
-
-        async def with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = [*message.get("headers", ()), *_HEADERS]
-                message = {**message, "headers": headers}
-            await send(message)
-
-        await self.app(scope, receive, with_policy if scope["type"] == "http" else send)
-
-
-_HEADERS = (
-    (b"content-security-policy", _POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
-
-
-def _guards() -> list[Any]:
-    from starlette.middleware import Middleware
-
-    return [Middleware(_Guard)]
 
 
 def _free_port(host: str) -> int:

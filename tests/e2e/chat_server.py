@@ -46,10 +46,12 @@ def serving(
         environment: Its whole environment.
         folder: Where it runs.
     """
+    # No variable may keep the server from asking: it has to ask nobody of its own accord.
+    environment = {k: v for k, v in environment.items() if k != "HF_HUB_OFFLINE"}
     command = [sys.executable, str(Path(__file__).resolve()), str(log), *arguments]
     with log.with_suffix(".err").open("wb") as errors:
         server = subprocess.Popen(
-            command, cwd=folder, env=dict(environment), stdout=subprocess.PIPE, stderr=errors
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=errors
         )
     try:
         assert server.stdout is not None
@@ -64,6 +66,8 @@ def serving(
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+        assert server.stdout is not None
+        server.stdout.close()
 
 
 def main() -> None:

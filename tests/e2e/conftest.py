@@ -1,8 +1,14 @@
 """The demo, run once for all end-to-end tests, as a person runs it."""
 
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from tests.conftest import Cli
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 # Secrets of a person who runs the demo; test_secrets.py searches for them in all it leaves.
 PLANTED = {
@@ -25,3 +31,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
     variables = {"PREFECT_HOME": str(root / "prefect"), "PHIVISION_PUBLISH_ANYWAY": "false"}
     cli = Cli(root / "store", **variables, **PLANTED)
     return cli, cli.ok("run", "--preset", "demo", timeout=3000)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """An installed Chromium without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

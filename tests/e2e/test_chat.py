@@ -3,7 +3,6 @@
 import io
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,13 +15,13 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e.chat_client import ask, attach, paste, upload
 from tests.e2e.chat_server import ROOT, serving
 from tests.unit.tiny_bundle import picture
 
 pytest.importorskip("gradio", reason="the chat needs the extra `chat`")
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(600)]
 USER, PASSWORD = "ada", "planted-chat-password"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUESTION = "What colour is it?"
 
 
@@ -46,34 +45,6 @@ def visitor(server: str) -> Iterator[httpx.Client]:
         done = client.post("/login", data={"username": USER, "password": PASSWORD})
         assert done.status_code == 200
         yield client
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-def upload(client: httpx.Client, data: bytes, name: str = "picture.png") -> httpx.Response:
-    return client.post("/gradio_api/upload", files={"files": (name, data, "image/png")})
-
-
-def ask(client: httpx.Client, question: str, path: str | None) -> str:
-    """Ask through the server's API and return the last event: the answer, or what went wrong."""
-    files = [] if path is None else [{"path": path, "meta": {"_type": "gradio.FileData"}}]
-    body = {"data": [{"text": question, "files": files}]}
-    started = client.post("/gradio_api/call/chat", json=body)
-    if started.status_code != 200:
-        return f"error {started.status_code}"
-    event = started.json()["event_id"]
-    with client.stream("GET", f"/gradio_api/call/chat/{event}") as events:
-        return "".join(events.iter_text())
 
 
 def asked(log: Path) -> str:
@@ -106,18 +77,7 @@ def test_a_person_uploads_asks_asks_again_and_meets_a_bad_file(
     line = page.locator("#line textarea")
     line.wait_for()
 
-    def attach(name: str, data: bytes) -> None:
-        picked = {"name": name, "mimeType": "image/png", "buffer": data}
-        page.locator("#line textarea:enabled").wait_for()
-        thumbnails = page.locator("#line .thumbnail-item")
-        for _ in range(10):  # the page may stand before its scripts listen
-            page.set_input_files("#line input[type=file]", picked)
-            page.wait_for_timeout(3_000)
-            if thumbnails.count():
-                return
-        pytest.fail(f"{name} does not show beside the line")
-
-    attach("red.png", picture())
+    attach(page, "red.png", picture())
     line.fill(QUESTION)
     line.press("Enter")
     page.get_by_text(first, exact=True).first.wait_for()
@@ -125,7 +85,7 @@ def test_a_person_uploads_asks_asks_again_and_meets_a_bad_file(
     line.press("Enter")
     page.get_by_text(second, exact=True).first.wait_for()
 
-    attach("bad.png", b"no picture at all")
+    attach(page, "bad.png", b"no picture at all")
     line.fill("And this?")
     line.press("Enter")
     page.get_by_text("This is not a picture that can be read").wait_for()
@@ -139,6 +99,25 @@ def test_a_person_uploads_asks_asks_again_and_meets_a_bad_file(
     strangers = [url for url in outside if not url.startswith((server, "data:", "blob:"))]
     assert strangers == []
     assert asked(log) == before  # the server asked nobody either
+
+
+def test_a_picture_is_pasted_and_a_long_question_is_refused_and_kept(
+    server: str, browser: Any, assistant: Any
+) -> None:
+    page = logged_in(browser, server, width=1280, height=800)
+    page.goto(server)
+    page.locator("#line textarea:enabled").wait_for()
+    paste(page, picture())
+    line = page.locator("#line textarea")
+    long = "why " * 300
+    line.fill(long)
+    line.press("Enter")
+    page.get_by_text("at most 1,000 are read").wait_for()
+    assert line.input_value() == long
+    line.fill(QUESTION)
+    line.press("Enter")
+    page.get_by_text(assistant.ask(picture(), QUESTION), exact=True).wait_for()
+    page.context.close()
 
 
 def test_an_example_is_one_click(server: str, browser: Any, assistant: Any) -> None:
@@ -156,11 +135,14 @@ def test_twenty_simultaneous_questions_are_all_answered(
     visitor: httpx.Client, assistant: Any
 ) -> None:
     path = upload(visitor, picture()).json()[0]
+    questions = [f"What colour is object {number}?" for number in range(20)]
     with ThreadPoolExecutor(20) as crowd:
-        said = list(crowd.map(lambda _: ask(visitor, QUESTION, path), range(20)))
-    answer = assistant.ask(picture(), QUESTION)
-    assert all("event: complete" in text for text in said)
-    assert all(answer in text for text in said)
+        said = list(crowd.map(lambda question: ask(visitor, question, path), questions))
+    answers = [assistant.ask(picture(), question) for question in questions]
+    assert len(set(answers)) > 10  # so that a mixed-up answer is seen
+    for text, answer in zip(said, answers, strict=True):
+        assert "event: complete" in text
+        assert f'"{answer}"' in text.rpartition("event: complete")[2]
 
 
 # -- strangers ---------------------------------------------------------------------------------

@@ -1,0 +1,23 @@
+"""A chat with small limits on a slow machine: `python small_chat.py BUNDLE`."""
+
+import sys
+import time
+
+from flows.chat_server import Door, serve_chat
+from flows.chat_talk import Limits
+from model.assistant import load_assistant
+
+LIMITS = Limits(picture_bytes=50_000, at_once=1, waiting=2, keep_seconds=12, folder_bytes=400_000)
+PAUSE = 0.25  # seconds before each token
+
+
+def main() -> None:
+    """Serve until stopped."""
+    assistant = load_assistant(sys.argv[1])
+    inner = assistant.vlm.language_model.get_submodule("model")
+    inner.register_forward_hook(lambda *_: time.sleep(PAUSE))
+    serve_chat(assistant, None, Door(port=0), LIMITS)
+
+
+if __name__ == "__main__":
+    main()
