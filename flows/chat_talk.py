@@ -17,6 +17,10 @@ from model.errors import ModelError
 MEGABYTE = 2**20
 
 
+# Shown where the model ends its answer at once; it is no part of a later prompt.
+NOTHING = "(The model wrote nothing about this.)"
+
+
 class ChatError(Exception):
     """A message that cannot be answered; the text tells its writer what to do."""
 
@@ -31,6 +35,7 @@ class Limits:
         at_once: Questions that are answered at the same time.
         waiting: Questions that may wait behind them; more are turned away.
         keep_seconds: Age at which an uploaded picture is deleted.
+        folder_bytes: All uploaded pictures together; more are turned away.
     """
 
     picture_bytes: int = 20 * MEGABYTE
@@ -38,6 +43,7 @@ class Limits:
     at_once: int = 2
     waiting: int = 64
     keep_seconds: int = 3600
+    folder_bytes: int = 1024 * MEGABYTE
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,13 @@ class Talk:
         subject = Subject(Path(files[0])) if files else subject_of(history)
         if subject.picture is None:
             raise ChatError("Add a picture first: this assistant answers about pictures.")
-        question = text if text.strip() else None
+        question, said = text if text.strip() else None, ""
         with _explained():
-            yield from self.assistant.stream(self._read(subject.picture), question, subject.turns)
+            picture = self._read(subject.picture)
+            for said in self.assistant.stream(picture, question, subject.turns):
+                yield said
+        if not said:
+            yield NOTHING
 
     def _read(self, path: Path) -> bytes:
         real = path.resolve()
@@ -126,7 +136,7 @@ def subject_of(history: Sequence[dict[str, Any]]) -> Subject:
     for message in history:
         texts, files = _parts(message.get("content"))
         if message.get("role") != "user":
-            if question and texts:
+            if question and texts and texts != NOTHING:
                 turns.append((question, texts))
             question = ""
             continue

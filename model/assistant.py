@@ -82,7 +82,9 @@ class Assistant:
     def stream(
         self, picture: bytes, question: str | None, history: Sequence[Turn] = ()
     ) -> Iterator[str]:
-        """Yield the answer as it grows: each value is the whole text so far.
+        """Yield the answer as it grows: each value is the whole text so far, the last one `ask`'s.
+
+        Beam search, where the card asks for it, knows its text only at the end and yields once.
 
         Args:
             picture: A picture file's content.
@@ -94,6 +96,10 @@ class Assistant:
             ModelError: The question is empty or too long.
         """
         prompt = [] if question is None else self._prompt(question, history)
+        decoding = decoding_of(self.card["beams"])
+        if not isinstance(decoding, GreedyConfig):
+            yield self._write([picture], [prompt])[0]
+            return
         written: list[int] = []
         for token in stream(
             self.vlm,
@@ -101,7 +107,7 @@ class Assistant:
             prompt,
             eos_id=self.template.eos_id,
             max_new_tokens=self.card["max_new_tokens"],
-            decoding=GreedyConfig(),
+            decoding=decoding,
         ):
             written.append(token)
             yield self.template.decode(written)

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flows.chat_command import check_door
 from flows.chat_server import Door, read_examples
-from flows.chat_talk import ChatError, Limits, Subject, Talk, subject_of
+from flows.chat_talk import NOTHING, ChatError, Limits, Subject, Talk, subject_of
 from model.assistant import Assistant
 from pipeline.errors import PipelineError
 from tests.unit.tiny_bundle import picture
@@ -38,6 +39,37 @@ def test_an_answer_is_the_assistants_own(talk: Talk, tmp_path: Path) -> None:
     history = [said("user", "What colour?", red), said("assistant", answer)]
     *_, second = talk.answer("How many?", [], history)
     assert second == talk.assistant.ask(picture(), "How many?", [("What colour?", answer)])
+
+
+def test_a_model_that_writes_nothing_says_so_and_it_is_no_part_of_what_was_said(
+    talk: Talk, tmp_path: Path
+) -> None:
+    red = str(tmp_path / "red.png")
+    head = talk.assistant.vlm.language_model.get_submodule("lm_head")
+    bias = head.get_parameter("bias")
+    before = bias.detach().clone()
+    with torch.no_grad():
+        bias[talk.assistant.template.eos_id] = 1e6
+    try:
+        assert list(talk.answer("What colour?", [red], [])) == [NOTHING]
+    finally:
+        with torch.no_grad():
+            bias.copy_(before)
+    history = [said("user", "What colour?", red), said("assistant", NOTHING)]
+    assert subject_of(history) == Subject(Path(red), ())
+
+
+def test_an_assistant_with_beams_answers_the_chat_as_it_answers_ask(
+    talk: Talk, tmp_path: Path
+) -> None:
+    searching = Assistant(talk.assistant.folder)
+    searching.card["beams"] = 4
+    expected = searching.ask(picture(), "What colour?")
+    assert expected != talk.assistant.ask(picture(), "What colour?")
+    answer = Talk(searching, tmp_path, LIMITS).answer(
+        "What colour?", [str(tmp_path / "red.png")], []
+    )
+    assert list(answer) == [expected]
 
 
 def test_a_new_picture_begins_a_new_subject() -> None:
