@@ -13,34 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from model.errors import ModelError
+from model.errors import NotFiniteError
 from model.objective_configs import ObjectiveConfig
 from model.objectives import objective_loss
 from model.training_schedule import warmup_cosine
 from model.vlm import Batch, VisionLanguageModel
-
-
-class NotFiniteError(ModelError):
-    """A loss or gradient is NaN or infinite; raised before it reaches any weight.
-
-    Attributes:
-        step: Optimizer step, from 0.
-        losses: Mean loss of each forward pass of this process in that step.
-        gradient_norm: Norm of the step's gradient.
-        example_ids: The examples of the passes whose loss is not finite; those of the whole step
-            where only the gradient is not.
-    """
-
-    def __init__(
-        self, step: int, losses: list[float], gradient_norm: float, example_ids: list[int]
-    ) -> None:
-        self.step, self.losses, self.gradient_norm = step, losses, gradient_norm
-        self.example_ids = example_ids
-        shown = ", ".join(map(str, example_ids[:8])) + (", …" if len(example_ids) > 8 else "")
-        super().__init__(
-            f"the loss or its gradient is not finite at step {step} "
-            f"(losses {losses}, gradient norm {gradient_norm}); examples {shown}"
-        )
 
 
 @dataclass(frozen=True)
@@ -207,8 +184,8 @@ class TrainingModule(L.LightningModule):
         """Clip the gradient of a step, and keep the step's figures; Lightning calls this.
 
         Raises:
-            NotFiniteError: A loss or the gradient is not finite. Every process raises it, since
-                all have the same gradient, so none waits for another.
+            NotFiniteError: A loss or the gradient is not finite. All processes have the same
+                gradient, so mostly all raise it; what starts them ends those that wait.
         """
         del gradient_clip_val, gradient_clip_algorithm
         weights = [p for group in optimizer.param_groups for p in group["params"]]
@@ -227,12 +204,13 @@ class TrainingModule(L.LightningModule):
         finite = torch.tensor([*sums, norm]).isfinite().tolist()
         if all(finite):
             return
-        spoilt = [each for each, fine in zip(passes, finite, strict=False) if not fine] or passes
+        spoilt = [each for each, fine in zip(passes, finite, strict=False) if not fine]
         raise NotFiniteError(
             self.global_step,
             [total / each.batch.targets for total, each in zip(sums, passes, strict=True)],
             norm,
-            [example for each in spoilt for example in each.batch.example_ids],
+            [example for each in spoilt or passes for example in each.batch.example_ids],
+            own=bool(spoilt),
         )
 
     def validation_step(self, batch: MicroBatch, index: int) -> None:
@@ -267,10 +245,12 @@ class TrainingModule(L.LightningModule):
             ("language", self.vlm.language_model, config.language_rate),
         ]
         for room, module, rate in rooms:
-            trained = [p for p in module.parameters() if p.requires_grad]
+            trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+            # The biases of a mixture's experts are one matrix, but biases.
+            decays = [p.ndim >= 2 and not name.endswith("bias") for name, p in trained]
             for decay, chosen in (
-                (config.weight_decay, [p for p in trained if p.ndim >= 2]),
-                (0.0, [p for p in trained if p.ndim < 2]),
+                (config.weight_decay, [p for (_, p), d in zip(trained, decays, strict=True) if d]),
+                (0.0, [p for (_, p), d in zip(trained, decays, strict=True) if not d]),
             ):
                 if chosen:
                     yield room, {"params": chosen, "lr": rate, "weight_decay": decay}
@@ -281,7 +261,30 @@ class TrainingModule(L.LightningModule):
         return {room: float(group["lr"]) for (room, _), group in groups}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        """Keep only what is trained, and the optimizer's state by the names of the weights.
+
+        Numbers of weights mean their place in the groups to a plain optimizer, and their place in
+        the model to a sharded one; a resume may change from one to the other.
+        """
+        names = {p: name for name, p in self.named_parameters() if p.requires_grad}
+        trained = set(names.values())
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained}
+        if "optimizer_states" in checkpoint:
+            (states,), (optimizer,) = checkpoint["optimizer_states"], self.trainer.optimizers
+            _name_states(states, [[names[p] for p in g["params"]] for g in optimizer.param_groups])
+
+
+def _name_states(states: dict[str, Any], names: list[list[str]]) -> None:
+    """Replace the numbers of weights in an optimizer's state by names, in place.
+
+    Args:
+        states: What the optimizer gave; empty where another process saves.
+        names: The weights of each group.
+    """
+    found: dict[Any, str] = {}
+    for group, named in zip(states.get("param_groups", []), names, strict=False):
+        found.update(zip(group["params"], named, strict=True))
+        group["params"] = named
+    if found:
+        states["state"] = {found[number]: each for number, each in states["state"].items()}

@@ -26,6 +26,11 @@ class Settings(BaseSettings):
         default="auto", description="Device of the encoder and of training."
     )
     devices: int = Field(default=1, ge=1, description="Processes or GPUs used for training.")
+    launcher: str = Field(
+        default="",
+        description="torchrun command that starts the processes of a training, for several "
+        "machines; empty: `devices` processes of this one.",
+    )
     strategy: str = Field(default="auto", description="Lightning's strategy, e.g. ddp or fsdp.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: all cores.")
     task_runner: str = Field(

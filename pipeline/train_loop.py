@@ -14,13 +14,15 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 
-from model.training import NotFiniteError, OptimizerConfig, TrainingModule
+from model.errors import NotFiniteError
+from model.training import OptimizerConfig, TrainingModule
 from model.vlm import VisionLanguageModel, check_precision
 from pipeline.devices import pick_device
 from pipeline.errors import PipelineError
@@ -81,7 +83,7 @@ def train(context: StageContext, training: Training) -> Trained:
         PipelineError: A loss was not finite, or a process of several has failed.
     """
     check_precision(training.part.precision)
-    if context.settings.devices > 1:
+    if context.settings.devices > 1 or context.settings.launcher:
         run_processes(context, training.stage, training.part, training.seed)
     else:
         fit(context, training, Place())
@@ -176,7 +178,7 @@ def _checkpoints(context: StageContext) -> Path:
 
 def _keepers(folder: Path) -> list[Callback]:
     """Return what keeps the best weights, and then, to resume from, the last state of all."""
-    best = ModelCheckpoint(
+    best = _Best(
         folder,
         filename="best",
         monitor="val_nll",
@@ -188,6 +190,27 @@ def _keepers(folder: Path) -> list[Callback]:
         folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
     )
     return [best, last]
+
+
+class _Best(ModelCheckpoint):
+    """Remembers the best weights by their place in its folder, which may have moved meanwhile."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score; Lightning alone would forget it where the folder has moved."""
+        folder = Path(self.dirpath or "")
+
+        def here(path: str) -> str:
+            return str(folder / Path(path).name) if path else path
+
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        super().load_state_dict(
+            {
+                **state_dict,
+                "dirpath": self.dirpath,
+                **{name: here(state_dict[name]) for name in names},
+                "best_k_models": {here(k): v for k, v in state_dict["best_k_models"].items()},
+            }
+        )
 
 
 class _AtomicCheckpointIO(TorchCheckpointIO):
@@ -204,6 +227,11 @@ class _AtomicCheckpointIO(TorchCheckpointIO):
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or a crash of the machine may forget the new name
+        finally:
+            os.close(folder)
 
 
 def _trainer(
@@ -218,7 +246,8 @@ def _trainer(
         logging.getLogger(name).setLevel(logging.WARNING)
     return L.Trainer(
         accelerator="gpu" if pick_device(context.settings) == "cuda" else "cpu",
-        devices=place.processes,
+        devices=place.processes // place.machines,
+        num_nodes=place.machines,
         strategy=_strategy(context.settings, place),
         precision="bf16-mixed" if part.precision == "bf16" else "32-true",
         # No max_steps: with it, Lightning takes every checkpoint for the middle of a round, and a
@@ -229,7 +258,11 @@ def _trainer(
         num_sanity_val_steps=0,
         callbacks=[*callbacks, *_keepers(_checkpoints(context))],
         logger=logger or False,
-        plugins=[_AtomicCheckpointIO()],
+        # Named, because Lightning would take a Slurm job's variables for its own.
+        plugins=[
+            _AtomicCheckpointIO(),
+            LightningEnvironment() if place.processes == 1 else TorchElasticEnvironment(),
+        ],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -244,7 +277,9 @@ def _strategy(settings: Settings, place: Place) -> Strategy | str:
         return ModelParallelStrategy(
             data_parallel_size=place.processes,
             tensor_parallel_size=1,
-            save_distributed_checkpoint=False,  # one file, which any number of devices can read
+            # One file, which any number of devices can read, sharded or not: `TrainingModule`
+            # names the optimizer's states.
+            save_distributed_checkpoint=False,
         )
     if settings.strategy in ("auto", "ddp"):
         return DDPStrategy()

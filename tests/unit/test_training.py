@@ -1,11 +1,7 @@
 """The training loop: exact resume after kill -9, a stop on NaN, several processes, what is seen."""
 
 import json
-import multiprocessing
-import os
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,16 +16,14 @@ from tests.unit.training_inputs import (
     Choices,
     context_of,
     figures,
+    last_checkpoint,
     pretrained,
-    run_in_process,
+    run_stage,
     spoil,
     write_inputs,
 )
 
 pytestmark = pytest.mark.timeout(600)
-# Forked from one process that has imported everything, so that a case costs no second import.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pipeline.pretrain", "pipeline.finetune"])
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +32,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_inputs(root)
     pretrained(root, tmp_path_factory.mktemp("pretraining"))
     return root
-
-
-def process(inputs: Path, work: Path, choices: Choices, stop: int = 0) -> None:
-    """Run a stage in a process of its own; with `stop`, kill it right after that step."""
-    here, there = PROCESSES.Pipe()
-    running = PROCESSES.Process(
-        target=run_in_process, args=(str(inputs), str(work), choices, stop, there)
-    )
-    running.start()
-    there.close()
-    assert here.poll(300)
-    assert here.recv() == (stop or "done")
-    if stop:
-        assert running.pid is not None
-        os.kill(running.pid, signal.SIGKILL)
-    running.join()
-    assert running.exitcode == (-signal.SIGKILL if stop else 0)
-
-
-def last_checkpoint(work: Path) -> dict[str, Any]:
-    return torch.load(work / "scratch/checkpoints/last.ckpt", weights_only=True)
 
 
 @pytest.mark.parametrize(
@@ -75,11 +48,11 @@ def test_ten_steps_kill_and_ten_more_are_twenty_bit_for_bit(
     inputs: Path, tmp_path: Path, choices: Choices
 ) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    process(inputs, straight, choices)
-    process(inputs, broken, choices, stop=13)  # the last checkpoint is that of step 10
+    run_stage(inputs, straight, choices)
+    run_stage(inputs, broken, choices, stop=13)  # the last checkpoint is that of step 10
     assert last_checkpoint(broken)["global_step"] == 10
     assert not (broken / "out/training.parquet").exists()
-    process(inputs, broken, choices)
+    run_stage(inputs, broken, choices)
     files = [path.relative_to(straight) for path in (straight / "out").rglob("*.*")]
     assert len(files) >= 3
     for name in files:
@@ -107,26 +80,6 @@ def test_a_loss_that_is_no_number_stops_the_training_and_names_the_examples(
     assert len(found["example_ids"]) <= 8  # of its forward pass only
     assert all(str(example) in str(caught.value) for example in found["example_ids"])
     assert "nan" in found["losses"]
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_lose_what_one_process_loses(
-    inputs: Path, tmp_path: Path, strategy: str
-) -> None:
-    choices = Choices(stage="finetune", epochs=2.0)
-    one = context_of(inputs, tmp_path / "one")
-    two = context_of(inputs, tmp_path / "two", devices=2, strategy=strategy)
-    assert choices.run(one)["steps"] == choices.run(two)["steps"]
-    alone, together = figures(one), figures(two)
-    assert alone.keys() == together.keys()
-    for name, values in alone.items():
-        assert together[name] == pytest.approx(values, rel=2e-4), name
-    ours, theirs = (last_checkpoint(context.scratch.parent)["state_dict"] for context in (one, two))
-    assert ours.keys() == theirs.keys()
-    for name, weights in ours.items():
-        # A key's bias cancels in the softmax: its gradient is rounding, which Adam enlarges.
-        if not name.endswith("k_proj.bias"):
-            torch.testing.assert_close(theirs[name], weights, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_the_figures_show_loss_rates_gradient_experts_and_validation(

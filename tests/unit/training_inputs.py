@@ -1,6 +1,9 @@
 """Tiny inputs of the two training stages, written once: a Phi, patches, captions, conversations."""
 
 import io
+import multiprocessing
+import os
+import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -30,6 +33,9 @@ from storage.tables import read_table, write_table
 
 PICTURES, PATCHES, VISION, WORDS = 40, 4, 12, 96
 SPOILT = WORDS - 1
+# Forked from one process that has imported everything, so that a case costs no second import.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["pipeline.pretrain", "pipeline.finetune"])
 SCHEDULED = ScheduledSamplingConfig(
     decay="linear", start_rate=0.8, end_rate=0.2, sharpness=1.0, passes=1
 )
@@ -159,6 +165,7 @@ class Choices:
     micro_batch: int = 4
     rate: float = 3e-3
     projector: ProjectorConfig = field(default_factory=LinearConfig)
+    dropout: float = 0.1
 
     def part(self) -> PretrainPart | FinetunePart:
         """The recipe part of the stage."""
@@ -184,7 +191,7 @@ class Choices:
             caption_share=0.3,
             lora_rank=4,
             lora_alpha=8,
-            lora_dropout=0.1,
+            lora_dropout=self.dropout,
             lora_targets=("q_proj", "dense", "fc1"),
             **shared,
         )
@@ -235,7 +242,28 @@ class Stopping:
             threading.Event().wait()
 
 
-def run_in_process(root: str, work: str, choices: Choices, stop: int, pipe: Connection) -> None:
-    """Run a stage as the body of a process that may be killed at step `stop`."""
+def run_stage(root: Path, work: Path, choices: Choices, stop: int = 0) -> None:
+    """Run a stage in a process of its own; with `stop`, kill it right after that step."""
+    here, there = PROCESSES.Pipe()
+    running = PROCESSES.Process(
+        target=_run_in_process, args=(str(root), str(work), choices, stop, there)
+    )
+    running.start()
+    there.close()
+    assert here.poll(300)
+    assert here.recv() == (stop or "done")
+    if stop:
+        assert running.pid is not None
+        os.kill(running.pid, signal.SIGKILL)
+    running.join()
+    assert running.exitcode == (-signal.SIGKILL if stop else 0)
+
+
+def _run_in_process(root: str, work: str, choices: Choices, stop: int, pipe: Connection) -> None:
     choices.run(context_of(Path(root), Path(work), Stopping(pipe, stop)))
     pipe.send("done")
+
+
+def last_checkpoint(work: Path) -> dict[str, Any]:
+    """The state that a resume would begin with."""
+    return torch.load(work / "scratch/checkpoints/last.ckpt", weights_only=True)
