@@ -19,7 +19,7 @@ from pipeline.extraction import (
 from pipeline.known_rows import find_known
 from pipeline.recipe_parts import FeaturesPart
 from pipeline.stage import StageContext, Summary
-from storage.shards import shard_paths
+from storage.shards import ShardError, shard_paths, verify_shard
 from storage.tables import read_table
 
 COLUMNS = ("sha256", "image_id", "width", "height", "split")
@@ -95,7 +95,7 @@ def _jobs(
     missing = {
         number: shard
         for number, shard in enumerate(shards)
-        if not shard_paths(extraction.folder, number)[0].is_file()
+        if not _is_whole(context, extraction.folder, number)
     }
     wanted = {row["sha256"] for shard in missing.values() for row in shard}
     known = find_known(context.earlier() if wanted else (), encoder, wanted)
@@ -110,6 +110,18 @@ def _jobs(
         )
         for number, shard in missing.items()
     ]
+
+
+def _is_whole(context: StageContext, folder: Path, number: int) -> bool:
+    """Return whether a shard that a killed run has left is there and reads back as written."""
+    if not shard_paths(folder, number)[0].is_file():
+        return False
+    try:
+        verify_shard(folder, number)
+    except ShardError as error:
+        context.report.say(f"  shard {number} is made again: {error}".partition("; delete")[0])
+        return False
+    return True
 
 
 def _unique(context: StageContext) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from model.errors import NotFiniteError
 from model.training import OptimizerConfig, TrainingModule
 from model.vlm import VisionLanguageModel, check_precision
+from pipeline.checkpoint_seals import drop_altered, seal
 from pipeline.devices import pick_device
 from pipeline.errors import PipelineError
 from pipeline.feed import ExampleSet, TrainingFeed
@@ -83,6 +84,7 @@ def train(context: StageContext, training: Training) -> Trained:
         PipelineError: A loss was not finite, or a process of several has failed.
     """
     check_precision(training.part.precision)
+    drop_altered(_checkpoints(context), context.report.say)
     if context.settings.devices > 1 or context.settings.launcher:
         run_processes(context, training.stage, training.part, training.seed)
     else:
@@ -226,6 +228,7 @@ class _AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, stream)
             stream.flush()
             os.fsync(stream.fileno())
+        seal(temporary, target)
         temporary.replace(target)
         folder = os.open(target.parent, os.O_RDONLY)
         try:

@@ -277,6 +277,26 @@ def test_what_a_kill_left_half_written_is_no_part_of_the_artifact(
     assert not torn.exists()
 
 
+@pytest.mark.parametrize("damaged", ["index", "patches"])
+def test_a_bit_that_flips_in_a_shard_after_the_kill_is_not_committed(
+    tmp_path: Path, backbones: Folder, damaged: str
+) -> None:
+    images = images_in(tmp_path / "images", range(40))
+    whole, _ = embed(tmp_path / "a", images, backbones)
+    shards = tmp_path / "b" / "scratch" / "shards"
+    shards.mkdir(parents=True)
+    for number in range(2):
+        for path in shard_paths(whole.root, number):
+            (shards / path.name).write_bytes(path.read_bytes())
+    at = shards / f"{damaged}-00001.parquet"
+    data = bytearray(at.read_bytes())
+    data[len(data) // 4] ^= 1
+    at.write_bytes(data)
+    resumed, summary = embed(tmp_path / "b", images, backbones)
+    assert summary["embedded"] == 40 - 16
+    assert content(resumed) == content(whole)
+
+
 def test_another_number_of_patches_is_refused(tmp_path: Path, backbones: Folder) -> None:
     images = images_in(tmp_path / "images", range(3))
     wrong = PART.model_copy(update={"patches": 9})

@@ -63,6 +63,24 @@ def test_ten_steps_kill_and_ten_more_are_twenty_bit_for_bit(
         torch.testing.assert_close(ends[0][key], ends[1][key], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_bit_that_flips_in_a_checkpoint_lets_the_training_start_over(
+    inputs: Path, tmp_path: Path, name: str
+) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    process(inputs, straight, Choices())
+    process(inputs, broken, Choices(), stop=13)
+    path = broken / f"scratch/checkpoints/{name}.ckpt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+    process(inputs, broken, Choices())
+    files = [path.relative_to(straight) for path in (straight / "out").rglob("*.*")]
+    assert len(files) >= 3
+    for written in files:
+        assert (straight / written).read_bytes() == (broken / written).read_bytes()
+
+
 def test_a_loss_that_is_no_number_stops_the_training_and_names_the_examples(
     tmp_path: Path,
 ) -> None:
