@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from flows.report_command import find_report, report_after_run
 from pipeline.gate import decide, status_line
 from pipeline.materialize import Outcome
-from pipeline.plan import plan
+from pipeline.plan import Step, plan
 from pipeline.presets import preset as load_preset
-from pipeline.runs import record_run
+from pipeline.recipe import Recipe
+from pipeline.runs import record_run, run_name
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
+from storage.errors import StorageError
+from storage.published import Entry
 
 NOT_PUBLISHED = 3  # exit status of a run that made everything and may not publish it
 
@@ -29,32 +32,49 @@ def run_pipeline(
     store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
     steps = plan(recipe, store, rerun)
     if all(step.status == "fresh" for step in steps):
-        outcomes = [
-            Outcome(step.stage, "cached", step.manifest, 0.0) for step in steps if step.manifest
-        ]
-        for step in steps:
-            print(f"{step.stage:<13} cached      0.0 s  {step.reason}".rstrip())
+        return _nothing_to_do(recipe, store, steps, settings)
+    # Of a failure the command line tells one line; --debug has the traceback.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    atexit.register(_mute)  # before Prefect's own handlers are, so it comes after them
+    from flows.full_pipeline import full_pipeline
+
+    finished = full_pipeline(
+        preset=preset,
+        overrides=dict(changes),
+        rerun=list(rerun),
+        settings=settings.model_dump(mode="json"),
+    )
+    assert isinstance(finished, tuple)  # what a flow's state holds, not the state
+    return _conclude(store, *finished)
+
+
+def _nothing_to_do(
+    recipe: Recipe, store: ArtifactStore, steps: Sequence[Step], settings: Settings
+) -> str:
+    """Record a run in which every stage is cached, and return its name."""
+    outcomes = [
+        Outcome(step.stage, "cached", step.manifest, 0.0) for step in steps if step.manifest
+    ]
+    for step in steps:
+        print(f"{step.stage:<13} cached      0.0 s  {step.reason}".rstrip())
+    print("nothing to do: every stage is cached")
+    started = time.time()
+    try:
         run = record_run(store, recipe, outcomes)
-        print("nothing to do: every stage is cached")
-        started = time.time()
         decision = decide(store, recipe, run, settings)
         decided = decision is not None and decision.created >= started
         if decided or find_report(store, run) is None:  # the report tells the decision
             report_after_run(store, run)
-    else:
-        # Of a failure the command line tells one line; --debug has the traceback.
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-        atexit.register(_mute)  # before Prefect's own handlers are, so it comes after them
-        from flows.full_pipeline import full_pipeline
+    except StorageError as error:
+        if store.is_writable():
+            raise
+        print(f"the store can only be read, so nothing of this run was kept: {error}")
+        return run_name([outcome.manifest for outcome in outcomes])
+    return _conclude(store, run, decision)
 
-        finished = full_pipeline(
-            preset=preset,
-            overrides=dict(changes),
-            rerun=list(rerun),
-            settings=settings.model_dump(mode="json"),
-        )
-        assert isinstance(finished, tuple)  # what a flow's state holds, not the state
-        run, decision = finished
+
+def _conclude(store: ArtifactStore, run: str, decision: Entry | None) -> str:
+    """Say where a finished run is and what the gate decided, and return its name."""
     report = find_report(store, run)
     if report is not None:
         print(f"report {report}")

@@ -36,7 +36,7 @@ def verify_store(store: ArtifactStore) -> None:
     print_rows(["stage", "fingerprint", "damage"], rows)
     raise PipelineError(
         f"{len(found)} of {count} artifacts are damaged",
-        "`phivision run` makes just those again",
+        "`phivision run` with the recipe that made them makes just those again",
     )
 
 

@@ -9,6 +9,7 @@ import importlib.metadata
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -203,6 +204,7 @@ class _Work:
                 packages={name: _version(name) for name in PACKAGES},
                 commit=_git_commit(),
                 seconds=time.monotonic() - start,
+                machine=_machine(self.settings),
             )
             manifest = commit(
                 self.store,
@@ -276,6 +278,17 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def _machine(settings: Settings) -> dict[str, str]:
+    """Return the device and the CPU threads of a stage that computed with torch."""
+    if "torch" not in sys.modules:  # nothing that depends on either was computed
+        return {}
+    import torch
+
+    from pipeline.devices import pick_device
+
+    return {"device": pick_device(settings), "threads": str(torch.get_num_threads())}
 
 
 def _git_commit() -> str:

@@ -7,6 +7,7 @@ an unchanged recipe adds no record; it only makes that run the latest one.
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from pipeline.materialize import Outcome
 from pipeline.recipe import Recipe, flatten
 from storage.artifacts import ArtifactStore
 from storage.manifest import Manifest, fingerprint_of
-from storage.runs import LATEST, read_refs, read_run, read_runs, write_ref
+from storage.runs import LATEST, DamagedRunError, read_refs, read_run, read_runs, write_ref
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ def record_run(store: ArtifactStore, recipe: Recipe, outcomes: Sequence[Outcome]
     name = run_name(manifests)
     stages = {m.stage: {"fingerprint": m.fingerprint, "digest": m.digest} for m in manifests}
     latest = store.read(f"refs/{LATEST}")
-    old = read_run(store, name)
+    old = None
+    with suppress(DamagedRunError):  # a torn record is about to be written anew
+        old = read_run(store, name)
     if old is not None and old["stages"] == stages and latest == name.encode():
         return name
     made = [outcome.stage for outcome in outcomes if outcome.status == "made"]

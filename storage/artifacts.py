@@ -231,6 +231,16 @@ class ArtifactStore:
         """Write a small object whole, or not at all."""
         self.files.write(name, data)
 
+    def is_writable(self) -> bool:
+        """Return whether something can be written, by writing it."""
+        probe = ".probe.tmp"  # a name that `gc` removes
+        try:
+            self.write(probe, b"")
+            self.files.remove(probe)
+        except StorageError:
+            return False
+        return True
+
     def list(self, folder: str) -> list[str]:
         """Return names of the objects directly in a folder, sorted; empty if there is none."""
         return self.files.list(folder)

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ class Provenance:
         packages: Versions of the libraries that shape outputs.
         commit: Git commit of the code.
         seconds: How long the stage worked.
+        machine: What computed it, e.g. `device` and `threads`; empty where that is not known.
     """
 
     summary: Mapping[str, Any]
     packages: Mapping[str, str]
     commit: str
     seconds: float
+    machine: Mapping[str, str] = field(default_factory=dict)
 
 
 def commit(
@@ -83,6 +85,7 @@ def commit(
         commit=provenance.commit,
         created=time.time(),
         seconds=round(provenance.seconds, 3),
+        machine=dict(provenance.machine),
     )
     try:
         _upload(store, folder, manifest)
@@ -118,13 +121,19 @@ def publish(
     if old is not None and old.digest != manifest.digest:
         warn(
             f"  WARNING: {manifest.stage} is not deterministic: the same inputs gave digest "
-            f"{old.digest[:12]} before and {manifest.digest[:12]} now"
+            f"{_made(old)} before and {_made(manifest)} now"
         )
         manifest = manifest.model_copy(update={"replaced": old.digest})
     if old is not None and not replace:
         return old
     store.write(name, encode(manifest))
     return manifest
+
+
+def _made(manifest: Manifest) -> str:
+    """Return a digest and what computed it, which may explain that there are two."""
+    parts = ", ".join(f"{name} {value}" for name, value in sorted(manifest.machine.items()))
+    return f"{manifest.digest[:12]}{f' ({parts})' if parts else ''}"
 
 
 def scan(folder: Path) -> tuple[FileRecord, ...]:

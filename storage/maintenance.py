@@ -118,9 +118,10 @@ def _hash_all(
     with ThreadPoolExecutor(READERS) as pool:
         for (manifest, record), fault in zip(jobs, pool.map(look, jobs), strict=True):
             found[manifest.folder][record.name] = fault
-            if store.local and not fault:
-                state = states[manifest.folder][record.name]
-                store.stamps.add(manifest.attempt, {record.name: state})
+    if store.local:
+        for folder, manifest in known.folders.items():
+            whole = [name for name, fault in found[folder].items() if not fault]
+            store.stamps.add(manifest.attempt, {name: states[folder][name] for name in whole})
     return found
 
 
@@ -167,7 +168,8 @@ def _fault(
             whole.update(chunk)
             count(len(chunk))
     except StorageError as error:
-        if not store.local:
+        # Where its manifest is gone, gc took it away meanwhile; else a store away is no damage.
+        if not store.local and store.find(manifest.stage, manifest.fingerprint) == manifest:
             raise
         return str(error)  # a bad sector is damage like any other
     return "" if whole.hexdigest() == record.sha256 else ALTERED

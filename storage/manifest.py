@@ -65,6 +65,10 @@ class Manifest(BaseModel):
     commit: str = Field(description="Git commit of the code, empty outside a checkout.")
     created: float = Field(description="Seconds since 1970, UTC.")
     seconds: float = Field(description="How long the stage worked.")
+    machine: dict[str, str] = Field(
+        default_factory=dict,
+        description="Device and CPU threads that computed it; others may give other last bits.",
+    )
     accepted: str = Field(default="", description="Fingerprint this was adopted from, if it was.")
     replaced: str = Field(
         default="",

@@ -9,6 +9,10 @@ from storage.errors import StorageError
 LATEST = "latest"
 
 
+class DamagedRunError(StorageError):
+    """The bytes are not those of a record that was written."""
+
+
 def read_runs(store: ArtifactStore) -> list[dict[str, Any]]:
     """Return the records of all finished runs, newest first.
 
@@ -26,7 +30,8 @@ def read_run(store: ArtifactStore, name: str) -> dict[str, Any] | None:
     """Return the record of one run, or None where there is none of that name.
 
     Raises:
-        StorageError: The record cannot be read.
+        DamagedRunError: It is torn or altered.
+        StorageError: The store cannot be read.
     """
     data = store.read(f"runs/{name}.json")
     if data is None:
@@ -39,7 +44,7 @@ def read_run(store: ArtifactStore, name: str) -> dict[str, Any] | None:
         }
         return {**record, "run": name, "created": float(record["created"]), "stages": stages}
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise StorageError(
+        raise DamagedRunError(
             f"{store.uri}/runs/{name}.json is not the record of a run",
             "delete that one file: the artifacts do not depend on it",
         ) from None

@@ -129,6 +129,18 @@ def test_a_stage_that_is_not_deterministic_is_told_and_the_first_result_stays(
     assert "numbers is not deterministic" in told[0]
 
 
+def test_what_computed_two_digests_is_told_beside_them(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    for threads in ("1", "2"):
+        how = replace(NOTHING, machine={"threads": threads, "device": "cpu"})
+        made = add(store, tmp_path, {"a": threads.encode()}, provenance=how, warn=told.append)
+    assert made.machine == {"threads": "1", "device": "cpu"}
+    assert "(device cpu, threads 1) before and" in told[0]
+    assert told[0].endswith("(device cpu, threads 2) now")
+
+
 def test_a_replacement_takes_the_place_and_records_what_differed(
     store: ArtifactStore, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,23 @@ def test_a_store_that_cannot_be_reached_is_no_damage(
     with pytest.raises(StorageError, match="no connection"):
         check(store)
     assert store.damage(made) == ""
+
+
+def test_what_gc_removes_meanwhile_is_no_damage(store: ArtifactStore, tmp_path: Path) -> None:
+    """It goes between the list of files and their hashing."""
+    add(store, tmp_path, FILES)
+    gone = add(store, tmp_path, FILES, payload("letters"))
+    known = committed(store)
+    chunks = store.files.chunks
+
+    def remove_first(name: str) -> Iterator[bytes]:
+        if gone.folder in name:
+            store.files.remove(f"manifests/letters/{gone.fingerprint}.json")
+            store.files.remove(gone.folder)
+        return chunks(name)
+
+    store.files.chunks = remove_first  # ty: ignore[invalid-assignment]
+    assert verify(store, known, lambda _: None) == []
 
 
 # -- gc -----------------------------------------------------------------------------------------

@@ -516,6 +516,16 @@ def test_a_run_done_again_is_the_latest_and_adds_no_record(
     assert store.read(f"runs/{name}.json") == before
 
 
+def test_a_torn_record_of_the_same_run_is_written_anew(
+    store: ArtifactStore, chosen: Settings
+) -> None:
+    first = make(store, chosen, DEMO)
+    name = run_name([outcome.manifest for outcome in first.values()])
+    overwrite(store, f"runs/{name}.json", b'{"run":')
+    make(store, chosen, DEMO)
+    assert [record["run"] for record in read_runs(store)] == [name]
+
+
 def test_a_cached_run_works_on_a_read_only_store(
     local: ArtifactStore, chosen: Settings, tmp_path: Path
 ) -> None:

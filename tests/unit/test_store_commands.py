@@ -48,7 +48,7 @@ def test_verify_names_what_is_damaged_and_fails(
     text = ask(capsys, done, "verify", status=1)
     assert f"numbers {made.fingerprint[:12]} 0.txt altered; 1.txt altered" in text
     assert "1 of 6 artifacts are damaged" in text
-    assert "`phivision run` makes just those again" in text
+    assert "`phivision run` with the recipe that made them makes just those again" in text
     assert "numbers" in ask(capsys, done, "verify", status=1)
 
 
