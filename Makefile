@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-services lint format server worker deploy audit faults bench clean requirements
+.PHONY: demo test test-services lint format server worker deploy audit faults coverage bench clean requirements
 
 # In steps this small a second thread mostly waits for the first, and one gives the same digits as
 # `make test` does.
@@ -52,8 +52,14 @@ deploy: $(READY)  ## write the deployments and the schedule to the server
 audit: $(READY)  ## ask PyPI's advisories about every pinned dependency; needs the network
 	$(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.txt
 
+# The seed is printed, so that a kill that finds something can be had again.
 faults: $(READY)  ## kill the pipeline fifty times at random instants
-	PHIVISION_KILLS=50 $(BIN)/python -m pytest tests/faults --timeout 7200
+	@seed=$${PHIVISION_SEED:-$$(date +%s)}; echo "PHIVISION_SEED=$$seed"; \
+	PHIVISION_SEED=$$seed PHIVISION_KILLS=50 $(BIN)/python -m pytest tests/faults --timeout 7200
+
+coverage: $(READY)  ## every branch of the store and of stages is taken by some unit test
+	$(BIN)/python -m pytest tests/unit --cov=storage --cov=pipeline.stage --cov-branch \
+	  --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 bench: $(READY)  ## print the figures of every benchmark
 	for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done

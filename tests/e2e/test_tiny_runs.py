@@ -160,6 +160,33 @@ def test_compare_runs_all_variants_and_publishes_none(
     assert (copy / "refs" / "latest").read_bytes() == latest
 
 
+def test_two_runs_at_once_make_each_stage_once(
+    store: Path, tiny: Mapping[str, object], tmp_path: Path
+) -> None:
+    """Two commands, each with a Prefect server of its own, on one empty store."""
+    cli = Cli(tmp_path / "store")
+    command = [sys.executable, "-m", "flows.cli", "run", *assignments(tiny)]
+    both = [
+        subprocess.Popen(
+            command,
+            env=cli.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    ends = [run.communicate(timeout=500) for run in both]
+    assert [run.returncode for run in both] == [0, 0], [said for _, said in ends]
+    found = [statuses(printed) for printed, _ in ends]
+    assert len(found[0]) == 9
+    for stage in found[0]:
+        assert sorted(each[stage] for each in found) == ["cached", "made"]
+    query = "SELECT stage, digest FROM artifacts ORDER BY stage"
+    alone = Cli(store).ok("sql", query, "--format", "csv")
+    assert cli.ok("sql", query, "--format", "csv") == alone
+
+
 def test_a_run_that_is_told_to_end_takes_its_server_along(
     tiny: Mapping[str, object], tmp_path: Path
 ) -> None:

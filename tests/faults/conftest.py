@@ -5,6 +5,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -71,9 +72,10 @@ class Running:
     errors: Path
 
     def kill(self) -> None:
-        """Kill it with all its children, and wait until it is gone."""
+        """Kill it with all its children, unless it has ended, and wait until it is gone."""
         assert self.process.pid is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
         self.printed.close()
 

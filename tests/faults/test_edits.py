@@ -61,6 +61,22 @@ def test_a_comment_re_runs_nothing(checkout: Checkout) -> None:
     assert checkout.stale() == {}
 
 
+def test_the_plan_of_a_finished_run_imports_nothing_heavy(checkout: Checkout) -> None:
+    code = (
+        "import sys; from flows.cli import main; main(sys.argv[1:]);"
+        "heavy = {'torch', 'prefect', 'lightning', 'transformers', 'open_clip', 'duckdb',"
+        " 'pyarrow', 'numpy', 'fsspec'};"
+        "print('imported', sorted(heavy & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, "plan", "--store", str(checkout.store), *checkout.sets]
+    done = subprocess.run(
+        command, cwd=checkout.folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" fresh ") == 9
+    assert done.stdout.splitlines()[-1] == "imported []"
+
+
 def test_a_filter_re_runs_the_examples_and_what_follows(checkout: Checkout) -> None:
     path = "pipeline/filters.py"
     (checkout.folder / path).write_text(f"{(checkout.folder / path).read_text()}\nNEW = 1\n")

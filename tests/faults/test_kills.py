@@ -6,6 +6,9 @@
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +16,8 @@ import pytest
 
 from storage.garbage import find_garbage
 from storage.maintenance import committed, verify
-from tests.faults.conftest import Pipeline, Reference, digests, opened
+from tests.conftest import assignments
+from tests.faults.conftest import ROOT, Pipeline, Reference, digests, environment, opened
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(7200)]
 KILLS = int(os.environ.get("PHIVISION_KILLS", "5"))
@@ -44,7 +48,8 @@ def kill(pipeline: Pipeline, store: Path, reference: Reference, chance: random.R
         running.printed.readline()
     time.sleep(delay)
     running.kill()
-    return f"{delay:.3f} s into {target}"
+    ended = " (it had just ended)" if running.process.exitcode == 0 else ""
+    return f"{delay:.3f} s into {target}{ended}"
 
 
 def check(store: Path, reference: Reference) -> None:
@@ -62,6 +67,7 @@ def check(store: Path, reference: Reference) -> None:
 def test_after_a_kill_at_any_instant_the_next_run_ends_the_same(
     pipeline: Pipeline, reference: Reference
 ) -> None:
+    print(f"PHIVISION_SEED={SEED}", flush=True)
     chance = random.Random(SEED)
     for number in range(KILLS):
         store = pipeline.folder / f"killed-{number}"
@@ -82,6 +88,39 @@ def test_a_run_that_is_killed_again_and_again_still_ends_the_same(
         kill(pipeline, store, reference, chance)
     pipeline.finish(store)
     check(store, reference)
+
+
+def test_after_a_kill_of_the_command_itself_the_next_run_ends_the_same(
+    pipeline: Pipeline, reference: Reference, tmp_path: Path
+) -> None:
+    """`phivision run` with Prefect and its server, killed as one group."""
+    chance = random.Random(SEED + 2)
+    settings = ("--wandb", "disabled", "--threads", "1")
+    alone = {"PREFECT_HOME": str(tmp_path / "prefect"), "PHIVISION_DEVICE": "cpu"}
+    for number in range(1 if KILLS < 10 else 2):
+        store = pipeline.folder / f"command-{number}"
+        target = chance.choice([name for name in reference.seconds if name != "publish"])
+        changes = assignments(pipeline.changes)
+        with subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", "--store", str(store), *settings, *changes],
+            cwd=ROOT,
+            env=environment() | alone,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        ) as running:
+            assert running.stdout is not None
+            assert any(line.startswith(target) for line in running.stdout)  # the next one begins
+            time.sleep(chance.uniform(0.0, 1.0))
+            os.killpg(running.pid, signal.SIGKILL)
+        assert running.returncode == -signal.SIGKILL
+        rows = pipeline.finish(store)
+        assert [row[1] for row in rows][: list(reference.seconds).index(target) + 1] == [
+            "cached"
+        ] * (list(reference.seconds).index(target) + 1)
+        check(store, reference)
+        print(f"kill of the command after {target}", flush=True)
 
 
 def test_an_undisturbed_run_leaves_nothing_to_do(pipeline: Pipeline, reference: Reference) -> None:

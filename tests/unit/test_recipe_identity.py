@@ -1,5 +1,6 @@
 """What bears identity: every leaf that a stage reads, no setting, and no order."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -17,6 +18,57 @@ from pipeline.stage import Stage
 from storage.manifest import fingerprint_of
 
 PRESETS = {name: preset(name) for name in ("demo", "coco")}
+# The choices that no preset makes, so that each kind of each union is looked at.
+OTHER_KINDS = {
+    "folder": {"images.source": {"kind": "folder", "root": "/data/coco"}},
+    "lcs558k": {
+        "images.source": {
+            "kind": "lcs558k",
+            "repository": "owner/name",
+            "annotations": "chat.json",
+            "pictures": "images.zip",
+            "revision": "main",
+            "test_share": 0.01,
+        }
+    },
+    "file": {"conversations.source": {"kind": "file", "path": "/data/a.json", "sha256": "0" * 64}},
+    "lora": {"finetune.method": "lora", "finetune.lora_rank": 4, "finetune.lora_alpha": 8},
+    "scheduled_sampling": {
+        "pretrain.objective": {
+            "kind": "scheduled_sampling",
+            "decay": "linear",
+            "start_rate": 1.0,
+            "end_rate": 0.5,
+            "sharpness": 10.0,
+            "passes": 1,
+        }
+    },
+    "sparse_mixture": {
+        "pretrain.projector": {
+            "kind": "sparse_mixture",
+            "reducer": "linear",
+            "tokens": 30,
+            "experts": 4,
+            "layers": 1,
+            "active": 2,
+            "balance_weight": 0.01,
+        }
+    },
+}
+
+
+def dotted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return overrides of single fields; a mapping stands for the fields below its path."""
+    return {
+        f"{path}.{field}" if field else path: each
+        for path, value in values.items()
+        for field, each in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+
+
+for kind, values in OTHER_KINDS.items():
+    base = "coco" if "images.source" in values else "demo"
+    PRESETS[kind] = PRESETS[base].override(dotted(values))
 LEAVES = [(name, path) for name, recipe in PRESETS.items() for path, _ in recipe.leaves()]
 SOMETHING = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v * 0.5 + 0.123}
 
@@ -53,7 +105,8 @@ def test_every_leaf_that_a_stage_reads_bears_identity_and_no_other(name: str) ->
     recipe = PRESETS[name]
     before = {stage.name: payload_without_code(stage, recipe) for stage in DAG}
     leaves = [path for path, _ in recipe.leaves()]
-    assert len(leaves) > 60
+    assert len(leaves) > 50
+    assert all(path in leaves for path in dotted(OTHER_KINDS.get(name, {})))
     for path in leaves:
         part = path.split(".", maxsplit=1)[0]
         altered = change(recipe, path.split("."))

@@ -90,6 +90,17 @@ def test_a_body_that_breaks_off_again_and_again_is_asked_for_again(
     assert proxy.faults[0].times == 0
 
 
+@pytest.mark.parametrize("cut", [0, 1, 200])
+def test_a_manifest_that_is_cut_short_on_the_way_is_no_damage(
+    store: ArtifactStore, proxy: FaultProxy, tmp_path: Path, cut: int
+) -> None:
+    """Taken for damaged, it would be made again and replaced."""
+    made = add(store, tmp_path, FILES)
+    proxy.faults = [Fault(times=1, method="GET", path="/manifests/", cut=cut)]
+    assert store.find("numbers", made.fingerprint) == made
+    assert proxy.faults[0].times == 0
+
+
 def test_a_lost_acknowledgement_of_the_manifest_is_no_second_artifact(
     store: ArtifactStore, proxy: FaultProxy, tmp_path: Path
 ) -> None:
