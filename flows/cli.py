@@ -270,18 +270,26 @@ def verify(*, store: Store = None) -> None:
 
 
 @app.command
-def gc(*, store: Store = None, keep: int = 5, days: float = 7, dry_run: bool = False) -> None:
+def gc(
+    *,
+    store: Store = None,
+    keep: int = 5,
+    days: float = 7,
+    downloads: bool = False,
+    dry_run: bool = False,
+) -> None:
     """Remove what no recent run, tag or published assistant reaches.
 
     Args:
         keep: Newest runs whose artifacts stay.
         days: Whatever was made or used in so many days stays.
+        downloads: Also forget archives and pictures that were fetched; more of them then come anew.
         dry_run: Only say what would go.
     """
     from flows.store_commands import collect_garbage
 
     settings = _settings(store)
-    collect_garbage(_open(settings), settings, keep, days, dry_run=dry_run)
+    collect_garbage(_open(settings), settings, keep, days, dry_run=dry_run, downloads=downloads)
 
 
 app.command(chat)

@@ -1,12 +1,16 @@
 """Commands that look after a store: verify, gc, accept, diff and tag."""
 
 import re
+from typing import TYPE_CHECKING
 
 from flows.tables import print_rows, when
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
+
+if TYPE_CHECKING:
+    from storage.garbage import Garbage
 
 _SHOWN = 8  # damaged files named per artifact
 _TAG = re.compile(r"[\w][\w.-]{0,99}")
@@ -41,14 +45,26 @@ def verify_store(store: ArtifactStore) -> None:
 
 
 def collect_garbage(
-    store: ArtifactStore, settings: Settings, keep: int, days: float, *, dry_run: bool
+    store: ArtifactStore,
+    settings: Settings,
+    keep: int,
+    days: float,
+    *,
+    dry_run: bool,
+    downloads: bool = False,
 ) -> None:
-    """Remove what nobody needs, or print what would be removed."""
+    """Remove what nobody needs, or print what would be removed.
+
+    Raises:
+        PipelineError: Downloads are to go while a pipeline may be reading them.
+    """
     from storage.garbage import BUSY_GRACE, DAY, find_garbage, is_busy
+
+    fetched = _downloads(store, settings) if downloads else []
 
     if days * DAY < BUSY_GRACE and is_busy(store, settings.work):
         print("a pipeline is at work: what was used in the last 7 days stays")
-    found = find_garbage(store, settings.work, keep=keep, grace=days * DAY)
+    found = find_garbage(store, settings.work, keep=keep, grace=days * DAY) + fetched
     shown = [garbage for garbage in found if garbage.kind != "note"]
     print_rows(["kind", "MB", "place"], [[g.kind, f"{g.bytes / 1e6:,.1f}", g.name] for g in shown])
     if not dry_run:
@@ -57,6 +73,20 @@ def collect_garbage(
     verb = "would be removed" if dry_run else "removed"
     size = sum(garbage.bytes for garbage in found) / 1e6
     print(f"{len(found)} things, {size:,.1f} MB, {verb} from {store.uri}")
+
+
+def _downloads(store: ArtifactStore, settings: Settings) -> list["Garbage"]:
+    from storage.download_cache import FOLDER, remove_all, size_of
+    from storage.garbage import Garbage, is_busy
+
+    if is_busy(store, settings.work):
+        raise PipelineError(
+            "a pipeline is at work and may read what it has fetched", "remove it when that is done"
+        )
+    size, place = size_of(settings.work), str(settings.work / FOLDER)
+    if not size:
+        return []
+    return [Garbage("downloads", place, size, lambda: remove_all(settings.work))]
 
 
 def accept_stage(name: str, recipe: Recipe, store: ArtifactStore, made_as: str) -> None:

@@ -2,9 +2,13 @@
 
 Over HTTP only the chosen pictures are moved, out of the remote archive or by their own addresses.
 Where that saves nothing, or the server gives whole files only, the archive comes whole.
+
+What came is shared by all recipes of this machine (`storage.download_cache`), so that one that
+wants more pictures moves the difference. Pictures by address are not: nobody says their version.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from pipeline.picture_files import PictureFinder, Pictures, picture_limits
 from pipeline.recipe_parts import ImagesPart
 from pipeline.stage import StageContext
 from storage.errors import NoRangeError, StorageError
+from storage.filesystem import replace_file
 
 # Above this share of an archive's bytes the whole one is fetched, because its checksum is known.
 _MOST = 0.9
@@ -31,14 +36,19 @@ def fetch_whole(context: StageContext, root: str, name: str, known: Known) -> Pa
     Raises:
         StorageError: It cannot be fetched, or is another file than the known one.
     """
-    from storage.transfer import download
+    from storage.transfer import download, probe
 
-    checksum, size = known.get(name, (None, None))
-    target = context.scratch / "downloads" / name
+    url, (checksum, size) = f"{root.rstrip('/')}/{name}", known.get(name, (None, None))
+    noted = _noted(context, name)
+    if noted is not None:
+        return noted.paths[0]
+    folder = _scratch(context)
+    if not root.startswith("file:"):  # which are here already
+        folder = _folder(context, url, {"checksum": checksum} if checksum else probe(url))
     with context.report.track(f"fetch {name}", size) as tick:
-        return download(
-            f"{root.rstrip('/')}/{name}", target, checksum=checksum, size=size, advance=tick
-        )
+        path = download(url, folder / name, checksum=checksum, size=size, advance=tick)
+    _note(context, name, Pictures((path,)))
+    return path
 
 
 def fetch_some_of(
@@ -64,12 +74,12 @@ def fetch_some_of(
     """
     from storage.web import is_http
 
-    if is_http(root):
+    if is_http(root) and _noted(context, name) is None:
         url, (_, size) = f"{root.rstrip('/')}/{name}", known.get(name, ("", None))
         found = fetch_some(context, url, name, images, records, size)
         if found is not None:
             return found
-    return Pictures(fetch_whole(context, root, name, known))
+    return Pictures((fetch_whole(context, root, name, known),))
 
 
 def fetch_some(
@@ -82,16 +92,20 @@ def fetch_some(
 ) -> Pictures | None:
     """Return the members of a zip that the records name, None where it should come whole.
 
-    A member is checked against the zip's own CRC-32; the zip's checksum needs the whole of it.
+    Members that came for another recipe are not fetched again. A member is checked against the
+    zip's own CRC-32; the zip's checksum needs the whole of it.
 
     Raises:
         StorageError: It cannot be fetched, or does not have `size` bytes.
     """
+    from storage.download_cache import gather
     from storage.remote_zip import RemoteZip
     from storage.retries import Patience
     from storage.subset import fetch_members
 
-    patience, target = Patience(), context.scratch / "downloads" / f"{name}.members.tar"
+    noted, patience = _noted(context, f"{name}.members"), Patience()
+    if noted is not None:
+        return noted
     try:
         archive = RemoteZip(url, picture_limits(images.max_bytes), patience)
     except NoRangeError as error:
@@ -101,13 +115,24 @@ def fetch_some(
         raise StorageError(
             f"{archive.title} has {archive.size_bytes} bytes, expected {size}", "Check the address"
         )
-    names = PictureFinder(archive).find_all([record["file_name"] for record in records])
+    names = PictureFinder(archive).find_all(record["file_name"] for record in records)
     useful = sum(map(archive.packed, names))
     if useful > _MOST * archive.size_bytes:
         return None
+    wanted = {name: (archive.size(name), archive.crc(name)) for name in names}
+    folder = _folder(context, url, archive.version) / f"{name}.members"
     with context.report.track(f"fetch {len(names)} pictures of {name}", useful) as tick:
-        faults = fetch_members(archive, names, target, advance=tick, patience=patience)
-    return Pictures(target, archive.refused, faults)
+
+        def here(known: Collection[str]) -> None:
+            tick(sum(map(archive.packed, known)))
+
+        def fetch(missing: Collection[str], target: Path) -> Mapping[str, str]:
+            return fetch_members(archive, missing, target, advance=tick, patience=patience)
+
+        paths, faults = gather(folder, wanted, here, fetch)
+    return _note(
+        context, f"{name}.members", Pictures(tuple(paths), refused=archive.refused, faults=faults)
+    )
 
 
 def fetch_by_address(
@@ -118,6 +143,7 @@ def fetch_by_address(
     Raises:
         StorageError: The network stays away; a picture that is not there is a fault.
     """
+    from storage.download_cache import gather
     from storage.names import name_fault, normal
     from storage.retries import Patience
     from storage.subset import fetch_files
@@ -127,9 +153,48 @@ def fetch_by_address(
         for record in records
         if not name_fault(record["file_name"])
     }
-    target = context.scratch / "downloads" / f"{name}.addresses.tar"
+    folder = _scratch(context) / f"{name}.addresses"
     with context.report.track(f"fetch pictures of {name} one by one", len(urls)) as tick:
-        faults = fetch_files(
-            urls, target, largest=images.max_bytes, advance=tick, patience=Patience()
-        )
-    return Pictures(target, faults=faults, fault="not at its address")
+
+        def fetch(missing: Collection[str], target: Path) -> Mapping[str, str]:
+            some, patience = {each: urls[each] for each in missing}, Patience()
+            return fetch_files(
+                some, target, largest=images.max_bytes, advance=tick, patience=patience
+            )
+
+        paths, faults = gather(folder, dict.fromkeys(urls), lambda known: tick(len(known)), fetch)
+    return Pictures(tuple(paths), faults=faults, fault="not at its address")
+
+
+def _scratch(context: StageContext) -> Path:
+    return context.scratch / "downloads"
+
+
+def _folder(context: StageContext, url: str, version: Mapping[str, str]) -> Path:
+    """Return the folder that all recipes share, or this one's own where versions look alike."""
+    from storage.download_cache import folder_of
+
+    return folder_of(context.settings.work, url, version) or _scratch(context)
+
+
+def _note(context: StageContext, name: str, pictures: Pictures) -> Pictures:
+    """Write down what came, so that a run that was killed later needs no network for it.
+
+    Members that could not be had are asked for again.
+    """
+    if not pictures.faults:
+        path = _scratch(context) / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        paths = [str(each.resolve()) for each in pictures.paths]
+        replace_file(path, json.dumps({"paths": paths, "refused": dict(pictures.refused)}).encode())
+    return pictures
+
+
+def _noted(context: StageContext, name: str) -> Pictures | None:
+    """Return what an earlier try of this recipe has brought, None where it is not all here."""
+    try:
+        known = json.loads((_scratch(context) / f"{name}.json").read_text())
+        paths, refused = tuple(map(Path, known["paths"])), dict(known["refused"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return Pictures(paths, refused=refused) if all(path.is_file() for path in paths) else None

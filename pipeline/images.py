@@ -21,7 +21,7 @@ from pipeline.recipe_parts import ImagesPart
 from pipeline.schemas import CAPTIONS, DROPS, IMAGE_FILES, IMAGES, OBJECTS, drop
 from pipeline.sources import TEST_ORIGINS, fetch_pictures, read_annotations
 from pipeline.stage import StageContext, Summary
-from storage.archives import open_archive
+from storage.archive_group import ArchiveGroup
 from storage.errors import StorageError, UnsafeArchiveError
 from storage.tables import is_text, write_table
 
@@ -107,17 +107,17 @@ def _ingest(
     limits = picture_limits(images.max_bytes)
     shards, quarantine = _PictureShards(context.out), Quarantine()
     with ExitStack() as stack:
-        finders: dict[Path, PictureFinder] = {}
+        finders: dict[tuple[Path, ...], PictureFinder] = {}
         for known in pictures.values():
-            if known.path not in finders:
-                archive = stack.enter_context(open_archive(known.path, limits=limits))
-                finders[known.path] = PictureFinder(archive, known)
+            if known.paths not in finders:
+                archive = stack.enter_context(ArchiveGroup(known.paths, limits))
+                finders[known.paths] = PictureFinder(archive, known)
         tick = stack.enter_context(context.report.track("check pictures", len(chosen)))
         for record in chosen:
             tick()
             data = b""
             try:
-                data = finders[pictures[record["origin"]].path].read(record["file_name"])
+                data = finders[pictures[record["origin"]].paths].read(record["file_name"])
                 picture = decode_image(data, images.max_pixels)
             except (BadImageError, StorageError) as error:
                 key, name = record["id"], record["file_name"]

@@ -23,13 +23,13 @@ class Pictures:
     """Where the pictures of one origin are on this machine.
 
     Attributes:
-        path: Folder or archive.
-        refused: Members that must not be read, with the reason, beyond those found in `path`.
+        paths: The folder, the archive, or the archives that hold them together.
+        refused: Members that must not be read, with the reason, beyond those found in `paths`.
         faults: Members that the source could not give, with the detail.
         fault: The reason that counts them.
     """
 
-    path: Path
+    paths: tuple[Path, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)
     fault: str = "unreadable member"
@@ -44,7 +44,7 @@ class PictureFinder:
 
     def __init__(self, archive: Archive, known: Pictures | None = None) -> None:
         self.archive, self.names = archive, set(archive.names())
-        known = known or Pictures(archive.path)
+        known = known or Pictures(())
         self._refused = {**known.refused, **archive.refused}
         self._faults, self._fault = known.faults, known.fault
         self._ends = {

@@ -83,15 +83,17 @@ def fetch_pictures(
         return {TRAIN: pictures, TEST: pictures}
     if isinstance(source, FolderImages) and is_bare(source.root):
         files = local_files(source.root)
-        return {split: Pictures(files[split]) for split in SPLITS}
+        return {split: Pictures((files[split],)) for split in SPLITS}
     found = {}
     for split in SPLITS:
         name = f"zips/{split}.zip"
         match source:
             case DemoImages():
-                found[split] = Pictures(fetch_whole(context, _rendered(context).as_uri(), name, {}))
+                found[split] = Pictures(
+                    (fetch_whole(context, _rendered(context).as_uri(), name, {}),)
+                )
             case Coco2017Images(root=root, fetch="whole"):
-                found[split] = Pictures(fetch_whole(context, root, name, COCO_2017))
+                found[split] = Pictures((fetch_whole(context, root, name, COCO_2017),))
             case Coco2017Images(fetch="addresses"):
                 found[split] = fetch_by_address(context, name, images, chosen[split])
             case Coco2017Images(root=root):
@@ -123,7 +125,7 @@ def _lcs_pictures(
 ) -> Pictures:
     url = hub_url(source.repository, source.pictures, source.revision)
     found = fetch_some(context, url, source.pictures, images, records) if url else None
-    return found or Pictures(hub_file(source.repository, source.pictures, source.revision))
+    return found or Pictures((hub_file(source.repository, source.pictures, source.revision),))
 
 
 def _rendered(context: StageContext) -> Path:

@@ -48,7 +48,7 @@ class Garbage:
         remove: Removes it, unless it came into use since it was found.
     """
 
-    kind: Literal["manifest", "attempt", "lease", "workspace", "note"]
+    kind: Literal["manifest", "attempt", "lease", "workspace", "note", "downloads"]
     name: str
     bytes: int
     remove: Callable[[], None]

@@ -49,6 +49,20 @@ def gathering(target: Path) -> Generator["GatheredTar"]:
             tar.close()
 
 
+def read_whole(target: Path) -> dict[str, tuple[int, int]] | None:
+    """Return size and CRC-32 of each file of a finished tar, None if it is not whole any more."""
+    found: dict[str, tuple[int, int]] = {}
+    end = 0
+    try:
+        with target.open("rb") as handle:
+            for name, size, crc, file_end in _whole_files(handle):
+                found[name], end = (size, crc), file_end
+            handle.seek(end)
+            return found if handle.read() == bytes(2 * _BLOCK) else None
+    except OSError:
+        return None
+
+
 class GatheredTar:
     """Files that came so far; several threads may add to it.
 

@@ -36,6 +36,7 @@ class RemoteZip(Archive):
         url: Where it is.
         size_bytes: Bytes of the whole zip.
         moved: Bytes that its directory took to read.
+        version: What the server says of this very file: ETag, date and size, as far as it does.
 
     Args:
         url: An http or https address.
@@ -51,7 +52,7 @@ class RemoteZip(Archive):
         super().__init__(Path(url.rpartition("/")[2]), limits)
         self.url, self.title, self._patience = url, redact(url), patience
         window = _Window(url, patience)
-        self.size_bytes, self._version = window.size, window.version
+        self.size_bytes, self.version = window.size, window.version
         with self._naming(), zipfile.ZipFile(cast("IO[bytes]", window)) as packed:
             entries, start = packed.infolist(), packed.start_dir
         self.moved = window.moved
@@ -95,7 +96,7 @@ class RemoteZip(Archive):
             self.url,
             at,
             spans[-1].end - 1,
-            version=self._version,
+            version=self.version,
             timeout=self._patience.timeout,
         )
         with closing(source):

@@ -55,7 +55,8 @@ def install_peer(folder: Path) -> Path | None:
         return None
     for command in (
         ["venv", "-q", "peer"],
-        ["pip", "install", "-q", "-p", "peer", "clip-retrieval"],
+        # Its CLIP asks setuptools for pkg_resources, which newer ones do not have.
+        ["pip", "install", "-q", "-p", "peer", "clip-retrieval", "setuptools<81"],
     ):
         if subprocess.run([uv, *command], cwd=folder, check=False).returncode:
             return None

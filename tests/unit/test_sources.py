@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import pipeline.sources
+from flows.cli import main
 from pipeline.errors import PipelineError
 from pipeline.images import images
 from pipeline.lcs import TEST, TRAIN, read_lcs
@@ -56,6 +58,9 @@ def server() -> Iterator[FaultServer]:
         yield started
 
 
+END = 8192 + 9  # bytes of a small zip that are read for its directory, and of a few probes
+
+
 def offer(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """Serve a dataset in COCO's layout and return its root; its zips have no known checksum."""
     root = f"http://127.0.0.1:{server.port}"
@@ -77,13 +82,17 @@ def offer(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> str:
     return root
 
 
-def run(source: Any, work: Path, **changes: Any) -> tuple[dict[str, Any], Path, Recorder]:
+def run(
+    source: Any, work: Path, machine: Path | None = None, **changes: Any
+) -> tuple[dict[str, Any], Path, Recorder]:
+    """Run the stage in a folder, on a machine that may have run it before."""
     out, scratch = work / "out", work / "scratch"
+    shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     scratch.mkdir(exist_ok=True)
-    recorder = Recorder()
+    recorder, where = Recorder(), Settings(workdir=machine or work / "machine")
     part: ImagesPart = preset("coco").images.model_copy(update={"source": source, **changes})
-    summary = dict(images(StageContext({}, out, scratch, Settings(), recorder), part, 0))
+    summary = dict(images(StageContext({}, out, scratch, where, recorder), part, 0))
     return summary, out, recorder
 
 
@@ -128,6 +137,94 @@ def test_every_way_to_fetch_gives_the_same_tables(
         _, out, _ = run(source, tmp_path / fetch, limit=12)
         made[fetch] = {path.name: path.read_bytes() for path in sorted(out.iterdir())}
     assert made["whole"] == made["members"] == made["addresses"]
+
+
+@pytest.mark.parametrize("fetch", ["members", "folder"])
+def test_a_larger_subset_moves_only_the_difference(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetch: str
+) -> None:
+    root, machine = offer(server, monkeypatch), tmp_path / "machine"
+    source = FolderImages(root=root)
+    if fetch == "members":
+        source = Coco2017Images(root=root, fetch="members", exclude_val2014=False)
+    _, few, _ = run(source, tmp_path / "12", machine, limit=12)
+    before, small = len(server.requests), set(rows_by_id(few))
+    summary, more, _ = run(source, tmp_path / "20", machine, limit=20)
+    assert summary["images"] == 23
+    assert stored(more) == {(TRAINED | TESTED)[key] for key in rows_by_id(more)}
+    moved = [seen for seen in server.requests[before:] if seen.method == "GET"]
+    useful = sum(len(TRAINED[key]) for key in rows_by_id(more).keys() - small)
+    fetched = sum(seen.sent for seen in moved if seen.path == "/zips/train2017.zip")
+    assert fetched < 1.05 * useful + END
+    assert sum(seen.sent for seen in moved if seen.path != "/zips/train2017.zip") < END
+    before = len(server.requests)
+    _, again, _ = run(source, tmp_path / "again", machine, limit=12)
+    assert sum(seen.sent for seen in server.requests[before:]) < 2 * END
+    names = sorted(path.name for path in few.iterdir())
+    assert [(again / name).read_bytes() for name in names] == [
+        (few / name).read_bytes() for name in names
+    ]
+
+
+def rows_by_id(out: Path) -> dict[int, dict[str, Any]]:
+    return {row["image_id"]: row for row in rows(out, "images")}
+
+
+@pytest.mark.parametrize("fetch", ["whole", "members", "addresses"])
+def test_a_killed_run_that_has_all_it_wants_needs_no_network(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetch: str
+) -> None:
+    root = offer(server, monkeypatch)
+    source = Coco2017Images(root=root, fetch=fetch, exclude_val2014=False)
+    _, out, _ = run(source, tmp_path, limit=12)
+    expected = {path.name: path.read_bytes() for path in out.iterdir()}
+    before, server.always = len(server.requests), Fault(status=503)
+    _, out, _ = run(source, tmp_path, limit=12)
+    assert len(server.requests) == before
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
+
+
+def test_another_version_of_an_archive_is_not_taken_for_the_one_that_is_here(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, machine = offer(server, monkeypatch), tmp_path / "machine"
+    source = FolderImages(root=root)
+    run(source, tmp_path / "old", machine, limit=12)
+    newer = {n: picture(n) for n in TRAINED}
+    files = {f"train2017/{n:012d}.jpg": data for n, data in newer.items()}
+    server.serve("/zips/train2017.zip", zipped(files))
+    _, out, _ = run(source, tmp_path / "new", machine, limit=12)
+    assert stored(out) == {(newer | TESTED)[key] for key in rows_by_id(out)}
+
+
+def test_a_damaged_download_is_fetched_anew(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, machine = offer(server, monkeypatch), tmp_path / "machine"
+    run(FolderImages(root=root), tmp_path / "one", machine, limit=12)
+    [tar] = machine.rglob("*.tar")
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 1
+    tar.write_bytes(data)
+    _, out, _ = run(FolderImages(root=root), tmp_path / "two", machine, limit=12)
+    assert stored(out) == {(TRAINED | TESTED)[key] for key in rows_by_id(out)}
+
+
+def test_downloads_can_be_forgotten(
+    server: FaultServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, store = offer(server, monkeypatch), tmp_path / "store"
+    run(FolderImages(root=root), tmp_path / "one", store / "work", limit=12)
+    main(["gc", "--store", str(store)])
+    assert list((store / "work").rglob("*.tar"))
+    main(["gc", "--store", str(store), "--downloads", "--dry-run"])
+    assert list((store / "work").rglob("*.tar"))
+    main(["gc", "--store", str(store), "--downloads"])
+    assert not list((store / "work").rglob("*.tar"))
+    assert "downloads" in capsys.readouterr().out
 
 
 def test_a_server_without_range_gives_the_whole_zip(
