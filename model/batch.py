@@ -1,6 +1,7 @@
 """What a training step is given: pictures, text and masks, checked where they are put together."""
 
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -20,6 +21,9 @@ class Batch:
         supervised: True where the token is a target of the loss.
         segments: Number of the token's example inside its row, 0, 0, 1, 1, 2, …; at padded
             positions any number. None where each row is one example, which costs less.
+        target_rows: Row of each supervised token, row by row.
+        target_columns: Its place in that row. Both are looked up once, where the batch is made:
+            a mask as an index makes the CPU wait for a GPU.
 
     Raises:
         ModelError: Masks or segments contradict each other, or nothing is supervised.
@@ -30,10 +34,15 @@ class Batch:
     attention: Bool[Tensor, "batch text"]
     supervised: Bool[Tensor, "batch text"]
     segments: Int64[Tensor, "batch text"] | None = None
+    target_rows: Int64[Tensor, "target"] = field(init=False)
+    target_columns: Int64[Tensor, "target"] = field(init=False)
 
     def __post_init__(self) -> None:
+        rows, columns = self.supervised.nonzero(as_tuple=True)
+        object.__setattr__(self, "target_rows", rows)
+        object.__setattr__(self, "target_columns", columns)
         if self.attention.device.type != "cpu":
-            return  # checked where it was made; here it would cost a synchronisation
+            return  # each check would make the CPU wait
         if (self.attention[:, 1:] & ~self.attention[:, :-1]).any():
             raise ModelError("a token follows padding: pad training text on the right")
         if (self.supervised & ~self.attention).any():
@@ -47,10 +56,11 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
-        tensors = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(
-            self, **{n: t.to(device, non_blocking=non_blocking) for n, t in tensors.items()}
-        )
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            if value is not None:
+                object.__setattr__(moved, name, value.to(device, non_blocking=non_blocking))
+        return moved
 
 
 def _check_segments(

@@ -52,7 +52,8 @@ class Size:
     """What of a model decides the work of a training step.
 
     Attributes:
-        prefix: Projector; works on every patch.
+        prefix: Projector; works on every patch. Of a sparse mixture, as many experts as a patch
+            goes to.
         layers: Decoder layers; work on every position.
         head: Output layer; works on every supervised token.
         attention: Layers times width.
@@ -69,9 +70,9 @@ class Size:
 def size_of(vlm: "VisionLanguageModel", prefix_tokens: int) -> Size:
     """Return the size of a model; it may lie on the meta device, without any weights."""
     language_model = vlm.language_model
-    config = language_model.config
+    config, prefix = language_model.config, _weights(vlm.vision_prefix)
     return Size(
-        prefix=_weights(vlm.vision_prefix),
+        prefix=Weights(prefix.frozen, prefix.trained - _idle(vlm.vision_prefix)),
         layers=_weights(language_model.get_submodule("model.layers")),
         head=_weights(language_model.get_submodule("lm_head")),
         attention=config.num_hidden_layers * config.hidden_size,
@@ -80,9 +81,18 @@ def size_of(vlm: "VisionLanguageModel", prefix_tokens: int) -> Size:
 
 
 def _weights(module: "nn.Module") -> Weights:
-    matrices = [p for p in module.parameters() if p.ndim >= 2]
+    named = module.named_parameters()
+    matrices = [p for name, p in named if p.ndim >= 2 and not name.endswith("bias")]
     trained = sum(p.numel() for p in matrices if p.requires_grad)
     return Weights(sum(p.numel() for p in matrices) - trained, trained)
+
+
+def _idle(module: "nn.Module") -> int:
+    """Return the parameters of experts that a patch does not go to."""
+    from model.blocks import SparseMixtureOfExperts
+
+    mixtures = [each for each in module.modules() if isinstance(each, SparseMixtureOfExperts)]
+    return sum(m.weight.numel() // m.experts * (m.experts - m.active) for m in mixtures)
 
 
 def passes_before(objective: ObjectiveConfig) -> float:

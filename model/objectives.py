@@ -132,22 +132,18 @@ def scheduled_sampling(
     """
     if rate >= 1.0:
         return standard(vlm, batch)
-    truth = true_token_coins(batch.supervised, rate, generator, longest, batch.segments)
-    fed_ids = batch.input_ids
+    truth = true_token_coins(batch, rate, generator, longest)
+    fed_ids, places = batch.input_ids, (batch.target_rows, batch.target_columns)
     with torch.no_grad():
         for _ in range(passes):
             predicted = vlm.predict(vlm.supervised_states(batch, fed_ids).states)
-            guesses = batch.input_ids.masked_scatter(batch.supervised, predicted)
+            guesses = batch.input_ids.index_put(places, predicted)
             fed_ids = torch.where(truth, batch.input_ids, guesses)
     return _loss_when_fed(vlm, batch, fed_ids)
 
 
 def true_token_coins(
-    supervised: Bool[Tensor, "batch text"],
-    rate: float,
-    generator: torch.Generator,
-    longest: int | None = None,
-    segments: Int64[Tensor, "batch text"] | None = None,
+    batch: Batch, rate: float, generator: torch.Generator, longest: int | None = None
 ) -> Bool[Tensor, "batch text"]:
     """A coin per token: True where the true token is fed; always True where unsupervised.
 
@@ -155,19 +151,19 @@ def true_token_coins(
     padding nor the training device changes them.
 
     Args:
-        supervised: The tokens to draw for.
+        batch: The tokens to draw for are its supervised ones.
         rate: Probability of True.
         generator: Source of the coins.
         longest: Examples with more supervised tokens than this are all True; None is no limit.
-        segments: Number of the example inside its row; None where each row is one example.
     """
-    draws = torch.rand(int(supervised.sum()), generator=generator, device=generator.device).to(
-        supervised.device
-    )
-    truth = torch.ones_like(supervised).masked_scatter(supervised, draws < rate)
+    places = batch.target_rows, batch.target_columns
+    draws = torch.rand(len(places[0]), generator=generator, device=generator.device)
+    kept = (draws < rate).to(batch.supervised.device)
+    truth = torch.ones_like(batch.supervised).index_put(places, kept)
     if longest is not None:
-        segments = torch.zeros_like(supervised, dtype=torch.long) if segments is None else segments
-        truth |= per_example(supervised, segments) > longest
+        alone = torch.zeros_like(batch.input_ids)
+        segments = alone if batch.segments is None else batch.segments
+        truth |= per_example(batch.supervised, segments) > longest
     return truth
 
 
@@ -184,7 +180,7 @@ def scheduled_sampling_reference(
     """
     if batch.segments is not None and batch.segments.any():
         raise ModelError("the sequential reference takes one example per row")
-    truth = true_token_coins(batch.supervised, rate, generator)
+    truth = true_token_coins(batch, rate, generator)
     prefix = vlm.embed_images(batch.patches)
     cache = DynamicCache(config=vlm.language_model.config)
     attention = torch.ones(prefix.tokens.shape[:2], dtype=torch.bool, device=truth.device)
@@ -194,9 +190,8 @@ def scheduled_sampling_reference(
         fed = torch.where(truth[:, token], batch.input_ids[:, token], vlm.predict(states[-1]))
         embeddings = vlm.embed_text(fed.unsqueeze(1))
         attention = torch.cat([attention, batch.attention[:, token : token + 1]], dim=1)
-    token_nll = vlm.nll(
-        torch.stack(states, dim=1)[batch.supervised], batch.input_ids[batch.supervised]
-    )
+    places = batch.target_rows, batch.target_columns
+    token_nll = vlm.nll(torch.stack(states, dim=1)[places], batch.input_ids[places])
     return ObjectiveLoss(token_nll, prefix.auxiliary_loss, prefix.expert_usage)
 
 

@@ -22,12 +22,14 @@ class ProjectorCosts(NamedTuple):
         vectors: All others.
         kept: Numbers of each prefix token kept for the backward pass, in the type of the products.
         kept_single: Those kept in float32 whatever the precision.
+        idle: Of the matrices, those of experts that a token does not go to.
     """
 
     matrices: int
     vectors: int
     kept: int
     kept_single: int
+    idle: int = 0
 
     @property
     def parameters(self) -> int:
@@ -64,4 +66,5 @@ def projector_costs(config: ProjectorConfig, vision: int, patches: int, lm: int)
         + 2 * experts
         + (vision * patches // tokens if reducer else 0),
         kept_single=lm,
+        idle=(experts - active) * vision**2,
     )

@@ -178,19 +178,19 @@ class VisionLanguageModel(nn.Module):
         # The last token is only a target: nothing is predicted from it.
         joint = torch.cat([prefix.tokens, self.embed_text(fed_ids[:, :-1])], dim=1)
         before = prefix.tokens.shape[1] - 1  # the separator's position
+        rows, columns = batch.target_rows, batch.target_columns
         if batch.segments is None:
             # Padding on the right lies where no token looks; without a mask for it, attention takes
             # its causal kernel.
-            states = self.hidden(joint)[:, before:][batch.supervised]
+            states = self.hidden(joint)[rows, before + columns]
         else:
             hidden = self.hidden_in_segments(joint, batch.segments[:, :-1], batch.attention[:, :-1])
-            rows, tokens = batch.supervised.nonzero(as_tuple=True)
-            states = hidden[rows, before + predictors(batch.segments)[rows, tokens]]
+            states = hidden[rows, before + predictors(batch.segments)[rows, columns]]
         if not len(states):
             raise ModelError("no token of the batch is supervised")
         return SupervisedStates(
             states,
-            batch.input_ids[batch.supervised],
+            batch.input_ids[rows, columns],
             prefix.auxiliary_loss,
             prefix.expert_usage,
         )

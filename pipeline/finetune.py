@@ -1,11 +1,15 @@
 """Stage `finetune`: projector and language model learn conversations, and keep captioning."""
 
+from collections.abc import Mapping
+
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from model.language import add_lora, merge_lora
 from model.vlm import VisionLanguageModel
 from pipeline.assemble import load_pretrained, save_language_model, save_prefix
+from pipeline.errors import PipelineError
 from pipeline.feed import open_examples
 from pipeline.recipe_parts import FinetunePart
 from pipeline.stage import StageContext, Summary
@@ -21,7 +25,7 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
     training = prepare(context, finetune, seed)
     trained = train(context, training)
     vlm = training.vlm
-    vlm.load_state_dict(trained.state, strict=False)
+    _take(vlm, trained.state)
     save_prefix(vlm, context.inputs["pretrain"], context.out)
     if finetune.method == "lora":
         adapters = {n: t for n, t in trained.state.items() if "lora_" in n}
@@ -33,8 +37,7 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
 
 def prepare(context: StageContext, part: FinetunePart, seed: int) -> Training:
     """Return the pretrained model, opened for training, and the conversations to learn."""
-    shares = {"conversation": 1.0, "caption": _relative(part.caption_share)}
-    training, validation = open_examples(context, part, shares, seed)
+    training, validation = open_examples(context, part, _shares(part.caption_share), seed)
     half = part.method == "lora" and part.precision == "bf16"
     vlm = load_pretrained(
         context.inputs["backbones"].directory("lm"),
@@ -59,6 +62,23 @@ def _open_for_training(vlm: VisionLanguageModel, finetune: FinetunePart, seed: i
         )
 
 
-def _relative(share: float) -> float:
-    """Return how many captions go with one conversation to make this share of all examples."""
-    return share / (1 - share) if share < 1 else 1e9
+def _take(vlm: VisionLanguageModel, state: Mapping[str, Tensor]) -> None:
+    """Load what was trained; what was frozen is there already.
+
+    Raises:
+        PipelineError: The state is not exactly that of what is trained.
+    """
+    trained = {name for name, parameter in vlm.named_parameters() if parameter.requires_grad}
+    if odd := sorted(trained ^ set(state)):
+        raise PipelineError(
+            f"the best checkpoint is of another model: {odd[0]} is in only one of the two",
+            "it was left by other versions of the libraries; run again with --force",
+        )
+    vlm.load_state_dict(state, strict=False)
+
+
+def _shares(captions: float) -> dict[str, float]:
+    """Return how many examples of each kind make this share of captions; see `ExampleSet`."""
+    if captions == 1:
+        return {"caption": 1.0}
+    return {"conversation": 1.0, "caption": captions / (1 - captions)}

@@ -92,6 +92,7 @@ DEMO = Recipe(
         precision="fp32",
         gradient_checkpointing=False,
         validate_every=150,
+        patience=0,
         projector=MixtureConfig(
             reducer="none", tokens=49, experts=4, layers=2, balance_weight=0.01
         ),
@@ -109,6 +110,7 @@ DEMO = Recipe(
         precision="fp32",
         gradient_checkpointing=False,
         validate_every=600,
+        patience=0,
         method="full",
         learning_rate=1e-3,
         projector_learning_rate=1e-3,
@@ -186,6 +188,7 @@ COCO = Recipe(
         precision="bf16",
         gradient_checkpointing=True,
         validate_every=100,
+        patience=0,
         projector=MixtureConfig(
             reducer="none", tokens=49, experts=6, layers=4, balance_weight=0.01
         ),
@@ -203,6 +206,7 @@ COCO = Recipe(
         precision="bf16",
         gradient_checkpointing=True,
         validate_every=100,
+        patience=0,
         method="lora",
         learning_rate=2e-4,
         projector_learning_rate=2e-5,

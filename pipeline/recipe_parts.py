@@ -235,6 +235,11 @@ class TrainingPart(Part):
     precision: Literal["fp32", "bf16"] = Field(description="Arithmetic of the forward pass.")
     gradient_checkpointing: bool = Field(description="Recompute activations to save memory.")
     validate_every: Positive = Field(description="Optimizer steps between validations.")
+    patience: int = Field(
+        ge=0,
+        description="Validations without a better one after which training stops; 0: it never "
+        "stops early.",
+    )
 
     @field_validator("precision", mode="before")
     @classmethod

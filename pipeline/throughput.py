@@ -1,10 +1,12 @@
-"""How fast a training is: for the progress bar, the log and wandb, never for the artifact.
+"""How fast a training is: for the progress bar, the log, wandb and the manifest's summary.
 
-Clocks differ from run to run, and an artifact must not.
+Clocks differ from run to run, and an artifact must not: nothing of this is in its files.
 """
 
+import json
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -33,17 +35,21 @@ class Throughput(Callback):
 
     Tokens are positions of the language model without padding, those of pictures included. `mfu`
     is the share of the devices' peak that the model's own operations take. Time between rounds,
-    validation above all, is not counted.
+    validation above all, is not counted. A resume goes on counting.
 
     Args:
         passes: Forward passes per optimizer step.
         patches: Patches of a picture and their width.
         stage: Name of the stage, for the log.
         report: Where the log goes.
+        path: Where the figures of the whole training go, as JSON.
     """
 
-    def __init__(self, passes: int, patches: tuple[int, int], stage: str, report: Reporter) -> None:
+    def __init__(
+        self, passes: int, patches: tuple[int, int], stage: str, report: Reporter, path: Path
+    ) -> None:
         self.passes, self.patches, self.stage, self.report = passes, patches, stage, report
+        self.path = path
         self._done = np.zeros(4)  # examples, tokens, operations, seconds
         self._whole = np.zeros(4)
 
@@ -81,16 +87,33 @@ class Throughput(Callback):
         self._done += (len(batch.example_ids), tokens, flops, now - self._began)
         self._began = now
         if (batch_idx + 1) % (self.passes * INTERVAL) == 0:
-            figures = self._speed(self._done, trainer.world_size)
-            for logger in trainer.loggers:
-                logger.log_metrics(figures, trainer.global_step)
-            self._whole += self._done
-            self._done[:] = 0
+            self._log(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the speed of what is left of a round."""
+        if self._done[3]:
+            self._log(trainer)
+
+    def _log(self, trainer: L.Trainer) -> None:
+        figures = self._speed(self._done, trainer.world_size)
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, trainer.global_step)
+        self._whole += self._done
+        self._done[:] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint keeps."""
+        return {"whole": self._whole.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the work of the rounds before."""
+        self._whole = np.array(state_dict["whole"])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the speed of the whole training."""
         if self._whole[3] and trainer.is_global_zero:
             figures = self._speed(self._whole, trainer.world_size)
+            self.path.write_text(json.dumps(figures))
             text = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
             self.report.say(f"  {self.stage}: {text}")
 

@@ -41,6 +41,7 @@ from pipeline.training_watch import History
 from storage.tables import read_table, write_table
 
 FIGURES = "training.parquet"
+SPEED = "speed.json"
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def train(context: StageContext, training: Training) -> Trained:
         "examples": len(training.training),
         "val_nll": round(min(losses), 4),
         "last_val_nll": round(losses[-1], 4),
+        # In the manifest, which is no part of the digest: a clock's figures differ every time.
+        **_speed(context.scratch / SPEED),
     }
     state = {name.removeprefix("vlm."): value for name, value in saved["state_dict"].items()}
     return Trained(state, summary)
@@ -132,7 +135,7 @@ def fit(context: StageContext, training: Training, place: Place) -> None:
     )
     module = TrainingModule(training.vlm, part.objective, optimizer, feed.passes, training.seed)
     rounds = Rounds(feed, training.validation, part, steps)
-    history = History(feed.passes)
+    history = History(feed.passes, part.patience)
     try:
         _run(context, training, module, rounds, history, place)
     except NotFiniteError as error:
@@ -157,7 +160,8 @@ def _run(
     with report.track(label, rounds.steps) as tick, warnings.catch_warnings():
         _silence_lightning()
         patches = rounds.feed.examples.patches.shape
-        callbacks: list[Callback] = [history, Throughput(passes, patches, label, report)]
+        speed = Throughput(passes, patches, label, report, context.scratch / SPEED)
+        callbacks: list[Callback] = [history, speed]
         if place.rank == 0:
             callbacks.append(Bar(tick, passes))
         if context.settings.wandb != "disabled":
@@ -174,13 +178,18 @@ def _run(
             close_wandb(logger)
 
 
+def _speed(path: Path) -> dict[str, float]:
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
 def _checkpoints(context: StageContext) -> Path:
     return context.scratch / "checkpoints"
 
 
 def _keepers(folder: Path) -> list[Callback]:
     """Return what keeps the best weights, and then, to resume from, the last state of all."""
-    best = _Best(
+    best = _Keeper(
         folder,
         filename="best",
         monitor="val_nll",
@@ -188,14 +197,14 @@ def _keepers(folder: Path) -> list[Callback]:
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
-    last = ModelCheckpoint(
+    last = _Keeper(
         folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
     )
     return [best, last]
 
 
-class _Best(ModelCheckpoint):
-    """Remembers the best weights by their place in its folder, which may have moved meanwhile."""
+class _Keeper(ModelCheckpoint):
+    """Remembers what it has kept by its place in the folder, which may have moved meanwhile."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score; Lightning alone would forget it where the folder has moved."""

@@ -96,7 +96,7 @@ class Training:
         if self.method == "full":
             layers, head = Weights(0, language.layer_matrices), Weights(0, language.head)
         return Size(
-            prefix=Weights(0, self.prefix.matrices),
+            prefix=Weights(0, self.prefix.matrices - self.prefix.idle),
             layers=layers,
             head=head,
             attention=language.layers * language.width,

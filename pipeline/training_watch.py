@@ -16,12 +16,22 @@ INTERVAL = 10  # optimizer steps behind one row of figures
 
 
 class History(Callback):
-    """Figures of every interval, kept in the checkpoint so that a resume loses none."""
+    """Figures of every interval, kept in the checkpoint so that a resume loses none.
 
-    def __init__(self, passes: int) -> None:
+    Args:
+        passes: Forward passes per optimizer step.
+        patience: Rounds without a better validation likelihood that end the training; 0: none do.
+            It is asked of the kept figures, so a training that was killed just then stays ended.
+    """
+
+    def __init__(self, passes: int, patience: int = 0) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.passes = passes
+        self.passes, self.patience = passes, patience
         self._steps: list[StepFigures] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Do not go on with a training that has ended."""
+        trainer.should_stop = trainer.should_stop or self._is_over()
 
     def on_train_batch_end(
         self,
@@ -46,6 +56,12 @@ class History(Callback):
         if self._steps:
             self._write(trainer, pl_module)
         self._add(trainer, {"val_nll": float(trainer.callback_metrics["val_nll"])})
+        trainer.should_stop = trainer.should_stop or self._is_over()
+
+    def _is_over(self) -> bool:
+        losses = [row["value"] for row in self.rows if row["metric"] == "val_nll"]
+        since = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+        return 0 < self.patience <= since
 
     def _write(self, trainer: L.Trainer, module: TrainingModule) -> None:
         steps, count = self._steps, len(self._steps)

@@ -36,6 +36,7 @@ TABLES: Mapping[str, tuple[str, str]] = MappingProxyType(
 _LISTS = re.compile(r"\s*SHOW\b", re.IGNORECASE)  # about the views themselves
 DROPS = ("images", "conversations", "examples")
 TRAININGS = ("pretrain", "finetune")
+SPEEDS = ("examples_per_second", "tokens_per_second", "mfu")  # in a training's summary
 BULKY = ("files", "patches")  # pictures and embeddings: not fetched unless asked for
 # Column of another view → where it comes from; a prediction so knows its picture and example.
 _JOINED = MappingProxyType(
@@ -208,10 +209,25 @@ class Catalog:
         parts = []
         for stage in TRAININGS:
             for path in self._paths(stage, "training.parquet"):
-                table = read_table(path)
+                figures = read_table(path)
+                table = pa.concat_tables([figures, self._speed(stage, figures)])
                 names = pa.array([stage] * len(table), pa.string())
                 parts.append(table.add_column(0, "stage", names))
         return pa.concat_tables(parts) if parts else None
+
+    def _speed(self, stage: str, figures: pa.Table) -> pa.Table:
+        """Return how fast a training was, as rows of its last step.
+
+        They are in the manifest and not in the artifact, because no two trainings are as fast.
+        """
+        manifest = self.manifest(stage)
+        summary = manifest.summary if manifest else {}
+        rows = [
+            {"step": summary["steps"], "metric": name, "value": summary[name]}
+            for name in SPEEDS
+            if name in summary
+        ]
+        return pa.Table.from_pylist(rows, schema=figures.schema)
 
     def _run_table(self) -> pa.Table:
         rows = [

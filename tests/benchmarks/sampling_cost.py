@@ -49,7 +49,7 @@ def made(rows: int, tokens: int) -> tuple[VisionLanguageModel, Batch]:
 
 def token_loop(vlm: VisionLanguageModel, batch: Batch, generator: torch.Generator) -> Tensor:
     """The mean loss of the reference's loop: the whole prefix again for every token."""
-    truth = true_token_coins(batch.supervised, RATE, generator)
+    truth = true_token_coins(batch, RATE, generator)
     joint = vlm.embed_images(batch.patches).tokens
     losses = []
     for token in range(batch.input_ids.shape[1]):
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
+    torch.set_num_threads(1)  # processor time is compared, which more threads add up
     vlm, batch = made(given.rows, given.tokens)
 
     def coins() -> torch.Generator:

@@ -219,10 +219,20 @@ def test_two_passes_feed_the_first_passes_guesses_and_score_the_truth(
     joint = torch.cat([prefix, vlm.embed_text(batch.input_ids)], dim=1)
     # Right padding cannot be seen by the tokens in front of it, so no mask is needed here.
     guesses = vlm.language_model(inputs_embeds=joint).logits.argmax(-1)[:, prefix.shape[1] - 1 : -1]
-    truth = true_token_coins(batch.supervised, rate, coins())
+    truth = true_token_coins(batch, rate, coins())
     fed_ids = torch.where(truth, batch.input_ids, guesses)
     found = scheduled_sampling(vlm, batch, rate, coins())
     torch.testing.assert_close(found.token_nll, naive_nll(vlm, batch, fed_ids), rtol=0, atol=1e-5)
+
+
+@each_batch
+def test_two_passes_whose_coins_all_say_truth_are_standard_training(batch: Batch) -> None:
+    vlm = tiny_vlm(SPARSE)
+    once = standard(vlm, batch)
+    twice = scheduled_sampling(vlm, batch, 1 - 1e-7, coins())
+    torch.testing.assert_close(twice.token_nll, once.token_nll, rtol=0, atol=1e-5)
+    for ours, theirs in zip(gradients(vlm, twice), gradients(vlm, once), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_one_predicting_pass_is_an_approximation_of_the_loop() -> None:
@@ -262,22 +272,30 @@ def test_gradients_reach_the_whole_prefix_and_no_frozen_weight(rate: float) -> N
 
 
 def test_tokens_that_are_no_targets_are_always_fed_as_they_are() -> None:
-    truth = true_token_coins(TWO_TURNS.supervised, 0.0, coins())
+    truth = true_token_coins(TWO_TURNS, 0.0, coins())
     assert torch.equal(truth, ~TWO_TURNS.supervised)
 
 
 @given(rate=st.floats(0, 1), extra=st.integers(0, 5), seed=st.integers(0, 2**31))
 @settings(deadline=None)
 def test_padding_does_not_change_the_coins(rate: float, extra: int, seed: int) -> None:
-    wide = torch.nn.functional.pad(TWO_TURNS.supervised, (0, extra))
-    narrow = true_token_coins(TWO_TURNS.supervised, rate, coins(seed))
+    wide = Batch(
+        TWO_TURNS.patches,
+        *(
+            torch.nn.functional.pad(each, (0, extra))
+            for each in (TWO_TURNS.input_ids, TWO_TURNS.attention, TWO_TURNS.supervised)
+        ),
+    )
+    narrow = true_token_coins(TWO_TURNS, rate, coins(seed))
     padded = true_token_coins(wide, rate, coins(seed))
     assert torch.equal(padded[:, : narrow.shape[1]], narrow)
     assert padded[:, narrow.shape[1] :].all()
 
 
 def test_the_share_of_true_tokens_is_the_rate() -> None:
-    truth = true_token_coins(torch.ones(100, 200, dtype=torch.bool), 0.3, coins())
+    everything = torch.ones(100, 200, dtype=torch.bool)
+    batch = Batch(torch.zeros(100, PATCHES, VISION), everything.long(), everything, everything)
+    truth = true_token_coins(batch, 0.3, coins())
     assert truth.float().mean().item() == pytest.approx(0.3, abs=0.02)
 
 

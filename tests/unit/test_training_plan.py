@@ -48,6 +48,9 @@ PATCHES, VISION, RANK = 9, 24, 4
 TARGETS = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
 TINY = LanguageLine(300, 64, 3, 2, 256, fused_gelu=True, dropout=0.0)
 TOLERANCE = 0.1
+SPARSE = SparseMixtureConfig(
+    reducer="none", tokens=9, experts=4, layers=2, active=2, balance_weight=0.01
+)
 MIXTURE = MixtureConfig(reducer="none", tokens=PATCHES, experts=3, layers=2, balance_weight=0.01)
 
 
@@ -126,9 +129,7 @@ def test_phi_2_has_the_parameters_it_is_known_for() -> None:
         MIXTURE,
         MixtureConfig(reducer="linear", tokens=4, experts=2, layers=1, balance_weight=0.0),
         MixtureConfig(reducer="pool", tokens=4, experts=2, layers=1, balance_weight=0.0),
-        SparseMixtureConfig(
-            reducer="none", tokens=9, experts=4, layers=2, active=2, balance_weight=0.01
-        ),
+        SPARSE,
     ],
     ids=lambda config: f"{config.kind}-{getattr(config, 'reducer', '')}",
 )
@@ -138,13 +139,18 @@ def test_projector_parameters_are_those_of_the_modules(config: ProjectorConfig) 
     assert counted == sum(p.numel() for p in module.parameters()) + 32  # the separator
 
 
+@pytest.mark.parametrize("config", [Mlp2xGeluConfig(), SPARSE], ids=lambda config: config.kind)
 @pytest.mark.parametrize("method", ["frozen", "lora", "full"])
-def test_what_is_trained_and_worked_is_what_the_model_has(method: Method) -> None:
-    vlm = opened(TINY, method, Mlp2xGeluConfig())
-    costs = projector_costs(Mlp2xGeluConfig(), VISION, PATCHES, TINY.width)
+def test_what_is_trained_and_worked_is_what_the_model_has(
+    method: Method, config: ProjectorConfig
+) -> None:
+    vlm = opened(TINY, method, config)
+    costs = projector_costs(config, VISION, PATCHES, TINY.width)
     planned = training(TINY, method, prefix=costs)
     assert planned.trained == sum(p.numel() for p in vlm.parameters() if p.requires_grad)
     assert planned.size == size_of(vlm, PATCHES + 1)
+    idle = 2 * VISION**2 if config is SPARSE else 0  # two of four experts
+    assert planned.size.prefix.trained == costs.matrices - idle
 
 
 def test_chunks_of_logits_are_the_models() -> None:

@@ -166,6 +166,8 @@ class Choices:
     rate: float = 3e-3
     projector: ProjectorConfig = field(default_factory=LinearConfig)
     dropout: float = 0.1
+    patience: int = 0
+    captions: float = 0.3
 
     def part(self) -> PretrainPart | FinetunePart:
         """The recipe part of the stage."""
@@ -181,6 +183,7 @@ class Choices:
             "precision": "fp32",
             "gradient_checkpointing": False,
             "validate_every": 5,
+            "patience": self.patience,
             "learning_rate": self.rate,
         }
         if self.stage == "pretrain":
@@ -188,7 +191,7 @@ class Choices:
         return FinetunePart(
             method=self.method,
             projector_learning_rate=self.rate,
-            caption_share=0.3,
+            caption_share=self.captions,
             lora_rank=4,
             lora_alpha=8,
             lora_dropout=self.dropout,
@@ -242,11 +245,13 @@ class Stopping:
             threading.Event().wait()
 
 
-def run_stage(root: Path, work: Path, choices: Choices, stop: int = 0) -> None:
+def run_stage(
+    root: Path, work: Path, choices: Choices, stop: int = 0, wandb: str = "disabled"
+) -> None:
     """Run a stage in a process of its own; with `stop`, kill it right after that step."""
     here, there = PROCESSES.Pipe()
     running = PROCESSES.Process(
-        target=_run_in_process, args=(str(root), str(work), choices, stop, there)
+        target=_run_in_process, args=(str(root), str(work), choices, stop, wandb, there)
     )
     running.start()
     there.close()
@@ -259,8 +264,10 @@ def run_stage(root: Path, work: Path, choices: Choices, stop: int = 0) -> None:
     assert running.exitcode == (-signal.SIGKILL if stop else 0)
 
 
-def _run_in_process(root: str, work: str, choices: Choices, stop: int, pipe: Connection) -> None:
-    choices.run(context_of(Path(root), Path(work), Stopping(pipe, stop)))
+def _run_in_process(
+    root: str, work: str, choices: Choices, stop: int, wandb: str, pipe: Connection
+) -> None:
+    choices.run(context_of(Path(root), Path(work), Stopping(pipe, stop), wandb))
     pipe.send("done")
 
 
