@@ -1,10 +1,49 @@
-"""Commands that take the published assistant out of the store: `chat` and `export`."""
+"""Commands that use the published assistant: `ask`, `caption`, `chat` and `export`."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from flows.options import Store, settings_of
+from flows.waiting import waiting
+from pipeline.errors import PipelineError
+
+
+def ask(image: Path, question: str, /, *, store: Store = None, bundle: Path | None = None) -> None:
+    """Answer a question about a picture with the published assistant.
+
+    Args:
+        image: A picture file.
+        question: What to ask.
+        bundle: Folder of a bundle, instead of the store's published one.
+    """
+    with waiting("loading the assistant"):
+        from flows.assistant_command import open_assistant, read_picture
+
+        picture = read_picture(image)
+        assistant = open_assistant(settings_of(store), bundle)
+    print(assistant.ask(picture, question))
+
+
+def caption(*images: Path, store: Store = None, bundle: Path | None = None) -> None:
+    """Caption pictures with the published assistant.
+
+    Args:
+        images: Picture files.
+        bundle: Folder of a bundle, instead of the store's published one.
+    """
+    if not images:
+        raise PipelineError("no picture was given", "phivision caption PHOTO.jpg …")
+    with waiting("loading the assistant"):
+        from flows.assistant_command import open_assistant, read_picture
+
+        pictures = [read_picture(path) for path in images]
+        assistant = open_assistant(settings_of(store), bundle)
+    with waiting("writing captions"):
+        texts = assistant.caption(pictures)
+    for path, text in zip(images, texts, strict=True):
+        print(f"{path}: {text}" if len(images) > 1 else text)
 
 
 def chat(

@@ -7,6 +7,7 @@ from pathlib import Path
 from flows.assistant_command import open_assistant
 from flows.chat_server import LOOPBACK, Door, serve_chat
 from flows.ports import refuse_taken
+from flows.waiting import waiting
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
@@ -34,7 +35,8 @@ def chat(settings: Settings, bundle: str | None, door: Door) -> None:
     """
     check_door(door)
     refuse_taken(door.host, door.port, "choose another port with --port; 0 takes a free one")
-    assistant = open_assistant(settings, bundle)
+    with waiting("loading the assistant"):
+        assistant = open_assistant(settings, bundle)
     with tempfile.TemporaryDirectory(prefix="phivision-examples-") as name:
         examples = Path(name) if bundle is None else assistant.folder / "examples"
         if bundle is None and settings.is_local:

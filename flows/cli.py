@@ -9,7 +9,7 @@ from typing import Literal
 
 from cyclopts import App, CycloptsError
 
-from flows.bundle_commands import chat, export
+from flows.bundle_commands import ask, caption, chat, export
 from flows.looking_commands import LOOKING
 from flows.options import EveryMetric, OnlyList, Preset, Rerun, Run, Set, Store
 from flows.options import changes_of as _changes
@@ -17,7 +17,6 @@ from flows.options import open_catalog as _catalog
 from flows.options import open_store as _open
 from flows.options import recipe_of as _recipe
 from flows.options import settings_of as _settings
-from pipeline.errors import PipelineError
 
 app = App(
     name="phivision",
@@ -131,39 +130,6 @@ def show(image_id: int | None = None, /, *, store: Store = None) -> None:
     from flows.show_command import show_image
 
     show_image(_catalog(store), image_id)
-
-
-@app.command
-def ask(image: Path, question: str, /, *, store: Store = None, bundle: Path | None = None) -> None:
-    """Answer a question about a picture with the published assistant.
-
-    Args:
-        image: A picture file.
-        question: What to ask.
-        bundle: Folder of a bundle, instead of the store's published one.
-    """
-    from flows.assistant_command import open_assistant, read_picture
-
-    picture = read_picture(image)
-    print(open_assistant(_settings(store), bundle).ask(picture, question))
-
-
-@app.command
-def caption(*images: Path, store: Store = None, bundle: Path | None = None) -> None:
-    """Caption pictures with the published assistant.
-
-    Args:
-        images: Picture files.
-        bundle: Folder of a bundle, instead of the store's published one.
-    """
-    from flows.assistant_command import open_assistant, read_picture
-
-    if not images:
-        raise PipelineError("no picture was given", "phivision caption PHOTO.jpg …")
-    pictures = [read_picture(path) for path in images]
-    assistant = open_assistant(_settings(store), bundle)
-    for path, text in zip(images, assistant.caption(pictures), strict=True):
-        print(f"{path}: {text}" if len(images) > 1 else text)
 
 
 @app.command
@@ -292,9 +258,7 @@ def gc(
     collect_garbage(_open(settings), settings, keep, days, dry_run=dry_run, downloads=downloads)
 
 
-app.command(chat)
-app.command(export)
-for command in LOOKING:
+for command in (ask, caption, chat, export, *LOOKING):
     app.command(command)
 
 

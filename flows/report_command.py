@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.waiting import waiting
 from pipeline.errors import PipelineError
 from storage.artifacts import ArtifactStore
 
@@ -40,7 +41,8 @@ def leave_report(
     """
     from flows.pages.report import write_report
 
-    text = write_report(store, run, pictures)
+    with waiting(f"drawing the report of run {run}"):
+        text = write_report(store, run, pictures)
     if output is not None:
         return _write(output, text)
     store.write(report_name(run), text.encode())
@@ -63,7 +65,8 @@ def leave_browse(catalog: "Catalog", pictures: int, drops: int, output: Path | N
     """Write the page of a dataset, into its store or to a file, and return where it is."""
     from flows.pages.browse import write_browse
 
-    text = write_browse(catalog, pictures, drops)
+    with waiting("drawing the page of the dataset"):
+        text = write_browse(catalog, pictures, drops)
     if output is not None:
         return _write(output, text)
     catalog.store.write(DATASET, text.encode())

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 
@@ -36,6 +37,8 @@ def run_pipeline(
     # Of a failure the command line tells one line; --debug has the traceback.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     atexit.register(_mute)  # before Prefect's own handlers are, so it comes after them
+    own = "" if os.environ.get("PREFECT_API_URL") else " and a server of its own"
+    print(f"starting Prefect{own}: some seconds", file=sys.stderr, flush=True)
     from flows.full_pipeline import full_pipeline
 
     finished = full_pipeline(

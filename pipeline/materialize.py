@@ -206,15 +206,18 @@ class _Work:
                 seconds=time.monotonic() - start,
                 machine=_machine(self.settings),
             )
-            manifest = commit(
-                self.store,
-                self.space.out,
-                self.payload,
-                fingerprint_of(self.payload),
-                provenance,
-                replace=fault != NEVER_MADE,
-                warn=self.report.say,
-            )
+            size = sum(path.stat().st_size for path in self.space.out.rglob("*") if path.is_file())
+            with self.report.track("hash and store (bytes)", 2 * size) as tick:
+                manifest = commit(
+                    self.store,
+                    self.space.out,
+                    self.payload,
+                    fingerprint_of(self.payload),
+                    provenance,
+                    replace=fault != NEVER_MADE,
+                    warn=self.report.say,
+                    advance=tick,
+                )
             self.space.remove()
         finally:
             self.space.close()

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
-from storage.filesystem import hash_file, local_error, state_of
+from storage.filesystem import hash_file, local_error, state_of, unseen
 from storage.manifest import DamagedManifestError, FileRecord, Manifest, digest_of, encode
 
 UPLOADS = 4  # files sent to a remote store at once
@@ -51,6 +51,7 @@ def commit(
     *,
     replace: bool = False,
     warn: Callable[[str], None],
+    advance: Callable[[int], None] = unseen,
 ) -> Manifest:
     """Upload a folder's files, make them visible, and return the manifest that now stands.
 
@@ -64,11 +65,12 @@ def commit(
         provenance: Where it came from.
         replace: Take the place of what is committed under this fingerprint.
         warn: Told if the same fingerprint gave another digest before.
+        advance: Told of every byte twice: when it is hashed and when it is in the store.
 
     Raises:
         StorageError: The folder is empty or the store cannot be written.
     """
-    records = scan(folder)
+    records = scan(folder, advance)
     if not records:
         raise StorageError(
             f"stage {payload['stage']} wrote no file", "this is a defect of the stage"
@@ -88,7 +90,7 @@ def commit(
         machine=dict(provenance.machine),
     )
     try:
-        _upload(store, folder, manifest)
+        _upload(store, folder, manifest, advance)
         stands = publish(store, manifest, replace=replace, warn=warn)
     except StorageError:
         _discard(store, manifest)
@@ -136,8 +138,12 @@ def _made(manifest: Manifest) -> str:
     return f"{manifest.digest[:12]}{f' ({parts})' if parts else ''}"
 
 
-def scan(folder: Path) -> tuple[FileRecord, ...]:
+def scan(folder: Path, advance: Callable[[int], None] = unseen) -> tuple[FileRecord, ...]:
     """Return a record of every file below a folder, sorted by name.
+
+    Args:
+        folder: The folder.
+        advance: Told how many bytes were hashed.
 
     Raises:
         StorageError: A file cannot be read, or bears a name that no store should hold.
@@ -146,7 +152,7 @@ def scan(folder: Path) -> tuple[FileRecord, ...]:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         try:
-            sha256 = hash_file(path, hashlib.sha256())
+            sha256 = hash_file(path, hashlib.sha256(), advance)
             records.append(FileRecord(name=name, bytes=state_of(path).bytes, sha256=sha256))
         except OSError as error:
             raise local_error("read", path, error) from error
@@ -156,19 +162,22 @@ def scan(folder: Path) -> tuple[FileRecord, ...]:
     return tuple(records)
 
 
-def _upload(store: ArtifactStore, folder: Path, manifest: Manifest) -> None:
-    names = [record.name for record in manifest.files]
+def _upload(
+    store: ArtifactStore, folder: Path, manifest: Manifest, advance: Callable[[int], None]
+) -> None:
+    def put(record: FileRecord) -> int:
+        store.files.put(folder / record.name, f"{manifest.folder}/{record.name}")
+        return record.bytes
+
     if store.local:
-        for name in names:
-            store.files.put(folder / name, f"{manifest.folder}/{name}")
+        for record in manifest.files:
+            advance(put(record))
     else:
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(UPLOADS) as pool:
-            for _ in pool.map(
-                lambda name: store.files.put(folder / name, f"{manifest.folder}/{name}"), names
-            ):
-                pass
+            for size in pool.map(put, manifest.files):
+                advance(size)
     # What becomes visible must be whole, whatever the place answered.
     states = store.files.states(manifest.folder)
     for record in manifest.files:

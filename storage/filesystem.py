@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -170,11 +170,23 @@ def state_of(path: Path) -> FileState:
     return FileState(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
-def hash_file(path: Path, algorithm: "_Hash") -> str:
-    """Return the hexadecimal hash of a local file, read in chunks."""
+def unseen(amount: int) -> None:
+    """Take note of progress that nobody looks at."""
+    del amount
+
+
+def hash_file(path: Path, algorithm: "_Hash", advance: Callable[[int], None] = unseen) -> str:
+    """Return the hexadecimal hash of a local file, read in chunks.
+
+    Args:
+        path: The file.
+        algorithm: A new hash.
+        advance: Told how many bytes were read.
+    """
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):
             algorithm.update(chunk)
+            advance(len(chunk))
     return algorithm.hexdigest()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage.artifacts import ArtifactStore
-from storage.commits import publish, scan
+from storage.commits import commit, publish, scan
 from storage.errors import StorageError
 from storage.manifest import DamagedManifestError, UnknownManifestError, fingerprint_of
 from tests.unit.store_fixtures import (
@@ -51,6 +51,17 @@ def test_files_come_back_as_they_were(store: ArtifactStore, tmp_path: Path) -> N
     assert (folder / "config.json").read_bytes() == b"{}"
     assert (folder / "deep" / "w.bin").is_file()
     assert store.damage(made) == ""
+
+
+def test_a_commit_tells_of_every_byte_twice(store: ArtifactStore, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    sizes = {"a.bin": 9 * 2**20, "b.bin": 1000}  # hashed piece by piece
+    for name, size in sizes.items():
+        (tmp_path / "out" / name).write_bytes(bytes(size))
+    told: list[int] = []
+    commit(store, tmp_path / "out", payload(), key(), NOTHING, warn=print, advance=told.append)
+    assert sum(told) == 2 * sum(sizes.values())
+    assert len(told) > 2 * len(sizes)
 
 
 def test_a_file_or_folder_that_is_not_there_is_named(store: ArtifactStore, tmp_path: Path) -> None:

@@ -1,0 +1,23 @@
+"""A word while something takes seconds and has no parts that could be counted."""
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+
+
+@contextmanager
+def waiting(text: str) -> Generator[None]:
+    """Say on stderr what is waited for: beside a spinner on a terminal, as one line elsewhere.
+
+    Args:
+        text: What is being done, e.g. `loading the assistant`.
+    """
+    from rich.console import Console
+
+    console = Console(file=sys.stderr, highlight=False)
+    if not console.is_terminal:
+        print(f"{text} …", file=sys.stderr, flush=True)
+        yield
+        return
+    with console.status(text):
+        yield
