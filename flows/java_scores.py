@@ -53,5 +53,5 @@ def print_java_scores(catalog: Catalog) -> None:
 
 
 def _row(metric: str, condition: str, count: int, value: float, **bounds: float) -> Row:
-    fixed = {"stage": MAIN, "metric": metric, "condition": condition, "count": count}
-    return {**fixed, "value": value, "low": None, "high": None, **bounds}
+    fixed = {"stage": MAIN, "split": "test", "metric": metric, "condition": condition}
+    return {**fixed, "count": count, "value": value, "low": None, "high": None, **bounds}

@@ -1,11 +1,16 @@
 """`phivision scores`: what a run's models do on held-out pictures, beside what floors do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from flows.tables import condition_order, print_rows
+from rich.console import Console
+from rich.table import Table
+
+from flows.tables import condition_order, metric_name, table_of
 from pipeline.errors import PipelineError
 from storage.catalog import Catalog
+
+Row = dict[str, Any]
 
 # What says most; the gaps, splits and sums behind them are for `--all`.
 MAIN = (
@@ -21,12 +26,12 @@ MAIN = (
 )
 
 _SQL = """
-SELECT stage, metric, condition, value, low, high, count FROM metrics WHERE run = $run
+SELECT stage, split, metric, condition, value, low, high, count FROM metrics WHERE run = $run
 """
 
 
 def print_scores(catalog: Catalog, *, every: bool = False) -> None:
-    """Print one row per model and metric, one column per condition, intervals in brackets.
+    """Print the scores of each model under every condition, with their intervals.
 
     Args:
         catalog: Of the store.
@@ -56,26 +61,78 @@ def run_of(catalog: Catalog) -> str:
     return str(catalog.run or catalog.runs[0]["run"])
 
 
-def print_conditions(run: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows of the `metrics` view as a table whose columns are conditions.
+def print_conditions(run: str, rows: Sequence[Row]) -> None:
+    """Print rows of the `metrics` view, one table per model, as wide as the terminal allows.
+
+    A column per condition with whole intervals, or where these do not fit with half their width,
+    or where that does not fit either one line per condition.
 
     Args:
         run: The run they are of.
-        rows: `stage`, `metric`, `condition`, `value`, `low`, `high` and `count` of each.
+        rows: `stage`, `split`, `metric`, `condition`, `value`, `low`, `high` and `count` of each.
     """
-    cells: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
-        key = (row["stage"], row["metric"])
-        cells.setdefault(key, {"n": row["count"]})[row["condition"]] = (
-            f"{row['value']:.3f}{interval}"
-        )
     conditions = condition_order(row["condition"] for row in rows)
     print(f"held-out scores of run {run}: {' / '.join(conditions)}")
-    print_rows(
-        ["model", "metric", *conditions, "n"],
-        [
-            [*key, *(found.get(name) for name in conditions), found["n"]]
-            for key, found in cells.items()
-        ],
+    by_stage: dict[str, list[Row]] = {}
+    for row in rows:
+        by_stage.setdefault(row["stage"], []).append(row)
+    console = Console(soft_wrap=False)
+    tables, note = _that_fit(list(by_stage.values()), conditions, console.width)
+    for stage, table in zip(by_stage, tables, strict=True):
+        print(f"\nmodel of {stage}")
+        console.print(table)
+    print(f"\n{note}")
+
+
+def _that_fit(
+    groups: Sequence[Sequence[Row]], conditions: Sequence[str], width: int
+) -> tuple[list[Table], str]:
+    """Return a table per group, and what is said below them."""
+    forms = (
+        (_interval, "[low, high]: 95 % interval over pictures"),
+        (_half, "±: half a 95 % interval over pictures; a wider terminal shows both ends"),
     )
+    endless = Console(width=10_000)
+    for form, note in forms:
+        tables = [_by_condition(rows, conditions, form) for rows in groups]
+        if all(endless.measure(table).maximum <= width for table in tables):
+            return tables, note
+    return [_by_line(rows) for rows in groups], "low, high: 95 % interval over pictures"
+
+
+def _by_condition(
+    rows: Sequence[Row], conditions: Sequence[str], form: Callable[[Row], str]
+) -> Table:
+    cells: dict[str, dict[str, object]] = {}
+    for row in rows:
+        found = cells.setdefault(metric_name(row), {"n": row["count"]})
+        found[row["condition"]] = form(row)
+    heads = [name.replace("_", "\n") for name in conditions]
+    lines = [[name, *map(found.get, conditions), found["n"]] for name, found in cells.items()]
+    return table_of(["metric", *heads, "n"], lines, whole=True)
+
+
+def _by_line(rows: Sequence[Row]) -> Table:
+    figures = ("value", "low", "high")
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    lines = [
+        [metric_name(row), row["condition"], *(_figure(row[name]) for name in figures)]
+        for row in sorted(rows, key=lambda row: metrics.index(row["metric"]))
+    ]
+    return table_of(["metric", "condition", *figures], lines)
+
+
+def _interval(row: Row) -> str:
+    bounds = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{_figure(row['value'])}{bounds}"
+
+
+def _half(row: Row) -> str:
+    if row["low"] is None:
+        return _figure(row["value"])
+    half = f"{(row['high'] - row['low']) / 2:.2f}"
+    return f"{_figure(row['value'])}±{half.removeprefix('0')}"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

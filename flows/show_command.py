@@ -16,12 +16,13 @@ _SECTIONS = (
     ("objects", "SELECT category, x, y, width, height FROM objects WHERE image_id = $id"),
     (
         "features",
-        "SELECT shard, row, round(patch_norm, 3) AS patch_norm FROM features WHERE sha256 = $sha",
+        "SELECT shard, row, round(patch_norm::DOUBLE, 3) AS patch_norm FROM features "
+        "WHERE sha256 = $sha",
     ),
     (
         "examples",
-        "SELECT example_id, kind, turns, len(input_ids) AS tokens, text FROM examples "
-        "WHERE image_id = $id ORDER BY 1",
+        "SELECT example_id, kind, turns, len(input_ids) AS tokens, "
+        "replace(text, chr(10), ' ↵ ') AS text FROM examples WHERE image_id = $id ORDER BY 1",
     ),
     (
         "drops",
@@ -30,9 +31,14 @@ _SECTIONS = (
     ),
     (
         "predictions",
-        "SELECT stage, condition, kind, question, prediction, score FROM predictions "
-        "WHERE image_id = $id ORDER BY stage, kind, question, condition DESC",
+        "SELECT stage, condition, kind, question, prediction, round(score, 3) AS score "
+        "FROM predictions WHERE image_id = $id "
+        "ORDER BY condition <> 'real', kind <> 'caption', kind, stage, condition DESC, question",
     ),
+)
+_CAPTION = (
+    "SELECT prediction FROM predictions WHERE image_id = $id AND stage = 'finetune' "
+    "AND condition = 'real' AND kind = 'caption'"
 )
 
 
@@ -64,6 +70,9 @@ def show_image(catalog: Catalog, image_id: int | None) -> None:
             f"{row['split']} · sha256 {row['sha256'][:16]}",
             markup=False,
         )
+        if "predictions" in database.names:
+            for said in _query(database, _CAPTION, keys):
+                console.print(f"the model's caption: {said['prediction']}", markup=False)
         for name, sql in _SECTIONS:
             if name in database.names:
                 _section(console, name, _query(database, sql, keys))

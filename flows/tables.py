@@ -9,14 +9,27 @@ from rich.table import Table
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows as a table on standard output; text is never read as markup."""
+    Console(soft_wrap=False).print(table_of(columns, rows))
+
+
+def table_of(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, whole: bool = False
+) -> Table:
+    """Return rows as a table.
+
+    Args:
+        columns: Headings.
+        rows: One cell per column; None is an empty one.
+        whole: Never break a cell over lines, whatever the width.
+    """
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    Console(soft_wrap=False).print(table)
+    return table
 
 
 def metric_name(row: Mapping[str, Any]) -> str:
