@@ -18,6 +18,7 @@ class LanguageLine(NamedTuple):
         layers: Decoder layers.
         heads: Attention heads.
         inner: Width inside the MLP.
+        positions: Tokens that it can read at once.
         fused_gelu: Whether the activation is one kernel; transformers' `gelu_new` is several, and
             each keeps what it needs for the backward pass.
         dropout: Dropout of a layer's two outputs, in training.
@@ -28,6 +29,7 @@ class LanguageLine(NamedTuple):
     layers: int
     heads: int
     inner: int
+    positions: int
     fused_gelu: bool
     dropout: float
 
@@ -63,6 +65,10 @@ class LanguageLine(NamedTuple):
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "dense")
 
 LANGUAGE_MODELS = MappingProxyType(
-    {"microsoft/phi-2": LanguageLine(51_200, 2560, 32, 32, 10_240, fused_gelu=False, dropout=0.1)}
+    {
+        "microsoft/phi-2": LanguageLine(
+            51_200, 2560, 32, 32, 10_240, 2048, fused_gelu=False, dropout=0.1
+        )
+    }
 )
 """By Hugging Face repository."""

@@ -7,9 +7,9 @@ here, everything downstream loads them with the same code.
 from pathlib import Path
 
 from model.encoder_table import is_path
+from pipeline.backbone_parts import BackbonesChoice, HubBackbones
 from pipeline.hub import fetching
 from pipeline.recipe import Recipe
-from pipeline.recipe_parts import BackbonesChoice, HubBackbones
 from pipeline.stage import SourceState, StageContext, Summary
 
 

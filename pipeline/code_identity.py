@@ -25,6 +25,7 @@ INFRASTRUCTURE = frozenset(
     {
         "model.encoder_table",
         "pipeline.adopt",
+        "pipeline.backbone_parts",
         "pipeline.code_identity",
         "pipeline.dag",
         "pipeline.devices",

@@ -26,9 +26,19 @@ from storage.transfer import download
 
 
 def conversations(
-    context: StageContext, conversations: ConversationsPart, images: ImagesPart, seed: int
+    context: StageContext,
+    conversations: ConversationsPart,
+    images: ImagesPart | None = None,
+    *,
+    seed: int,
 ) -> Summary:
     """Write `conversations` and `drops`.
+
+    Args:
+        context: The stage's folders.
+        conversations: The recipe's part.
+        images: The part of the pictures, where the demo's conversations are to be written.
+        seed: Seed of these.
 
     Raises:
         PipelineError: The file is no LLaVA-Instruct JSON.
@@ -44,7 +54,7 @@ def conversations(
 
 
 def _locate(
-    context: StageContext, part: ConversationsPart, images: ImagesPart, seed: int
+    context: StageContext, part: ConversationsPart, images: ImagesPart | None, seed: int
 ) -> tuple[Path, str]:
     """Return the local file, and the name by which its owner knows it."""
     target = context.scratch / "conversations.json"
@@ -54,6 +64,7 @@ def _locate(
         case HubConversations(repository=repository, filename=name, revision=revision):
             return hub_file(repository, name, revision), f"{repository}/{name}"
         case _:
+            assert images is not None  # the DAG gives them to such a source
             assert isinstance(images.source, DemoImages)
             rendered = context.scratch / "rendered.json"
             counts = {"train_images": images.source.train, "val_images": images.source.test}

@@ -6,7 +6,9 @@ DAG: tuple[Stage, ...] = (
     Stage("images", reads=("images",), network=True, probe="pipeline.source_layout:probe_images"),
     Stage(
         "conversations",
-        reads=("conversations", "images"),
+        reads=("conversations",),
+        # Only those that we render speak about the pictures that we render.
+        also=lambda recipe: ("images",) if recipe.conversations.source.kind == "demo" else (),
         network=True,
         probe="pipeline.source_layout:probe_conversations",
     ),

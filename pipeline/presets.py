@@ -4,6 +4,7 @@ from types import MappingProxyType
 
 from model.objective_configs import StandardConfig
 from model.projectors import MixtureConfig
+from pipeline.backbone_parts import HubBackbones, TinyBackbones
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe
 from pipeline.recipe_parts import (
@@ -15,12 +16,10 @@ from pipeline.recipe_parts import (
     ExamplesPart,
     FeaturesPart,
     FinetunePart,
-    HubBackbones,
     HubConversations,
     ImagesPart,
     PretrainPart,
     PublishPart,
-    TinyBackbones,
 )
 
 REFUSALS = (

@@ -7,14 +7,15 @@ defaults, so naming one field can never reset its siblings.
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from model.encoder_table import ENCODERS
+from pipeline.backbone_parts import BackbonesChoice, TinyBackbones, positions_of
 from pipeline.errors import RecipeError
 from pipeline.recipe_parts import (
-    BackbonesChoice,
     ConversationsPart,
     EvaluatePart,
     ExamplesPart,
@@ -24,7 +25,6 @@ from pipeline.recipe_parts import (
     Part,
     PretrainPart,
     PublishPart,
-    TinyBackbones,
 )
 
 
@@ -55,12 +55,25 @@ class Recipe(Part):
                 f"the encoder has {layers} layers, features.layer says {self.features.layer}"
             )
         self.pretrain.projector.validate_against(self.features.patches)
+        self._texts_fit()
         if self.conversations.source.kind == "demo" and self.images.source.kind != "demo":
             raise ValueError(
                 "conversations.source.kind=demo speaks about rendered images only: choose "
                 "kind file or hub beside images.source.kind=" + self.images.source.kind
             )
         return self
+
+    def _texts_fit(self) -> None:
+        positions = positions_of(self.backbones)
+        # The prefix ends with the separator; what is asked is no longer than an example.
+        prefix = self.pretrain.projector.tokens_out(self.features.patches) + 1
+        needed = prefix + self.examples.max_tokens + self.evaluate.max_new_tokens
+        if positions is not None and needed > positions:
+            raise ValueError(
+                f"the language model has {positions} positions: {prefix} of the picture, "
+                f"examples.max_tokens={self.examples.max_tokens} and "
+                f"evaluate.max_new_tokens={self.evaluate.max_new_tokens} need {needed}"
+            )
 
     def override(self, changes: Mapping[str, object]) -> "Recipe":
         """Return this recipe with dotted paths replaced, validated as a whole.
@@ -88,7 +101,7 @@ class Recipe(Part):
         try:
             return Recipe.model_validate(values)
         except ValidationError as error:
-            raise RecipeError(_explain(error, self)) from None
+            raise RecipeError(_explain(error)) from None
 
     def _entry(self, path: str) -> tuple[str, str | None]:
         """Return a path's field and, where that is one of named entries, the rest as a name."""
@@ -145,17 +158,20 @@ def _assign(values: dict[str, Any], path: str, value: object, *, fresh_kinds: li
     for depth, key in enumerate(parents):
         inner = node.get(key) if isinstance(node, dict) else None
         if not isinstance(inner, dict):
-            raise _unknown(path, values, ".".join(parents[: depth + 1]))
+            raise _unknown(path, _paths(values), ".".join(parents[: depth + 1]))
         node = inner
     if leaf == "kind" and node.get("kind") != value:
         node.clear()
     elif leaf not in node and ".".join([*parents, "kind"]) not in fresh_kinds:
-        raise _unknown(path, values, path)
+        raise _unknown(path, _paths(values), path)
     node[leaf] = value
 
 
-def _unknown(path: str, values: dict[str, Any], missing: str) -> RecipeError:
-    valid = [known for known, _ in flatten(values)]
+def _paths(values: dict[str, Any]) -> list[str]:
+    return [path for path, _ in flatten(values)]
+
+
+def _unknown(path: str, valid: list[str], missing: str) -> RecipeError:
     near = difflib.get_close_matches(path, valid, n=1, cutoff=0.4)
     by_leaf = [known for known in valid if known.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
     hint = (by_leaf or near or [""])[0]
@@ -165,16 +181,44 @@ def _unknown(path: str, values: dict[str, Any], missing: str) -> RecipeError:
     )
 
 
-def _explain(error: ValidationError, recipe: Recipe) -> str:
+def _explain(error: ValidationError) -> str:
     lines = []
-    tags = {"demo", "folder", "coco2017", "lcs558k", "file", "hub", "tiny"}
     for item in error.errors():
-        place = ".".join(str(step) for step in item["loc"] if step not in tags) or "recipe"
+        path, siblings = _place(item["loc"])
+        place = path or "recipe"
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            lines.append(str(_unknown(place, recipe.model_dump(mode="json"), place)))
+            lines.append(str(_unknown(place, siblings, place)))
         elif item["type"] == "missing":
             lines.append(f"{place} is required here: add --set {place}=…")
+        elif isinstance(item["input"], Mapping):  # a whole part, whose fields do not fit
+            lines.append(f"{place}: {message}")
         else:
             lines.append(f"{place}: {message} (got {str(item['input'])[:80]!r})")
     return "\n".join(dict.fromkeys(lines))
+
+
+def _place(loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """Return the dotted path of an error, and the paths that are valid beside it.
+
+    Pydantic names the kind of a tagged value among the steps; a path does not.
+    """
+    steps: list[str] = []
+    siblings: list[str] = []
+    node: Any = Recipe
+    for step in loc:
+        if isinstance(node, dict):  # kinds of a tagged value
+            node = node.get(step)
+            continue
+        fields = getattr(node, "model_fields", {})
+        siblings = [".".join([*steps, name]) for name in fields]
+        steps.append(str(step))
+        node = _below(fields[step]) if step in fields else None
+    return ".".join(steps), siblings
+
+
+def _below(field: FieldInfo) -> Any:
+    """Return a field's own class, or for a tagged value the class of each kind."""
+    if field.discriminator is None:
+        return field.annotation
+    return {kind.model_fields["kind"].default: kind for kind in get_args(field.annotation)}

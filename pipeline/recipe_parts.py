@@ -8,7 +8,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from model.encoder_table import ENCODERS, is_path
 from model.objective_configs import ObjectiveConfig
 from model.projectors import ProjectorConfig
 
@@ -20,7 +19,7 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 class Part(BaseModel):
     """A frozen, complete group of choices; unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DemoImages(Part):
@@ -150,60 +149,6 @@ class ExamplesPart(Part):
             if fault := filters_fault(filters):
                 raise ValueError(f"filter {fault}")
         return filters
-
-
-class TinyBackbones(Part):
-    """A small open_clip model and a small Phi, trained on the training split itself."""
-
-    kind: Literal["tiny"] = "tiny"
-    image_size: Positive = Field(description="Side of the square the encoder sees, in pixels.")
-    patch_size: Positive = Field(description="Side of one patch, in pixels.")
-    clip_width: Positive = Field(description="Width of the vision transformer.")
-    clip_layers: Positive = Field(description="Layers of the vision transformer.")
-    clip_text_width: Positive = Field(description="Width of the text tower.")
-    clip_text_layers: Positive = Field(description="Layers of the text tower.")
-    clip_embed: Positive = Field(description="Width of the shared embedding.")
-    clip_epochs: Positive = Field(description="Passes over the training images.")
-    clip_batch: Positive = Field(description="Images per contrastive step.")
-    clip_learning_rate: Rate = Field(description="Peak learning rate of the contrastive phase.")
-    lm_vocabulary: Positive = Field(description="Size of the BPE vocabulary, at most.")
-    lm_width: Positive = Field(description="Hidden width of the language model.")
-    lm_layers: Positive = Field(description="Layers of the language model.")
-    lm_heads: Positive = Field(description="Attention heads of the language model.")
-    lm_epochs: Positive = Field(description="Passes over the training text.")
-    lm_batch: Positive = Field(description="Texts per step.")
-    lm_learning_rate: Rate = Field(description="Peak learning rate of the language model.")
-
-
-class HubBackbones(Part):
-    """Published weights: a CLIP that open_clip knows and a Phi of the Hugging Face Hub."""
-
-    kind: Literal["hub"] = "hub"
-    clip_name: str = Field(description="open_clip architecture, e.g. ViT-B-32-quickgelu.")
-    clip_pretrained: str = Field(
-        description="open_clip's tag of the weights, e.g. openai, or a local .safetensors file."
-    )
-    lm_repository: str = Field(description="Hub repository of the language model.")
-    lm_revision: str = Field(description="Commit or branch of that repository.")
-
-    @model_validator(mode="after")
-    def _encoder_is_known(self) -> Self:
-        if self.clip_name not in ENCODERS:
-            raise ValueError(f"no encoder '{self.clip_name}'; there are {', '.join(ENCODERS)}")
-        if self.clip_pretrained == "openai" and not self.clip_name.endswith("-quickgelu"):
-            raise ValueError(
-                f"OpenAI's weights were trained with QuickGELU: use {self.clip_name}-quickgelu"
-            )
-        tags = ENCODERS[self.clip_name].tags
-        if self.clip_pretrained not in tags and not is_path(self.clip_pretrained):
-            raise ValueError(
-                f"{self.clip_name} has no weights '{self.clip_pretrained}': "
-                f"use {' or '.join(tags)}, or the path of a .safetensors file"
-            )
-        return self
-
-
-BackbonesChoice = Annotated[TinyBackbones | HubBackbones, Field(discriminator="kind")]
 
 
 class FeaturesPart(Part):

@@ -68,6 +68,7 @@ class Stage:
         name: Name of the stage, of its artifacts and of its module in `pipeline`.
         inputs: Stages whose artifacts it reads.
         reads: Recipe parts that it is given; it cannot see others, so identity is complete.
+        also: Tells of a recipe which further parts it is given.
         network: Whether it may fetch from elsewhere, so that a failure is worth a retry.
         standalone: Tells of a recipe with which the stage reads no artifact at all.
         probe: Looks at the stage's outside source (a folder, a URL) and returns its state, which
@@ -77,6 +78,7 @@ class Stage:
     name: str
     inputs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    also: Callable[[Recipe], tuple[str, ...]] | None = None
     network: bool = False
     standalone: Callable[[Recipe], bool] | None = None
     probe: str | None = None
@@ -90,6 +92,10 @@ class Stage:
         """Return the stages whose artifacts it reads under this recipe."""
         return () if self.standalone and self.standalone(recipe) else self.inputs
 
+    def reads_with(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the recipe parts that it is given under this recipe, the seed left out."""
+        return (*self.reads, *(self.also(recipe) if self.also else ()))
+
     def source_state(self, recipe: Recipe) -> SourceState:
         """Return the state of the stage's outside source, empty where it has none."""
         if self.probe is None:
@@ -99,7 +105,7 @@ class Stage:
 
     def arguments(self, recipe: Recipe) -> dict[str, Any]:
         """Return the recipe parts this stage reads, by name, followed by the seed."""
-        return {part: getattr(recipe, part) for part in (*self.reads, "seed")}
+        return {part: getattr(recipe, part) for part in (*self.reads_with(recipe), "seed")}
 
     def function(self) -> Callable[..., Summary]:
         """Import and return the stage's function, which bears the stage's name."""

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from model.tiny_clip import tiny_clip_config, train_tiny_clip
 from model.tiny_phi import BLOCK, train_tiny_phi
+from pipeline.backbone_parts import TinyBackbones
 from pipeline.devices import use_threads
 from pipeline.pictures import pictures
-from pipeline.recipe_parts import TinyBackbones
 from pipeline.stage import StageContext, Summary
 from storage.tables import read_table
 

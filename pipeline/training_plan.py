@@ -12,9 +12,10 @@ from model.encoder_table import ENCODERS
 from model.flops import Size, Weights, passes_before, training_flops
 from model.language_table import LANGUAGE_MODELS, LanguageLine
 from model.projector_costs import ProjectorCosts, projector_costs
+from pipeline.backbone_parts import TINY_POSITIONS, BackbonesChoice, TinyBackbones
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
-from pipeline.recipe_parts import BackbonesChoice, FinetunePart, PretrainPart, TinyBackbones
+from pipeline.recipe_parts import FinetunePart, PretrainPart
 
 Method = Literal["frozen", "lora", "full"]
 
@@ -178,6 +179,7 @@ def language_line(backbones: BackbonesChoice) -> LanguageLine:
             backbones.lm_layers,
             backbones.lm_heads,
             4 * width,
+            TINY_POSITIONS,
             fused_gelu=True,
             dropout=0.0,
         )

@@ -170,7 +170,7 @@ def test_llava_records_about_absent_pictures_are_dropped_as_such(
         return StageContext(inputs, out, scratch, Settings(), ConsoleReporter())
 
     spoken = context("conversations")
-    assert conversations(spoken, recipe.conversations, recipe.images, 0)["conversations"] == 42 + 9
+    assert conversations(spoken, recipe.conversations, seed=0)["conversations"] == 42 + 9
     inputs["conversations"] = FolderArtifact(spoken.out)
     summary = examples(context("examples"), recipe.examples, 0)
     assert summary["dropped"]["image missing"] == 5 + 9

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from pipeline.conversations import conversations
 from pipeline.errors import PipelineError
-from pipeline.presets import preset
 from pipeline.recipe_parts import ConversationsPart, FileConversations
 from pipeline.settings import Settings
 from pipeline.stage import StageContext
@@ -54,7 +53,7 @@ def run(file: Path, work: Path, sha256: str | None = None) -> tuple[dict[str, Js
     scratch.mkdir()
     context = StageContext({}, out, scratch, Settings(), Recorder())
     part = ConversationsPart(source=FileConversations(path=str(file), sha256=sha256))
-    return dict(conversations(context, part, preset("demo").images, 0)), out
+    return dict(conversations(context, part, seed=0)), out
 
 
 def written(path: Path, value: Json) -> Path:

@@ -108,9 +108,35 @@ def test_changing_a_kind_takes_the_new_fields_only() -> None:
     assert recipe.conversations.source.sha256 is None  # ty: ignore
 
 
-def test_a_new_kind_names_the_fields_it_lacks() -> None:
-    with pytest.raises(RecipeError, match=r"images\.source\.root"):
-        preset("demo").override({"images.source.kind": "folder"})
+@pytest.mark.parametrize(
+    ("kind", "lacking"),
+    [
+        ("images.source.kind=folder", "images.source.root"),
+        ("pretrain.projector.kind=sparse_mixture", "pretrain.projector.active"),
+        ("finetune.objective.kind=scheduled_sampling", "finetune.objective.decay"),
+        ("backbones.kind=hub", "backbones.clip_name"),
+    ],
+)
+def test_a_new_kind_names_the_fields_it_lacks(kind: str, lacking: str) -> None:
+    path, value = kind.split("=")
+    with pytest.raises(RecipeError, match=f"--set {re.escape(lacking)}=…"):
+        preset("demo").override({path: value})
+
+
+def test_a_misspelt_field_of_a_new_kind_names_one_of_its_own() -> None:
+    changes = {
+        "pretrain.projector.kind": "sparse_mixture",
+        "pretrain.projector.activ": 2,
+    }
+    with pytest.raises(RecipeError) as caught:
+        preset("demo").override(changes)
+    assert "no field 'pretrain.projector.activ'" in str(caught.value)
+    assert "did you mean 'pretrain.projector.active'" in str(caught.value)
+
+
+def test_a_filter_that_is_named_like_a_kind_keeps_its_name() -> None:
+    with pytest.raises(RecipeError, match=r"examples\.filters\.demo: "):
+        preset("demo").override({"examples.filters.demo": 3})
 
 
 @pytest.mark.parametrize(
@@ -144,11 +170,42 @@ def test_a_typo_names_the_nearest_valid_field(typo: str, meant: str) -> None:
         ("evaluate.presence_answers", ("yes", "yes"), "cannot be told apart"),
         ("evaluate.presence_answers", ("no", "not at all"), "cannot be told apart"),
         ("evaluate.presence_answers", ("yes", ""), "cannot be told apart"),
+        ("finetune.epochs", float("inf"), "finetune.epochs.*finite"),
+        ("finetune.epochs", "Infinity", "finetune.epochs.*finite"),
+        ("pretrain.clip_norm", float("nan"), "pretrain.clip_norm"),
+        ("backbones.lm_heads", 5, "lm_width 96 .* 5 lm_heads"),
+        ("backbones.lm_heads", 16, "multiple of 4"),
+        ("backbones.patch_size", 15, "image_size 112 is no multiple of patch_size 15"),
+        ("backbones.clip_width", 50, "clip_width 50 is no multiple of 32"),
+        ("backbones.clip_text_width", 16, "clip_text_width 16"),
+        ("examples.max_tokens", 1000, "1024 positions.*examples.max_tokens=1000"),
+        ("evaluate.max_new_tokens", 2000, "evaluate.max_new_tokens=2000 need 2210"),
     ],
 )
 def test_nonsense_is_refused_before_any_work(path: str, value: object, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         preset("demo").override({path: value})
+
+
+def test_texts_that_phi_2_cannot_read_are_refused() -> None:
+    with pytest.raises(RecipeError, match="2048 positions: 50 of the picture"):
+        preset("coco").override({"examples.max_tokens": 2000})
+    # Another model's positions are not known before its config is fetched.
+    other = {"backbones.lm_repository": "someone/phi", "examples.max_tokens": 2000}
+    assert preset("coco").override(other).examples.max_tokens == 2000
+
+
+def test_the_sizes_of_the_tiny_models_are_those_of_their_code() -> None:
+    from model.tiny_clip import tiny_clip_config
+    from model.tiny_phi import POSITIONS
+    from pipeline.backbone_parts import CLIP_HEAD, TINY_POSITIONS
+
+    config = tiny_clip_config(
+        image_size=64, patch_size=8, width=64, layers=1, text_width=64, text_layers=1, embed=8
+    )
+    assert config["vision_cfg"]["head_width"] == CLIP_HEAD
+    assert config["text_cfg"]["heads"] == 64 // CLIP_HEAD
+    assert POSITIONS == TINY_POSITIONS
 
 
 def test_openai_weights_need_quickgelu() -> None:

@@ -96,7 +96,7 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
 
 
 def payload_without_code(stage: Stage, recipe: Recipe) -> dict[str, Any]:
-    bare = Stage(stage.name, stage.inputs, stage.reads)
+    bare = Stage(stage.name, stage.inputs, stage.reads, stage.also)
     return {**payload_of(bare, recipe, {}), "code": {}}
 
 
@@ -111,7 +111,7 @@ def test_every_leaf_that_a_stage_reads_bears_identity_and_no_other(name: str) ->
         part = path.split(".", maxsplit=1)[0]
         altered = change(recipe, path.split("."))
         for stage in DAG:
-            reads = part == "seed" or part in stage.reads
+            reads = part == "seed" or part in stage.reads_with(recipe)
             arguments = payload_arguments(stage, altered)
             same = fingerprint_of(before[stage.name] | {"recipe": arguments}) == fingerprint_of(
                 before[stage.name]
@@ -131,6 +131,15 @@ def payload_arguments(stage: Stage, recipe: Recipe) -> dict[str, Any]:
 def test_every_part_of_the_recipe_is_read_by_some_stage() -> None:
     parts = {part for stage in DAG for part in stage.reads} | {"seed"}
     assert parts == set(Recipe.model_fields)
+
+
+def test_more_pictures_make_other_conversations_only_where_they_are_written_for_them() -> None:
+    found = {
+        name: fingerprints(recipe)["conversations"]
+        != fingerprints(recipe.override({"images.limit": 80_000}))["conversations"]
+        for name, recipe in PRESETS.items()
+    }
+    assert found == {"demo": True, "coco": False}
 
 
 def test_settings_are_not_even_asked() -> None:

@@ -46,7 +46,7 @@ from tests.unit.test_plan import command
 
 PATCHES, VISION, RANK = 9, 24, 4
 TARGETS = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
-TINY = LanguageLine(300, 64, 3, 2, 256, fused_gelu=True, dropout=0.0)
+TINY = LanguageLine(300, 64, 3, 2, 256, 64, fused_gelu=True, dropout=0.0)
 TOLERANCE = 0.1
 SPARSE = SparseMixtureConfig(
     reducer="none", tokens=9, experts=4, layers=2, active=2, balance_weight=0.01
