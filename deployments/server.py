@@ -9,26 +9,31 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from deployments.guard import LOOPBACK, Guard
 from flows.ports import refuse_taken
 from pipeline.errors import PipelineError
 
+if TYPE_CHECKING:
+    from asyncpg import Connection
+
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prepare the database and become the server."""
+    """Prepare the database and be the server until told to end."""
     parser = argparse.ArgumentParser(prog="python -m deployments.server", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
     parser.add_argument("--port", type=int, default=port)
     chosen = parser.parse_args(arguments)
-    if chosen.host not in _LOOPBACK and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+    if chosen.host not in LOOPBACK and not os.environ.get(AUTH):
         parser.error(
             f"{chosen.host} is open to other machines, and whoever reaches the server can run "
-            "things on its workers; set PREFECT_SERVER_API_AUTH_STRING=user:password first"
+            f"things on its workers; set {AUTH}=user:password first"
         )
     try:
         refuse_taken(chosen.host, chosen.port, "name another one with PREFECT_SERVER_API_PORT")
@@ -38,14 +43,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     # The page asks the server that it came from; by itself it would always ask port 4200.
     os.environ.setdefault("PREFECT_SERVER_UI_API_URL", "/api")
+    # By itself Prefect answers the pages of all sites, which run in this machine's browsers, too.
+    os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", own_origins(chosen.port))
     if url := os.environ.get(DATABASE, ""):
         os.environ[DATABASE] = with_driver(url)
         if url.startswith("postgres"):
             asyncio.run(create_database(url))
-    command = [sys.executable, "-m", "prefect", "server", "start"]
-    command += ["--host", chosen.host, "--port", str(chosen.port)]
-    sys.stdout.flush()
-    os.execv(sys.executable, command)  # noqa: S606 - no shell is wanted
+    serve(chosen.host, chosen.port)
+
+
+def own_origins(port: int) -> str:
+    """Return the origins of the server's own page, as Prefect's setting wants them."""
+    return ",".join(f"http://{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]"))
+
+
+def serve(host: str, port: int) -> None:
+    """Run the server; without a password it answers nobody but this machine."""
+    import uvicorn
+    from prefect.server.api.server import create_app  # reads the environment
+
+    app = create_app(final=True)
+    guarded = app if os.environ.get(AUTH) else Guard(app)
+    config = uvicorn.Config(guarded, host=host, port=port, log_level="warning")
+    port_of_ours = config.bind_socket()  # says so and ends where the port is taken
+    print(f"Prefect's window: http://{host}:{port}", flush=True)  # noqa: T201 - a person watches
+    uvicorn.Server(config).run(sockets=[port_of_ours])
 
 
 def with_driver(url: str) -> str:
@@ -68,27 +90,47 @@ async def create_database(url: str) -> None:
     import asyncpg
 
     parts = urlsplit(url)
-    name = unquote(parts.path.strip("/"))
-    place = f"{parts.hostname}:{parts.port or 5432}"
+    name, place = unquote(parts.path.strip("/")), f"{parts.hostname}:{parts.port or 5432}"
     try:
-        connection = await asyncpg.connect(
-            host=parts.hostname,
-            port=parts.port or 5432,
-            user=unquote(parts.username or "postgres"),
-            password=unquote(parts.password or ""),
-            database="postgres",
-        )
+        # First the database itself: a user may well be allowed to enter no other one.
+        await (await _connect(url, name)).close()
+    except asyncpg.InvalidCatalogNameError:
+        await _create(url, name, place)
     except (OSError, asyncpg.PostgresError) as error:
         sys.exit(f"PostgreSQL at {place} refuses: {error}\n  → see {DATABASE}")
+
+
+async def _create(url: str, name: str, place: str) -> None:
+    import asyncpg
+
     try:
-        if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name):
+        connection = await _connect(url, "postgres")
+        try:
             quoted = name.replace('"', '""')
             await connection.execute(f'CREATE DATABASE "{quoted}"')
-            print(f"made the database {name} at {place}")  # noqa: T201 - a person is watching
-    except asyncpg.PostgresError as error:
-        sys.exit(f"the database {name} cannot be made at {place}: {error}")
-    finally:
-        await connection.close()
+        finally:
+            await connection.close()
+    except (asyncpg.DuplicateDatabaseError, asyncpg.UniqueViolationError):
+        return  # another server, which starts at the same time, was faster
+    except (OSError, asyncpg.PostgresError) as error:
+        sys.exit(
+            f"the database {name} is not there and cannot be made at {place}: {error}\n"
+            "  → make it by hand, or name one that is there"
+        )
+    print(f"made the database {name} at {place}", flush=True)  # noqa: T201 - a person watches
+
+
+async def _connect(url: str, database: str) -> "Connection":
+    import asyncpg
+
+    parts = urlsplit(url)
+    return await asyncpg.connect(
+        host=parts.hostname,
+        port=parts.port or 5432,
+        user=unquote(parts.username or "postgres"),
+        password=unquote(parts.password or ""),
+        database=database,
+    )
 
 
 if __name__ == "__main__":
