@@ -1,8 +1,9 @@
 """Mark runs whose machine is gone as crashed: `python -m deployments.lost_runs`.
 
 A worker reports a flow process that dies. Where the worker dies with it, nobody does, and the run
-would be *Running* for ever and hold its deployment's only slot. Runs send a heartbeat, so the
-server is told to act on its absence. Doing it again changes nothing.
+would be *Running* for ever and hold its deployment's only slot. Our runs send a heartbeat every 30
+seconds, wherever they start, so the server is told to act on its absence; the runs of other flows,
+which may be silent for longer, are left alone. Doing it again changes nothing.
 """
 
 import argparse
@@ -14,9 +15,15 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 
+from flows.full_pipeline import full_pipeline
+from flows.retrain import retrain
+from flows.window import ENDINGS
+
 NAME = "phivision: runs without a heartbeat have crashed"
 SILENCE = 120.0  # seconds; heartbeats come every 30, and a busy machine may be late with some
-_ENDINGS = ("Completed", "Failed", "Cancelled", "Crashed")
+# An event is named after a state's name, which need not be that of its type.
+_ENDINGS = (*ENDINGS, "Completed", "Failed", "TimedOut", "Cancelled", "Crashed")
+_FLOWS = [full_pipeline.name, retrain.name]
 
 
 def lost_runs(silence: float) -> Automation:
@@ -29,6 +36,7 @@ def lost_runs(silence: float) -> Automation:
             after={heartbeat},
             expect={heartbeat, *(f"prefect.flow-run.{ending}" for ending in _ENDINGS)},
             match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": _FLOWS},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

@@ -1,1 +1,14 @@
 """The only room that imports Prefect: the flow, the command line, and nothing else."""
+
+import os
+
+# Prefect reads these when it is imported, so they stand where every import of a flow passes first.
+# The first start migrates a database, which takes longer than Prefect's own limit on a small
+# machine; nothing is reported to anyone.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+# A run that is silent for longer than deployments/lost_runs.py allows counts as crashed. Under a
+# worker Prefect is there before us, and deployments/prefect.yaml says the same.
+os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")

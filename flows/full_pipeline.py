@@ -4,17 +4,9 @@ Prefect is the orchestrator and the window. What is fresh is asked of the store'
 of Prefect's cache, so a stage that was already there shows as *Cached*.
 """
 
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
-
-# Read by Prefect when it is imported: the first start migrates a database, which takes longer
-# than Prefect's own limit on a small machine; nothing is reported to anyone.
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State

@@ -12,7 +12,16 @@ from flows.failures import may_pass
 from flows.fan_out import fan_out
 from flows.prefect_reporter import PrefectReporter
 from flows.report_attach import attach_report
-from flows.window import describe, show_run, show_stage, state_line, summary_line
+from flows.window import (
+    CACHED,
+    COMPLETED,
+    NOT_PUBLISHED,
+    describe,
+    show_run,
+    show_stage,
+    state_line,
+    summary_line,
+)
 from pipeline.dag import BY_NAME, DAG
 from pipeline.gate import decide, status_line
 from pipeline.materialize import Outcome, materialize
@@ -56,13 +65,13 @@ def make_stages(
         outcomes[stage.name] = _outcome(state)
     every = list(outcomes.values())
     run = record_run(store, recipe, every)
-    show_run(run, recipe, store, every)
     decision = decide(store, recipe, run, settings)
     get_run_logger().info(status_line(decision))
+    show_run(run, recipe, store, every)
     attach_report(store, settings, run)
     made = [outcome.stage for outcome in every if outcome.status == "made"]
-    label = "Completed" if made else "Cached"
-    label = "Not published" if decision is not None and decision.action == "refused" else label
+    label = COMPLETED if made else CACHED
+    label = NOT_PUBLISHED if decision is not None and decision.action == "refused" else label
     message = f"{summary_line(run, made, every)}; {status_line(decision)}"
     return Completed(name=label, message=message, data=(run, decision))
 
@@ -104,7 +113,7 @@ def run_stage(
         "seconds": outcome.seconds,
         "manifest": outcome.manifest.model_dump(mode="json"),
     }
-    label = "Cached" if outcome.status == "cached" else "Completed"
+    label = CACHED if outcome.status == "cached" else COMPLETED
     return Completed(name=label, message=state_line(outcome), data=data)
 
 

@@ -15,6 +15,14 @@ from storage.artifacts import ArtifactStore
 FIGURES = 5  # shown on a stage's line; the Prefect artifact has all
 CHANGES = 2  # shown in a run's name
 CONDITIONS = ("real", "shuffled", "blind")
+# The names of the states that a run ends in. Prefect's events bear these names, so whoever waits
+# for the end of a run must know all of them.
+COMPLETED, CACHED, NOT_PUBLISHED, NOTHING_NEW = ENDINGS = (
+    "Completed",
+    "Cached",
+    "Not published",
+    "Nothing new",
+)
 
 
 def run_title(parameters: Mapping[str, Any]) -> str:
