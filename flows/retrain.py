@@ -10,9 +10,14 @@ from prefect.states import Completed
 
 from flows.full_pipeline import explain_plan, name_of_run, run_settings
 from flows.parameters import Overrides, Preset, SettingValues
+from flows.report_attach import attach_report
+from flows.report_command import find_report
 from flows.stage_task import make_stages
-from pipeline.plan import plan
+from flows.window import NOTHING_NEW
+from pipeline.gate import decide, status_line
+from pipeline.plan import cached_outcomes, plan
 from pipeline.presets import preset as load_preset
+from pipeline.runs import record_run
 from storage.artifacts import ArtifactStore
 from storage.leases import presence
 
@@ -35,11 +40,18 @@ def retrain(
     store = ArtifactStore(chosen.store, chosen.work / "cache", chosen.cache_bytes)
     steps = plan(recipe, store)
     explain_plan(steps)
-    if all(step.status == "fresh" for step in steps):
+    outcomes = cached_outcomes(steps)
+    if outcomes is not None:
+        # The run that made them may have died before it was recorded and judged.
+        run = record_run(store, recipe, outcomes)
+        decision = decide(store, recipe, run, chosen)
         message = (
-            f"nothing new: sources, recipe and code are as they were, {store.uri} is up to date"
+            f"nothing new: sources, recipe and code are as they were, {store.uri} is up to date; "
+            f"{status_line(decision)}"
         )
         get_run_logger().info(message)
-        return Completed(name="Nothing new", message=message)
+        if find_report(store, run) is None:
+            attach_report(store, chosen, run)
+        return Completed(name=NOTHING_NEW, message=message)
     with presence(store, chosen.work / "locks"):
         return make_stages(recipe, chosen, store, ())

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from flows.report_command import find_report, report_after_run
 from pipeline.gate import decide, status_line
 from pipeline.materialize import Outcome
-from pipeline.plan import Step, plan
+from pipeline.plan import cached_outcomes, plan
 from pipeline.presets import preset as load_preset
 from pipeline.recipe import Recipe
 from pipeline.runs import record_run, run_name
@@ -27,20 +27,27 @@ def run_pipeline(
     """Make what is stale, print one line per stage, and return the name of the run.
 
     Raises:
+        PipelineError: The Prefect server of PREFECT_API_URL does not answer.
         SystemExit: Everything was made, and the gate does not let it be published.
     """
     recipe = load_preset(preset).override(changes)
     store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
     steps = plan(recipe, store, rerun)
-    if all(step.status == "fresh" for step in steps):
-        return _nothing_to_do(recipe, store, steps, settings)
+    outcomes = cached_outcomes(steps)
+    if outcomes is not None:
+        for step in steps:
+            print(f"{step.stage:<13} cached      0.0 s  {step.reason}".rstrip())
+        print("nothing to do: every stage is cached")
+        return _nothing_to_do(recipe, store, outcomes, settings)
     # Of a failure the command line tells one line; --debug has the traceback.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     atexit.register(_mute)  # before Prefect's own handlers are, so it comes after them
     own = "" if os.environ.get("PREFECT_API_URL") else " and a server of its own"
     print(f"starting Prefect{own}: some seconds", file=sys.stderr, flush=True)
     from flows.full_pipeline import full_pipeline
+    from flows.server_check import check_server
 
+    check_server()
     finished = full_pipeline(
         preset=preset,
         overrides=dict(changes),
@@ -52,15 +59,9 @@ def run_pipeline(
 
 
 def _nothing_to_do(
-    recipe: Recipe, store: ArtifactStore, steps: Sequence[Step], settings: Settings
+    recipe: Recipe, store: ArtifactStore, outcomes: Sequence[Outcome], settings: Settings
 ) -> str:
     """Record a run in which every stage is cached, and return its name."""
-    outcomes = [
-        Outcome(step.stage, "cached", step.manifest, 0.0) for step in steps if step.manifest
-    ]
-    for step in steps:
-        print(f"{step.stage:<13} cached      0.0 s  {step.reason}".rstrip())
-    print("nothing to do: every stage is cached")
     started = time.time()
     try:
         run = record_run(store, recipe, outcomes)

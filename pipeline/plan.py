@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pipeline.dag import DAG
 from pipeline.errors import PipelineError
-from pipeline.materialize import NEVER_MADE, look_up, other_versions, payload_of
+from pipeline.materialize import NEVER_MADE, Outcome, look_up, other_versions, payload_of
 from pipeline.recipe import Recipe, flatten
 from pipeline.stage import Stage
 from storage.artifacts import ArtifactStore
@@ -58,6 +58,16 @@ def plan(
         else:
             steps[stage.name] = _judge(stage, recipe, store, steps)
     return list(steps.values())
+
+
+def cached_outcomes(steps: Sequence[Step]) -> list[Outcome] | None:
+    """Return the outcomes of a run that has nothing to do, or None where something is stale."""
+    found = [
+        Outcome(step.stage, "cached", step.manifest, 0.0)
+        for step in steps
+        if step.status == "fresh" and step.manifest
+    ]
+    return found if len(found) == len(steps) else None
 
 
 def check_stages(names: Collection[str], stages: Sequence[Stage] = DAG) -> None:

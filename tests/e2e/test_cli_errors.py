@@ -61,6 +61,18 @@ def test_a_folder_without_cocos_layout_is_named(cli: Cli, tmp_path: Path) -> Non
     assert "train2017" in done.stderr
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{free}/api", "127.0.0.1:4200", "http://"])
+def test_a_prefect_server_that_does_not_answer_is_named(tmp_path: Path, url: str) -> None:
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = url.format(free=taken.getsockname()[1])
+        done = Cli(tmp_path / "store", PREFECT_API_URL=address)("run")
+    assert done.returncode == 1, done.stderr
+    assert address in done.stderr
+    assert "PREFECT_API_URL" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2
+
+
 def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
