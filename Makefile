@@ -16,10 +16,10 @@ demo: $(READY)  ## run the whole DAG on the rendered dataset, then look at what 
 # The demo takes one process for minutes; two more run everything else, and often wait.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
-test: $(READY) lint  ## all tests from units to the whole demo, but those of `make test-services`
-	$(PYTEST) -m "not server and not browser"
+test: $(READY) lint  ## all tests from units to the whole demo, but those in a browser
+	$(PYTEST) -m "not browser"
 
-test-services: $(READY)  ## a real Prefect server with workers, PostgreSQL and a browser, if installed
+test-services: $(READY)  ## Prefect's server with workers, PostgreSQL and a browser, where installed
 	$(BIN)/python -m pytest -m "server or browser"
 
 lint: $(READY)  ## style, types and the layers
@@ -36,16 +36,20 @@ format: $(READY)  ## put the code in the one style
 worker deploy: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 # Clients of a server with PREFECT_SERVER_API_AUTH_STRING send the same user and password.
 worker deploy: export PREFECT_API_AUTH_STRING ?= $(PREFECT_SERVER_API_AUTH_STRING)
+# The work pool; another one is made by hand first, as docs/deployments.md says for Kubernetes.
+worker deploy: export PREFECT_DEFAULT_WORK_POOL_NAME ?= phivision
 
 server: $(READY)  ## Prefect's server and window on loopback; SQLite, or the database of a URL
 	$(BIN)/python -m deployments.server
 
 worker: export PHIVISION_STORE ?= $(CURDIR)/.phivision
 worker: $(READY)  ## run what the server asks for, each run in a process of its own
-	$(BIN)/prefect worker start --pool phivision --type process
+	$(BIN)/prefect worker start --pool $(PREFECT_DEFAULT_WORK_POOL_NAME) --type process
 
+# A pool that is there may have been adapted, so it is left as it is.
 deploy: $(READY)  ## write the deployments and the schedule to the server
-	$(BIN)/prefect --no-prompt work-pool create phivision --type process --overwrite
+	$(BIN)/prefect --no-prompt work-pool inspect $(PREFECT_DEFAULT_WORK_POOL_NAME) >/dev/null 2>&1 || \
+	  $(BIN)/prefect --no-prompt work-pool create $(PREFECT_DEFAULT_WORK_POOL_NAME) --type process
 	$(BIN)/prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml
 	$(BIN)/python -m deployments.lost_runs
 

@@ -1,15 +1,18 @@
 """The files for clusters hold together, as far as that can be seen without a cluster."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SLURM = ROOT / "deployments/slurm/train.sbatch"
 TEMPLATE = ROOT / "deployments/kubernetes/job-template.json"
 GIVEN = {
     "name": "demo",
@@ -35,6 +38,15 @@ def test_the_job_runs_without_rights_it_does_not_need() -> None:
     assert pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
 
 
+def test_work_is_kept_where_the_pool_says() -> None:
+    variables = template()["variables"]["properties"]
+    claim = {"name": "work", "persistentVolumeClaim": {"claimName": "phivision-work"}}
+    known = {k: v.get("default") for k, v in variables.items()} | {"work_volume": claim}
+    job = _filled(template()["job_configuration"]["job_manifest"], known | GIVEN)
+    assert claim in job["spec"]["template"]["spec"]["volumes"]
+    assert variables["work_volume"]["default"]["name"] == claim["name"]
+
+
 def test_kubectl_reads_the_job(tmp_path: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
@@ -52,9 +64,51 @@ def test_kubectl_reads_the_job(tmp_path: Path) -> None:
 def test_shellcheck_finds_nothing_in_the_slurm_script() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    script = ROOT / "deployments/slurm/train.sbatch"
-    done = subprocess.run(["shellcheck", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(["shellcheck", SLURM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_bash_reads_the_slurm_script() -> None:
+    done = subprocess.run(["bash", "-n", SLURM], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_requeued_job_uses_its_own_scheduler_and_not_that_of_the_killed_one(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("distributed")
+    submitted, work = tmp_path / "submitted", tmp_path / "work"
+    # Slurm and phivision stand in for themselves; Dask's scheduler and worker are real.
+    program(submitted / "bin/srun", 'exec "$@"')
+    program(submitted / "bin/dask", f'exec {sys.executable} -m dask "$@"')
+    program(submitted / "bin/python", f'exec {sys.executable} "$@"')
+    program(submitted / "bin/phivision", 'echo "$PHIVISION_TASK_RUNNER" "$@"')
+    activate = submitted / ".venv/bin/activate"
+    activate.parent.mkdir(parents=True)
+    activate.write_text(f'export PATH="{submitted / "bin"}:$PATH"\n')
+    work.mkdir()
+    left = work / "dask-7.json"
+    left.write_text('{"address": "tcp://a-machine-that-is-gone:8786"}')
+    given = {
+        "SLURM_SUBMIT_DIR": str(submitted),
+        "SLURM_JOB_ID": "7",
+        "PHIVISION_STORE": str(tmp_path / "store"),
+        "PHIVISION_WORKDIR": str(work),
+    }
+    command = ["bash", SLURM, "--set", "seed=1"]
+    done = subprocess.run(
+        command, env=os.environ | given, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"tcp://[\d.]+:\d+ run --preset coco --set seed=1\n", done.stdout)
+    assert not left.exists()
+
+
+def program(path: Path, body: str) -> None:
+    """Write a program of one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
 
 
 def test_the_image_holds_every_room_and_runs_as_nobody_special() -> None:
