@@ -160,7 +160,7 @@ def _run_all(
 
     store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
     latest = read_refs(store).get(LATEST)
-    unjudged = settings.model_copy(update={"publish": False})
+    unjudged = settings.model_copy(update={"judge": False})
     runs: dict[str, str] = {}
     failures = []
     try:

@@ -23,7 +23,7 @@ _RESAMPLES = 2000
 
 def decide(store: ArtifactStore, recipe: Recipe, run: str, settings: Settings) -> Entry | None:
     """Return what is decided about a finished run, None where its settings keep the gate out."""
-    if not settings.publish:
+    if not settings.judge:
         return None
     return publish_run(store, recipe, run, anyway=settings.publish_anyway)
 

@@ -42,9 +42,9 @@ class Settings(BaseSettings):
     wandb: Literal["offline", "online", "disabled"] = Field(
         default="offline", description="Mode of Weights & Biases."
     )
-    publish: bool = Field(
+    judge: bool = Field(
         default=True,
-        description="Judge a finished run and publish it if the gate lets it; `compare` does not.",
+        description="Judge a finished run, and publish it if it may be; `compare` does not.",
     )
     publish_anyway: bool = Field(
         default=False, description="Publish whatever the gate says; it is recorded."

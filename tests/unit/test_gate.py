@@ -157,7 +157,7 @@ def test_a_run_that_is_not_to_be_published_is_not_judged(
     local: ArtifactStore, tmp_path: Path
 ) -> None:
     finish(local, tmp_path, "variant", 1.0)
-    assert decide(local, DEMO, "variant", Settings(publish=False, publish_anyway=True)) is None
+    assert decide(local, DEMO, "variant", Settings(judge=False, publish_anyway=True)) is None
     assert read_history(local) == []
 
 
