@@ -1,24 +1,18 @@
 """`phivision chat`: the published assistant in a browser."""
 
-import json
 import tempfile
 from pathlib import Path
 
 from flows.assistant_command import open_assistant
 from flows.chat_server import LOOPBACK, Door, serve_chat
+from flows.example_pictures import write_examples
 from flows.ports import refuse_taken
 from flows.waiting import waiting
 from pipeline.errors import PipelineError
+from pipeline.export import trace
+from pipeline.gate import published_manifest
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
-from storage.catalog import Catalog
-
-_PICTURES = """
-SELECT any_value(f.data) AS data, min(q.question) AS question
-FROM questions q JOIN files f USING (sha256)
-WHERE q.split = 'test'
-GROUP BY q.image_id ORDER BY q.image_id LIMIT $count
-"""
 
 
 def chat(settings: Settings, bundle: str | None, door: Door) -> None:
@@ -40,7 +34,8 @@ def chat(settings: Settings, bundle: str | None, door: Door) -> None:
     with tempfile.TemporaryDirectory(prefix="phivision-examples-") as name:
         examples = Path(name) if bundle is None else assistant.folder / "examples"
         if bundle is None and settings.is_local:
-            write_examples(settings, examples, 3)
+            store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+            write_examples(trace(store, published_manifest(store)), examples, 3)
         serve_chat(assistant, examples, door)
 
 
@@ -60,25 +55,3 @@ def check_door(door: Door) -> None:
             f"--host {door.host} would let everybody on the network in",
             "give --user and set PHIVISION_CHAT_PASSWORD, or leave the host at 127.0.0.1",
         )
-
-
-def write_examples(settings: Settings, folder: Path, count: int) -> int:
-    """Write test pictures of the latest run, each with a question, and return how many."""
-    store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
-    catalog = Catalog(store)
-    if catalog.manifest("examples") is None or catalog.manifest("images") is None:
-        return 0
-    with catalog.open(_PICTURES) as database:
-        rows = database.query(_PICTURES, {"count": count}).to_pylist()
-    folder.mkdir(parents=True, exist_ok=True)
-    listed = []
-    for number, row in enumerate(rows):
-        name = f"{number}{_suffix(row['data'])}"
-        (folder / name).write_bytes(row["data"])
-        listed.append({"picture": name, "question": row["question"]})
-    (folder / "examples.json").write_text(json.dumps(listed, indent=1))
-    return len(rows)
-
-
-def _suffix(data: bytes) -> str:
-    return ".png" if data.startswith(b"\x89PNG") else ".jpg"

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from flows.chat_command import write_examples
+from flows.example_pictures import write_examples
 from pipeline.errors import PipelineError
-from pipeline.export import Adapters, trace, write_repository
+from pipeline.export import Adapters, new_folder, trace, write_repository
 from pipeline.gate import published_manifest
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
@@ -36,20 +36,23 @@ def export_to(
     if target.startswith(HUB):
         name, token = hub_name(target), hub_token()
         with tempfile.TemporaryDirectory(prefix="phivision-export-") as folder:
-            _write(settings, Path(folder) / "repository", adapters, pictures)
+            _write(settings, Path(folder) / "repository", adapters, pictures, name)
             address = upload(Path(folder) / "repository", name, token, "model", public=public)
         print(address)
         return
-    _write(settings, Path(target), adapters, pictures)
+    _write(settings, Path(target), adapters, pictures, None)
     print(f"{target} is a model repository; its README.md says how to load it")
 
 
-def _write(settings: Settings, folder: Path, adapters: Adapters, pictures: int) -> None:
+def _write(
+    settings: Settings, target: Path, adapters: Adapters, pictures: int, name: str | None
+) -> None:
     store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
-    published = published_manifest(store)
-    write_repository(trace(store, published), folder, adapters)
-    if pictures > 0:
-        write_examples(settings, folder / "examples", pictures)
+    lineage = trace(store, published_manifest(store))
+    with new_folder(target) as folder:
+        write_repository(lineage, folder, adapters, name)
+        if pictures > 0:
+            write_examples(lineage, folder / "examples", pictures)
 
 
 def hub_name(target: str) -> str:
@@ -87,7 +90,9 @@ def upload(
         PipelineError: The hub refused, or could not be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+
+    # Its HTTP library's own: requests', httpx' or httpx2's, as the version may be.
+    from huggingface_hub.errors import HTTPError
 
     hub = HfApi(token=token)
     sdk = "gradio" if kind == "space" else None
@@ -98,7 +103,10 @@ def upload(
         hub.upload_folder(
             repo_id=name, repo_type=kind, folder_path=folder, commit_message="Upload by phivision"
         )
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0].replace(token, "***")
-        raise PipelineError(f"hf://{name} was not uploaded: {reason}", "see HF_TOKEN") from None
+        raise PipelineError(
+            f"hf://{name} was not uploaded: {reason}",
+            f"check the network, the name and whether {TOKEN} may write there, then try again",
+        ) from None
     return str(made)

@@ -7,12 +7,16 @@ open_clip folder, `vision_prefix.safetensors` the projector, `README.md` the mod
 
 import json
 import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import PipelineError
 from pipeline.export_card import export_card
+from pipeline.export_loading import Loading
 from storage.artifacts import ArtifactStore
 from storage.manifest import Manifest
 
@@ -74,34 +78,63 @@ def trace(store: ArtifactStore, published: Manifest) -> Lineage:
     return Lineage(store, found)
 
 
-def write_repository(lineage: Lineage, folder: Path, adapters: Adapters) -> None:
-    """Write the repository of a published assistant into a new folder.
+@contextmanager
+def new_folder(target: Path) -> Generator[Path]:
+    """Give a folder to write into; all of it is at the target at the end, or none after an error.
+
+    Args:
+        target: A folder that does not exist, or is empty.
+
+    Raises:
+        PipelineError: The target holds something.
+    """
+    is_there = target.is_dir()
+    if any(target.iterdir()) if is_there else target.exists():
+        raise PipelineError(f"{target} is not empty", "name a new folder")
+    place = target if is_there else target.parent
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=place) as name:
+        whole = Path(name) / "whole"
+        whole.mkdir()
+        yield whole
+        if not is_there:
+            whole.rename(target)
+            return
+        for part in whole.iterdir():  # the folder may be a mount, or somebody's current one
+            part.rename(target / part.name)
+
+
+def write_repository(
+    lineage: Lineage, folder: Path, adapters: Adapters, name: str | None = None
+) -> None:
+    """Write the repository of a published assistant into an empty folder.
 
     Args:
         lineage: The assistant.
-        folder: A folder that does not exist, or is empty.
+        folder: The folder.
         adapters: `merged`, or `beside` for the original language model with LoRA in `adapter/`.
+        name: Its owner/name on the hub, where that is known.
 
     Raises:
-        PipelineError: The folder holds something, or there are no adapters to put beside.
+        PipelineError: There are no adapters to put beside.
         StorageError: An artifact is damaged or cannot be read.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PipelineError(f"{folder} is not empty", "name a new folder")
     artifact = lineage.store.artifact(lineage.manifests["publish"])
     if adapters == "beside":
         _check_adapters(lineage)
-    for name in artifact.names:
-        if adapters == "merged" or not name.startswith("lm/"):
-            _copy(artifact.path(name), folder / name)
+    for file in artifact.names:
+        if adapters == "merged" or not file.startswith("lm/"):
+            _copy(artifact.path(file), folder / file)
     card = json.loads((folder / "bundle.json").read_text())
     if adapters == "beside":
         card["adapter"] = _write_beside(lineage, folder)
         (folder / "bundle.json").write_text(json.dumps(card, indent=1, sort_keys=True))
     provenance = lineage.provenance()
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True))
+    projector = json.loads((folder / "vision_prefix.json").read_text())["projector"]["kind"]
     readme = folder / "README.md"
-    readme.write_text(export_card(readme.read_text(), provenance, beside=adapters == "beside"))
+    loading = Loading(name, projector, beside=adapters == "beside")
+    readme.write_text(export_card(readme.read_text(), provenance, loading))
 
 
 def _check_adapters(lineage: Lineage) -> None:

@@ -9,32 +9,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from pipeline.export_loading import Loading
 from pipeline.licences import Origin, origins
 from pipeline.recipe import flatten
 
 _SECTIONS = """
-## Load it
-
-With phivision's model room (it reads safetensors and JSON, and runs no code of this repository):
-
-```python
-from model.assistant import load_assistant
-
-assistant = load_assistant("hf://OWNER/NAME")  # or a local folder
-print(assistant.ask(open("photo.jpg", "rb").read(), "What is in the picture?"))
-```
-
-The language model alone is a plain one of transformers, without remote code:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-language_model = AutoModelForCausalLM.from_pretrained("OWNER/NAME", subfolder="lm")
-tokenizer = AutoTokenizer.from_pretrained("OWNER/NAME", subfolder="lm")
-```
-
-It sees a picture through `inputs_embeds`: projected patches, the separator, then the text.
-{beside}
+{loading}
 ## Data and licences
 
 | part | what | licence |
@@ -60,19 +40,15 @@ full, with the libraries' versions.
 
 </details>
 """
-_BESIDE = """
-`lm/` is the language model before finetuning. Its adapters lie beside it, as peft keeps them:
-`PeftModel.from_pretrained(language_model, "OWNER/NAME", subfolder="adapter")`.
-"""
 
 
-def export_card(readme: str, provenance: Mapping[str, Any], *, beside: bool) -> str:
+def export_card(readme: str, provenance: Mapping[str, Any], loading: Loading) -> str:
     """Return the card of a repository, as Markdown with the hub's header.
 
     Args:
         readme: The bundle's own card.
         provenance: The content of `provenance.json`.
-        beside: Whether the adapters lie beside the language model.
+        loading: How the repository is loaded.
     """
     found = origins(provenance["recipe"])
     card = ModelCard(readme)
@@ -88,7 +64,7 @@ def export_card(readme: str, provenance: Mapping[str, Any], *, beside: bool) -> 
         card.text.rstrip()
         + "\n"
         + _SECTIONS.format(
-            beside=_BESIDE if beside else "",
+            loading=loading.text(provenance["stages"]["publish"]["packages"]),
             data="\n".join(rows),
             stages="\n".join(stages),
             recipe="\n".join(fields),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from flows.export_command import HUB, hub_name, hub_token, upload
 from pipeline.errors import PipelineError
+from pipeline.export import new_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("app.py", "requirements.txt", "README.md")
@@ -31,25 +32,24 @@ def assemble(folder: Path, bundle: str) -> None:
     Raises:
         PipelineError: The folder is not empty, or the bundle is none.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise PipelineError(f"{folder} is not empty", "name a new folder")
     is_remote = bundle.startswith(HUB)
     if not is_remote and not (Path(bundle) / "bundle.json").is_file():
         raise PipelineError(f"{bundle} is no bundle", "`phivision export DIR` writes one")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copyfile(Path(__file__).parent / name, folder / name)
-    for name in modules_of(folder / "app.py"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
-    if not is_remote:
-        shutil.copytree(bundle, folder / "bundle")
-        return
-    app = (folder / "app.py").read_text()
-    start = "\n\ndef main()"
-    address = f"{HUB}{hub_name(bundle)}"
-    text = app.replace(start, f"\n{_FETCHED.format(address=address)}{start}", 1)
-    (folder / "app.py").write_text(text)
+    with new_folder(folder) as space:
+        for name in FILES:
+            shutil.copyfile(Path(__file__).parent / name, space / name)
+        for name in modules_of(space / "app.py"):
+            (space / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(ROOT / name, space / name)
+        if is_remote:
+            _fetch_at_start(space / "app.py", f"{HUB}{hub_name(bundle)}")
+        else:
+            shutil.copytree(bundle, space / "bundle")
+
+
+def _fetch_at_start(app: Path, address: str) -> None:
+    text, start = app.read_text(), "\n\ndef main()"
+    app.write_text(text.replace(start, f"\n{_FETCHED.format(address=address)}{start}", 1))
 
 
 def modules_of(path: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Exported repositories: complete, loadable, honest about what they are made of."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.export_command import export_to, hub_name, hub_token
 from model.assistant import load_assistant
+from model.projectors import Mlp2xGeluConfig
 from pipeline.errors import PipelineError
 from pipeline.export import trace, write_repository
 from pipeline.licences import origins
 from pipeline.presets import PRESETS, preset
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
+from storage.errors import StorageError
 from tests.unit.tiny_bundle import picture, publish_tiny
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -84,6 +87,68 @@ def test_the_card_tells_data_recipe_digests_scores_licences_and_limits(
     assert "finetune.method = lora" in card.text
     assert "adapter" not in card.text
     assert "peft" in (repositories["beside"] / "README.md").read_text()
+
+
+def test_a_card_says_what_to_install_and_names_the_repository_where_it_is_known(
+    settings: Settings, repositories: dict[str, Path], tmp_path: Path
+) -> None:
+    unnamed = (repositories["merged"] / "README.md").read_text()
+    assert 'load_assistant("hf://OWNER/NAME")' in unnamed
+    assert "pip install" in unnamed
+    store = ArtifactStore(settings.store, settings.work / "cache")
+    lineage = trace(store, store.manifests("publish")[0])
+    for adapters in ("merged", "beside"):
+        folder = tmp_path / adapters
+        folder.mkdir()
+        write_repository(lineage, folder, adapters, "ada/model")
+        text = (folder / "README.md").read_text()
+        assert 'load_assistant("hf://ada/model")' in text
+        assert "OWNER/NAME" not in text
+
+
+def test_a_two_layer_projector_answers_the_same_without_any_code_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(store=str(tmp_path / "store"), device="cpu")
+    store = ArtifactStore(settings.store, settings.work / "cache")
+    publish_tiny(store, tmp_path / "made", projector=Mlp2xGeluConfig())
+    export_to(settings, str(tmp_path / "out"), "merged", 0, public=False)
+    (tmp_path / "photo.jpg").write_bytes(picture())
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    _, *snippets = re.findall(r"```python\n(.*?)```", Path("out/README.md").read_text(), re.DOTALL)
+    code = "".join(snippets).replace('snapshot_download("OWNER/NAME")', '"out"')
+    code = code.replace('"OWNER/NAME"', '"out"')
+    assert "phivision" not in code
+    assert "from model" not in code
+    exec(compile(code, "card", "exec"), {})
+    expected = load_assistant("out").ask(picture(), "What is in the picture?")
+    assert capsys.readouterr().out.strip() == expected
+
+
+def test_other_projectors_promise_no_such_thing(repositories: dict[str, Path]) -> None:
+    assert "without phivision" not in (repositories["merged"] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_failure_midway_leaves_nothing_and_the_next_try_works(
+    tmp_path: Path, is_there: bool
+) -> None:
+    settings = Settings(store=str(tmp_path / "store"), device="cpu")
+    store = ArtifactStore(settings.store, settings.work / "cache")
+    publish_tiny(store, tmp_path / "made")
+    target = tmp_path / "exports" / "out"
+    if is_there:
+        target.mkdir(parents=True)
+    weights = Path(store.artifact(store.manifests("publish")[0]).path("lm/model.safetensors"))
+    weights.rename(tmp_path / "away")
+    with pytest.raises(StorageError):
+        export_to(settings, str(target), "merged", 0, public=False)
+    assert [path.name for path in (tmp_path / "exports").rglob("*")] == ["out"] * is_there
+    (tmp_path / "away").rename(weights)
+    export_to(settings, str(target), "merged", 0, public=False)
+    assert load_assistant(target).ask(picture(), "What?")
+    assert [path.name for path in (tmp_path / "exports").iterdir()] == ["out"]
 
 
 def test_nothing_in_a_repository_is_code_or_a_pickle(repositories: dict[str, Path]) -> None:

@@ -16,7 +16,7 @@ from transformers import PhiConfig, PhiForCausalLM
 from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG
 from model.encoder import CONFIG, save_clip
 from model.language import add_lora, load_language_model, merge_lora
-from model.projectors import MixtureConfig
+from model.projectors import MixtureConfig, ProjectorConfig
 from model.tiny_clip import MEAN_STD, _untrained, tiny_clip_config
 from model.tiny_phi import train_tokenizer
 from model.vlm import build_vlm
@@ -92,12 +92,12 @@ def write_language_model(folder: Path) -> int:
     return eos
 
 
-def write_prefix(folder: Path, lm_folder: Path) -> None:
+MIXTURE = MixtureConfig(reducer="none", tokens=49, experts=2, layers=1, balance_weight=0.0)
+
+
+def write_prefix(folder: Path, lm_folder: Path, projector: ProjectorConfig = MIXTURE) -> None:
     """Write a projector with its separator."""
     torch.manual_seed(2)
-    projector = MixtureConfig(
-        reducer="none", tokens=49, experts=2, layers=1, balance_weight=0.0, kind="mixture"
-    )
     vlm = build_vlm(projector, 32, 49, load_language_model(lm_folder))
     config = {"projector": projector.model_dump(), "vision_width": 32, "patches": 49}
     (folder / PREFIX_CONFIG).write_text(json.dumps(config))
@@ -139,7 +139,7 @@ def write_bundle(folder: Path) -> Path:
 def finetuned(base: Path, folder: Path) -> None:
     """Write a language model with merged adapters, and the adapters, as finetuning leaves them."""
     vlm = build_vlm(
-        MixtureConfig(reducer="none", tokens=49, experts=2, layers=1, balance_weight=0.0),
+        MIXTURE,
         32,
         49,
         load_language_model(base),
@@ -157,12 +157,17 @@ def finetuned(base: Path, folder: Path) -> None:
     vlm.language_model.save_pretrained(folder / "lm")
 
 
-def publish_tiny(store: ArtifactStore, folder: Path, method: str = "lora") -> None:
+def publish_tiny(
+    store: ArtifactStore,
+    folder: Path,
+    method: str = "lora",
+    projector: ProjectorConfig = MIXTURE,
+) -> None:
     """Commit backbones, finetune and publish, as a run that trained with LoRA leaves them."""
     folder.mkdir(parents=True, exist_ok=True)
     write_clip(folder / "clip")
     eos = write_language_model(folder / "lm")
-    write_prefix(folder, folder / "lm")
+    write_prefix(folder, folder / "lm", projector)
     write_card(folder, eos)
     finetuned(folder / "lm", folder / "tuned")
     prefix = {name: folder / name for name in (PREFIX, PREFIX_CONFIG)}
