@@ -4,6 +4,7 @@ The command `phivision chat` and the Space in `deployments/space` both end here,
 knows neither stores nor Prefect, so that a Space needs only the model room and Gradio.
 """
 
+import importlib
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -135,7 +136,12 @@ def read_examples(source: Path, folder: Path) -> list[tuple[str, str]]:
 
 
 def _warm(assistant: Assistant) -> None:
-    """Write one word, so that the first visitor does not wait for torch to get ready."""
+    """Write one word, so that the first visitor does not wait for torch to get ready.
+
+    Gradio asks matplotlib, where there is one, for its backend at the first answer: 1 to 3 seconds.
+    """
+    with suppress(ImportError):
+        importlib.import_module("matplotlib.pyplot")
     stream = io.BytesIO()
     Image.new("RGB", (64, 64)).save(stream, "PNG")
     next(assistant.stream(stream.getvalue(), None), None)
