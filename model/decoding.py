@@ -1,6 +1,7 @@
 """From the bytes of a picture to RGB pixels: the one way in, for datasets, ask and chat alike."""
 
 import io
+import threading
 import warnings
 
 import numpy as np
@@ -10,6 +11,26 @@ from model.errors import ModelError
 
 # Pillow's JPEG reader opens MPO too; MPO has no entry of its own, and naming it is a KeyError.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# Files of several pictures of which the first is the picture: pages and views, not movements.
+_FIRST_COUNTS = frozenset({"MPO", "TIFF"})
+
+# How files of `FORMATS` begin; "RIFF", four bytes of size and "WEBP" are looked at below.
+_OURS = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"II+\0",
+    b"MM\0+",
+)
+# JPEG 2000 (file, codestream), JPEG XL (file, codestream), Photoshop, icon, DDS, SVG, Netpbm.
+_OTHERS = (
+    *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\xff\x0a"),
+    *(b"8BPS", b"\0\0\1\0", b"DDS ", b"<svg", *(b"P%d\n" % kind for kind in range(1, 8))),
+)
+_BOXES = frozenset({b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1"})
 
 
 class BadImageError(ModelError):
@@ -25,31 +46,59 @@ class BadImageError(ModelError):
         super().__init__(f"{reason}: {detail}" if detail else reason)
 
 
+class _Quiet:
+    """Keeps Pillow's remarks about odd files back while any thread decodes.
+
+    Python's filters of warnings belong to the whole process: threads that each change and restore
+    them leave one another's behind. So the first one in changes them and the last one out restores.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *failure: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Return a picture as upright 8-bit RGB.
+    """Return a picture as upright 8-bit RGB; safe for use by several threads.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit and CMYK are converted by
-    value (Pillow's plain conversion turns 16-bit pictures white).
+    value (Pillow's plain conversion turns 16-bit pictures white). Of a TIFF with several pages it
+    is the first.
 
     Args:
         data: The file's content, in any of `FORMATS` whatever its name says.
         max_pixels: Pixels above which the picture is refused before it is decoded.
 
     Raises:
-        BadImageError: With the reason `empty file`, `not an image`, `too many pixels`,
-            `animated` or `broken image`.
+        BadImageError: With the reason `empty file`, `not an image`, `unsupported format`,
+            `too many pixels`, `animated` or `broken image`.
     """
     if not data:
         raise BadImageError("empty file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _QUIET:
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return _upright_rgb(image, max_pixels)
         except UnidentifiedImageError:
-            raise BadImageError("not an image", f"starts with {data[:16]!r}") from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise BadImageError(_unidentified(data), f"starts with {data[:16]!r}") from None
+        except Image.DecompressionBombError as error:
             raise BadImageError("too many pixels", str(error)) from None
         except BadImageError:
             raise
@@ -58,11 +107,21 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
             raise BadImageError("broken image", f"{type(error).__name__}: {error}") from None
 
 
+def _unidentified(data: bytes) -> str:
+    """Return why Pillow knows no format of ours in a file, by how it begins."""
+    head = data[:16]
+    if head.startswith(_OURS) or (head[:4], head[8:12]) == (b"RIFF", b"WEBP"):
+        return "broken image"
+    if head.startswith(_OTHERS) or (head[4:8] == b"ftyp" and head[8:12] in _BOXES):
+        return "unsupported format"
+    return "not an image"
+
+
 def _upright_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise BadImageError("too many pixels", f"{width}x{height}")
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+    if getattr(image, "n_frames", 1) > 1 and image.format not in _FIRST_COUNTS:
         raise BadImageError("animated", f"{getattr(image, 'n_frames', 0)} frames")
     image.load()
     upright = ImageOps.exif_transpose(image)

@@ -123,6 +123,12 @@ def _is_image(record: object) -> bool:
     )
 
 
+def _without_outline(record: Json) -> Json:
+    """Return an object without its polygons, which are most of an instances file and unused."""
+    record.pop("segmentation", None)
+    return record
+
+
 def _json(archive: Archive, path: Path, name: str, *, required: bool) -> Json:
     found = [member for member in archive.names() if member.rsplit("/", 1)[-1] == name]
     if not found:
@@ -130,7 +136,7 @@ def _json(archive: Archive, path: Path, name: str, *, required: bool) -> Json:
             raise PipelineError(f"{path} holds no {name}", "COCO's annotation files are needed")
         return {}
     try:
-        value = json.loads(archive.read(found[0]))
+        value = json.loads(archive.read(found[0]), object_hook=_without_outline)
     except (ValueError, RecursionError) as error:
         raise PipelineError(
             f"{path}: {found[0]} is not valid JSON: {error}", "fetch that file again"

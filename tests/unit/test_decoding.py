@@ -1,10 +1,12 @@
-"""Any file becomes upright RGB or one of five fixed reasons, never another error."""
+"""Any file becomes upright RGB or one of six fixed reasons, never another error."""
 
 import csv
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,10 @@ from PIL import Image
 
 from model.decoding import BadImageError, decode_image
 
-REASONS = {"empty file", "not an image", "too many pixels", "animated", "broken image"}
+REASONS = {
+    *("empty file", "not an image", "unsupported format"),
+    *("too many pixels", "animated", "broken image"),
+}
 MANY = 50_000_000
 LFS_POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"
@@ -201,6 +206,17 @@ def test_the_name_of_the_format_is_taken_from_the_content() -> None:
     assert decode_image(encoded(quadrants(), "BMP"), MANY).size == (40, 20)
 
 
+def test_threads_leave_the_filters_of_warnings_as_they_were() -> None:
+    torn = encoded(quadrants(), "TIFF")[:-40]
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(outcome, [torn, encoded(quadrants(), "JPEG")] * 200)) == {
+            "broken image",
+            "RGB",
+        }
+    assert list(warnings.filters) == before
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.binary(max_size=300))
 def test_any_bytes_give_a_fixed_reason(data: bytes) -> None:
@@ -247,7 +263,8 @@ def test_every_file_of_the_collection_is_decoded_or_refused(realdata: Path) -> N
     assert outcomes["decompression_bomb.gif"] == "too many pixels"
     assert outcomes["truncated_jpeg.jpg"] == "broken image"
     assert outcomes["iss634.webp"] == outcomes["apng_mode_palette_alpha.png"] == "animated"
-    assert outcomes["avif_hopper.avif"] == outcomes["balloon.jpf"] == "not an image"
+    assert outcomes["avif_hopper.avif"] == outcomes["balloon.jpf"] == "unsupported format"
+    assert outcomes["broken.png"] == "broken image"
     assert outcomes["orientation_rectangle.jpg"] == outcomes["pil_sample_cmyk.jpg"] == "RGB"
     assert sum(found == "RGB" for found in outcomes.values()) >= 24
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 import tempfile
+import tracemalloc
 import zipfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.annotations import read_coco
 from pipeline.errors import PipelineError
 from pipeline.images import images, split_of
 from pipeline.presets import preset
@@ -175,6 +177,22 @@ def test_boxes_of_good_pictures_are_kept_with_their_category(tmp_path: Path) -> 
     assert [(row["category"], row["y"], row["iscrowd"]) for row in table(out, "objects")] == [
         ("cat", 2.5, False)
     ]
+
+
+def test_outlines_are_not_held_in_memory(tmp_path: Path) -> None:
+    box = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "area": 9.5, "iscrowd": 0}
+    outline = [[(n * 7919 % 1000) / 8 for n in range(60)]]
+    many = [{**box, "id": n, "segmentation": outline} for n in range(4000)]
+    document = {**coco([1]), "annotations": many, "categories": [{"id": 3, "name": "cat"}]}
+    root = lay_out(tmp_path / "coco", coco([1]), coco([2]), pictures_of([1], [2]), document)
+    size = (root / "annotations" / f"instances_{TRAIN}.json").stat().st_size
+    tracemalloc.start()
+    found = read_coco(root / "annotations", TRAIN, [])
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.objects) == 4000
+    assert held < 2 * size  # with them, three times the file
+    assert peak < 3 * size
 
 
 def test_equal_pictures_are_stored_once(tmp_path: Path) -> None:
