@@ -1,6 +1,7 @@
 """LLaVA's JSON: records of a picture and the turns of a conversation about it."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 from pipeline.errors import PipelineError
 from storage.errors import redact
 from storage.tables import is_text
+
+_FOLDERS = re.compile(r"^.*[/\\]")
+_PREFIX = re.compile(r"^COCO_(train|val)2014_")
 
 
 def read_records(path: Path, name: str) -> list[Any]:
@@ -34,6 +38,14 @@ def read_records(path: Path, name: str) -> list[Any]:
 def is_turn(turn: object) -> bool:
     """Return whether a value is one turn: who speaks, and what."""
     return isinstance(turn, dict) and is_text(turn.get("from")) and is_text(turn.get("value"))
+
+
+def bare_name(name: str) -> str:
+    """Return a picture's own file name, as `CONVERSATIONS_SQL` finds it.
+
+    LLaVA's mixtures name a picture by path, or with the prefix of COCO 2014's splits.
+    """
+    return _PREFIX.sub("", _FOLDERS.sub("", name))
 
 
 def record_id(record: Mapping[str, Any], number: int) -> str:

@@ -14,6 +14,8 @@ from model.tiny_clip import tiny_clip_config, train_tiny_clip
 from model.tiny_phi import BLOCK, train_tiny_phi
 from pipeline.backbone_parts import TinyBackbones
 from pipeline.devices import use_threads
+from pipeline.errors import PipelineError
+from pipeline.llava_json import bare_name
 from pipeline.pictures import pictures
 from pipeline.stage import StageContext, Summary
 from storage.tables import read_table
@@ -23,6 +25,9 @@ def train_tiny_backbones(context: StageContext, tiny: TinyBackbones, seed: int) 
     """Train both backbones and write the folders `clip` and `lm`.
 
     A finished model is kept in the scratch folder, so that a killed run trains only the rest.
+
+    Raises:
+        PipelineError: No training picture has a caption.
     """
     use_threads(context.settings)
     clip_loss = _once(context, "clip", lambda folder: _clip(context, tiny, seed, folder))
@@ -44,6 +49,11 @@ def _once(context: StageContext, name: str, train: Callable[[Path], float]) -> f
 
 def _clip(context: StageContext, tiny: TinyBackbones, seed: int, folder: Path) -> float:
     captions = _training_captions(context)
+    if not captions:
+        raise PipelineError(
+            "no training picture has a caption, so the tiny CLIP has nothing to learn",
+            "look at images.source, images.limit and images.validation_share",
+        )
 
     def prepared(preprocess: Callable[[Image.Image], Tensor]) -> Tensor:
         found = {}
@@ -121,11 +131,11 @@ def _training_captions(context: StageContext) -> dict[str, list[str]]:
 
 def _training_turns(context: StageContext) -> dict[str, list[str]]:
     """Return each question with its answer, by the hash of the training picture it is about."""
-    names = {row["file_name"]: row["sha256"] for row in _training_images(context)}
+    names = {bare_name(row["file_name"]): row["sha256"] for row in _training_images(context)}
     table = read_table(context.inputs["conversations"].path("conversations.parquet"))
     found: dict[str, list[str]] = defaultdict(list)
     for row in table.to_pylist():
-        sha256 = names.get(row["image_name"].rsplit("/", 1)[-1])
+        sha256 = names.get(bare_name(row["image_name"]))
         if sha256 is not None:
             turns = [turn["text"].replace("<image>", "").strip() for turn in row["turns"]]
             pairs = zip(turns[::2], turns[1::2], strict=False)
