@@ -43,6 +43,7 @@ INFRASTRUCTURE = frozenset(
         "pipeline.stage",
         "pipeline.throughput",
         "pipeline.tracking",
+        "pipeline.wandb_logger",
         "storage.artifacts",
         "storage.commits",
         "storage.errors",

@@ -9,10 +9,12 @@ from pipeline.settings import Settings
 from pipeline.stage import StageContext
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import WandbLogger
+    from pipeline.wandb_logger import PatientLogger
+
+_INIT_SECONDS, _FINISH_SECONDS = 10, 30  # after which a place that does not answer is given up
 
 
-def open_wandb(context: StageContext, label: str) -> "WandbLogger | None":
+def open_wandb(context: StageContext, label: str) -> "PatientLogger | None":
     """Return a logger for one training, or None where wandb is disabled or cannot start.
 
     The run keeps its id across a resume. Host name, executable, packages and source are not
@@ -25,10 +27,11 @@ def open_wandb(context: StageContext, label: str) -> "WandbLogger | None":
         context.report.say("  wandb: no WANDB_API_KEY in the environment, so it stays offline")
     online = _is_online(settings)
     try:
-        from lightning.pytorch.loggers import WandbLogger
+        from pipeline.wandb_logger import PatientLogger
 
         folder = _folder(settings)
-        logger = WandbLogger(
+        logger = PatientLogger(
+            context.report.say,
             name=label,
             project=settings.wandb_project,
             id=context.scratch.parent.name,
@@ -42,12 +45,6 @@ def open_wandb(context: StageContext, label: str) -> "WandbLogger | None":
         context.report.say(f"  wandb cannot start ({type(error).__name__}: {error}): going on")
         return None
     return logger
-
-
-def close_wandb(logger: "WandbLogger | None") -> None:
-    """Finish a run, so that the next training starts its own."""
-    if logger is not None:
-        logger.experiment.finish()
 
 
 def log_page(settings: Settings, name: str, page: str, say: Callable[[str], None]) -> None:
@@ -101,5 +98,6 @@ def _quiet() -> Any:
         disable_git=True,
         silent=True,
         console="off",
-        init_timeout=20,
+        init_timeout=_INIT_SECONDS,
+        finish_timeout=_FINISH_SECONDS,
     )

@@ -36,7 +36,7 @@ from pipeline.settings import Settings
 from pipeline.showcase import Showcase
 from pipeline.stage import StageContext
 from pipeline.throughput import Bar, Throughput
-from pipeline.tracking import close_wandb, open_wandb
+from pipeline.tracking import open_wandb
 from pipeline.training_watch import History
 from storage.tables import read_table, write_table
 
@@ -175,7 +175,8 @@ def _run(
                 weights_only=True,
             )
         finally:
-            close_wandb(logger)
+            if logger is not None:
+                logger.close()
 
 
 def _speed(path: Path) -> dict[str, float]:

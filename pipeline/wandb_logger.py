@@ -1,0 +1,53 @@
+"""Lightning's logger for Weights & Biases, which a training outlives.
+
+A service that fails in the middle is told once; from then on nothing is sent, and the training goes
+on. Our own figures are in the artifact in any case.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+
+class PatientLogger(WandbLogger):
+    """A `WandbLogger` whose failures stop nothing.
+
+    Args:
+        say: Prints a line.
+        options: What `WandbLogger` takes.
+    """
+
+    def __init__(self, say: Callable[[str], None], **options: Any) -> None:
+        super().__init__(**options)
+        self._say = say
+        self._works = True
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log figures of a step."""
+        self._try(super().log_metrics, metrics, step)
+
+    def log_table(self, key: str, *others: Any, **options: Any) -> None:
+        """Log a table."""
+        self._try(super().log_table, key, *others, **options)
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Log what the training was given."""
+        self._try(super().log_hyperparams, params)
+
+    def finalize(self, status: str) -> None:
+        """Do what Lightning wants done at the end of a training."""
+        self._try(super().finalize, status)
+
+    def close(self) -> None:
+        """Finish the run, so that the next training starts its own."""
+        self._try(lambda: self.experiment.finish())
+
+    def _try(self, log: Callable[..., None], *values: Any, **options: Any) -> None:
+        if not self._works:
+            return
+        try:
+            log(*values, **options)
+        except Exception as error:
+            self._works = False
+            self._say(f"  wandb stopped ({type(error).__name__}: {error}): going on without it")
