@@ -345,7 +345,7 @@ def test_a_use_is_written_down_once_in_a_while(store: ArtifactStore, tmp_path: P
         "abfs://box/store?sv=2024&sig=s3cret",
     ],
 )
-def test_a_secret_in_the_address_is_refused_and_not_repeated(uri: str, tmp_path: Path) -> None:
+def test_a_password_in_the_address_is_refused_and_not_repeated(uri: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="has a secret in its address") as caught:
         ArtifactStore(uri, tmp_path)
     assert "s3cret" not in str(caught.value)
@@ -396,6 +396,20 @@ def test_a_read_only_store_can_be_read(tmp_path: Path) -> None:
     flip(store, f"{made.folder}/table.parquet")
     with pytest.raises(StorageError, match=r"altered|Not a directory"):
         reader.artifact(made).path("table.parquet")
+
+
+def test_a_store_tells_whether_it_can_be_written(store: ArtifactStore, tmp_path: Path) -> None:
+    assert store.is_writable()
+    assert not store.list("")
+    (tmp_path / "file").write_bytes(b"")
+    assert not ArtifactStore(str(tmp_path / "file"), tmp_path / "cache").is_writable()
+
+
+def test_a_folder_that_cannot_be_walked_is_named(local: ArtifactStore, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "round").symlink_to("round")
+    with pytest.raises(StorageError, match=r"cannot list .*round"):
+        local.files.states("round")
 
 
 def test_a_store_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:

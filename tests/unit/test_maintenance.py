@@ -76,6 +76,19 @@ def test_a_damaged_shard_of_features_is_named(local: ArtifactStore, tmp_path: Pa
     assert "CRC" in fault
 
 
+def test_damage_outside_of_every_row_of_features_is_told_apart(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    write_shard(tmp_path / "shards", 0, made_rows(3, seed=0), "encoder")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()}
+    made = add(local, tmp_path, files, payload("features"))
+    at = files["patches-00000.parquet"].index(b"parquet-cpp")  # the writer's name
+    flip(local, f"{made.folder}/patches-00000.parquet", at=at)
+    assert check(local)["features"] == {
+        "patches-00000.parquet": "altered: shard 0: no row is damaged"
+    }
+
+
 def test_bits_that_rot_under_an_unchanged_state_are_found(
     local: ArtifactStore, tmp_path: Path
 ) -> None:
@@ -334,6 +347,17 @@ def test_reports_of_runs_that_are_gone_go(store: ArtifactStore, tmp_path: Path) 
     assert names == ["dataset.html", "here.html", "returns.html"]
 
 
+def test_a_mark_of_files_that_have_come_meanwhile_stays(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    store.write("damaged/numbers/0-0.json", b'{"files": ["a"]}')
+    found = later(store, tmp_path)
+    assert [g.name for g in found] == ["damaged/numbers/0-0.json"]
+    store.write("artifacts/numbers/0-0/a", b"a")
+    sweep(found)
+    assert store.list("damaged/numbers") == ["damaged/numbers/0-0.json"]
+
+
 def test_what_was_committed_since_the_look_keeps_its_files(
     store: ArtifactStore, tmp_path: Path
 ) -> None:
@@ -345,8 +369,14 @@ def test_what_was_committed_since_the_look_keeps_its_files(
     store.files.remove(name)
     found = later(store, tmp_path, keep=0)
     assert [g.name for g in found if g.kind == "attempt"] == [made.folder]
-    store.write(name, text)
-    sweep(found)
+    note = f"used/numbers/{made.fingerprint}.json"
+    store.write(note, b'{"used": 5}')
+    found += later(store, tmp_path, keep=0)
+    for there in (b"{torn", text):
+        store.write(name, there)
+        sweep(found)
+        assert store.damage(made) == ""
+        assert store.read(note) is not None
     assert alive(store, [made]) == [True]
 
 
