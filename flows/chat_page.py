@@ -15,7 +15,7 @@ from flows.chat_talk import ChatError, Talk
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _CSS = """
 .gradio-container { max-width: none !important; margin: 0 !important; }
-.gradio-container > .main { width: 100%; max-width: 860px !important; margin: 0 auto; }
+.gradio-container > .main { width: 100%; max-width: 960px !important; margin: 0 auto; }
 #head h1 { margin: 0; font-size: 1.35rem; }
 #head p { margin: 2px 0 0; opacity: .75; }
 #talk img { max-height: 220px; width: auto; }
@@ -23,10 +23,10 @@ _CSS = """
 #line [data-testid="status-tracker"]:has(.validation-error) { position: static !important; }
 #line [data-testid="status-tracker"]:has(> .error) { display: none; }  /* the notice says it */
 #line .validation-error { position: static; font-weight: 500; }
-#about h1 { font-size: 1.2rem; }
+#about h1 { font-size: 1.2rem; margin-top: 10px; }
 #about h2 { font-size: 1.05rem; }
-#about table { display: block; overflow-x: auto; border: 0; font-size: .85rem; }
-#about th, #about td { white-space: nowrap; padding: 4px 10px; }
+#about table { display: block; overflow-x: auto; border: 0; font-size: .8rem; }
+#about th, #about td { white-space: nowrap; padding: 4px 6px; }
 @media (max-width: 640px) {
   .gradio-container > .main { padding: 12px 12px 4px !important; }
   #head p { font-size: .85rem; }
