@@ -59,12 +59,12 @@ def fetch_some_of(
     images: ImagesPart,
     records: Sequence[Mapping[str, Any]],
 ) -> Pictures:
-    """Return the chosen members of a zip below `root`, or all of it where that is better.
+    """Return the chosen members of an archive below `root`, or all of it where that is better.
 
     Args:
         context: The stage's folders.
-        root: Any fsspec URL; members can be chosen over HTTP.
-        name: Path of the zip below it.
+        root: Any fsspec URL; over HTTP, members of a zip can be chosen.
+        name: Path of the archive below it.
         known: Checksum and bytes of published files, by name.
         images: The recipe's part, for its limits.
         records: Image records with `file_name`.
@@ -74,7 +74,7 @@ def fetch_some_of(
     """
     from storage.web import is_http
 
-    if is_http(root) and _noted(context, name) is None:
+    if is_http(root) and name.endswith(".zip") and _noted(context, name) is None:
         url, (_, size) = f"{root.rstrip('/')}/{name}", known.get(name, ("", None))
         found = fetch_some(context, url, name, images, records, size)
         if found is not None:

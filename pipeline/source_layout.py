@@ -3,17 +3,29 @@
 So nothing heavy is imported here: reading and fetching are in `pipeline.sources`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
 from pipeline.recipe_parts import FileConversations, FolderImages
 from pipeline.stage import SourceState
-from storage.errors import StorageError
+from storage.errors import MissingError, StorageError, redact
 
 SPLITS = ("train2017", "val2017")
-SUFFIXES = ("", ".zip", ".tar", ".tar.gz", ".tgz")
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 ANNOTATIONS = "annotations/annotations_trainval2017.zip"
+
+# Where each part may lie below a root, without its suffix; the place of the published ones first.
+_NAMES = {
+    **{split: (f"zips/{split}", split) for split in SPLITS},
+    "annotations": (
+        "annotations/annotations_trainval2017",
+        "annotations_trainval2017",
+        "annotations",
+    ),
+}
 
 # Checksum and bytes as published for cocodataset.org; the archives have not changed since.
 COCO_2017 = {
@@ -26,8 +38,8 @@ COCO_2017 = {
 def probe_images(recipe: Recipe) -> SourceState:
     """Return the state of a local or remote dataset, so that a changed one re-runs the stage."""
     match recipe.images.source:
-        case FolderImages(root=root) if not is_bare(root):
-            return {name: _state(f"{root.rstrip('/')}/{name}") for name in COCO_2017}
+        case FolderImages(root=root) if local_folder(root) is None:
+            return dict(_remote_parts(root).values())
         case FolderImages(root=root):
             return {name: _state(str(path)) for name, path in sorted(local_files(root).items())}
     return {}  # rendered pictures follow from the recipe, published archives from their checksums
@@ -43,29 +55,61 @@ def probe_conversations(recipe: Recipe) -> SourceState:
     return {}
 
 
+def local_folder(root: str) -> Path | None:
+    """Return the folder that a path or a `file://` URL names, None for a root elsewhere."""
+    if root.startswith("file:"):
+        path = Path(root.removeprefix("file:").removeprefix("//"))
+        # Taken as it is written; Path.as_uri() writes %20 for a blank.
+        return path if path.exists() else Path(unquote(str(path)))
+    return Path(root).expanduser() if is_bare(root) else None
+
+
 def local_files(root: str) -> dict[str, Path]:
     """Return folder or archive of the pictures by split, and of the annotations."""
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
+    folder = local_folder(root)
+    if folder is None or not folder.is_dir():
         raise PipelineError(
-            f"images.source.root: {folder} is no folder",
+            f"images.source.root: {folder or root} is no folder",
             "give the folder that holds annotations/, train2017/ and val2017/",
         )
-    named = ("annotations", "annotations_trainval2017", "annotations/annotations_trainval2017")
-    files = {split: _one_of(folder, split, f"zips/{split}") for split in SPLITS}
-    return {**files, "annotations": _one_of(folder, *named)}
+    return {part: _one_of(folder, part, names) for part, names in _NAMES.items()}
 
 
-def _one_of(root: Path, *names: str) -> Path:
+def remote_files(root: str) -> dict[str, str]:
+    """Return the path below `root` of each split's archive, and of the annotations.
+
+    Raises:
+        StorageError: One is not there, or the place cannot be reached.
+    """
+    return {part: name for part, (name, _) in _remote_parts(root).items()}
+
+
+def _remote_parts(root: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """Return path and state of each part; where all lies as usual, that is one look at each."""
+    return {part: _remote_one_of(root, part, names) for part, names in _NAMES.items()}
+
+
+def _remote_one_of(root: str, part: str, names: Sequence[str]) -> tuple[str, dict[str, str]]:
+    for name in (f"{name}{suffix}" for name in names for suffix in SUFFIXES):
+        try:
+            return name, _state(f"{root.rstrip('/')}/{name}")
+        except MissingError:
+            continue
+    raise StorageError(
+        f"{redact(root)} has no archive {names[0]}.zip",
+        f"COCO's layout needs {' or '.join(names)} there, as {', '.join(SUFFIXES)}",
+    )
+
+
+def _one_of(root: Path, part: str, names: Sequence[str]) -> Path:
     """Return the first archive, else the first folder, that bears one of the names."""
-    candidates = [root / f"{name}{suffix}" for name in reversed(names) for suffix in SUFFIXES[1:]]
-    candidates += [root / name for name in names]
+    candidates = [root / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
+    candidates += [root / name for name in reversed(names)]
     for candidate in candidates:
         if candidate.exists():
             return candidate
     raise StorageError(
-        f"{root} has no {names[0]}",
-        f"COCO's layout needs {names[0]}/ or an archive {names[0]}.zip there",
+        f"{root} has no {part}", f"COCO's layout needs {part}/ or an archive {part}.zip there"
     )
 
 

@@ -21,7 +21,14 @@ from pipeline.recipe_parts import (
     LcsImages,
 )
 from pipeline.schemas import drop
-from pipeline.source_layout import ANNOTATIONS, COCO_2017, SPLITS, is_bare, local_files
+from pipeline.source_layout import (
+    ANNOTATIONS,
+    COCO_2017,
+    SPLITS,
+    local_files,
+    local_folder,
+    remote_files,
+)
 from pipeline.stage import StageContext
 
 TEST_ORIGINS = frozenset({SPLITS[1], TEST})
@@ -54,8 +61,8 @@ def read_annotations(
             path = fetch_whole(context, _rendered(context).as_uri(), ANNOTATIONS, {})
         case Coco2017Images(root=root):
             path = fetch_whole(context, root, ANNOTATIONS, COCO_2017)
-        case FolderImages(root=root) if "://" in root:
-            path = fetch_whole(context, root, ANNOTATIONS, {})
+        case FolderImages(root=root) if local_folder(root) is None:
+            path = fetch_whole(context, root, remote_files(root)["annotations"], {})
         case FolderImages(root=root):
             path = local_files(root)["annotations"]
     found = {split: read_coco(path, split, drops) for split in SPLITS}
@@ -81,12 +88,15 @@ def fetch_pictures(
     if isinstance(source, LcsImages):
         pictures = _lcs_pictures(context, source, images, [*chosen[TRAIN], *chosen[TEST]])
         return {TRAIN: pictures, TEST: pictures}
-    if isinstance(source, FolderImages) and is_bare(source.root):
+    if isinstance(source, FolderImages) and local_folder(source.root) is not None:
         files = local_files(source.root)
         return {split: Pictures((files[split],)) for split in SPLITS}
+    names = {split: f"zips/{split}.zip" for split in SPLITS}
+    if isinstance(source, FolderImages):
+        names = remote_files(source.root)
     found = {}
     for split in SPLITS:
-        name = f"zips/{split}.zip"
+        name = names[split]
         match source:
             case DemoImages():
                 found[split] = Pictures(

@@ -87,6 +87,10 @@ class TransientError(StorageError):
     pause: float = 0.0
 
 
+class MissingError(StorageError):
+    """There is nothing at an address."""
+
+
 class NoRangeError(StorageError):
     """The server gives whole files only: it does not answer HTTP Range."""
 

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.errors import StorageError, TransientError, redact
+from storage.errors import MissingError, StorageError, TransientError, redact
 from storage.streams import Stream, agrees
 from storage.web import is_http, open_http, probe_http
 from storage.web import open_range as open_http_range
@@ -157,7 +157,7 @@ def _naming(url: str) -> Generator[None, None, None]:
     except StorageError:
         raise
     except FileNotFoundError:
-        raise StorageError(f"{shown} does not exist", "Check the address") from None
+        raise MissingError(f"{shown} does not exist", "Check the address") from None
     except PermissionError:
         raise StorageError(f"{shown} may not be read", "Check the credentials or rights") from None
     except ImportError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 from fsspec.asyn import get_loop, sync
 
-from storage.errors import NoRangeError, StorageError, TransientError, redact
+from storage.errors import MissingError, NoRangeError, StorageError, TransientError, redact
 from storage.streams import Stream, agrees
 
 _PIECES = 64  # pieces of up to 256 KiB that may wait for a slow disk
@@ -237,4 +237,5 @@ def _refusal(url: str, answer: _Answer) -> StorageError:
         return error
     if answer.status in {401, 403}:
         return StorageError(message, "Check the credentials, or whether a signed URL has expired")
-    return StorageError(message, "Check the address in a browser")
+    kind = MissingError if answer.status in {404, 410} else StorageError
+    return kind(message, "Check the address in a browser")

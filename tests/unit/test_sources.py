@@ -4,6 +4,7 @@ import io
 import json
 import random
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.lcs import TEST, TRAIN, read_lcs
 from pipeline.presets import preset
 from pipeline.recipe_parts import Coco2017Images, FolderImages, ImagesPart, LcsImages
 from pipeline.settings import Settings
+from pipeline.source_layout import probe_images
 from pipeline.stage import StageContext
 from storage.errors import StorageError
 from storage.tables import read_table
@@ -278,6 +280,87 @@ def test_another_size_than_the_published_one_is_refused(
     source = Coco2017Images(root=root, fetch="members", exclude_val2014=False)
     with pytest.raises(StorageError, match=r"train2017\.zip has \d+ bytes, expected 5"):
         run(source, tmp_path, limit=12)
+
+
+# -- other places -----------------------------------------------------------------------------
+
+
+def laid_out(folder: Path, train: str, val: str, annotations: str) -> Path:
+    """Write the dataset's three archives below a folder; names say their kind."""
+    documents = {}
+    for name, split, files in ((train, "train2017", TRAINED), (val, "val2017", TESTED)):
+        pack(folder / name, {f"{split}/{n:012d}.jpg": data for n, data in files.items()})
+        documents[f"captions_{split}.json"] = json.dumps(coco(list(files))).encode()
+    pack(folder / annotations, documents)
+    return folder
+
+
+def pack(path: Path, files: Mapping[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".zip":
+        path.write_bytes(zipped(files))
+        return
+    with tarfile.open(path, "w:gz" if path.suffix in {".gz", ".tgz"} else "w") as packed:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            packed.addfile(member, io.BytesIO(data))
+
+
+LAYOUTS = [
+    ("zips/train2017.zip", "zips/val2017.zip", "annotations/annotations_trainval2017.zip"),
+    ("train2017.tar", "zips/val2017.tgz", "annotations.tar.gz"),
+]
+
+
+def expected_pictures(out: Path) -> set[bytes]:
+    return {(TRAINED | TESTED)[key] for key in rows_by_id(out)}
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["published", "tars"])
+def test_a_dataset_in_a_bucket_is_read(
+    s3_server: str, tmp_path: Path, layout: tuple[str, str, str]
+) -> None:
+    import s3fs
+
+    assert s3_server
+    bucket = f"coco-{tmp_path.name.replace('_', '-')[-20:]}".lower()
+    files = s3fs.S3FileSystem()
+    files.mkdir(bucket)
+    files.put(str(laid_out(tmp_path / "here", *layout)), f"{bucket}/set", recursive=True)
+    recipe = preset("coco").override(
+        {"images.source": {"kind": "folder", "root": f"s3://{bucket}/set"}}
+    )
+    assert set(probe_images(recipe)) == set(layout)
+    summary, out, _ = run(recipe.images.source, tmp_path / "work", limit=12)
+    assert summary["images"] == 15
+    assert stored(out) == expected_pictures(out)
+    files.rm(f"{bucket}/set/{layout[1]}")
+    with pytest.raises(StorageError, match=r"has no archive zips/val2017\.zip"):
+        probe_images(recipe)
+
+
+def test_tars_behind_http_are_found(server: FaultServer, tmp_path: Path) -> None:
+    here = laid_out(tmp_path / "here", *LAYOUTS[1])
+    for name in LAYOUTS[1]:
+        server.serve(f"/set/{name}", (here / name).read_bytes())
+    source = FolderImages(root=f"http://127.0.0.1:{server.port}/set")
+    _, out, _ = run(source, tmp_path / "work", limit=12)
+    assert stored(out) == expected_pictures(out)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["published", "tars"])
+def test_a_file_url_is_a_folder_of_this_machine(
+    tmp_path: Path, layout: tuple[str, str, str]
+) -> None:
+    here = laid_out(tmp_path / "with a blank", *layout)
+    for root in (here.as_uri(), f"file://{here}", str(here)):
+        _, out, _ = run(FolderImages(root=root), tmp_path / "work", limit=12)
+        assert stored(out) == expected_pictures(out)
+        assert not list((tmp_path / "work" / "scratch").iterdir())  # nothing was copied
+    with pytest.raises(PipelineError, match="is no folder"):
+        run(FolderImages(root=f"{here.as_uri()}-not"), tmp_path / "other", limit=12)
 
 
 # -- LCS-558K ---------------------------------------------------------------------------------
