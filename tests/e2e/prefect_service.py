@@ -37,6 +37,8 @@ class Service:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
         self.environment = {
             **inherited,
+            # A worker starts runs in temporary folders, and they are to run this very checkout.
+            "PYTHONPATH": str(ROOT),
             "PREFECT_HOME": str(folder / "home"),
             "PREFECT_API_URL": f"{self.url}/api",
             "PREFECT_SERVER_API_AUTH_STRING": AUTH,
@@ -86,12 +88,13 @@ class Service:
         except httpx.TransportError:
             return False
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end."""
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end, with more environment, and without what is set to ""."""
+        environment = self.environment | variables
         return subprocess.run(
             command,
             cwd=ROOT,
-            env=self.environment,
+            env={name: value for name, value in environment.items() if value},
             capture_output=True,
             text=True,
             timeout=900,
@@ -102,9 +105,18 @@ class Service:
         """Run Prefect's command line as a person does."""
         return self.run(str(BIN / "prefect"), "--no-prompt", *arguments)
 
-    def deploy(self) -> None:
-        """Write the deployments."""
-        done = self.run("make", "-o", ".venv/.ready", f"BIN={BIN}", "deploy")
+    def phivision(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run phivision's command line as a person does."""
+        return self.run(sys.executable, "-m", "flows.cli", *arguments, **variables)
+
+    def start_phivision(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start phivision's command line and let it run."""
+        return self.start(sys.executable, "-m", "flows.cli", *arguments)
+
+    def deploy(self, pool: str = "") -> None:
+        """Write the deployments, for a work pool."""
+        variables = {"PREFECT_DEFAULT_WORK_POOL_NAME": pool}
+        done = self.run("make", "-o", ".venv/.ready", f"BIN={BIN}", "deploy", **variables)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def lost_after(self, seconds: int) -> None:
@@ -125,6 +137,16 @@ class Service:
         assert answer.status_code == 201, answer.text
         return answer.json()["id"]
 
+    def runs(self) -> list[Mapping[str, Any]]:
+        """Return all flow runs."""
+        return self.asked("flow_runs", {})
+
+    def asked(self, kind: str, filters: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return what the server has of one kind, by its own filters."""
+        answer = self.client.post(f"{kind}/filter", json=filters)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
     def flow_run(self, run: str) -> Mapping[str, Any]:
         """Return a flow run as the server knows it."""
         return self.client.get(f"flow_runs/{run}").json()
@@ -136,9 +158,24 @@ class Service:
 
     def stages(self, run: str) -> dict[str, str]:
         """Return the names of the states of a run's stages."""
-        asked = {"flow_runs": {"id": {"any_": [run]}}}
-        rows = self.client.post("task_runs/filter", json=asked).json()
+        rows = self.asked("task_runs", of_run(run))
         return {row["name"]: row["state_name"] for row in rows if row["state_name"]}
+
+    def artifacts(self, run: str) -> dict[str, Mapping[str, Any]]:
+        """Return the newest Prefect artifact of each key of a run."""
+        rows = self.asked("artifacts", of_run(run) | {"sort": "CREATED_DESC"})
+        return {row["key"]: row for row in reversed(rows)}
+
+    def table(self, run: str, key: str) -> dict[str, str]:
+        """Return the figures that a stage's Prefect artifact shows, by name."""
+        lines = self.artifacts(run)[key]["data"].splitlines()
+        cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+        return {cell[0]: cell[1] for cell in cells if len(cell) == 2}
+
+    def logs_of(self, run: str) -> list[str]:
+        """Return the lines of a run's log and of its stages'."""
+        asked = {"logs": {"flow_run_id": {"any_": [run]}}}
+        return [row["message"] for row in self.asked("logs", asked)]
 
     def wait(self, ready: Callable[[], bool], seconds: float) -> None:
         """Wait until something is so."""
@@ -171,6 +208,12 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait(timeout=30)
 
 
+def freeze(process: subprocess.Popen[bytes]) -> None:
+    """Halt all that a program started, but not itself."""
+    for child in descendants(process.pid)[1:]:
+        os.kill(child, signal.SIGSTOP)
+
+
 def descendants(pid: int) -> list[int]:
     """Return a process and all its descendants, whatever group they are in."""
     parents: dict[int, list[int]] = {}
@@ -184,6 +227,11 @@ def descendants(pid: int) -> list[int]:
     for each in found:
         found.extend(parents.get(each, []))
     return found
+
+
+def of_run(run: str) -> Mapping[str, Any]:
+    """Return the filter of what belongs to one flow run."""
+    return {"flow_runs": {"id": {"any_": [run]}}}
 
 
 def as_json(value: object) -> str:

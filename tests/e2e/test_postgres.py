@@ -1,5 +1,6 @@
 """The server on a real PostgreSQL: the database is made, migrated and used by a run."""
 
+import asyncio
 import os
 import pwd
 import shutil
@@ -11,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from deployments.server import create_database
 from pipeline.dag import DAG
-from tests.e2e.prefect_service import Service
+from tests.e2e.prefect_service import AUTH, Service
+from tests.e2e.secret_search import files_with
 
 pytestmark = [pytest.mark.e2e, pytest.mark.server, pytest.mark.timeout(3000)]
+
+PASSWORD = "planted-database-Xk4Tq9"
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,24 @@ class Postgres:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def url(self, name: str) -> str:
+    def url(self, name: str, user: str = "tester") -> str:
         """Return the URL of a database."""
-        return f"postgresql://tester@127.0.0.1:{self.port}/{name}"
+        return f"postgresql://{user}:{PASSWORD}@127.0.0.1:{self.port}/{name}"
+
+    def ask(self, *statements: str) -> list[str]:
+        """Run statements and return the first column of what the last one answers."""
+
+        async def answer() -> list[str]:
+            import asyncpg
+
+            connection = await asyncpg.connect(self.url("postgres"))
+            for statement in statements[:-1]:
+                await connection.execute(statement)
+            rows = await connection.fetch(statements[-1])
+            await connection.close()
+            return [row[0] for row in rows]
+
+        return asyncio.run(answer())
 
 
 def _as_somebody() -> list[str]:
@@ -53,7 +73,7 @@ def _program(name: str) -> str | None:
     return shutil.which(name) or (str(installed[-1]) if installed else None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def postgres() -> Generator[Postgres]:
     initdb, control = _program("initdb"), _program("pg_ctl")
     if initdb is None or control is None:
@@ -64,8 +84,10 @@ def postgres() -> Generator[Postgres]:
         running = Postgres(folder / "data", free.getsockname()[1])
     folder.mkdir()
     folder.chmod(0o777)
+    (folder / "password").write_text(PASSWORD)
+    login = ("-U", "tester", "-A", "scram-sha-256", "--pwfile", str(folder / "password"))
     try:
-        running.call(initdb, "-D", str(running.folder), "-U", "tester", "-A", "trust", "--no-sync")
+        running.call(initdb, "-D", str(running.folder), *login, "--no-sync")
         options = f"-p {running.port} -k {folder} -h 127.0.0.1 -F"
         log = str(folder / "log")
         running.call(control, "-D", str(running.folder), "-o", options, "-l", log, "-w", "start")
@@ -92,3 +114,37 @@ def test_a_run_on_postgresql(
     finally:
         service.stop()
     assert not (tmp_path / "home" / "prefect.db").exists()
+    secrets = {"database": PASSWORD, "server": AUTH.partition(":")[2]}
+    assert files_with([tmp_path], secrets) == {}
+
+
+def test_who_may_enter_only_the_named_database_can_use_it(
+    postgres: Postgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    postgres.ask(
+        f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'",
+        "CREATE DATABASE guests OWNER guest",
+        "REVOKE CONNECT ON DATABASE postgres FROM PUBLIC",
+        "SELECT 1",
+    )
+    asyncio.run(create_database(postgres.url("guests", "guest")))
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SystemExit, match="missing is not there and cannot be made") as caught:
+        asyncio.run(create_database(postgres.url("missing", "guest")))
+    assert PASSWORD not in str(caught.value)
+
+
+def test_two_servers_that_start_at_once_make_one_database(postgres: Postgres) -> None:
+    async def at_once() -> None:
+        await asyncio.gather(*(create_database(postgres.url("both")) for _ in range(4)))
+
+    asyncio.run(at_once())
+    found = postgres.ask("SELECT datname FROM pg_database WHERE datname = 'both'")
+    assert found == ["both"]
+
+
+def test_a_wrong_password_is_one_line_that_does_not_repeat_it(postgres: Postgres) -> None:
+    wrong = postgres.url("guests").replace(PASSWORD, "not-the-password")
+    with pytest.raises(SystemExit, match="PREFECT_SERVER_DATABASE_CONNECTION_URL") as caught:
+        asyncio.run(create_database(wrong))
+    assert "not-the-password" not in str(caught.value)
