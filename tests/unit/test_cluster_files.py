@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ GIVEN = {
     "command": ["prefect", "flow-run", "execute"],
     "env": [{"name": "PHIVISION_STORE", "value": "s3://bucket/vlm"}],
 }
+
+
+ASK_THE_CLUSTER = """
+import os, sys
+from distributed import Client
+with Client(os.environ["PHIVISION_TASK_RUNNER"]) as client:
+    print(client.submit(pow, 2, 3).result(), sys.argv[1:])
+"""
 
 
 def template() -> dict[str, Any]:
@@ -78,29 +88,39 @@ def test_a_requeued_job_uses_its_own_scheduler_and_not_that_of_the_killed_one(
 ) -> None:
     pytest.importorskip("distributed")
     submitted, work = tmp_path / "submitted", tmp_path / "work"
-    # Slurm and phivision stand in for themselves; Dask's scheduler and worker are real.
+    # Slurm and phivision stand in for themselves; Dask's scheduler, worker and client are real.
     program(submitted / "bin/srun", 'exec "$@"')
-    program(submitted / "bin/dask", f'exec {sys.executable} -m dask "$@"')
+    program(submitted / "bin/dask", f'exec {sys.executable} -m dask "$@" --host 127.0.0.1')
     program(submitted / "bin/python", f'exec {sys.executable} "$@"')
-    program(submitted / "bin/phivision", 'echo "$PHIVISION_TASK_RUNNER" "$@"')
+    program(submitted / "bin/phivision", f"exec {sys.executable} -c '{ASK_THE_CLUSTER}' \"$@\"")
     activate = submitted / ".venv/bin/activate"
     activate.parent.mkdir(parents=True)
     activate.write_text(f'export PATH="{submitted / "bin"}:$PATH"\n')
     work.mkdir()
     left = work / "dask-7.json"
-    left.write_text('{"address": "tcp://a-machine-that-is-gone:8786"}')
+    left.write_text('{"address": "tcp://127.0.0.1:1"}')
     given = {
         "SLURM_SUBMIT_DIR": str(submitted),
         "SLURM_JOB_ID": "7",
         "PHIVISION_STORE": str(tmp_path / "store"),
         "PHIVISION_WORKDIR": str(work),
     }
-    command = ["bash", SLURM, "--set", "seed=1"]
-    done = subprocess.run(
-        command, env=os.environ | given, capture_output=True, text=True, timeout=100, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"tcp://[\d.]+:\d+ run --preset coco --set seed=1\n", done.stdout)
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(
+            ["bash", SLURM, "--set", "seed=1"],
+            env=os.environ | given,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            printed, _ = job.communicate(timeout=100)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode == 0, (tmp_path / "log").read_text()
+    assert printed == "8 ['run', '--preset', 'coco', '--set', 'seed=1']\n"
     assert not left.exists()
 
 
