@@ -187,6 +187,26 @@ def test_two_runs_at_once_make_each_stage_once(
     assert cli.ok("sql", query, "--format", "csv") == alone
 
 
+@pytest.mark.s3
+def test_a_bucket_holds_the_same_as_a_folder(
+    store: Path, tiny: Mapping[str, object], tmp_path: Path, s3_server: str
+) -> None:
+    import s3fs
+
+    from pipeline.drawing import draw
+    from pipeline.scenes import make_scene
+
+    del s3_server  # the environment names it
+    s3fs.S3FileSystem().mkdir("tiny")
+    cli = Cli(tmp_path, PHIVISION_STORE="s3://tiny/vlm", PHIVISION_WORKDIR=str(tmp_path / "work"))
+    assert set(statuses(cli.ok("run", *assignments(tiny))).values()) == {"made"}
+    assert "nothing to do" in cli.ok("run", *assignments(tiny))
+    query = "SELECT stage, digest FROM artifacts ORDER BY stage"
+    assert cli.ok("sql", query, "--format", "csv") == Cli(store).ok("sql", query, "--format", "csv")
+    draw(make_scene(seed=7, index=1)).save(tmp_path / "photo.jpg")
+    cli.ok("ask", str(tmp_path / "photo.jpg"), "How many objects are there?")
+
+
 def test_a_run_that_is_told_to_end_takes_its_server_along(
     tiny: Mapping[str, object], tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import pytest
 
 from flows.fan_out import fan_out
 from pipeline.errors import PipelineError
+from pipeline.extraction import ShardJob
 from pipeline.settings import Settings
 from storage.shards import ShardRows, publish_shard, shard_paths, verify_shard
+from tests.unit.test_features_stage import content, embed, images_in, made_backbones
 
 cloudpickle = pytest.importorskip("cloudpickle")
 pytest.importorskip("distributed")
@@ -57,6 +60,33 @@ def test_a_killed_worker_costs_one_shard(tmp_path: Path) -> None:
     calls = Counter((tmp_path / "calls.txt").read_text().split())
     assert calls.pop("1") == 2
     assert set(calls.values()) == {1}
+
+
+def dying(make_it: Callable[[ShardJob], int], mark: Path, job: ShardJob) -> int:
+    """Make a shard of the stage; the first worker that has made number 1 dies before it can say."""
+    done = make_it(job)
+    if job.number == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+
+@pytest.mark.timeout(600)  # workers import torch, on a machine that may be busy
+def test_the_stage_on_a_cluster_that_loses_a_worker_gives_the_same_files(tmp_path: Path) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    images = images_in(tmp_path / "images", range(72))
+    backbones = made_backbones(tmp_path / "backbones", seed=0)
+    alone, summary = embed(tmp_path / "alone", images, backbones)
+
+    def spread(make_it: Callable[[ShardJob], int], jobs: Sequence[ShardJob]) -> Iterator[int]:
+        cluster = fan_out("dask:2")
+        assert cluster is not None
+        yield from cluster(partial(dying, make_it, tmp_path / "died"), jobs)
+
+    spread_out, same = embed(tmp_path / "spread", images, backbones, fan_out=spread)
+    assert (tmp_path / "died").exists()
+    assert same == summary
+    assert content(spread_out) == content(alone)
 
 
 def test_threads_need_no_cluster() -> None:
