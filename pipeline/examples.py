@@ -6,7 +6,7 @@ Every caption and conversation either becomes an example or a row of `drops` wit
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +29,7 @@ from pipeline.schemas import DROPS, EXAMPLES, QUESTIONS, drop
 from pipeline.stage import StageContext, Summary
 from pipeline.user_filters import apply_filters
 from storage.sql import Database
-from storage.tables import read_table, write_table
+from storage.tables import read_table, where, write_table
 
 Row = dict[str, Any]
 _VALIDATING = 4  # pictures with a conversation that the proposed validation split would have
@@ -48,11 +48,12 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
         folder, eos_id(folder), examples.user_prefix, examples.assistant_prefix
     )
     captions, conversations = _filtered(context, examples)
+    files = _file_names(context)
     drops: list[Row] = []
     rows: list[Row] = []
     with context.report.track("tokenize", len(captions) + len(conversations)) as tick:
         for record in (*captions, *conversations):
-            made = _example(record, template, examples, drops)
+            made = _example(record, template, examples, files, drops)
             if made is not None:
                 rows.append({"example_id": len(rows), **made})
             tick()
@@ -100,8 +101,23 @@ def _rows(table: pa.Table, kind: str) -> list[Row]:
     return [{"kind": kind, **row} for row in table.to_pylist()]
 
 
+def _file_names(context: StageContext) -> dict[int, str]:
+    """Return the file name of every image by id, of those that could not be used, too."""
+    images = context.inputs["images"]
+    lost = where(read_table(images.path("drops.parquet")), kind="image").to_pylist()
+    names = {
+        int(row["record"]): row["file"] for row in lost if row["record"].lstrip("-").isdecimal()
+    }
+    known = read_table(images.path("images.parquet"), ["image_id", "file_name"]).to_pylist()
+    return names | {row["image_id"]: row["file_name"] for row in known}
+
+
 def _example(
-    record: Row, template: PromptTemplate, examples: ExamplesPart, drops: list[Row]
+    record: Row,
+    template: PromptTemplate,
+    examples: ExamplesPart,
+    files: Mapping[int, str],
+    drops: list[Row],
 ) -> Row | None:
     """Return an example row, or None after writing down why there is none."""
     kind = record["kind"]
@@ -119,7 +135,7 @@ def _example(
         reason = _token_reason(tokens, examples.max_tokens)
     if reason is not None or tokens is None:
         text = record.get("caption") or str(record.get("texts", ""))
-        file = record.get("image_name", "") or str(record["image_id"])
+        file = record["image_name"] if kind == "conversation" else files.get(record["image_id"], "")
         drops.append(drop("examples", kind, key, file, str(reason), text))
         return None
     return {

@@ -135,9 +135,11 @@ def row_key(encoder: PatchEncoder, batch: int) -> str:
     """Return the identity of what an encoder makes of a picture, down to the last bit.
 
     The size of the forward pass is part of it: a matrix product adds up in another order when it
-    has another number of rows, which was seen to change float16 bits of a small model.
+    has another number of rows, which was seen to change float16 bits of a small model. So is the
+    kind of device, whose products round in ways of their own.
     """
-    return hashlib.sha256(f"{encoder.fingerprint}/{batch}".encode()).hexdigest()
+    kind = torch.device(encoder.device).type
+    return hashlib.sha256(f"{encoder.fingerprint}/{batch}/{kind}".encode()).hexdigest()
 
 
 def decoding_threads(extraction: Extraction) -> int:

@@ -23,18 +23,21 @@ ORDER BY place, split DESC LIMIT $count
 """
 _CAPTIONS = """
 SELECT image_id, list(caption ORDER BY caption_id) AS texts FROM captions
-WHERE list_contains($ids, image_id) GROUP BY ALL
+WHERE image_id IN (SELECT unnest($ids::BIGINT[])) GROUP BY ALL
 """
 _TALKS = """
 SELECT e.image_id, c.turns FROM examples e JOIN conversations c ON c.conversation_id = e.source_id
-WHERE e.kind = 'conversation' AND list_contains($ids, e.image_id) ORDER BY e.example_id
+WHERE e.kind = 'conversation' AND e.image_id IN (SELECT unnest($ids::BIGINT[]))
+ORDER BY e.example_id
 """
 _DROPS = """
 SELECT d.*, i.sha256, i.image_id FROM (
   SELECT *, row_number() OVER (PARTITION BY kind, reason ORDER BY record, file) AS place,
          count(*) OVER (PARTITION BY kind, reason) AS total
   FROM drops) d
-LEFT JOIN images i ON i.file_name = d.file OR i.image_id = try_cast(d.file AS BIGINT)
+LEFT JOIN (
+  SELECT file_name, any_value(sha256) AS sha256, any_value(image_id) AS image_id
+  FROM images GROUP BY ALL) i ON i.file_name = d.file
 WHERE place <= $count ORDER BY total DESC, kind, reason, place
 """
 _LEFT_OUT = "SELECT kind, reason, count(*) AS count FROM drops GROUP BY ALL ORDER BY ALL"
@@ -78,6 +81,8 @@ _SPREADS = {
         "objects",
     ),
 }
+# A million captions have some fifty different lengths.
+_COUNTED = "SELECT name, value, count(*) AS n FROM ({}) GROUP BY ALL ORDER BY ALL"
 _CATEGORIES = (
     "SELECT category, count(DISTINCT image_id) AS n FROM objects GROUP BY ALL "
     "ORDER BY n DESC, category LIMIT 20"
@@ -134,11 +139,11 @@ def _size_charts(sizes: dict[str, dict[str, int]]) -> list[Chart]:
 def _spread_charts(catalog: Catalog) -> list[Chart]:
     charts = []
     for title, (view, sql, unit) in _SPREADS.items():
-        values: dict[str, list[float]] = {}
-        for row in ask(catalog, (view,), f"{sql} ORDER BY ALL"):
-            values.setdefault(row["name"], []).append(row["value"])
-        if values:
-            charts.append(histogram(title, values, unit))
+        counts: dict[str, dict[float, int]] = {}
+        for row in ask(catalog, (view,), _COUNTED.format(sql)):
+            counts.setdefault(row["name"], {})[row["value"]] = row["n"]
+        if counts:
+            charts.append(histogram(title, counts, unit))
     rows = ask(catalog, ("objects",), _CATEGORIES)
     if rows:
         named = [Estimate(row["category"], row["n"]) for row in rows]

@@ -141,26 +141,36 @@ def lines(
     return _chart(title, draw, 2.9)
 
 
-def histogram(title: str, values: Mapping[str, Sequence[float]], x: str, bins: int = 30) -> Chart:
-    """Return how often values occur, by name; whole numbers get bars of their own if they can."""
-    everything = [value for each in values.values() for value in each]
+def histogram(
+    title: str, counts: Mapping[str, Mapping[float, int]], x: str, bins: int = 30
+) -> Chart:
+    """Return how often values occur, by name; whole numbers get bars of their own if they can.
+
+    Args:
+        title: What the chart shows.
+        counts: How often each value occurs, by name.
+        x: Unit of the values.
+        bins: Bars, at most.
+    """
+    everything = [value for each in counts.values() for value in each]
     low, high = min(everything), max(everything)
     whole = high - low < bins and all(float(value).is_integer() for value in everything)
     edges: Any = [low - 0.5 + step for step in range(round(high - low) + 2)] if whole else bins
 
     def draw(axes: Axes) -> None:
         axes.hist(
-            list(values.values()),
+            [list(each) for each in counts.values()],
+            weights=[list(each.values()) for each in counts.values()],
             bins=edges,
             stacked=True,
-            color=_cycle(len(values)),
-            label=list(values),
+            color=_cycle(len(counts)),
+            label=list(counts),
             rwidth=0.92,
         )
         axes.set_xlabel(x)
         axes.xaxis.set_major_locator(MaxNLocator(integer=whole))
-        if len(values) > 1:
-            _legend(axes, len(values))
+        if len(counts) > 1:
+            _legend(axes, len(counts))
 
     return _chart(title, draw, 2.6)
 

@@ -112,6 +112,12 @@ def test_drops_have_one_reason_each(demo: tuple[Cli, str]) -> None:
     assert "" not in reasons
 
 
+def test_a_caption_that_is_left_out_names_its_file(demo: tuple[Cli, str]) -> None:
+    files = rows(demo[0], "SELECT DISTINCT file FROM drops WHERE kind = 'caption'")
+    assert files
+    assert all(row["file"].endswith(".jpg") for row in files)
+
+
 def test_no_picture_is_trained_on_and_tested_with(demo: tuple[Cli, str]) -> None:
     shared = rows(
         demo[0],

@@ -182,7 +182,9 @@ def _examples(out: Path, run: int) -> Row:
         asked = {"question_id": n, "example_id": 2 * n + 1, "turn": 0}
         answer = {"question": "What colour is it?", "answer": COLOURS[n % 4]}
         questions.append({**place, **asked, **answer})
-    drops = [schemas.drop("examples", "caption", 3, "103", "refusal", "There is no image.")]
+    drops = [
+        schemas.drop("examples", "caption", 3, "000000000103.png", "refusal", "There is no image.")
+    ]
     _write(out / "examples.parquet", rows, schemas.EXAMPLES)
     _write(out / "questions.parquet", questions, schemas.QUESTIONS)
     _write(out / "drops.parquet", drops, schemas.DROPS)

@@ -3,7 +3,8 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,15 +129,36 @@ def content(folder: Folder) -> dict[str, bytes]:
     return {name: folder.path(name).read_bytes() for name in folder.names}
 
 
+@contextmanager
+def forward_passes() -> Iterator[list[int]]:
+    """Collect the size of every batch whose patches are computed while the block runs."""
+    sizes: list[int] = []
+
+    def count(module: torch.nn.Module, given: Any, made: Any) -> None:
+        if isinstance(module, torch.nn.Conv2d):  # the encoder's one, which cuts the patches
+            sizes.append(len(given[0]))
+
+    hook = torch.nn.modules.module.register_module_forward_hook(count)
+    try:
+        yield sizes
+    finally:
+        hook.remove()
+
+
 def test_growing_a_subset_embeds_only_what_is_new(tmp_path: Path, backbones: Folder) -> None:
     first = images_in(tmp_path / "first", range(1000), per_file=300)
     more = images_in(tmp_path / "more", range(1100), per_file=300)
-    part = PART.model_copy(update={"rows_per_shard": 256})
-    one, summary = embed(tmp_path / "a", first, backbones, part=part)
-    assert summary["embedded"] == 1000
-    grown, summary = embed(tmp_path / "b", more, backbones, [one], part=part)
+    part = PART.model_copy(update={"rows_per_shard": 256, "batch": 20})
+    with forward_passes() as sizes:
+        one, summary = embed(tmp_path / "a", first, backbones, part=part)
+    assert (sum(sizes), summary["embedded"]) == (1000, 1000)
+    with forward_passes() as sizes:
+        grown, summary = embed(tmp_path / "b", more, backbones, [one], part=part)
+    assert sum(sizes) == 100
     assert (summary["images"], summary["embedded"]) == (1100, 100)
-    again, summary = embed(tmp_path / "c", first, backbones, [grown, one], part=part)
+    with forward_passes() as sizes:
+        again, summary = embed(tmp_path / "c", first, backbones, [grown, one], part=part)
+    assert sizes == []
     assert summary["embedded"] == 0
     assert content(again) == content(one)
 
