@@ -7,11 +7,11 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-services lint format server worker deploy audit faults coverage bench clean requirements
 
 # In steps this small a second thread mostly waits for the first, and one gives the same digits as
-# `make test` does.
+# `make test` does. Status 3 is a model that was made and not published: its scores say why.
 demo: $(READY)  ## run the whole DAG on the rendered dataset, then look at what it learned
-	$(BIN)/phivision run --preset demo --threads 1
-	$(BIN)/phivision scores
-	$(BIN)/phivision show
+	$(BIN)/phivision run --preset demo --threads 1; status=$$?; \
+	case $$status in 0|3) $(BIN)/phivision scores && $(BIN)/phivision show;; esac; \
+	exit $$status
 
 # The demo takes one process for minutes; two more run everything else, and often wait.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder

@@ -11,16 +11,34 @@ from tests.conftest import Cli
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
 
+README = (ROOT / "README.md").read_text()
 # These need a network, a GPU, a bucket or data of the reader's own; `plan` checks what can be
 # checked of them below.
-ELSEWHERE = ("--preset coco", "my-data")
+ELSEWHERE = ("run --preset coco", "my-data")
+# Commands of the prose that run for minutes, wait for a person, or move what is published; tests of
+# their own run them.
+NOT_HERE = ("run", "compare", "chat", "sql", "rollback")
+# What the prose leaves open, or would write beside the reader's own files.
+OPEN = {
+    "RUN_A": "latest",
+    "RUN_B": "latest",
+    "STAGE": "images",
+    "FILE.duckdb": "{folder}/catalog.duckdb",
+    "my-model": "{folder}/my-model",
+}
 
 
 def commands() -> list[str]:
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if line.strip().startswith("phivision ")]
+
+
+def in_prose(start: str) -> list[str]:
+    """Return what stands between backticks outside the blocks and begins so, on one line."""
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    found = [" ".join(each.split()) for each in re.findall(r"`([^`]+)`", prose)]
+    return sorted({each for each in found if each.startswith(start)})
 
 
 def test_the_readme_shows_the_main_commands() -> None:
@@ -37,6 +55,20 @@ def test_a_shown_command_works(demo: tuple[Cli, str], command: str, tmp_path: Pa
     draw(make_scene(seed=7, index=1)).save(photo)
     arguments = shlex.split(command.replace("photo.jpg", str(photo)), comments=True)[1:]
     assert demo[0].ok(*arguments).strip()
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in in_prose("phivision ") if c.split()[1] not in NOT_HERE]
+)
+def test_a_command_in_the_prose_works(demo: tuple[Cli, str], command: str, tmp_path: Path) -> None:
+    for word, value in OPEN.items():
+        command = command.replace(word, value.format(folder=tmp_path))
+    assert demo[0].ok(*shlex.split(command)[1:]).strip()
+
+
+@pytest.mark.parametrize("change", in_prose("--set "))
+def test_a_change_in_the_prose_fits_the_recipe(change: str, tmp_path: Path) -> None:
+    assert "never made" in Cli(tmp_path / "store").ok("plan", *shlex.split(change))
 
 
 def test_the_two_first_commands_are_targets_of_the_makefile() -> None:

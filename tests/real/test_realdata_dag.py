@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import shlex
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,19 @@ from tests.conftest import TINY, Cli, assignments
 
 pytestmark = [pytest.mark.realdata, pytest.mark.e2e, pytest.mark.timeout(600)]
 
+ROOT = Path(__file__).resolve().parents[2]
 STAGES = [stage.name for stage in DAG]
 GREYSCALE = 7888  # the one COCO picture here that is no RGB JPEG
 VERBATIM = "llava_instruct_150k_verbatim_records.json"
+
+
+def shown_in_the_readme() -> dict[str, str]:
+    """Return the changes of the README's command for data of one's own."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    line = next(line for line in text.splitlines() if "images.source.root=my-data" in line)
+    words = shlex.split(line)
+    given = [after for word, after in pairwise(words) if word == "--set"]
+    return dict(each.split("=", 1) for each in given)
 
 
 def recipe_changes(realdata: Path, conversations: Path) -> dict[str, object]:
@@ -25,13 +37,9 @@ def recipe_changes(realdata: Path, conversations: Path) -> dict[str, object]:
     small = {key: value for key, value in TINY.items() if not key.startswith("images.source.")}
     return {
         **small,
-        "images.source.kind": "folder",
+        **shown_in_the_readme(),
         "images.source.root": realdata / "coco",
-        # Of twelve records about training pictures some must be left for validation.
-        "images.validation_share": 0.3,
-        "conversations.source.kind": "file",
         "conversations.source.path": conversations,
-        "conversations.source.sha256": "null",
         "examples.caption_max_characters": 250,
         "examples.max_turns": 6,
         "examples.max_tokens": 600,

@@ -9,13 +9,17 @@ import wandb
 
 from model.language import add_lora, load_language_model, merge_lora
 from model.projectors import SparseMixtureConfig
+from pipeline.assemble import load_pretrained
 from pipeline.errors import PipelineError
+from pipeline.finetune import prepare
+from pipeline.recipe_parts import FinetunePart
 from pipeline.stage import StageContext
 from tests.unit.training_inputs import (
     SCHEDULED,
     Choices,
     context_of,
     figures,
+    files_of,
     last_checkpoint,
     pretrained,
     run_stage,
@@ -122,6 +126,28 @@ def test_the_figures_show_loss_rates_gradient_experts_and_validation(
     shares = zip(*(found[f"expert_{number}_usage"] for number in range(3)), strict=True)
     assert [sum(each) for each in shares] == pytest.approx([1.0] * len(found["loss"]))
     assert_watched(context)
+
+
+def test_the_model_is_that_of_the_best_validation_though_training_went_on_to_learn(
+    inputs: Path, tmp_path: Path
+) -> None:
+    context = context_of(inputs, tmp_path)
+    choices = Choices(stage="finetune", rate=0.06, epochs=12.0)
+    summary = choices.run(context)
+    found = figures(context)
+    rounds = found["val_nll"]
+    best = rounds.index(min(rounds))
+    assert 0 < best < len(rounds) - 3
+    assert rounds[-1] > rounds[best] + 0.2  # what is held out gets worse
+    assert found["loss"][-1] < found["loss"][0] / 2  # while what is trained on gets better
+    vlm = load_pretrained(context.out / "lm", files_of(context.out)).eval()
+    part = choices.part()
+    assert isinstance(part, FinetunePart)
+    held_out = prepare(context, part, 3).validation
+    with torch.inference_mode():
+        nats = torch.cat([vlm(each.batch) for each in held_out.in_order(4)])
+    assert float(nats.mean()) == pytest.approx(rounds[best], rel=1e-4)
+    assert summary["val_nll"] == pytest.approx(rounds[best], abs=1e-4)
 
 
 def assert_watched(context: StageContext) -> None:
