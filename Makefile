@@ -46,10 +46,11 @@ worker: export PHIVISION_STORE ?= $(CURDIR)/.phivision
 worker: $(READY)  ## run what the server asks for, each run in a process of its own
 	$(BIN)/prefect worker start --pool $(PREFECT_DEFAULT_WORK_POOL_NAME) --type process
 
-# A pool that is there may have been adapted, so it is left as it is.
+# A pool that is there, made by hand or by a worker, may have been adapted and is left as it is.
 deploy: $(READY)  ## write the deployments and the schedule to the server
-	$(BIN)/prefect --no-prompt work-pool inspect $(PREFECT_DEFAULT_WORK_POOL_NAME) >/dev/null 2>&1 || \
-	  $(BIN)/prefect --no-prompt work-pool create $(PREFECT_DEFAULT_WORK_POOL_NAME) --type process
+	$(BIN)/prefect --no-prompt work-pool create $(PREFECT_DEFAULT_WORK_POOL_NAME) --type process \
+	  >/dev/null 2>&1 || \
+	  $(BIN)/prefect --no-prompt work-pool inspect $(PREFECT_DEFAULT_WORK_POOL_NAME) >/dev/null
 	$(BIN)/prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml
 	$(BIN)/python -m deployments.lost_runs
 
