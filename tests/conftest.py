@@ -88,7 +88,7 @@ def assignments(changes: Mapping[str, object]) -> list[str]:
 
 
 # The files whose tests look at the one whole run of the demo.
-DEMO_FILES = ("test_demo.py", "test_readme.py", "test_secrets.py")
+DEMO_FILES = ("test_demo.py", "test_readme.py", "test_secrets.py", "test_deployments_page.py")
 
 
 class ByFile(LoadScopeScheduling):
