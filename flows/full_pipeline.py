@@ -53,7 +53,13 @@ def full_pipeline(
     recipe = load_preset(preset).override(overrides or {})
     chosen = run_settings(settings)
     store = ArtifactStore(chosen.store, chosen.work / "cache", chosen.cache_bytes)
-    explain_plan(plan(recipe, store, rerun or ()))
+    steps = plan(recipe, store, rerun or ())
+    explain_plan(steps)
+    tunes = any(step.stage == "finetune" and step.status != "fresh" for step in steps)
+    if tunes and recipe.finetune.quantize != "none":
+        from pipeline.devices import check_quantization  # costs torch
+
+        check_quantization(chosen)  # before hours of other work
     with presence(store, chosen.work / "locks"):
         return make_stages(recipe, chosen, store, rerun or ())
 

@@ -44,6 +44,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
     "most": lambda row: row["largest_micro_batch"],
     "s/step": lambda row: row["step_seconds"],
     "rows/s": lambda row: row["rows_per_second"],
+    "hours": lambda row: row["hours"],
 }
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?GB", re.IGNORECASE)
 
@@ -77,7 +78,8 @@ def print_hardware(
         f"moments.\nGB at micro_batch ({', '.join(f'{n} {c}' for n, c in micro.items())}) of the "
         f"longest rows the recipe allows; most: the largest\nmicro_batch in {1 - RESERVE:.0%} of "
         f"{device.memory / 1e9:g} GB. Seconds of the mean step at {mfu:.0%} of "
-        f"{device.peak / 1e12:g} TFLOP/s,\nwhich is an assumption. Formula: docs/training.md"
+        f"{device.peak / 1e12:g} TFLOP/s,\nwhich is an assumption; hours: of all epochs over "
+        f"as many pictures\nas the recipe allows, on one device. Formula: docs/training.md"
     )
 
 
@@ -105,7 +107,9 @@ def device_of(hardware: str, peak: float | None) -> Device:
 def rows_of(recipe: Recipe, device: Device, mfu: float) -> Iterator[dict[str, Any]]:
     """Yield one row per training, with and without checkpointing."""
     for each in trainings(recipe):
-        chosen = each.method in ("frozen", recipe.finetune.method)
+        packed = recipe.finetune.quantize != "none"
+        methods = ("frozen", recipe.finetune.method)
+        chosen = each.method in methods and (each.method != "lora" or each.packed == packed)
         for checkpointing in (False, True):
             training = replace(each, checkpointing=checkpointing)
             in_recipe = chosen and checkpointing == each.checkpointing
@@ -125,7 +129,12 @@ def _figures(training: Training, device: Device, mfu: float) -> dict[str, Any]:
         "largest_micro_batch": largest_micro_batch(training, available),
         "step_seconds": None if seconds is None else float(f"{seconds:.3g}"),
         "rows_per_second": None if seconds is None else float(f"{training.batch / seconds:.3g}"),
+        "hours": None if seconds is None else _hours(training, seconds),
     }
+
+
+def _hours(training: Training, seconds: float) -> float:
+    return float(f"{training.rows / training.batch * seconds / 3600:.3g}")
 
 
 def _shown(value: object) -> object:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
+from transformers import BitsAndBytesConfig
 
 from model.generation_configs import BeamConfig, GenerationConfig, GreedyConfig
 from model.language import load_language_model
@@ -28,11 +29,12 @@ def load_vlm(
     config_path: Path,
     prefix_path: Path,
     dtype: torch.dtype = torch.float32,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> VisionLanguageModel:
     """Return a vision-language model from its three parts on disk, in evaluation mode."""
     config = json.loads(config_path.read_text())
     projector = TypeAdapter(ProjectorConfig).validate_python(config["projector"])
-    language_model = load_language_model(lm_folder, dtype)
+    language_model = load_language_model(lm_folder, dtype, quantization)
     vlm = build_vlm(projector, config["vision_width"], config["patches"], language_model)
     vlm.vision_prefix.load_state_dict(load_file(prefix_path))
     return vlm.eval()

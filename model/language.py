@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from model.errors import ModelError
@@ -13,10 +13,33 @@ from model.errors import ModelError
 transformers_logging.disable_progress_bar()  # the pipeline shows its own
 
 
-def load_language_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return how QLoRA keeps frozen layers (Dettmers et al. 2023, arXiv 2305.14314).
+
+    Args:
+        dtype: Type that a layer is unpacked to when it computes.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def load_language_model(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    quantization: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
     """Return the causal language model of a folder in Hugging Face's layout.
 
     Only safetensors are read and no code of the folder is run.
+
+    Args:
+        folder: The folder.
+        dtype: Type of the weights.
+        quantization: How its linear layers are packed; such a model lies on the CUDA device.
 
     Raises:
         ModelError: The folder holds no such model.
@@ -29,6 +52,7 @@ def load_language_model(folder: Path, dtype: torch.dtype = torch.float32) -> Pre
             trust_remote_code=False,
             local_files_only=True,
             attn_implementation="sdpa",
+            **({"quantization_config": quantization} if quantization else {}),
         ).eval()
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} holds no language model: {error}") from None

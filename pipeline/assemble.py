@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import BitsAndBytesConfig
 
 from model.bundle import PREFIX, PREFIX_CONFIG, load_vlm
 from model.vlm import VisionLanguageModel
@@ -12,10 +13,14 @@ from pipeline.stage import InputArtifact
 
 
 def load_pretrained(
-    lm_folder: Path, trained: InputArtifact, dtype: torch.dtype = torch.float32
+    lm_folder: Path,
+    trained: InputArtifact,
+    dtype: torch.dtype = torch.float32,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> VisionLanguageModel:
     """Return a model of a language model's folder and the prefix of a trained artifact."""
-    return load_vlm(lm_folder, trained.path(PREFIX_CONFIG), trained.path(PREFIX), dtype)
+    files = trained.path(PREFIX_CONFIG), trained.path(PREFIX)
+    return load_vlm(lm_folder, *files, dtype, quantization)
 
 
 def save_prefix(vlm: VisionLanguageModel, pretrained: InputArtifact, folder: Path) -> None:

@@ -1,5 +1,7 @@
 """Which device computes, and with how many threads."""
 
+from importlib.util import find_spec
+
 import torch
 
 from pipeline.errors import PipelineError
@@ -18,6 +20,27 @@ def pick_device(settings: Settings) -> str:
     if settings.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return settings.device
+
+
+def check_quantization(settings: Settings) -> None:
+    """Refuse to pack a language model into 4 bits where that cannot be done.
+
+    Raises:
+        PipelineError: There is no CUDA device, bitsandbytes is missing, or the weights would have
+            to be divided over devices.
+    """
+    if settings.device == "cpu" or not torch.cuda.is_available():
+        raise PipelineError(
+            "finetune.quantize=nf4 needs a CUDA device", "use --set finetune.quantize=none"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise PipelineError(
+            "finetune.quantize=nf4 needs bitsandbytes", "pip install 'phivision[qlora]'"
+        )
+    if settings.strategy == "fsdp":
+        raise PipelineError(
+            "weights of 4 bits cannot be divided by fsdp", "use PHIVISION_STRATEGY=ddp"
+        )
 
 
 def use_threads(settings: Settings) -> None:

@@ -6,9 +6,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.language import add_lora, merge_lora
+from model.language import add_lora, merge_lora, nf4
 from model.vlm import VisionLanguageModel
 from pipeline.assemble import load_pretrained, save_language_model, save_prefix
+from pipeline.devices import check_quantization
 from pipeline.errors import PipelineError
 from pipeline.feed import open_examples
 from pipeline.recipe_parts import FinetunePart
@@ -24,7 +25,9 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
     """
     training = prepare(context, finetune, seed)
     trained = train(context, training)
-    vlm = training.vlm
+    # What was packed for training is not what the adapters are merged into.
+    packed = finetune.quantize != "none"
+    vlm = _opened(context, finetune, seed, packed=False) if packed else training.vlm
     _take(vlm, trained.state)
     save_prefix(vlm, context.inputs["pretrain"], context.out)
     if finetune.method == "lora":
@@ -37,21 +40,30 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
 
 def prepare(context: StageContext, part: FinetunePart, seed: int) -> Training:
     """Return the pretrained model, opened for training, and the conversations to learn."""
+    packed = part.quantize != "none"
+    if packed:
+        check_quantization(context.settings)
     training, validation = open_examples(context, part, _shares(part.caption_share), seed)
-    half = part.method == "lora" and part.precision == "bf16"
-    vlm = load_pretrained(
-        context.inputs["backbones"].directory("lm"),
-        context.inputs["pretrain"],
-        torch.bfloat16 if half else torch.float32,
-    )
-    _open_for_training(vlm, part, seed)
+    vlm = _opened(context, part, seed, packed=packed)
     rates = (part.projector_learning_rate, part.learning_rate)
     return Training("finetune", vlm, part, training, validation, rates, seed)
 
 
-def _open_for_training(vlm: VisionLanguageModel, finetune: FinetunePart, seed: int) -> None:
+def _opened(
+    context: StageContext, finetune: FinetunePart, seed: int, *, packed: bool
+) -> VisionLanguageModel:
+    """Return the pretrained model, opened for training; its language model packed or not."""
+    half = finetune.method == "lora" and finetune.precision == "bf16"
+    dtype = torch.bfloat16 if half else torch.float32
+    vlm = load_pretrained(
+        context.inputs["backbones"].directory("lm"),
+        context.inputs["pretrain"],
+        dtype,
+        nf4(dtype) if packed else None,
+    )
     torch.manual_seed(seed)
-    vlm.requires_grad_(True)
+    vlm.vision_prefix.requires_grad_(True)
+    vlm.language_model.requires_grad_(finetune.method == "full")
     if finetune.method == "lora":
         add_lora(
             vlm.language_model,
@@ -60,6 +72,7 @@ def _open_for_training(vlm: VisionLanguageModel, finetune: FinetunePart, seed: i
             dropout=finetune.lora_dropout,
             targets=finetune.lora_targets,
         )
+    return vlm
 
 
 def _take(vlm: VisionLanguageModel, state: Mapping[str, Tensor]) -> None:

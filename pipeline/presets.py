@@ -118,6 +118,7 @@ DEMO = Recipe(
         lora_alpha=32,
         lora_dropout=0.05,
         lora_targets=("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
+        quantize="none",
     ),
     evaluate=EvaluatePart(
         images=250,
@@ -214,6 +215,7 @@ COCO = Recipe(
         lora_alpha=256,
         lora_dropout=0.05,
         lora_targets=("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
+        quantize="none",
     ),
     evaluate=EvaluatePart(
         images=5_000,

@@ -220,6 +220,18 @@ class FinetunePart(TrainingPart):
     lora_alpha: Positive = Field(description="Scale of the adapters, before division by rank.")
     lora_dropout: Share = Field(description="Dropout in front of the adapters.")
     lora_targets: tuple[str, ...] = Field(description="Names of the adapted linear layers.")
+    quantize: Literal["none", "nf4"] = Field(
+        description="How the frozen layers below the adapters are kept while they are trained: as "
+        "they are, or in 4 bits (QLoRA); the adapters are merged into the layers as they are."
+    )
+
+    @model_validator(mode="after")
+    def _only_frozen_layers_are_quantized(self) -> Self:
+        if self.quantize != "none" and self.method != "lora":
+            raise ValueError(
+                f"quantize {self.quantize} needs method lora: 4 bits cannot be trained"
+            )
+        return self
 
 
 class EvaluatePart(Part):

@@ -4,6 +4,7 @@ The formula is derived in docs/training.md and checked there against measured st
 of the longest batch that a recipe allows, time that of the mean one.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,6 +20,11 @@ from pipeline.recipe_parts import FinetunePart, PretrainPart
 
 Method = Literal["frozen", "lora", "full"]
 
+# Bytes of a weight in NF4: 4 bits, and for each 64 of them a scale of 8 bits, 256 of which share
+# one of 32 bits.
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Texts of a picture of COCO: captions, and conversations (157,712 about 118,287 pictures).
+CAPTIONS, CONVERSATIONS = 5, 4 / 3
 LOGIT_ROWS = 1024  # rows of logits held at once; a test holds it against model.vlm
 CHARACTERS = 4  # of a token, at least: makes the longest caption out of its characters
 # Mean text tokens and supervised ones. COCO's captions have about 52 characters, nine verbatim
@@ -54,12 +60,14 @@ class Training:
         method: What of the language model is trained.
         rank: Rank of the adapters.
         targets: Linear layers that have adapters.
+        packed: Whether the layers below adapters are kept in NF4.
         half: Whether products are in bf16.
         checkpointing: Whether activations are computed again in the backward pass.
         masked: Whether attention is given a mask, as rows of several examples need.
         passes: Forward passes without gradient in front of the trained one.
         batch: Rows of an optimizer step.
         micro_batch: Rows of a forward pass.
+        rows: Rows of the whole training, all epochs together.
     """
 
     name: str
@@ -70,12 +78,14 @@ class Training:
     method: Method
     rank: int
     targets: tuple[str, ...]
+    packed: bool
     half: bool
     checkpointing: bool
     masked: bool
     passes: float
     batch: int
     micro_batch: int
+    rows: float
 
     @property
     def adapters(self) -> int:
@@ -142,7 +152,19 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
     prefix = projector_costs(pretrain.projector, width, patches, language.width)
     prefix_tokens = pretrain.projector.tokens_out(patches) + 1
 
-    def made(name: str, part: PretrainPart | FinetunePart, text: Text, method: Method) -> Training:
+    pictures = recipe.images.limit * (1 - recipe.images.validation_share)
+    captions = pictures * math.ceil(CAPTIONS / pretrain.examples_per_row)
+    spoken = _texts(finetune.caption_share) * CONVERSATIONS / finetune.examples_per_row
+    conversations = pictures * max(1.0, spoken)
+
+    def made(
+        name: str,
+        part: PretrainPart | FinetunePart,
+        text: Text,
+        method: Method,
+        rows: float,
+        packed: bool = False,
+    ) -> Training:
         return Training(
             name=name,
             language=language,
@@ -152,17 +174,21 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
             method=method,
             rank=finetune.lora_rank,
             targets=finetune.lora_targets,
+            packed=packed,
             half=part.precision == "bf16",
             checkpointing=part.gradient_checkpointing,
             masked=part.examples_per_row > 1,
             passes=passes_before(part.objective),
             batch=part.batch,
             micro_batch=part.micro_batch,
+            rows=part.epochs * rows,
         )
 
-    yield made("pretrain", pretrain, _captions(recipe), "frozen")
-    yield made("finetune LoRA", finetune, _conversations(recipe), "lora")
-    yield made("finetune full", finetune, _conversations(recipe), "full")
+    text = _conversations(recipe)
+    yield made("pretrain", pretrain, _captions(recipe), "frozen", captions)
+    yield made("finetune LoRA", finetune, text, "lora", conversations)
+    yield made("finetune QLoRA", finetune, text, "lora", conversations, packed=True)
+    yield made("finetune full", finetune, text, "full", conversations)
 
 
 def language_line(backbones: BackbonesChoice) -> LanguageLine:
@@ -216,6 +242,11 @@ def _conversations(recipe: Recipe) -> Text:
     return Text(count * limit, mean, targets)
 
 
+def _texts(captions: float) -> float:
+    """Return how many texts go with one conversation where this share of all are captions."""
+    return 1 / (1 - captions) if captions < 1 else CAPTIONS / CONVERSATIONS
+
+
 def memory(training: Training) -> Memory:
     """Return the memory of a step at the training's micro-batch of longest rows."""
     language, prefix, trained = training.language, training.prefix, training.trained
@@ -224,6 +255,7 @@ def memory(training: Training) -> Memory:
     if training.method == "full":
         copies += language.layer_matrices + language.head
     element = 2 if training.half else 4
+    packed = language.layer_matrices if training.packed else 0
     rows, text = training.micro_batch, training.text.longest
     positions = rows * (training.prefix_tokens + text)
     layer = positions * _kept_in_layer(training, element)
@@ -240,11 +272,15 @@ def memory(training: Training) -> Memory:
     # Logits, their softmax and the gradient of either are never more than three at a time.
     logits = 12 * language.vocabulary * min(rows * text, LOGIT_ROWS)
     return Memory(
-        weights=element * frozen + 4 * trained + (2 * copies if training.half else 0),
+        weights=element * (frozen - packed)
+        + round(NF4 * packed)
+        + 4 * trained
+        + (2 * copies if training.half else 0),
         gradients=4 * trained,
         optimizer=8 * trained,
         activations=kept,
-        transient=max(logits, inside),
+        # A packed matrix is unpacked where it is used.
+        transient=max(logits, inside + bool(packed) * element * language.width * language.inner),
     )
 
 

@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--micro-batch", type=int, help="rows of a pass; the recipe's if omitted")
+    parser.add_argument("--per-row", type=int, help="examples of a row; the recipe's if omitted")
     parser.add_argument("--fused-gelu", action="store_true", help="Phi-2's GELU as one kernel")
     given = parser.parse_args()
     if given.tiny:
@@ -207,6 +208,9 @@ def main() -> None:
     recipe = preset("demo" if given.tiny else "coco")
     if given.tiny:  # bf16 is slow on a CPU
         recipe = recipe.override({"finetune.examples_per_row": 1})
+    if given.per_row:
+        names = ("pretrain.examples_per_row", "finetune.examples_per_row")
+        recipe = recipe.override(dict.fromkeys(names, given.per_row))
     print(f"torch {torch.__version__}, {'CPU' if given.tiny else torch.cuda.get_device_name()}")
     peak = peak_of(given)
     print(f"peak {peak / 1e12:g} TFLOP/s in bf16")

@@ -36,10 +36,10 @@ SIDES = {
 }
 
 
-def captions_of(pictures: int) -> list[np.ndarray]:
+def captions_of(pictures: int, words: int) -> list[np.ndarray]:
     """Captions of 9 to 19 tokens, as COCO's mostly have."""
     rng = np.random.default_rng(0)
-    return [rng.integers(1, 50_000, rng.integers(9, 20)) for _ in range(pictures * PER_PICTURE)]
+    return [rng.integers(1, words, rng.integers(9, 20)) for _ in range(pictures * PER_PICTURE)]
 
 
 def plain(sizes: TinySizes) -> Callable[[int], None]:
@@ -48,7 +48,7 @@ def plain(sizes: TinySizes) -> Callable[[int], None]:
     optimizer = torch.optim.AdamW(side.projector.parameters(), fused=True)
 
     def step(pictures: int) -> None:
-        captions = [caption.tolist() for caption in captions_of(pictures)]
+        captions = [caption.tolist() for caption in captions_of(pictures, sizes.words)]
         pixels = torch.randn(pictures, 3, sizes.image, sizes.image)
         side.loss(pixels.repeat_interleave(PER_PICTURE, dim=0), captions).backward()
         optimizer.step()
@@ -65,7 +65,7 @@ def ours(sizes: TinySizes, per_row: int) -> Callable[[int], None]:
     optimizer = torch.optim.AdamW(vlm.vision_prefix.parameters(), fused=True)
 
     def step(pictures: int) -> None:
-        captions = captions_of(pictures)
+        captions = captions_of(pictures, sizes.words)
         rows = len(captions) // per_row
         patches = torch.randn(rows, sizes.patches, sizes.vision)
         supervised = [np.ones(len(caption), np.bool_) for caption in captions]

@@ -91,12 +91,14 @@ def training(line: LanguageLine, method: Method, **changes: object) -> Training:
         method=method,
         rank=RANK,
         targets=TARGETS,
+        packed=False,
         half=False,
         checkpointing=False,
         masked=False,
         passes=0,
         batch=16,
         micro_batch=16,
+        rows=160,
     )
     return replace(made, **changes)  # ty: ignore[invalid-argument-type]
 
@@ -240,13 +242,33 @@ def test_seconds_are_operations_over_the_stated_peak_and_share() -> None:
         [row["step_seconds"] for row in rows_of(coco, device_of("80GB", peak), 0.4)]
         for peak in (100.0, 200.0)
     )
-    assert [a / b for a, b in zip(slow, fast, strict=True)] == pytest.approx([2] * 6, rel=0.02)
+    assert [a / b for a, b in zip(slow, fast, strict=True)] == pytest.approx([2] * 8, rel=0.02)
     once, again = slow[:2]
     assert 1 < again / once < 2  # a third forward beside forward and backward
     pretrain = next(trainings(coco))
     positions = pretrain.batch * (50 + pretrain.text.mean)
     dense = positions * pretrain.language.layer_matrices * 4  # forward, and gradients of inputs
     assert dense < once * 100e12 * 0.4 < 1.3 * dense
+
+
+def test_hours_are_those_of_all_rows_of_all_epochs() -> None:
+    def hours(**changes: float) -> list[float]:
+        recipe = preset("coco").override(changes)
+        return [row["hours"] for row in rows_of(recipe, device_of("H100", None), 0.4)]
+
+    once = hours()
+    assert hours(**{"images.limit": 80_000}) == pytest.approx([2 * each for each in once], rel=0.02)
+    assert hours(**{"finetune.epochs": 3.0})[2] == pytest.approx(3 * once[2], rel=0.02)
+    pretrain = next(trainings(preset("coco")))
+    assert pretrain.rows == pytest.approx(40_000 * 0.98)  # five captions of a picture in a row
+
+
+def test_packed_layers_are_about_a_quarter_of_their_weights_in_bf16() -> None:
+    plain, packed = (each for each in trainings(preset("coco")) if each.method == "lora")
+    saved = memory(plain).weights - memory(packed).weights
+    in_bf16 = 2 * plain.language.layer_matrices
+    assert saved / in_bf16 == pytest.approx(0.742, abs=0.001)
+    assert memory(packed).activations == memory(plain).activations
 
 
 def test_a_device_is_a_name_or_an_amount() -> None:
@@ -264,12 +286,12 @@ def test_the_command_prints_every_training_and_imports_nothing_heavy(
     assert loaded == []
     lines = text.splitlines()
     assert lines[0].split()[:4] == ["training", "ckpt", "weights", "state"]
-    names = ["pretrain", "finetune LoRA", "finetune full"]
-    assert [line.split("  ")[0].removesuffix(" *") for line in lines[1:7:2]] == names
-    assert [" * " in line for line in lines[1:7]] == [False, True, False, True, False, False]
+    names = ["pretrain", "finetune LoRA", "finetune QLoRA", "finetune full"]
+    assert [line.split("  ")[0].removesuffix(" *") for line in lines[1:9:2]] == names
+    assert [" * " in line for line in lines[1:9]] == [False, True, False, True, *[False] * 4]
     main([*arguments, "--format", "json"])
     rows = json.loads(capsys.readouterr().out)
-    assert [row["in_recipe"] for row in rows] == [False, True, False, True, False, False]
+    assert [row["in_recipe"] for row in rows] == [False, True, False, True, *[False] * 4]
     for row in rows:
         parts = ("weights", "gradients", "optimizer", "activations", "transient")
         assert math.fsum(row[part] for part in parts) == pytest.approx(row["total"], abs=0.03)

@@ -168,6 +168,7 @@ class Choices:
     dropout: float = 0.1
     patience: int = 0
     captions: float = 0.3
+    quantize: str = "none"
 
     def part(self) -> PretrainPart | FinetunePart:
         """The recipe part of the stage."""
@@ -196,6 +197,7 @@ class Choices:
             lora_alpha=8,
             lora_dropout=self.dropout,
             lora_targets=("q_proj", "dense", "fc1"),
+            quantize=self.quantize,
             **shared,
         )
 
