@@ -64,8 +64,13 @@ class ObjectFiles:
         """Write a new object; False where there is one already, which stays as it is.
 
         A lost acknowledgement also looks like "exists": where equal bytes are there, they are
-        ours, because every content that is created here names its writer.
+        ours, because every content that is created here names its writer. Some servers ignore the
+        condition and replace what is there, so it is looked for first: with those, only two
+        creations at the very same time may both succeed, and the last one stays.
         """
+        there = self.read(name)
+        if there is not None:
+            return there == data
         with self._naming("write", name):
             try:
                 self._patiently(lambda: self._fs.pipe_file(self._path(name), data, mode="create"))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,14 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """Start moto's S3 server, point the AWS libraries at it, and give its address."""
+    """Start moto's S3 server, point the AWS libraries at it, and give its address.
+
+    `PHIVISION_TEST_S3` names another server that runs already; its keys are in the environment.
+    """
+    if other := os.environ.get("PHIVISION_TEST_S3"):
+        with environment({**_AWS, **_given(_AWS), "AWS_ENDPOINT_URL": other}):
+            yield other
+        return
     server_module = pytest.importorskip("moto.server")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -48,6 +55,10 @@ def s3_server() -> Iterator[str]:
     with environment({**_AWS, "AWS_ENDPOINT_URL": address}):
         yield address
     server.stop()
+
+
+def _given(names: Iterable[str]) -> dict[str, str]:
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def new_uri(place: str, folder: Path, request: pytest.FixtureRequest) -> str:
