@@ -3,7 +3,7 @@
 import json
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,31 +81,52 @@ def train_tiny_clip(
     (folder / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": MEAN_STD}))
     clip, _, preprocess = _untrained(folder)
     pixels = pictures(preprocess)
+    batch = min(batch, len(captions))
+    steps = epochs * (len(captions) // batch)
+    batches = _batches(captions, epochs, batch, seed)
+    loss = _fit(clip, pixels, batches, steps, learning_rate, advance)
+    save_clip(clip, config, folder)
+    return loss
+
+
+def _fit(
+    clip: Any,
+    pixels: Float[Tensor, "image 3 side side"],
+    batches: Iterable[tuple[list[int], list[str]]],
+    steps: int,
+    learning_rate: float,
+    advance: Callable[[int, str], None],
+) -> float:
+    """Train on pictures with a caption each, one batch per step, and return the last loss."""
     tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
     loss_function = open_clip.ClipLoss()
     optimizer = torch.optim.AdamW(_groups(clip), lr=learning_rate, betas=(0.9, 0.98), fused=True)
-    rng = random.Random(seed)  # noqa: S311
-    batch = min(batch, len(captions))
-    steps = len(captions) // batch
-    schedule = warmup_cosine(optimizer, epochs * steps, warmup_share=0.1)
+    schedule = warmup_cosine(optimizer, steps, warmup_share=0.1)
     loss = torch.zeros(())
+    for chosen, texts in batches:
+        image, text, scale = clip(pixels[chosen], tokenizer(texts))
+        loss = loss_function(image, text, scale)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(0, 4.6052)  # at most 100, as in the CLIP paper
+        advance(1, f"loss {loss.item():.3f}")
+    return float(loss.detach())
+
+
+def _batches(
+    captions: Sequence[Sequence[str]], epochs: int, batch: int, seed: int
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Yield the pictures of every step, each with one of its captions."""
+    rng = random.Random(seed)  # noqa: S311
     for _ in range(epochs):
         order = rng.sample(range(len(captions)), len(captions))
-        for step in range(steps):
+        for step in range(len(captions) // batch):
             chosen = order[step * batch : (step + 1) * batch]
-            texts = tokenizer([rng.choice(captions[i]) for i in chosen])
-            image, text, scale = clip(pixels[chosen], texts)
-            loss = loss_function(image, text, scale)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                clip.logit_scale.clamp_(0, 4.6052)  # at most 100, as in the CLIP paper
-            advance(1, f"loss {loss.item():.3f}")
-    save_clip(clip, config, folder)
-    return float(loss.detach())
+            yield chosen, [rng.choice(captions[i]) for i in chosen]
 
 
 def _untrained(folder: Path) -> tuple[Any, Any, Any]:

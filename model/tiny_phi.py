@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -72,30 +72,42 @@ def train_tiny_phi(
         seed: Seed of weights and order.
         advance: Told of every finished step.
     """
-    texts = [text for document in documents for text in document]
-    tokenizer = train_tokenizer(texts, vocabulary, folder)
+    tokenizer = train_tokenizer([t for texts in documents for t in texts], vocabulary, folder)
     torch.manual_seed(seed)
     lm = PhiForCausalLM(_config(tokenizer, width, layers, heads)).train()
     encoded = _encode(documents, tokenizer)
     rows = len(_pack(encoded, tokenizer, seed))
-    batch = min(batch, rows)
-    steps = rows // batch
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=learning_rate, betas=(0.9, 0.95), fused=True)
-    schedule = warmup_cosine(optimizer, epochs * steps, warmup_share=0.05)
-    loss = torch.zeros(())
-    for epoch in range(epochs):
-        shuffled = _pack(encoded, tokenizer, seed + epoch)
-        for step in range(steps):
-            ids = shuffled[step * batch : (step + 1) * batch]
-            logits = lm(input_ids=ids[:, :-1], use_cache=False).logits
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            advance(1, f"loss {loss.item():.3f}")
+    batch, steps = min(batch, rows), max(1, rows // batch)
+    batches = (
+        ids  # what an epoch leaves over of a whole batch comes in another one
+        for epoch in range(epochs)
+        for ids in _pack(encoded, tokenizer, seed + epoch)[: steps * batch].split(batch)
+    )
+    loss = _fit(lm, batches, epochs * steps, learning_rate, advance)
     lm.eval().save_pretrained(folder)
+    return loss
+
+
+def _fit(
+    lm: PhiForCausalLM,
+    batches: Iterable[torch.Tensor],
+    steps: int,
+    learning_rate: float,
+    advance: Callable[[int, str], None],
+) -> float:
+    """Train on token ids [row, BLOCK], one batch per step, and return the last loss."""
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    schedule = warmup_cosine(optimizer, steps, warmup_share=0.05)
+    loss = torch.zeros(())
+    for ids in batches:
+        logits = lm(input_ids=ids[:, :-1], use_cache=False).logits
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        advance(1, f"loss {loss.item():.3f}")
     return float(loss.detach())
 
 

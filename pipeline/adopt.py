@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.dag import DAG
 from pipeline.errors import PipelineError
-from pipeline.plan import check_stages, differences, plan, present_payload
+from pipeline.plan import Step, check_stages, differences, plan, present_payload
 from pipeline.recipe import Recipe
 from pipeline.stage import Stage
 from storage.artifacts import ArtifactStore
@@ -53,14 +53,7 @@ def accept(
     """
     check_stages([name], stages)
     steps = {step.stage: step for step in plan(recipe, store, (), stages)}
-    step = steps[name]
-    if step.status == "fresh":
-        raise PipelineError(f"{name} is fresh: there is nothing to accept")
-    if step.status == "unknown":
-        raise PipelineError(
-            f"{name} {step.reason}, so its fingerprint is not known yet",
-            "accept or run those stages first",
-        )
+    _refuse(steps[name])
     stage = next(stage for stage in stages if stage.name == name)
     payload = present_payload(stage, recipe, steps)
     old = _choose(store, name, payload, made_as)
@@ -76,6 +69,17 @@ def accept(
     manifest = publish(store, adopted, replace=True, warn=lambda _: None)
     store.note_use(manifest)
     return Adoption(manifest, list(differences(old.payload, payload)))
+
+
+def _refuse(step: Step) -> None:
+    """Raise if a stage needs no acceptance, or its fingerprint is not known yet."""
+    if step.status == "fresh":
+        raise PipelineError(f"{step.stage} is fresh: there is nothing to accept")
+    if step.status == "unknown":
+        raise PipelineError(
+            f"{step.stage} {step.reason}, so its fingerprint is not known yet",
+            "accept or run those stages first",
+        )
 
 
 def _choose(store: ArtifactStore, name: str, payload: dict[str, object], made_as: str) -> Manifest:

@@ -15,14 +15,13 @@ README = (ROOT / "README.md").read_text()
 # These need a network, a GPU, a bucket or data of the reader's own; `plan` checks what can be
 # checked of them below.
 ELSEWHERE = ("run --preset coco", "my-data")
-# Commands of the prose that run for minutes, wait for a person, or move what is published; tests of
-# their own run them.
-NOT_HERE = ("run", "compare", "chat", "sql", "rollback")
+# Commands of the prose that run for minutes, wait for a person, move what is published, or need
+# other code than that of the run; tests of their own run them.
+NOT_HERE = ("run", "compare", "chat", "sql", "rollback", "accept")
 # What the prose leaves open, or would write beside the reader's own files.
 OPEN = {
     "RUN_A": "latest",
     "RUN_B": "latest",
-    "STAGE": "images",
     "FILE.duckdb": "{folder}/catalog.duckdb",
     "my-model": "{folder}/my-model",
 }

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("flows", "pipeline", "model", "storage")
-MAX_FILE, MAX_FUNCTION = 350, 60
+ROOMS = ("flows", "pipeline", "model", "storage", "deployments")
+MAX_FILE, MAX_FUNCTION = 350, 45
+LONGER = {"commits.py:commit", "materialize.py:materialize", "compare_command.py:compare_variants"}
 
 
 def sources() -> Iterator[Path]:
@@ -38,13 +39,13 @@ def test_no_file_has_outgrown_one_idea() -> None:
 
 
 def test_no_function_has_outgrown_one_idea() -> None:
-    long = {
-        f"{path.name}:{node.name}": node.end_lineno - node.lineno + 1
+    sizes = {
+        f"{path.name}:{node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
         for path in sources()
         for node in functions(path)
-        if node.end_lineno and node.end_lineno - node.lineno + 1 > MAX_FUNCTION
     }
-    assert not long
+    long = {name for name, size in sizes.items() if size > MAX_FUNCTION}
+    assert long <= LONGER  # these are still to be divided
 
 
 def test_public_functions_are_documented() -> None:
