@@ -116,7 +116,7 @@ def test_predictions_are_about_held_out_pictures(run: tuple[Cli, str]) -> None:
         "JOIN images i USING (image_id) GROUP BY ALL"
     )
     found = rows(run[0], query)
-    assert {row["kind"] for row in found} == {"caption", "answer"}
+    assert {row["kind"] for row in found} == {"caption", "answer", "presence"}
     assert {(row["origin"], row["split"]) for row in found} == {("val2017", "test")}
 
 
