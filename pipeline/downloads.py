@@ -10,13 +10,17 @@ wants more pictures moves the difference. Pictures by address are not: nobody sa
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.picture_files import PictureFinder, Pictures, picture_limits
 from pipeline.recipe_parts import ImagesPart
 from pipeline.stage import StageContext
 from storage.errors import NoRangeError, StorageError
 from storage.filesystem import replace_file
+
+if TYPE_CHECKING:
+    from storage.remote_zip import RemoteZip
+    from storage.retries import Patience
 
 # Above this share of an archive's bytes the whole one is fetched, because its checksum is known.
 _MOST = 0.9
@@ -99,22 +103,15 @@ def fetch_some(
         StorageError: It cannot be fetched, or does not have `size` bytes.
     """
     from storage.download_cache import gather
-    from storage.remote_zip import RemoteZip
     from storage.retries import Patience
     from storage.subset import fetch_members
 
     noted, patience = _noted(context, f"{name}.members"), Patience()
     if noted is not None:
         return noted
-    try:
-        archive = RemoteZip(url, picture_limits(images.max_bytes), patience)
-    except NoRangeError as error:
-        context.report.say(f"{error.args[0]}: the whole archive is fetched")
+    archive = _opened(context, url, images, size, patience)
+    if archive is None:
         return None
-    if size not in {None, archive.size_bytes}:
-        raise StorageError(
-            f"{archive.title} has {archive.size_bytes} bytes, expected {size}", "Check the address"
-        )
     names = PictureFinder(archive).find_all(record["file_name"] for record in records)
     useful = sum(map(archive.packed, names))
     if useful > _MOST * archive.size_bytes:
@@ -133,6 +130,24 @@ def fetch_some(
     return _note(
         context, f"{name}.members", Pictures(tuple(paths), refused=archive.refused, faults=faults)
     )
+
+
+def _opened(
+    context: StageContext, url: str, images: ImagesPart, size: int | None, patience: "Patience"
+) -> "RemoteZip | None":
+    """Return a remote zip of `size` bytes, None where its server gives no parts of a file."""
+    from storage.remote_zip import RemoteZip
+
+    try:
+        archive = RemoteZip(url, picture_limits(images.max_bytes), patience)
+    except NoRangeError as error:
+        context.report.say(f"{error.args[0]}: the whole archive is fetched")
+        return None
+    if size not in {None, archive.size_bytes}:
+        raise StorageError(
+            f"{archive.title} has {archive.size_bytes} bytes, expected {size}", "Check the address"
+        )
+    return archive
 
 
 def fetch_by_address(

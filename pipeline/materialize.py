@@ -138,23 +138,11 @@ def materialize(
     """
     start = time.monotonic()
     payload = payload_of(stage, recipe, {name: inputs[name].digest for name in sorted(inputs)})
-    fingerprint = fingerprint_of(payload)
-    before = found = look_up(store, stage.name, fingerprint)
+    found = look_up(store, stage.name, fingerprint_of(payload))
     status: Literal["made", "cached"] = "cached"
     if found.fault or force:
-        from storage.leases import lease
-
-        key = workspace_key(stage.name, fingerprint)
-        with lease(store, settings.work / "locks", key, say=report.say) as exclusive:
-            found = look_up(store, stage.name, fingerprint)
-            # Whoever held the lock may have made just what is wanted here.
-            if found.fault or (force and found.attempt == before.attempt):
-                space = Workspace(settings.work, key, exclusive=exclusive)
-                work = _Work(
-                    *(stage, recipe, inputs, store, settings, report),
-                    *(payload, found, force, fan_out, space),
-                )
-                found, status = Found(work.make(), ""), "made"
+        work = _Work(stage, recipe, inputs, store, settings, report, payload, force, fan_out)
+        found, status = work.make_unless_made(found)
     manifest = found.manifest
     assert manifest is not None
     store.note_use(manifest)
@@ -174,7 +162,7 @@ def other_versions(manifest: Manifest) -> str:
 
 @dataclass(frozen=True)
 class _Work:
-    """One making of an artifact, under the lock."""
+    """One making of an artifact."""
 
     stage: Stage
     recipe: Recipe
@@ -183,22 +171,37 @@ class _Work:
     settings: Settings
     report: Reporter
     payload: dict[str, Any]
-    found: Found
     force: bool
     fan_out: FanOut | None
-    space: Workspace
 
-    def make(self) -> Manifest:
+    def make_unless_made(self, before: Found) -> tuple[Found, Literal["made", "cached"]]:
+        """Wait for whoever makes the same, and take that or make it.
+
+        Args:
+            before: What was found before waiting.
+        """
+        from storage.leases import lease
+
+        fingerprint = fingerprint_of(self.payload)
+        key = workspace_key(self.stage.name, fingerprint)
+        locks = self.settings.work / "locks"
+        with lease(self.store, locks, key, say=self.report.say) as exclusive:
+            found = look_up(self.store, self.stage.name, fingerprint)
+            # Whoever held the lock may have made just what is wanted here.
+            if not found.fault and not (self.force and found.attempt == before.attempt):
+                return found, "cached"
+            space = Workspace(self.settings.work, key, exclusive=exclusive)
+            return Found(self._make(found, space), ""), "made"
+
+    def _make(self, found: Found, space: Workspace) -> Manifest:
         """Run the stage and commit what it wrote."""
         from storage.commits import Provenance, commit
 
-        fault = self.found.fault
-        self.space.open(
-            None if fault == NEVER_MADE else self.found.attempt or fault, force=self.force
-        )
+        fault = found.fault
+        space.open(None if fault == NEVER_MADE else found.attempt or fault, force=self.force)
         try:
             start = time.monotonic()
-            summary = self._call()
+            summary = self._call(space)
             provenance = Provenance(
                 summary=summary,
                 packages={name: _version(name) for name in PACKAGES},
@@ -206,11 +209,11 @@ class _Work:
                 seconds=time.monotonic() - start,
                 machine=_machine(self.settings),
             )
-            size = sum(path.stat().st_size for path in self.space.out.rglob("*") if path.is_file())
+            size = sum(path.stat().st_size for path in space.out.rglob("*") if path.is_file())
             with self.report.track("hash and store (bytes)", 2 * size) as tick:
                 manifest = commit(
                     self.store,
-                    self.space.out,
+                    space.out,
                     self.payload,
                     fingerprint_of(self.payload),
                     provenance,
@@ -218,16 +221,16 @@ class _Work:
                     warn=self.report.say,
                     advance=tick,
                 )
-            self.space.remove()
+            space.remove()
         finally:
-            self.space.close()
+            space.close()
         return manifest
 
-    def _context(self) -> StageContext:
+    def _context(self, space: Workspace) -> StageContext:
         return StageContext(
             inputs={name: self.store.artifact(each) for name, each in self.inputs.items()},
-            out=self.space.out,
-            scratch=self.space.scratch,
+            out=space.out,
+            scratch=space.scratch,
             settings=self.settings,
             report=self.report,
             earlier=self._earlier,
@@ -243,18 +246,18 @@ class _Work:
             if same and manifest.fingerprint != fingerprint_of(self.payload):
                 yield self.store.artifact(manifest)
 
-    def _call(self) -> Summary:
+    def _call(self, space: Workspace) -> Summary:
         try:
-            return self.stage.function()(self._context(), **self.stage.arguments(self.recipe))
+            return self.stage.function()(self._context(space), **self.stage.arguments(self.recipe))
         except Exception as error:
-            if _lacks_room(error, self.space.out):
+            if _lacks_room(error, space.out):
                 raise StorageError(
-                    f"stage {self.stage.name} found no space left in {self.space.out}",
+                    f"stage {self.stage.name} found no space left in {space.out}",
                     "free some space and run again: finished work is kept",
                 ) from error
             # A store or a network that fails says nothing against what is finished.
             if self.force and not isinstance(error, StorageError):
-                self.space.distrust()
+                space.distrust()
             raise
 
 

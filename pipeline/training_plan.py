@@ -151,19 +151,13 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
     width = vision_width(recipe.backbones)
     prefix = projector_costs(pretrain.projector, width, patches, language.width)
     prefix_tokens = pretrain.projector.tokens_out(patches) + 1
-
     pictures = recipe.images.limit * (1 - recipe.images.validation_share)
     captions = pictures * math.ceil(CAPTIONS / pretrain.examples_per_row)
     spoken = _texts(finetune.caption_share) * CONVERSATIONS / finetune.examples_per_row
     conversations = pictures * max(1.0, spoken)
 
     def made(
-        name: str,
-        part: PretrainPart | FinetunePart,
-        text: Text,
-        method: Method,
-        rows: float,
-        packed: bool = False,
+        name: str, part: PretrainPart | FinetunePart, text: Text, method: Method, rows: float
     ) -> Training:
         return Training(
             name=name,
@@ -174,7 +168,7 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
             method=method,
             rank=finetune.lora_rank,
             targets=finetune.lora_targets,
-            packed=packed,
+            packed=False,
             half=part.precision == "bf16",
             checkpointing=part.gradient_checkpointing,
             masked=part.examples_per_row > 1,
@@ -186,8 +180,8 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
 
     text = _conversations(recipe)
     yield made("pretrain", pretrain, _captions(recipe), "frozen", captions)
-    yield made("finetune LoRA", finetune, text, "lora", conversations)
-    yield made("finetune QLoRA", finetune, text, "lora", conversations, packed=True)
+    lora = made("finetune LoRA", finetune, text, "lora", conversations)
+    yield from (lora, replace(lora, name="finetune QLoRA", packed=True))
     yield made("finetune full", finetune, text, "full", conversations)
 
 

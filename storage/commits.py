@@ -75,7 +75,26 @@ def commit(
         raise StorageError(
             f"stage {payload['stage']} wrote no file", "this is a defect of the stage"
         )
-    manifest = Manifest(
+    manifest = _described(payload, fingerprint, records, provenance)
+    try:
+        _upload(store, folder, manifest, advance)
+        stands = publish(store, manifest, replace=replace, warn=warn)
+    except StorageError:
+        _discard(store, manifest)
+        raise
+    if stands.attempt != manifest.attempt:
+        _discard(store, manifest)
+    return stands
+
+
+def _described(
+    payload: Mapping[str, Any],
+    fingerprint: str,
+    records: tuple[FileRecord, ...],
+    provenance: Provenance,
+) -> Manifest:
+    """Return the manifest of a new attempt."""
+    return Manifest(
         stage=payload["stage"],
         fingerprint=fingerprint,
         payload=dict(payload),
@@ -89,15 +108,6 @@ def commit(
         seconds=round(provenance.seconds, 3),
         machine=dict(provenance.machine),
     )
-    try:
-        _upload(store, folder, manifest, advance)
-        stands = publish(store, manifest, replace=replace, warn=warn)
-    except StorageError:
-        _discard(store, manifest)
-        raise
-    if stands.attempt != manifest.attempt:
-        _discard(store, manifest)
-    return stands
 
 
 def publish(
