@@ -46,6 +46,7 @@ INFRASTRUCTURE = frozenset(
         "pipeline.wandb_logger",
         "storage.artifacts",
         "storage.commits",
+        "storage.download_cache",
         "storage.errors",
         "storage.filesystem",
         "storage.garbage",

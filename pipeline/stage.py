@@ -42,7 +42,7 @@ class StageContext:
     Attributes:
         inputs: Artifacts of the stages it declared, by name.
         out: Empty folder; what lies in it when the function returns becomes the artifact.
-        scratch: Folder that survives a kill, for downloads, finished shards and checkpoints.
+        scratch: Folder that survives a kill, for finished shards and checkpoints.
         settings: Device, threads, wandb mode.
         report: Progress bars and lines.
         earlier: Returns earlier artifacts of the same stage that the same model code made, newest
