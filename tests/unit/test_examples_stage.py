@@ -54,7 +54,7 @@ def write_dataset(root: Path, tiny_bundle: Path, spoken: range, answer: str = "Y
 
 def test_the_turns_of_a_conversation_can_be_told_apart(tmp_path: Path, tiny_bundle: Path) -> None:
     write_dataset(tmp_path / "in", tiny_bundle, range(PICTURES))
-    part = preset("demo").override({"examples.max_turns": 9, "examples.max_tokens": 999}).examples
+    part = preset("demo").override({"examples.max_turns": 9, "examples.max_tokens": 500}).examples
     context = context_of(tmp_path / "in", tmp_path / "work")
     examples(context, part, 0)
     rows = read_table(context.out / "examples.parquet").to_pylist()
