@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import httpx
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 AUTH = "planner:only-for-this-test"
+PATIENCE = 8  # times that a question is asked
 TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -127,15 +129,9 @@ class Service:
 
     def submit(self, deployment: str, **parameters: Any) -> str:
         """Ask for a run over HTTP and return its id."""
-        found = self.client.get(f"deployments/name/{deployment}").json()
-        path = f"deployments/{found['id']}/create_flow_run"
-        told = {"parameters": parameters}
-        answer = self.client.post(path, json=told)
-        while answer.status_code == 503:  # SQLite was busy
-            time.sleep(1)
-            answer = self.client.post(path, json=told)
-        assert answer.status_code == 201, answer.text
-        return answer.json()["id"]
+        found = self.answer("GET", f"deployments/name/{deployment}")
+        told = {"parameters": parameters, "idempotency_key": uuid.uuid4().hex}
+        return self.answer("POST", f"deployments/{found['id']}/create_flow_run", told)["id"]
 
     def runs(self) -> list[Mapping[str, Any]]:
         """Return all flow runs."""
@@ -143,13 +139,27 @@ class Service:
 
     def asked(self, kind: str, filters: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Return what the server has of one kind, by its own filters."""
-        answer = self.client.post(f"{kind}/filter", json=filters)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+        return self.answer("POST", f"{kind}/filter", filters)
+
+    def answer(self, method: str, path: str, told: Mapping[str, Any] | None = None) -> Any:
+        """Return what the server answers, as patient as Prefect's own client is.
+
+        On a busy machine it is silent for a minute, or says 503, where SQLite is locked.
+        """
+        for attempt in range(PATIENCE):
+            try:
+                found = self.client.request(method, path, json=told)
+            except httpx.TimeoutException:
+                continue
+            if found.status_code != 503:
+                assert found.is_success, found.text
+                return found.json()
+            time.sleep(attempt)
+        raise AssertionError(self.logs())
 
     def flow_run(self, run: str) -> Mapping[str, Any]:
         """Return a flow run as the server knows it."""
-        return self.client.get(f"flow_runs/{run}").json()
+        return self.answer("GET", f"flow_runs/{run}")
 
     def finished(self, run: str, seconds: float = 900) -> Mapping[str, Any]:
         """Wait for a run's last state and return it."""
