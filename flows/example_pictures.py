@@ -1,4 +1,4 @@
-"""Test pictures to try an assistant with: those of the very data it was made from."""
+"""Held-out pictures to try an assistant with: those of the very data it was made from."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,13 @@ from storage.sql import Database
 _PICTURES = """
 SELECT any_value(f.data) AS data, list(DISTINCT q.question ORDER BY q.question) AS questions
 FROM questions q JOIN files f USING (sha256)
-WHERE q.split = 'test'
-GROUP BY q.image_id ORDER BY q.image_id LIMIT $count
+WHERE q.split <> 'train' -- COCO's test pictures have no conversations
+GROUP BY q.split, q.image_id ORDER BY q.split, q.image_id LIMIT $count
 """
 
 
 def write_examples(lineage: Lineage, folder: Path, count: int) -> int:
-    """Write test pictures, each with a question, and return how many there were.
+    """Write held-out pictures, each with a question, and return how many there were.
 
     A later run of the store may have other pictures; those may even be ones that this assistant
     was trained on.
