@@ -95,6 +95,8 @@ def test_a_stage_with_the_same_output_stops_the_ripple(
     wandb_project=st.text(max_size=5),
     task_runner=st.sampled_from(["threads", "dask:1", "dask:12", "tcp://host:8786"]),
     publish_anyway=st.booleans(),
+    judge=st.booleans(),
+    launcher=st.sampled_from(["", "torchrun --nproc-per-node 2"]),
     workdir=st.sampled_from(["a", "b", "c"]),
 )
 @hypothesis_settings(
