@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 from xdist.scheduler import LoadScopeScheduling
 
 # Several processes on two cores: torch's own threads would only wait for each other.
@@ -17,6 +18,10 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Models of seconds see nothing; the tests of the gate say otherwise.
 os.environ.setdefault("PHIVISION_PUBLISH_ANYWAY", "true")
+
+# Properties are about results; how long one example takes depends on what runs beside it.
+hypothesis_settings.register_profile("phivision", deadline=None)
+hypothesis_settings.load_profile("phivision")
 
 # Every stage in seconds; what comes out says nothing, but every stage really ran.
 TINY: Mapping[str, object] = {

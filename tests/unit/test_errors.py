@@ -45,6 +45,6 @@ def test_an_error_is_one_line_and_survives_pickling() -> None:
 
 @pytest.mark.parametrize("text", ["a" * 300_000, "a://" * 75_000, "x://" + "?a=" * 100_000])
 def test_redact_is_quick_on_any_text(text: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     redact(text)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 5  # CPU time, far below a quadratic search
