@@ -8,7 +8,7 @@ which of its rows were embedded before.
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from model.decoding import decode_image
 from model.encoder import PatchEncoder
-from pipeline.ahead import ahead
 from pipeline.errors import PipelineError
 from pipeline.known_rows import KnownRow, read_known
 from pipeline.pictures import NO_LIMIT
@@ -99,7 +98,7 @@ def make_shards(
         decoders = stack.enter_context(ThreadPoolExecutor(decoding_threads(extraction)))
         writer = stack.enter_context(ThreadPoolExecutor(1))
         wanted = [job.files[job.rows[at]["sha256"]] for job in jobs for at in job.missing]
-        pictures = ahead(
+        pictures = _ahead(
             decoders,
             lambda data: encoder.shrink(decode_image(data, NO_LIMIT)),
             _read(wanted),
@@ -160,6 +159,22 @@ def _read(wanted: Sequence[PictureFile]) -> Iterator[bytes]:
                 first += len(batch)
                 if not left:
                     break
+
+
+def _ahead(
+    pool: ThreadPoolExecutor,
+    shrink: Callable[[bytes], Shrunk],
+    source: Iterable[bytes],
+    limit: int,
+) -> Iterator[Shrunk]:
+    """Yield decoded pictures in order, with up to `limit` on their way."""
+    coming: deque[Future[Shrunk]] = deque()
+    stream = iter(source)
+    coming.extend(pool.submit(shrink, data) for data in islice(stream, limit))
+    while coming:
+        picture = coming.popleft().result()
+        coming.extend(pool.submit(shrink, data) for data in islice(stream, 1))
+        yield picture
 
 
 def _embed(

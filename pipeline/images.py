@@ -6,17 +6,13 @@ are kept apart.
 """
 
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from model.decoding import BadImageError, decode_image
-from pipeline.ahead import ahead
 from pipeline.annotations import Annotations, captions_of, objects_of
 from pipeline.errors import PipelineError
 from pipeline.picture_files import PictureFinder, Pictures, picture_limits
@@ -30,9 +26,6 @@ from storage.errors import StorageError, UnsafeArchiveError
 from storage.tables import is_text, write_table
 
 SHARD_BYTES = 256 * 2**20
-
-Record = Mapping[str, Any]
-Fault = BadImageError | StorageError
 
 
 def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
@@ -120,46 +113,22 @@ def _ingest(
                 archive = stack.enter_context(ArchiveGroup(known.paths, limits))
                 finders[known.paths] = PictureFinder(archive, known)
         tick = stack.enter_context(context.report.track("check pictures", len(chosen)))
-        threads = context.settings.threads or os.cpu_count() or 1
-        pool = stack.enter_context(ThreadPoolExecutor(threads))
-        read = _read(chosen, lambda record: finders[pictures[record["origin"]].paths])
-        check = partial(_check, max_pixels=images.max_pixels)
-        for record, data, found in ahead(pool, check, read, 2 * threads):
+        for record in chosen:  # threads gain nothing: Pillow decodes under the interpreter's lock
             tick()
-            if isinstance(found, Exception):
+            data = b""
+            try:
+                data = finders[pictures[record["origin"]].paths].read(record["file_name"])
+                picture = decode_image(data, images.max_pixels)
+            except (BadImageError, StorageError) as error:
                 key, name = record["id"], record["file_name"]
-                drops.append(drop("images", "image", key, name, *_reason(found)))
+                drops.append(drop("images", "image", key, name, *_reason(error)))
                 quarantine.add(record, data)
                 continue
-            row = _row(record, data, found, images.validation_share, seed)
+            row = _row(record, data, picture.size, images.validation_share, seed)
             shards.add(row["sha256"], data)
             yield row
     shards.flush()
     quarantine.write(context.out)
-
-
-def _read(
-    chosen: Iterable[Record], finder_of: Callable[[Record], PictureFinder]
-) -> Iterator[tuple[Record, bytes, Fault | None]]:
-    """Yield each record with its picture's bytes, or why there are none."""
-    for record in chosen:
-        try:
-            yield record, finder_of(record).read(record["file_name"]), None
-        except (BadImageError, StorageError) as error:
-            yield record, b"", error
-
-
-def _check(
-    read: tuple[Record, bytes, Fault | None], max_pixels: int
-) -> tuple[Record, bytes, Fault | tuple[int, int]]:
-    """Return a record, its bytes, and the size of its picture or why there is none."""
-    record, data, fault = read
-    if fault is not None:
-        return record, data, fault
-    try:
-        return record, data, decode_image(data, max_pixels).size
-    except BadImageError as error:
-        return record, data, error
 
 
 class _PictureShards:
@@ -188,7 +157,7 @@ class _PictureShards:
             self.number += 1
 
 
-def _reason(error: Fault) -> tuple[str, str]:
+def _reason(error: BadImageError | StorageError) -> tuple[str, str]:
     if isinstance(error, BadImageError):
         return error.reason, error.detail
     unsafe = isinstance(error, UnsafeArchiveError)
