@@ -70,7 +70,10 @@ def test_a_prefect_server_that_does_not_answer_is_named(tmp_path: Path, url: str
     assert done.returncode == 1, done.stderr
     assert address in done.stderr
     assert "PREFECT_API_URL" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 2
+    started, told, remedy = done.stderr.strip().splitlines()
+    assert started.startswith("starting Prefect")
+    assert told.startswith("phivision: no Prefect server answers")
+    assert "→" in remedy
 
 
 def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
