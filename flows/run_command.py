@@ -39,8 +39,6 @@ def run_pipeline(
             print(f"{step.stage:<13} cached      0.0 s  {step.reason}".rstrip())
         print("nothing to do: every stage is cached")
         return _nothing_to_do(recipe, store, outcomes, settings)
-    # Of a failure the command line tells one line; --debug has the traceback.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     atexit.register(_mute)  # before Prefect's own handlers are, so it comes after them
     own = "" if os.environ.get("PREFECT_API_URL") else " and a server of its own"
     print(f"starting Prefect{own}: some seconds", file=sys.stderr, flush=True)

@@ -89,7 +89,7 @@ def test_a_requeued_job_uses_its_own_scheduler_and_not_that_of_the_killed_one(
     pytest.importorskip("distributed")
     submitted, work = tmp_path / "submitted", tmp_path / "work"
     # Slurm and phivision stand in for themselves; Dask's scheduler, worker and client are real.
-    program(submitted / "bin/srun", 'exec "$@"')
+    program(submitted / "bin/srun", 'while [[ $1 == -* ]]; do shift; done; exec "$@"')
     program(submitted / "bin/dask", f'exec {sys.executable} -m dask "$@" --host 127.0.0.1')
     program(submitted / "bin/python", f'exec {sys.executable} "$@"')
     program(submitted / "bin/phivision", f"exec {sys.executable} -c '{ASK_THE_CLUSTER}' \"$@\"")
