@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.examples import examples
 from pipeline.presets import preset
-from pipeline.schemas import CAPTIONS, CONVERSATIONS, IMAGES
+from pipeline.schemas import CAPTIONS, CONVERSATIONS, DROPS, IMAGES
 from storage.tables import read_table, write_table
 from tests.unit.training_inputs import context_of
 
@@ -49,6 +49,7 @@ def write_dataset(root: Path, tiny_bundle: Path, spoken: range, answer: str = "Y
     ]
     write_table(root / "images/images.parquet", images, IMAGES)
     write_table(root / "images/captions.parquet", captions, CAPTIONS)
+    write_table(root / "images/drops.parquet", [], DROPS)
     write_table(root / "conversations/conversations.parquet", talk, CONVERSATIONS)
 
 

@@ -75,13 +75,13 @@ def test_a_bit_that_flips_in_a_checkpoint_lets_the_training_start_over(
     inputs: Path, tmp_path: Path, name: str
 ) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    process(inputs, straight, Choices())
-    process(inputs, broken, Choices(), stop=13)
+    run_stage(inputs, straight, Choices())
+    run_stage(inputs, broken, Choices(), stop=13)
     path = broken / f"scratch/checkpoints/{name}.ckpt"
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 1
     path.write_bytes(data)
-    process(inputs, broken, Choices())
+    run_stage(inputs, broken, Choices())
     files = [path.relative_to(straight) for path in (straight / "out").rglob("*.*")]
     assert len(files) >= 3
     for written in files:
