@@ -64,7 +64,7 @@ class Cli:
         self.environment = {
             **os.environ,
             "PHIVISION_STORE": str(store),
-            "PHIVISION_WANDB": "offline",
+            "PHIVISION_WANDB": "disabled",
             "COLUMNS": "200",
             **environment,
         }
@@ -92,8 +92,9 @@ def assignments(changes: Mapping[str, object]) -> list[str]:
     return [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
 
 
-# The files whose tests look at the one whole run of the demo.
+# The files whose tests look at the one whole run of the demo, and others that take minutes.
 DEMO_FILES = ("test_demo.py", "test_readme.py", "test_secrets.py", "test_deployments_page.py")
+LONG_FILES = ("test_tiny_runs.py", "test_server.py", "test_processes.py", "test_postgres.py")
 
 
 class ByFile(LoadScopeScheduling):
@@ -119,8 +120,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the demo, which takes longest."""
-    items.sort(key=lambda item: not item.path.name.endswith(DEMO_FILES))
+    """Begin with the demo, which takes longest, and end with what takes seconds.
+
+    A long file that came last would be waited for by processes with nothing left to do.
+    """
+    first = {name: place for place, name in enumerate((*DEMO_FILES, *LONG_FILES))}
+
+    def place(item: pytest.Item) -> int:
+        in_faults = len(first) + ("faults" not in item.path.parts)
+        return first.get(item.path.name, in_faults)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
     With one thread: the other tests need the second core at the same time.
     """
     root = tmp_path_factory.mktemp("demo")
-    variables = {"PREFECT_HOME": str(root / "prefect"), "PHIVISION_PUBLISH_ANYWAY": "false"}
+    variables = {
+        "PREFECT_HOME": str(root / "prefect"),
+        "PHIVISION_PUBLISH_ANYWAY": "false",
+        "PHIVISION_WANDB": "offline",
+    }
     cli = Cli(root / "store", **variables, **PLANTED)
     return cli, cli.ok("run", "--preset", "demo", timeout=3000)
 

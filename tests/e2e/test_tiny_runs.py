@@ -1,6 +1,5 @@
-"""Runs with every stage in seconds: resuming, early cutoff, LoRA, the other objective."""
+"""Whole commands with every stage in seconds: the gate, comparing, two at once, a bucket."""
 
-import json
 import os
 import re
 import shutil
@@ -27,91 +26,6 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny: Mapping[str, object]) 
 def statuses(printed: str) -> dict[str, str]:
     lines = [line.split() for line in printed.splitlines()]
     return {line[0]: line[1] for line in lines if len(line) > 1 and line[1] in ("made", "cached")}
-
-
-def test_an_override_runs_exactly_what_depends_on_it(
-    store: Path, tiny: Mapping[str, object], tmp_path: Path
-) -> None:
-    copy = tmp_path / "store"
-    shutil.copytree(store, copy)
-    changed = {**tiny, "pretrain.learning_rate": 0.0007}
-    found = statuses(Cli(copy).ok("run", *assignments(changed)))
-    assert {name for name, status in found.items() if status == "made"} == {
-        "pretrain",
-        "finetune",
-        "evaluate",
-        "publish",
-    }
-    assert len(found) == 9
-
-
-def test_the_same_result_stops_the_ripple(
-    store: Path, tiny: Mapping[str, object], tmp_path: Path
-) -> None:
-    copy = tmp_path / "store"
-    shutil.copytree(store, copy)
-    # Nothing is above this share, so the pictures that come out are the same.
-    changed = {**tiny, "images.max_bad_share": 0.5}
-    plan = json.loads(Cli(copy).ok("plan", "--format", "json", *assignments(changed)))
-    assert plan[0]["status"] == "stale"
-    found = statuses(Cli(copy).ok("run", *assignments(changed)))
-    assert found["images"] == "made"
-    assert found["features"] == found["pretrain"] == found["evaluate"] == "cached"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {
-            "finetune.method": "lora",
-            "finetune.lora_rank": 4,
-            "finetune.lora_alpha": 8,
-            "finetune.precision": "bf16",
-            "finetune.gradient_checkpointing": True,
-        },
-        {
-            "pretrain.objective.kind": "scheduled_sampling",
-            "pretrain.objective.decay": "inverse_sigmoid",
-            "pretrain.objective.start_rate": 1.0,
-            "pretrain.objective.end_rate": 0.5,
-            "pretrain.objective.sharpness": 10,
-            "pretrain.objective.passes": 1,
-        },
-        {
-            "finetune.micro_batch": 4,
-            "pretrain.projector.kind": "sparse_mixture",
-            "pretrain.projector.reducer": "linear",
-            "pretrain.projector.tokens": 30,
-            "pretrain.projector.experts": 4,
-            "pretrain.projector.layers": 1,
-            "pretrain.projector.active": 2,
-            "pretrain.projector.balance_weight": 0.01,
-        },
-    ],
-    ids=["lora", "scheduled_sampling", "sparse_mixture"],
-)
-def test_every_way_to_train_reaches_a_published_assistant(
-    store: Path, tiny: Mapping[str, object], tmp_path: Path, change: Mapping[str, object]
-) -> None:
-    copy = tmp_path / "store"
-    shutil.copytree(store, copy)
-    cli = Cli(copy)
-    found = statuses(cli.ok("run", *assignments({**tiny, **change})))
-    assert found["publish"] == "made"
-    assert found["features"] == "cached"
-
-
-def test_forcing_a_stage_gives_the_same_bytes(
-    store: Path, tiny: Mapping[str, object], tmp_path: Path
-) -> None:
-    copy = tmp_path / "store"
-    shutil.copytree(store, copy)
-    query = "SELECT stage, digest FROM artifacts ORDER BY stage"
-    before = Cli(copy).ok("sql", query, "--format", "csv")
-    stages = [line.split(",")[0] for line in before.splitlines()[1:]]
-    forced = [part for stage in stages for part in ("--rerun", stage)]
-    Cli(copy).ok("run", *assignments(tiny), *forced)
-    assert Cli(copy).ok("sql", query, "--format", "csv") == before
 
 
 def test_a_refused_run_says_why_and_can_be_published_anyway(

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
@@ -30,7 +30,7 @@ class Pipeline:
     folder: Path
     changes: Mapping[str, object]
 
-    def start(self, store: Path, uri: str = "") -> "Running":
+    def start(self, store: Path, uri: str = "", rerun: Sequence[str] = ()) -> "Running":
         """Start a run on a folder, or on `uri` with the folder for its work.
 
         What libraries say on standard error goes to a file beside the folder.
@@ -39,7 +39,7 @@ class Pipeline:
         variables = environment() | ({"PHIVISION_WORKDIR": str(store)} if uri else {})
         reader, writer = FORKS.Pipe(duplex=False)
         errors = store.with_suffix(".err")
-        told = (writer, errors, ROOT, variables, uri or str(store), *changes)
+        told = (writer, errors, ROOT, variables, uri or str(store), *changes, *rerun)
         process = FORKS.Process(target=work, args=told)
         process.start()
         writer.close()
@@ -47,9 +47,9 @@ class Pipeline:
         reader.close()
         return Running(process, printed, errors)
 
-    def finish(self, store: Path, uri: str = "") -> list[list[str]]:
+    def finish(self, store: Path, uri: str = "", rerun: Sequence[str] = ()) -> list[list[str]]:
         """Run to the end and return what was printed about each stage."""
-        running = self.start(store, uri)
+        running = self.start(store, uri, rerun)
         with running.printed:
             text = running.printed.read()
         running.process.join(timeout=600)

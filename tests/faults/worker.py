@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def work(
         errors: Takes standard error.
         folder: Where the project is.
         variables: The whole environment.
-        told: The store, and recipe changes as `dotted.path=value`.
+        told: The store, recipe changes as `dotted.path=value`, and stages to make again.
     """
     os.setsid()
     os.chdir(folder)
@@ -36,11 +36,15 @@ def work(
     with errors.open("a") as stream:
         os.dup2(stream.fileno(), 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    run(told[0], dict(change.split("=", 1) for change in told[1:]))
+    run(
+        told[0],
+        dict(change.split("=", 1) for change in told[1:] if "=" in change),
+        [stage for stage in told[1:] if "=" not in stage],
+    )
     sys.stdout.flush()
 
 
-def run(store_uri: str, changes: dict[str, object]) -> None:
+def run(store_uri: str, changes: dict[str, object], rerun: Sequence[str]) -> None:
     """Make every stage as the flow does; prints `start`, then a line per stage."""
     print("start", flush=True)
     recipe = preset("demo").override(changes)
@@ -49,7 +53,10 @@ def run(store_uri: str, changes: dict[str, object]) -> None:
     outcomes: dict[str, Outcome] = {}
     for stage in DAG:
         inputs = {name: outcomes[name].manifest for name in stage.inputs_with(recipe)}
-        outcome = materialize(stage, recipe, inputs, store, settings, ConsoleReporter())
+        forced = stage.name in rerun
+        outcome = materialize(
+            stage, recipe, inputs, store, settings, ConsoleReporter(), force=forced
+        )
         outcomes[stage.name] = outcome
         print(stage.name, outcome.status, f"{outcome.seconds:.2f}", flush=True)
     record_run(store, recipe, list(outcomes.values()))

@@ -14,7 +14,7 @@ from storage.leases import presence
 from tests.unit.fake_stages import FAKE_DAG, make
 from tests.unit.store_fixtures import again
 
-RUNS = 12
+RUNS = 8
 
 
 class Sweeper(threading.Thread):

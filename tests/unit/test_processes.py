@@ -16,6 +16,7 @@ import torch
 from model.objective_configs import ScheduledSamplingConfig
 from model.projectors import SparseMixtureConfig
 from pipeline.errors import PipelineError
+from pipeline.stage import StageContext
 from pipeline.train_worker import place_in
 from tests.unit.training_inputs import (
     Choices,
@@ -82,10 +83,9 @@ def two_machines(folder: Path) -> str:
     ("choices", "started"),
     [
         (Choices(stage="finetune", epochs=2.0), "devices"),
-        (Choices(epochs=2.0, projector=SPARSE), "torchrun"),
         (Choices("finetune", BOTH_PASSES, "lora", epochs=2.0, dropout=0.0), "two machines"),
     ],
-    ids=["full-devices-slurm", "pretrain-sparse-torchrun", "lora-two-machines"],
+    ids=["full-devices-slurm", "lora-two-machines"],
 )
 def test_two_processes_learn_what_one_process_learns(
     inputs: Path,
@@ -98,12 +98,15 @@ def test_two_processes_learn_what_one_process_learns(
         monkeypatch.setenv(name, value)
     settings: Mapping[str, Any] = {
         "devices": {"devices": 2},
-        "torchrun": {"launcher": torchrun(2)},
         "two machines": {"launcher": two_machines(tmp_path)},
     }[started]
     one = context_of(inputs, tmp_path / "one")
     two = context_of(inputs, tmp_path / "two", **settings)
     assert choices.run(one)["steps"] == choices.run(two)["steps"]
+    assert_same_training(one, two)
+
+
+def assert_same_training(one: StageContext, two: StageContext) -> None:
     alone, together = figures(one), figures(two)
     assert alone.keys() == together.keys()
     for name, values in alone.items():
@@ -143,9 +146,12 @@ def test_a_training_of_one_process_goes_on_in_two_that_share_the_weights(
 def test_two_processes_end_with_a_killed_stage_and_go_on_bit_for_bit(
     inputs: Path, tmp_path: Path
 ) -> None:
-    choices = Choices(epochs=12.0)
+    choices = Choices(epochs=8.0, projector=SPARSE)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    choices.run(context_of(inputs, straight, devices=2))
+    one, two = context_of(inputs, tmp_path / "one"), context_of(inputs, straight, devices=2)
+    choices.run(one)
+    choices.run(two)
+    assert_same_training(one, two)
     stage = multiprocessing.get_context("forkserver").Process(
         target=run_launched, args=(str(inputs), str(broken), choices, torchrun(2))
     )
