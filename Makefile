@@ -16,6 +16,8 @@ demo: $(READY)  ## run the whole DAG on the rendered dataset, then look at what 
 # The demo takes one process for minutes; two more run everything else, and often wait.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
+# Hundreds of processes are started; without kept byte code each would compile the project anew.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY) lint  ## all tests from units to the whole demo, but those in a browser
 	$(PYTEST) -m "not browser"
 

@@ -5,21 +5,35 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.conftest import Cli, assignments
+from tests.e2e.prefect_service import AUTH, Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, tiny: Mapping[str, object]) -> Path:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Mapping[str, str]]:
+    """What names a running Prefect server: starting one for each command would take longest."""
+    service = Service(tmp_path_factory.mktemp("server"))
+    try:
+        service.server()
+        yield {"PREFECT_API_URL": f"{service.url}/api", "PREFECT_API_AUTH_STRING": AUTH}
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def store(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Mapping[str, object], server: Mapping[str, str]
+) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "store"
-    Cli(folder).ok("run", *assignments(tiny))
+    Cli(folder, **server).ok("run", *assignments(tiny))
     return folder
 
 
@@ -36,7 +50,7 @@ def test_a_refused_run_says_why_and_can_be_published_anyway(
     shutil.rmtree(copy / "published")
     Image.new("RGB", (64, 48), "red").save(photo)
     cli = Cli(copy, PHIVISION_PUBLISH_ANYWAY="false")
-    refused = cli("run", *assignments(tiny), "--rerun", "publish")
+    refused = cli("run", *assignments(tiny))
     assert refused.returncode == 3
     assert "not published: cider_d" in refused.stdout
     assert len(list((copy / "published").iterdir())) == 1  # judged once
@@ -51,11 +65,11 @@ def test_a_refused_run_says_why_and_can_be_published_anyway(
 
 
 def test_compare_runs_all_variants_and_publishes_none(
-    store: Path, tiny: Mapping[str, object], tmp_path: Path
+    store: Path, tiny: Mapping[str, object], tmp_path: Path, server: Mapping[str, str]
 ) -> None:
     copy = tmp_path / "store"
     shutil.copytree(store, copy)
-    cli = Cli(copy, PHIVISION_PUBLISH_ANYWAY="false")
+    cli = Cli(copy, PHIVISION_PUBLISH_ANYWAY="false", **server)
     before = {path.name: path.read_bytes() for path in (copy / "published").iterdir()}
     latest = (copy / "refs" / "latest").read_bytes()
     variants = ("--variant", "base:", "--variant", "short: finetune.epochs=0.5")
@@ -103,7 +117,11 @@ def test_two_runs_at_once_make_each_stage_once(
 
 @pytest.mark.s3
 def test_a_bucket_holds_the_same_as_a_folder(
-    store: Path, tiny: Mapping[str, object], tmp_path: Path, s3_server: str
+    store: Path,
+    tiny: Mapping[str, object],
+    tmp_path: Path,
+    s3_server: str,
+    server: Mapping[str, str],
 ) -> None:
     import s3fs
 
@@ -112,7 +130,8 @@ def test_a_bucket_holds_the_same_as_a_folder(
 
     del s3_server  # the environment names it
     s3fs.S3FileSystem().mkdir("tiny")
-    cli = Cli(tmp_path, PHIVISION_STORE="s3://tiny/vlm", PHIVISION_WORKDIR=str(tmp_path / "work"))
+    place = {"PHIVISION_STORE": "s3://tiny/vlm", "PHIVISION_WORKDIR": str(tmp_path / "work")}
+    cli = Cli(tmp_path, **place, **server)
     assert set(statuses(cli.ok("run", *assignments(tiny))).values()) == {"made"}
     assert "nothing to do" in cli.ok("run", *assignments(tiny))
     query = "SELECT stage, digest FROM artifacts ORDER BY stage"
@@ -144,12 +163,12 @@ def test_a_run_that_is_told_to_end_takes_its_server_along(
 
 
 def test_a_stage_that_cannot_go_on_is_told_in_one_line_and_keeps_the_work(
-    store: Path, tiny: Mapping[str, object], tmp_path: Path
+    store: Path, tiny: Mapping[str, object], tmp_path: Path, server: Mapping[str, str]
 ) -> None:
     copy = tmp_path / "store"
     shutil.copytree(store, copy)
     held = {**tiny, "examples.filters.held": "split = 'validation'"}
-    done = Cli(copy)("run", *assignments(held))
+    done = Cli(copy, **server)("run", *assignments(held))
     assert done.returncode == 1
     assert "no caption is about a validation picture" in done.stderr
     assert "images.validation_share" in done.stderr
