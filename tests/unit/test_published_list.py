@@ -60,7 +60,9 @@ def test_a_note_beside_the_decisions_is_no_decision(local: ArtifactStore) -> Non
 
 
 @pytest.mark.parametrize("change", [{"number": 7}, {"number": "one"}, {"weight": 1.0}, None])
-def test_a_damaged_decision_is_named(local: ArtifactStore, change: dict[str, object] | None) -> None:
+def test_a_damaged_decision_is_named(
+    local: ArtifactStore, change: dict[str, object] | None
+) -> None:
     decide(local, "published", "first", "")
     entry = json.loads(local.read("published/000001.json") or b"")
     text = "{" if change is None else json.dumps({**entry, **change})
