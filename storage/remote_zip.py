@@ -125,9 +125,8 @@ class RemoteZip(Archive):
         """Nothing stays open between reads."""
 
     def _load(self, member: Member) -> bytes:
-        for name, raw in self.stream([self.span(normal(member.name))]):
-            return self.unpack(name, raw)
-        raise AssertionError  # a stream of one span yields once or raises
+        [(name, raw)] = self.stream([self.span(normal(member.name))])
+        return self.unpack(name, raw)
 
 
 def _unpack(member: Member, raw: bytes) -> bytes:
@@ -145,8 +144,8 @@ def _unpack(member: Member, raw: bytes) -> bytes:
     return data
 
 
-class _Window(io.RawIOBase):
-    """A remote file of which the end, and then what zipfile asks for, is held in memory."""
+class _Window:
+    """What zipfile needs of a remote file: its end, and then what is asked for, in memory."""
 
     def __init__(self, url: str, patience: Patience) -> None:
         self.url, self.patience, self.moved = url, patience, 0
@@ -157,12 +156,6 @@ class _Window(io.RawIOBase):
             raise NoRangeError(f"{redact(url)} does not tell its size", "Fetch it whole")
         self.size = int(self.version["size"])
         self._fill(max(0, self.size - _TAIL), self.size)
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return self._position

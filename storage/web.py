@@ -127,9 +127,12 @@ class _Answer:
 
     def read(self) -> bytes:
         """Return the next piece, b"" at the end."""
-        piece = _wait(self._pieces.get)
+        return _wait(self._next)
+
+    async def _next(self) -> bytes:
+        piece = await self._pieces.get()
         if isinstance(piece, Exception):
-            raise _standard(piece) from None
+            raise piece
         return piece
 
     def close(self) -> None:

@@ -455,6 +455,16 @@ def test_a_tar_cut_between_two_members_is_not_whole(tmp_path: Path) -> None:
         open_archive(path)
 
 
+def test_a_tar_whose_headers_go_in_a_circle_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    members = [entry(f"{n}.jpg", 512).tobuf() + bytes(512) for n in range(2)]
+    back = entry("2.jpg", -1536).tobuf(tarfile.GNU_FORMAT)  # to the header of 1.jpg
+    path.write_bytes(b"".join([*members, back, bytes(1024)]))
+    # Newer versions of tarfile refuse that size, and end there.
+    with pytest.raises(StorageError, match=r"a\.tar is damaged .*(points back|no end mark)"):
+        open_archive(path)
+
+
 def test_an_encrypted_member_is_named(tmp_path: Path) -> None:
     path = pack(tmp_path, "zip", FILES)
     data = bytearray(path.read_bytes())

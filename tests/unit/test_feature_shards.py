@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import os
 import pickle
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from storage.shards import (
     ShardRows,
     index_schema,
     patch_norms,
+    publish_shard,
     shard_paths,
     verify_shard,
     write_shard,
@@ -332,6 +334,8 @@ def test_duckdb_reads_both_files(tmp_path: Path) -> None:
         ("width", np.array([1, 2, 2**40]), "do not fit the index"),
         ("sha256", ["a" * 64, "b" * 64, "C" * 64], "lower-case hex digits, not 'CCC"),
         ("sha256", ["a" * 64, "b" * 64, "a" * 64], "stands 2 times"),
+        # Memory that nobody touches: the check comes before the first value is looked at.
+        ("patches", np.empty((3, 1, 2**23), np.float16), "128 rows of patches pass 2 GiB"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(
@@ -430,6 +434,42 @@ def test_a_truncated_file_is_found_and_named(which: int, keep: int, tmp_path: Pa
         verify_shard(tmp_path, 0)
     with pytest.raises(ShardError, match=path.name):
         PatchTable(files)
+
+
+def test_a_shard_that_does_not_read_back_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(handle: int) -> None:
+        """What a bad disk does: it says that it has the bytes, and has others."""
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        if "patches" in path.name:
+            path.write_bytes(path.read_bytes().replace(b"\0", b"\1", 1))
+
+    publish_shard(tmp_path, 0, made_rows(5), ENCODER)
+    verify_shard(tmp_path, 0)
+    monkeypatch.setattr(os, "fsync", spoil)
+    with pytest.raises(ShardError, match=r"patches-00000\.parquet.*write the shard again"):
+        publish_shard(tmp_path, 0, made_rows(5), ENCODER)
+    assert not shard_paths(tmp_path, 0)[0].exists()  # without its index there is no shard
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({b"phivision.dtype": b"float32"}, "dtype 'float32'"),
+        ({b"phivision.shape": b"3,0"}, "shape '3,0'"),
+        ({b"phivision.shape": b"15"}, "shape '15'"),
+    ],
+)
+def test_patches_of_an_unknown_shape_or_type_are_refused(
+    told: dict[bytes, bytes], message: str, tmp_path: Path
+) -> None:
+    [files] = written(tmp_path, made_rows(5))
+    for path in files:
+        table = pq.ParquetFile(path).read()
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, **told}), path)
+    with pytest.raises(ShardError, match=rf"patches-00000\.parquet: its metadata say .*{message}"):
+        PatchTable([files])
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -1,7 +1,9 @@
 """The catalog's shell, its file, similar pictures, and comparing variants of a recipe."""
 
+import errno
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
 from storage.catalog import Catalog
+from storage.catalog_file import export_catalog
 from storage.errors import StorageError
 from storage.runs import read_runs
 from tests.unit.small_store import bare_run, build_store, image_rows, picture
@@ -76,6 +79,24 @@ def test_every_view_can_be_summarized(store: ArtifactStore) -> None:
         sql = f"SUMMARIZE {view}"
         with catalog.open(sql) as database:
             assert database.read_only(sql).num_rows > 0
+
+
+def test_all_views_are_opened_where_none_is_named(store: ArtifactStore) -> None:
+    catalog = Catalog(store)
+    with catalog.open() as database:
+        assert sorted(database.names) == sorted(catalog.views())
+
+
+def test_an_artifact_that_is_gone_gives_way_to_the_newest_there_is(tmp_path: Path) -> None:
+    store = build_store(tmp_path)
+    newest, older = (record["stages"]["evaluate"]["fingerprint"] for record in read_runs(store))
+    shown = Catalog(store).manifest("evaluate")
+    assert shown is not None
+    assert shown.fingerprint == newest
+    store.files.remove(f"manifests/evaluate/{newest}.json")
+    instead = Catalog(store).manifest("evaluate")
+    assert instead is not None
+    assert instead.fingerprint == older
 
 
 def test_a_view_is_opened_where_it_is_read_not_where_its_name_is_a_word(
@@ -192,6 +213,33 @@ def test_a_file_that_is_something_else_is_kept(store: ArtifactStore, tmp_path: P
     with pytest.raises(SystemExit):
         main(["catalog", str(path), "--store", store.uri])
     assert path.read_text() == "years of work"
+
+
+def test_a_folder_is_not_replaced_by_a_catalog(store: ArtifactStore, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is no DuckDB file"):
+        export_catalog(Catalog(store), tmp_path, copy=False)
+
+
+def test_a_view_without_rows_is_left_out_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.duckdb"
+    names = export_catalog(Catalog(bare_run(tmp_path)), path, copy=False)
+    assert {"images", "captions", "runs"} <= set(names)
+    assert not {"predictions", "features", "metrics"} & set(names)
+    with duckdb.connect(path, read_only=True) as connection:
+        assert {row[0] for row in connection.sql("SHOW TABLES").fetchall()} == set(names)
+
+
+def test_a_catalog_that_cannot_be_written_is_told_in_one_line(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "catalog.duckdb"
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StorageError, match=r"catalog\.duckdb cannot be written: .*No space left"):
+        export_catalog(Catalog(store), path, copy=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_views_cannot_point_into_a_remote_store(

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from storage.pooled import read_indexes
@@ -26,6 +26,7 @@ def decoded(paths: list[Path]) -> pa.Table:
     writer=st.sampled_from([*WRITERS, "ours", "ours", "variable lists"]),
     last=st.booleans(),
 )
+@example(counts=[3], writer="variable lists", last=True)
 def test_the_table_is_the_one_that_pyarrow_reads(
     counts: list[int], writer: str, last: bool
 ) -> None:

@@ -1,12 +1,14 @@
 """`phivision rollback --list`: every decision about what is published, with its reason."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from flows.cli import main
 from storage.artifacts import ArtifactStore
-from storage.published import add_entry, read_history
+from storage.errors import StorageError
+from storage.published import add_entry, previous, read_history
 
 
 def decide(store: ArtifactStore, action: str, run: str, reason: str) -> None:
@@ -41,3 +43,29 @@ def test_the_history_is_listed_and_nothing_moves(
     ] == ["third"]
     assert "forced" in lines[2]
     assert len(read_history(store)) == 3
+
+
+def test_a_run_published_twice_in_a_row_is_one_step_back(local: ArtifactStore) -> None:
+    for run in ("first", "second", "second"):
+        decide(local, "forced", run, "")
+    before = previous(read_history(local))
+    assert before is not None
+    assert before.run == "first"
+
+
+def test_a_note_beside_the_decisions_is_no_decision(local: ArtifactStore) -> None:
+    decide(local, "published", "first", "")
+    local.write("published/README.md", b"do not touch")
+    assert [entry.run for entry in read_history(local)] == ["first"]
+
+
+@pytest.mark.parametrize("change", [{"number": 7}, {"number": "one"}, {"weight": 1.0}, None])
+def test_a_damaged_decision_is_named(
+    local: ArtifactStore, change: dict[str, object] | None
+) -> None:
+    decide(local, "published", "first", "")
+    entry = json.loads(local.read("published/000001.json") or b"")
+    text = "{" if change is None else json.dumps({**entry, **change})
+    local.write("published/000001.json", text.encode())
+    with pytest.raises(StorageError, match=r"published/000001\.json is not a decision.*delete"):
+        read_history(local)

@@ -1,16 +1,27 @@
 """The identity of a source tells when it changed, without reading it."""
 
+import errno
 import hashlib
+import os
 import random
+import ssl
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import fsspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from fsspec.registry import known_implementations
 
-from storage.errors import StorageError
-from storage.remote import probe
+from storage.errors import StorageError, TransientError
+from storage.remote import open_stream, probe
 from tests.fault_server import Fault, FaultServer
 
 BODY = random.Random(0).randbytes(100_000)
@@ -64,3 +75,54 @@ def test_probe_names_what_is_missing(server: FaultServer, tmp_path: Path, place:
     url = place.format(tmp=tmp_path, http=f"http://127.0.0.1:{server.port}")
     with pytest.raises(StorageError, match="none"):
         probe(url)
+
+
+def test_a_file_that_may_not_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(BODY)
+
+    def refuse(path: object, *arguments: object, **options: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    with monkeypatch.context() as closed:  # by hand, because root may read everything
+        closed.setattr("builtins.open", refuse)
+        with pytest.raises(StorageError, match=r"/a may not be read\. Check the credentials"):
+            open_stream(str(tmp_path / "a"))
+
+
+def test_a_scheme_whose_package_is_not_here_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"class": "no_such_package.Files", "err": "install no_such_package"}
+    monkeypatch.setitem(known_implementations, "uninstalled", known)
+    with pytest.raises(StorageError, match="uninstalled://a/b needs a package: install no_such"):
+        probe("uninstalled://a/b")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that nobody vouches for, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    path = tmp_path_factory.mktemp("certificate") / "both.pem"
+    path.write_bytes(private + made.public_bytes(Encoding.PEM))
+    return path
+
+
+def test_a_certificate_that_nobody_vouches_for_is_told_at_once(
+    server: FaultServer, certificate: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = server.serve("/a", BODY).replace("http://", "https://")
+    with pytest.raises(StorageError, match=r"certificate is not valid for 127\.0\.0\.1") as told:
+        probe(url)
+    assert not isinstance(told.value, TransientError)

@@ -212,6 +212,30 @@ def test_a_damaged_download_is_fetched_anew(
     assert stored(out) == {(TRAINED | TESTED)[key] for key in rows_by_id(out)}
 
 
+def test_a_link_to_a_disk_that_is_gone_is_fetched_anew(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, machine = offer(server, monkeypatch), tmp_path / "machine"
+    run(FolderImages(root=root), tmp_path / "one", machine, limit=12)
+    [tar] = machine.rglob("*.tar")
+    tar.unlink()
+    tar.symlink_to("/no-such-disk/a.tar")
+    _, out, _ = run(FolderImages(root=root), tmp_path / "two", machine, limit=12)
+    assert stored(out) == {(TRAINED | TESTED)[key] for key in rows_by_id(out)}
+    assert [path.is_symlink() for path in machine.rglob("*.tar")] == [False]
+
+
+def test_what_a_server_does_not_tell_apart_is_kept_for_one_recipe_only(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, machine = offer(server, monkeypatch), tmp_path / "machine"
+    server.always = Fault(anonymous=True)
+    _, out, _ = run(FolderImages(root=root), tmp_path / "one", machine, limit=12)
+    assert stored(out) == {(TRAINED | TESTED)[key] for key in rows_by_id(out)}
+    assert list((tmp_path / "one" / "scratch").rglob("*.tar"))
+    assert not list(machine.rglob("*.tar"))
+
+
 def test_downloads_can_be_forgotten(
     server: FaultServer,
     tmp_path: Path,

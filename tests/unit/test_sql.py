@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from storage.errors import StorageError
-from storage.sql import Database
-from storage.tables import write_arrow
+from storage.sql import Database, predicate_fault, tables_of
+from storage.tables import read_table, write_arrow, write_table
 
 ROWS = pa.table({"image_id": [1, 2, 3], "caption": ["a cat", "it's", 'say "hi"']})
 
@@ -138,6 +138,16 @@ def test_half_a_character_is_refused_in_one_line(database: Database) -> None:
         database.read_only("SELECT '\ud800'")
 
 
+def test_half_a_character_names_no_table() -> None:
+    assert tables_of("SELECT '\ud800' FROM captions") is None
+    assert tables_of("SELECT 'é' FROM Captions") == {"captions"}
+
+
+@pytest.mark.parametrize("predicate", ["caption AS text", "caption) OR (true"])
+def test_an_expression_that_is_no_condition_is_answered_in_duckdbs_words(predicate: str) -> None:
+    assert "syntax error" in predicate_fault(predicate)
+
+
 def test_parameters_are_values_and_never_sql(database: Database) -> None:
     text = "x'; DROP VIEW captions; --"
     found = database.query("SELECT $text AS t", {"text": text})
@@ -162,3 +172,24 @@ def test_macros_and_views_are_made_in_order() -> None:
     ) as made:
         assert made.names == ["t", "a", "b"]
         assert made.read_only("FROM b")["top"].to_pylist() == [6]
+
+
+# -- tables ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["one", 2**70, [1]])
+def test_a_row_that_does_not_fit_is_refused_and_nothing_is_written(
+    tmp_path: Path, value: object
+) -> None:
+    rows = [{"image_id": 1, "caption": "a cat"}, {"image_id": value, "caption": "a dog"}]
+    with pytest.raises(StorageError, match=r"rows for captions\.parquet do not fit their schema"):
+        write_table(tmp_path / "captions.parquet", rows, ROWS.schema)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torn_table_names_the_file_and_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "captions.parquet"
+    write_arrow(path, ROWS)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(StorageError, match=r"captions\.parquet cannot be read: .*phivision verify"):
+        read_table(path)

@@ -2,9 +2,11 @@
 
 import io
 import random
+import struct
 import subprocess
 import sys
 import textwrap
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,6 +24,7 @@ from storage.retries import Patience
 from storage.spans import Span, batches
 from storage.subset import fetch_files, fetch_members
 from tests.fault_server import Fault, FaultServer
+from tests.loopback import LoopbackServer, QuietHandler
 
 LIMITS = ArchiveLimits()
 QUICK = Patience(attempts=3, backoff=0.005, timeout=5.0, connections=4)
@@ -181,6 +184,13 @@ def test_what_is_finished_is_not_asked_for_again(server: FaultServer, tmp_path: 
     assert len(server.requests) == 2  # the probe and the directory
 
 
+def test_an_empty_zip_behind_a_program_has_no_members(server: FaultServer) -> None:
+    target = io.BytesIO(b"#!/bin/sh\nexec unzip $0\n")
+    zipfile.ZipFile(target, "a").close()
+    with RemoteZip(server.serve("/a.zip", target.getvalue()), LIMITS, QUICK) as archive:
+        assert archive.names() == []
+
+
 def test_unsafe_names_and_bombs_are_refused_as_in_a_local_zip(server: FaultServer) -> None:
     body = packed({"../out.jpg": b"x", "ok.jpg": b"y", "bomb.jpg": bytes(5 << 20)}, 8)
     with RemoteZip(server.serve("/a.zip", body), LIMITS, QUICK) as archive:
@@ -199,6 +209,7 @@ FAULTS = {
     "drops": Fault(drop_after=50_000),
     "stalls": Fault(stall_after=1_000, stall=5.0),
     "claims too much": Fault(claim=9_000_000),
+    "ends early": Fault(claim=-1, drop_after=500),
     "is busy": Fault(status=503, retry_after="0"),
     "is overrun": Fault(status=429),
     "forgets the range": Fault(ignore_range=True),
@@ -226,6 +237,73 @@ def test_a_server_without_range_is_told_apart(server: FaultServer, fault: Fault)
     server.always = fault
     with pytest.raises(NoRangeError, match="answers no Range"):
         RemoteZip(server.serve("/a.zip", packed(FILES)), LIMITS, QUICK)
+
+
+class Unhelpful(QuietHandler):
+    """Gives ranges of zeros and, of the last 22 bytes, a zip's end that names a huge directory."""
+
+    DIRECTORY = 300 << 20
+    total = "*"
+
+    def do_GET(self) -> None:
+        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, self.DIRECTORY, 0, 0)
+        body = end.rjust(last + 1 - first, b"\0")[: last + 1 - first]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{self.total}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class Endless(Unhelpful):
+    total = str(Unhelpful.DIRECTORY + 22)
+
+
+def test_a_server_that_does_not_tell_the_size_is_told_apart() -> None:
+    with (
+        LoopbackServer(Unhelpful) as unhelpful,
+        pytest.raises(NoRangeError, match=r"/a\.zip does not tell its size\. Fetch it whole"),
+    ):
+        RemoteZip(f"{unhelpful.url}/a.zip", LIMITS, QUICK)
+
+
+def test_a_huge_directory_is_not_moved() -> None:
+    with (
+        LoopbackServer(Endless) as endless,
+        pytest.raises(StorageError, match=rf"/a\.zip has a directory of {Endless.DIRECTORY} bytes"),
+    ):
+        RemoteZip(f"{endless.url}/a.zip", LIMITS, QUICK)
+
+
+def test_a_server_that_stays_busy_before_the_directory_is_named(server: FaultServer) -> None:
+    url = server.serve("/a.zip", packed(FILES), *[Fault(status=503)] * 9)
+    with pytest.raises(StorageError, match=r"/a\.zip answered HTTP 503"):
+        RemoteZip(url, LIMITS, QUICK)
+    assert len(server.requests) == QUICK.attempts
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        (20, 30_010, r"expected 30010 packed bytes, found 30\d+"),
+        (42, -200, "no member begins where the directory says"),
+    ],
+    ids=["packed size", "place"],
+)
+def test_a_directory_that_lies_is_found(
+    server: FaultServer, field: int, value: int, reason: str
+) -> None:
+    body = bytearray(packed(FILES))
+    first = sorted(FILES)[0]
+    place = body.index(b"PK\1\2") + field
+    # A place below 0 counts from the end, behind all members.
+    struct.pack_into("<I", body, place, value if value > 0 else len(body) + value)
+    with (
+        RemoteZip(server.serve("/a.zip", bytes(body)), LIMITS, QUICK) as archive,
+        pytest.raises(StorageError, match=rf"member {first} is damaged .*{reason}"),
+    ):
+        archive.read(first)
 
 
 def test_another_file_in_between_stops_the_work(server: FaultServer, tmp_path: Path) -> None:
@@ -272,9 +350,54 @@ def test_a_damaged_member_is_named_and_tried_again_by_the_next_run(
     assert sum(seen.sent > 20_000 for seen in server.requests) == 1
 
 
+def test_a_second_look_at_a_damaged_member_may_have_to_wait(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    names = sorted(FILES)[:3]
+    body = bytearray(packed(FILES))
+    body[body.index(FILES[names[1]]) + 7] ^= 1
+    # The probe, the directory, all three members, and then the second look.
+    url = server.serve("/a.zip", bytes(body), *[Fault()] * 3, Fault(status=503))
+    with RemoteZip(url, LIMITS, QUICK) as archive:
+        faults = fetch_members(
+            archive, names, tmp_path / "a", advance=lambda _: None, patience=QUICK
+        )
+    assert [seen.status for seen in server.requests] == [206, 206, 206, 503, 206, 206]
+    assert list(faults) == [names[1]]
+    assert content(tmp_path / "a") == wanted([names[0], names[2]])
+
+
+def test_a_failure_stops_the_others_at_their_next_member(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    names = sorted(FILES)
+    there, gone = names[:20], names[30:50]
+    slow, missing = Fault(pace=1_000_000), Fault(status=404)
+    url = server.serve("/a.zip", packed(FILES), Fault(), Fault(), slow, missing)
+    with (
+        RemoteZip(url, LIMITS, QUICK) as archive,
+        pytest.raises(StorageError, match="HTTP 404"),
+    ):
+        fetch_members(
+            archive, [*there, *gone], tmp_path / "a", advance=lambda _: None, patience=QUICK
+        )
+    assert server.sent() < 500_000  # of 600,000 in the slow request
+
+
+def test_a_failure_wakes_who_waits_for_a_busy_server(server: FaultServer, tmp_path: Path) -> None:
+    busy = server.serve("/busy", b"", *[Fault(status=503, retry_after="50")] * 9)
+    dropped = server.serve("/dropped", b"", *[Fault(status=500)] * 9)
+    urls, started = {"busy": busy, "dropped": dropped}, time.monotonic()
+    with pytest.raises(StorageError, match=r"HTTP 500.*attempts in a row: 3"):
+        fetch_files(urls, tmp_path / "a", largest=9, advance=lambda _: None, patience=QUICK)
+    assert time.monotonic() - started < 40
+
+
 def test_no_zip_is_called_no_zip(server: FaultServer) -> None:
     with pytest.raises(StorageError, match=r"/a\.zip is damaged or cut short \(BadZipFile"):
         RemoteZip(server.serve("/a.zip", RANDOM.randbytes(100_000)), LIMITS, QUICK)
+    with pytest.raises(StorageError, match=r"/short\.zip is damaged or cut short"):
+        RemoteZip(server.serve("/short.zip", b"PK"), LIMITS, QUICK)
     with pytest.raises(StorageError, match="HTTP 404"):
         RemoteZip(f"http://127.0.0.1:{server.port}/none.zip", LIMITS, QUICK)
 
@@ -386,6 +509,32 @@ def test_files_that_cannot_be_had_are_named(server: FaultServer, tmp_path: Path)
     with pytest.raises(StorageError, match="attempts in a row: 3") as told_of:
         by_address(server, tmp_path / "b", unreachable=secret)
     assert "pass" not in str(told_of.value)
+
+
+class Stingy(QuietHandler):
+    """Gives the first five bytes of nine, unasked."""
+
+    def do_GET(self) -> None:
+        self.send_response(206)
+        self.send_header("Content-Range", "bytes 0-4/9")
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        self.wfile.write(b"hello")
+
+
+def test_the_beginning_of_a_file_is_not_taken_for_the_file(tmp_path: Path) -> None:
+    with (
+        LoopbackServer(Stingy) as stingy,
+        pytest.raises(StorageError, match=r"/a\.jpg ended after 5 bytes, expected 9"),
+    ):
+        fetch_files(
+            {"a.jpg": f"{stingy.url}/a.jpg"},
+            tmp_path / "a",
+            largest=99,
+            advance=lambda _: None,
+            patience=QUICK,
+        )
+    assert not (tmp_path / "a").exists()
 
 
 def test_crc_of_the_directory_is_what_counts(server: FaultServer) -> None:

@@ -234,6 +234,33 @@ def test_a_remote_that_changes_between_two_attempts(server: FaultServer, tmp_pat
     assert [seen.status for seen in server.requests] == [200, 200]
 
 
+def test_a_remote_that_changed_behind_weak_marks_is_fetched_anew(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    """Nothing can be sent as If-Range, so the server gives the rest of another object."""
+    server.serve("/a", BODY, Fault(drop_after=1_000_000), etag='W/"old"')
+    url = f"{server.url}/a"
+    with pytest.raises(StorageError, match="the transfer goes on"):
+        fetch(url, tmp_path / "a", attempts=1, checksum=None)
+    server.serve("/a", BODY[::-1], etag='W/"new"')
+    fetch(url, tmp_path / "a", checksum=None)
+    assert (tmp_path / "a").read_bytes() == BODY[::-1]
+    assert server.starts("/a")[1] > 0
+    assert server.starts("/a")[2:] == [0]
+
+
+def test_a_part_of_another_size_than_the_recipe_now_wants_is_dropped(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    stop_in_the_middle(server, tmp_path / "a")
+    longer = BODY + b"more"
+    checksum = f"sha256:{hashlib.sha256(longer).hexdigest()}"
+    told = fetch(server.serve("/a", longer), tmp_path / "a", size=len(longer), checksum=checksum)
+    assert (tmp_path / "a").read_bytes() == longer
+    assert sum(told) == len(longer)
+    assert server.starts("/a") == [0, 0]
+
+
 def test_a_remote_that_shrank_is_fetched_anew(server: FaultServer, tmp_path: Path) -> None:
     stop_in_the_middle(server, tmp_path / "a", checksum=None, size=None)
     url = server.serve("/a", b"small", etag="")
@@ -343,6 +370,12 @@ def test_a_web_page_is_not_a_file(server: FaultServer, tmp_path: Path, name: str
     ):
         fetch(url, tmp_path / name, checksum=None, size=None)
     assert names(tmp_path) == []
+
+
+def test_a_page_that_is_wanted_is_a_file(server: FaultServer, tmp_path: Path) -> None:
+    url = server.serve("/terms.html", b"", Fault(page=True))
+    fetch(url, tmp_path / "terms.html", checksum=None, size=None)
+    assert (tmp_path / "terms.html").read_bytes().startswith(b"<!DOCTYPE html>")
 
 
 def test_a_page_is_known_by_its_first_bytes_too(server: FaultServer, tmp_path: Path) -> None:
