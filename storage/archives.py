@@ -159,7 +159,7 @@ def zip_member(info: zipfile.ZipInfo) -> Member | None:
     kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not packed on Unix
     if stat.S_ISLNK(kind):
         fault = "symlink"
-    elif info.is_dir():
+    elif name.endswith("/"):
         return None
     elif kind not in {0, stat.S_IFREG}:
         fault = "not a regular file"
@@ -233,9 +233,12 @@ class _PackedTar(_Tar):
             spool.write(chunk)
             spool.flush()
         except OSError as error:
-            if not is_full(error):
-                raise
             folder = self.path.parent
+            if not is_full(error):
+                raise StorageError(
+                    f"cannot unpack {self.path.name} in {folder}: {error.strerror or error}",
+                    "Unpack it elsewhere and give the folder",
+                ) from error
             raise StorageError(
                 f"no room in {folder} to unpack {self.path.name}, of {self.path.stat().st_size} "
                 f"bytes and more when unpacked; {shutil.disk_usage(folder).free} are free",

@@ -1,6 +1,7 @@
 """The catalog as a DuckDB file, which any DuckDB client opens, without this program."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -38,9 +39,9 @@ def export_catalog(catalog: Catalog, path: Path, *, copy: bool) -> list[str]:
         )
     names = [name for name in catalog.views() if not (copy and name in BULKY)]
     partial = path.with_name(f".{path.name}.tmp")
-    partial.unlink(missing_ok=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
         with duckdb.connect(":memory:") as connection:
             place = _quoted(str(partial.resolve()))
             connection.execute(f"ATTACH {place} AS made (STORAGE_VERSION '{_VERSION}')")
@@ -50,7 +51,8 @@ def export_catalog(catalog: Catalog, path: Path, *, copy: bool) -> list[str]:
     except (duckdb.Error, OSError) as error:
         raise StorageError(f"{path} cannot be written: {str(error).splitlines()[0]}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
     return written
 
 

@@ -163,7 +163,7 @@ class _Window:
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         if base + offset < 0:
-            raise ValueError("a position before the start")
+            raise OSError("a position before the start")  # as files do, and zipfile expects
         self._position = base + offset
         return self._position
 

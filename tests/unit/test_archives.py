@@ -154,6 +154,14 @@ def test_a_name_that_goes_on_after_nul_is_refused(tmp_path: Path) -> None:
         assert archive.refused == {r"good.jpg\x00evil": "control character in the name"}
 
 
+def test_a_name_that_begins_with_nul_is_refused(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", ("Xgood.jpg", b"1"))
+    path.write_bytes(path.read_bytes().replace(b"Xgood.jpg", b"\0good.jpg"))
+    with open_archive(path) as archive:
+        assert archive.names() == []
+        assert archive.refused == {r"\x00good.jpg": "control character in the name"}
+
+
 def test_a_name_that_is_no_text_is_refused_and_can_be_reported(tmp_path: Path) -> None:
     with open_archive(tarred(tmp_path / "a.tar", entry("caf\udce9.jpg"))) as archive:
         assert archive.refused == {r"caf\udce9.jpg": "name is not valid text"}

@@ -220,6 +220,12 @@ def test_a_folder_is_not_replaced_by_a_catalog(store: ArtifactStore, tmp_path: P
         export_catalog(Catalog(store), tmp_path, copy=False)
 
 
+def test_a_catalog_below_a_file_is_refused(store: ArtifactStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"catalog\.duckdb cannot be written"):
+        export_catalog(Catalog(store), tmp_path / "file" / "catalog.duckdb", copy=False)
+
+
 def test_a_view_without_rows_is_left_out_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "catalog.duckdb"
     names = export_catalog(Catalog(bare_run(tmp_path)), path, copy=False)

@@ -184,8 +184,9 @@ def test_what_is_finished_is_not_asked_for_again(server: FaultServer, tmp_path: 
     assert len(server.requests) == 2  # the probe and the directory
 
 
-def test_an_empty_zip_behind_a_program_has_no_members(server: FaultServer) -> None:
-    target = io.BytesIO(b"#!/bin/sh\nexec unzip $0\n")
+@pytest.mark.parametrize("before", [b"", b"#!/bin/sh\nexec unzip $0\n"], ids=["alone", "program"])
+def test_an_empty_zip_has_no_members(server: FaultServer, before: bytes) -> None:
+    target = io.BytesIO(before)
     zipfile.ZipFile(target, "a").close()
     with RemoteZip(server.serve("/a.zip", target.getvalue()), LIMITS, QUICK) as archive:
         assert archive.names() == []
