@@ -51,7 +51,7 @@ def export_catalog(catalog: Catalog, path: Path, *, copy: bool) -> list[str]:
     except (duckdb.Error, OSError) as error:
         raise StorageError(f"{path} cannot be written: {str(error).splitlines()[0]}") from None
     finally:
-        with suppress(OSError):
+        with suppress(OSError):  # after success there is none; after a failure that one is told
             partial.unlink()
     return written
 

@@ -127,8 +127,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first = {name: place for place, name in enumerate((*DEMO_FILES, *LONG_FILES))}
 
     def place(item: pytest.Item) -> int:
-        in_faults = len(first) + ("faults" not in item.path.parts)
-        return first.get(item.path.name, in_faults)
+        takes_seconds = "faults" not in item.path.parts
+        return first.get(item.path.name, len(first) + takes_seconds)
 
     items.sort(key=place)
 

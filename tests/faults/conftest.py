@@ -39,7 +39,7 @@ class Pipeline:
         variables = environment() | ({"PHIVISION_WORKDIR": str(store)} if uri else {})
         reader, writer = FORKS.Pipe(duplex=False)
         errors = store.with_suffix(".err")
-        told = (writer, errors, ROOT, variables, uri or str(store), *changes, *rerun)
+        told = (writer, errors, ROOT, variables, uri or str(store), rerun, *changes)
         process = FORKS.Process(target=work, args=told)
         process.start()
         writer.close()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.plan import plan
+from pipeline.presets import preset
 from tests.faults.conftest import Pipeline, Reference, digests, opened
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -18,8 +20,9 @@ def made(
 ) -> set[str]:
     """Return the stages that a change makes again on a copy of a finished store."""
     shutil.copytree(reference.store, store)
-    changed = replace(pipeline, changes={**pipeline.changes, **change})
-    return {row[0] for row in changed.finish(store) if row[1] == "made"}
+    rows = replace(pipeline, changes={**pipeline.changes, **change}).finish(store)
+    assert [row[0] for row in rows] == list(reference.seconds)
+    return {row[0] for row in rows if row[1] == "made"}
 
 
 def test_an_override_runs_exactly_what_depends_on_it(
@@ -35,6 +38,8 @@ def test_the_same_result_stops_the_ripple(
     # Nothing is above this share, so the pictures that come out are the same, and the
     # conversations that are rendered beside them, too.
     change = {"images.max_bad_share": 0.5}
+    recipe = preset("demo").override({**pipeline.changes, **change})
+    assert plan(recipe, opened(reference.store))[0].status == "stale"
     assert made(pipeline, reference, tmp_path / "store", change) == {"images", "conversations"}
 
 

@@ -16,7 +16,13 @@ from storage.artifacts import ArtifactStore
 
 
 def work(
-    printed: Connection, errors: Path, folder: Path, variables: Mapping[str, str], *told: str
+    printed: Connection,
+    errors: Path,
+    folder: Path,
+    variables: Mapping[str, str],
+    store: str,
+    rerun: Sequence[str],
+    *changes: str,
 ) -> None:
     """Be a process of its own: own session, folder, environment and streams; then run.
 
@@ -25,7 +31,9 @@ def work(
         errors: Takes standard error.
         folder: Where the project is.
         variables: The whole environment.
-        told: The store, recipe changes as `dotted.path=value`, and stages to make again.
+        store: The store.
+        rerun: Stages to make again although they are fresh.
+        changes: Recipe changes as `dotted.path=value`.
     """
     os.setsid()
     os.chdir(folder)
@@ -36,11 +44,7 @@ def work(
     with errors.open("a") as stream:
         os.dup2(stream.fileno(), 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    run(
-        told[0],
-        dict(change.split("=", 1) for change in told[1:] if "=" in change),
-        [stage for stage in told[1:] if "=" not in stage],
-    )
+    run(store, dict(change.split("=", 1) for change in changes), rerun)
     sys.stdout.flush()
 
 

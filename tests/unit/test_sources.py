@@ -6,7 +6,7 @@ import random
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -199,27 +199,29 @@ def test_another_version_of_an_archive_is_not_taken_for_the_one_that_is_here(
     assert stored(out) == {(newer | TESTED)[key] for key in rows_by_id(out)}
 
 
-def test_a_damaged_download_is_fetched_anew(
-    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, machine = offer(server, monkeypatch), tmp_path / "machine"
-    run(FolderImages(root=root), tmp_path / "one", machine, limit=12)
-    [tar] = machine.rglob("*.tar")
+def flip(tar: Path) -> None:
     data = bytearray(tar.read_bytes())
     data[len(data) // 2] ^= 1
     tar.write_bytes(data)
-    _, out, _ = run(FolderImages(root=root), tmp_path / "two", machine, limit=12)
-    assert stored(out) == {(TRAINED | TESTED)[key] for key in rows_by_id(out)}
 
 
-def test_a_link_to_a_disk_that_is_gone_is_fetched_anew(
-    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def link_to_nothing(tar: Path) -> None:
+    """Leave what there is when the disk that a person moved the file to is gone."""
+    tar.unlink()
+    tar.symlink_to("/no-such-disk/a.tar")
+
+
+@pytest.mark.parametrize("damage", [flip, link_to_nothing])
+def test_a_damaged_download_is_fetched_anew(
+    server: FaultServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
 ) -> None:
     root, machine = offer(server, monkeypatch), tmp_path / "machine"
     run(FolderImages(root=root), tmp_path / "one", machine, limit=12)
     [tar] = machine.rglob("*.tar")
-    tar.unlink()
-    tar.symlink_to("/no-such-disk/a.tar")
+    damage(tar)
     _, out, _ = run(FolderImages(root=root), tmp_path / "two", machine, limit=12)
     assert stored(out) == {(TRAINED | TESTED)[key] for key in rows_by_id(out)}
     assert [path.is_symlink() for path in machine.rglob("*.tar")] == [False]
