@@ -6,7 +6,7 @@ secrets of URLs masked, and without its chain, because a chained traceback would
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from storage.filesystem import CHUNK, FileState
 # What filesystems call the time of an object's last change.
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 PAUSES = (1.0, 4.0, 16.0)
+_LOOKS = 20
 _LONGEST_REASON = 200  # characters of a library's own text
 
 
@@ -97,7 +98,7 @@ class ObjectFiles:
         with self._naming("list", folder):
             self._fs.invalidate_cache()
             try:
-                found = self._fs.ls(self._path(folder), detail=False)
+                found = self._names(self._path(folder))
             except FileNotFoundError:
                 return []
         return sorted(f"{folder}/{str(item).rstrip('/').rsplit('/', 1)[-1]}" for item in found)
@@ -133,6 +134,13 @@ class ObjectFiles:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+    def _names(self, path: str) -> Sequence[str]:
+        """List again where a name vanished meanwhile: `memory://` looks each up a second time."""
+        for _ in range(_LOOKS):
+            with suppress(KeyError):
+                return self._fs.ls(path, detail=False)
+        return self._fs.ls(path, detail=False)
 
     def _patiently(self, write: Callable[[], None]) -> None:
         """Write although the place is away for a moment: hours of work may hang on it."""

@@ -7,9 +7,11 @@ import resource
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from storage.errors import StorageError
 from storage.filesystem import (
@@ -228,3 +230,27 @@ def test_objects_come_in_pieces_and_missing_ones_are_named() -> None:
     files.remove("a")
     files.remove("a")
     assert files.list("") == []
+
+
+class Vanishing(dict[str, object]):
+    """Objects of `memory://`, whose names tell of one that another thread has just removed."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[str]:
+        yield from super().__iter__()
+        if self.looks:
+            self.looks -= 1
+            yield "/anywhere/folder/vanished"
+
+
+def test_an_object_that_vanishes_meanwhile_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = Vanishing()
+    monkeypatch.setattr(MemoryFileSystem, "store", objects)
+    files = ObjectFiles("memory://anywhere")
+    files.write("folder/kept", b"1")
+    objects.looks = 3
+    assert files.list("folder") == ["folder/kept"]
+    objects.looks = 1000
+    with pytest.raises(StorageError, match="cannot list memory://anywhere/folder"):
+        files.list("folder")
