@@ -8,7 +8,7 @@ wants more pictures moves the difference. Pictures by address are not: nobody sa
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from storage.errors import NoRangeError, StorageError
 from storage.filesystem import replace_file
 
 if TYPE_CHECKING:
+    from storage.members import ArchiveLimits
+    from storage.remote_folder import RemoteFolder
     from storage.remote_zip import RemoteZip
     from storage.retries import Patience
 
@@ -148,6 +150,50 @@ def _opened(
             f"{archive.title} has {archive.size_bytes} bytes, expected {size}", "Check the address"
         )
     return archive
+
+
+def fetch_below(
+    context: StageContext,
+    root: str,
+    name: str,
+    limits: "ArchiveLimits",
+    choose: Callable[["RemoteFolder"], Collection[str]],
+) -> Pictures:
+    """Return chosen files of a folder below `root`, each fetched by itself.
+
+    All of them are fetched anew once any file of the folder has changed.
+
+    Args:
+        context: The stage's folders.
+        root: Any fsspec URL whose filesystem lists folders.
+        name: Path of the folder below it.
+        limits: What the folder may hold.
+        choose: Called with the folder; returns the files that are wanted.
+
+    Raises:
+        StorageError: It cannot be reached or has no room here; a file that is gone is a fault.
+    """
+    from storage.download_cache import gather
+    from storage.remote_folder import RemoteFolder
+    from storage.retries import Patience
+    from storage.subset import fetch_objects
+
+    url, patience = f"{root.rstrip('/')}/{name}", Patience()
+    below = RemoteFolder(url, limits)
+    names = choose(below)
+    folder = _folder(context, url, below.version) / f"{name}.members"
+    with context.report.track(
+        f"fetch {len(names)} files of {name}", sum(map(below.size, names))
+    ) as tick:
+
+        def here(known: Collection[str]) -> None:
+            tick(sum(map(below.size, known)))
+
+        def fetch(missing: Collection[str], target: Path) -> Mapping[str, str]:
+            return fetch_objects(below, missing, target, advance=tick, patience=patience)
+
+        paths, faults = gather(folder, dict.fromkeys(names), here, fetch)
+    return Pictures(tuple(paths), refused=below.refused, faults=faults)
 
 
 def fetch_by_address(

@@ -36,7 +36,7 @@ class FolderImages(Part):
     kind: Literal["folder"] = "folder"
     root: str = Field(
         description="Path or fsspec URL with annotations, train2017 and val2017, each an archive "
-        "(.zip, .tar, .tar.gz) there or in annotations/ and zips/; on this machine also a folder."
+        "(.zip, .tar, .tar.gz) there or in annotations/ and zips/, or a folder, but behind HTTP."
     )
 
 

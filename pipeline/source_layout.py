@@ -76,7 +76,7 @@ def local_files(root: str) -> dict[str, Path]:
 
 
 def remote_files(root: str) -> dict[str, str]:
-    """Return the path below `root` of each split's archive, and of the annotations.
+    """Return the path below `root` of each split's archive or folder, and of the annotations.
 
     Raises:
         StorageError: One is not there, or the place cannot be reached.
@@ -90,14 +90,19 @@ def _remote_parts(root: str) -> dict[str, tuple[str, dict[str, str]]]:
 
 
 def _remote_one_of(root: str, part: str, names: Sequence[str]) -> tuple[str, dict[str, str]]:
-    for name in (f"{name}{suffix}" for name in names for suffix in SUFFIXES):
+    from storage.web import is_http
+
+    # Nobody lists the files behind HTTP.
+    folders = () if is_http(root) else reversed(names)
+    for name in (*(f"{name}{suffix}" for name in names for suffix in SUFFIXES), *folders):
         try:
             return name, _state(f"{root.rstrip('/')}/{name}")
         except MissingError:
             continue
     raise StorageError(
         f"{redact(root)} has no archive {names[0]}.zip",
-        f"COCO's layout needs {' or '.join(names)} there, as {', '.join(SUFFIXES)}",
+        f"COCO's layout needs {' or '.join(names)} there, as {', '.join(SUFFIXES)}; "
+        "or as a folder, but behind HTTP",
     )
 
 
@@ -117,6 +122,11 @@ def _state(url: str) -> dict[str, str]:
     from storage.transfer import probe  # imports every way to fetch something
 
     return probe(url)
+
+
+def is_archive(name: str) -> bool:
+    """Whether a part is one file, not a folder of many."""
+    return name.endswith(SUFFIXES)
 
 
 def is_bare(path: str) -> bool:

@@ -8,11 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.annotations import Annotations, read_coco, read_image_ids
-from pipeline.downloads import fetch_by_address, fetch_some, fetch_some_of, fetch_whole
+from pipeline.annotations import JSON_LIMITS, Annotations, read_coco, read_image_ids
+from pipeline.downloads import (
+    fetch_below,
+    fetch_by_address,
+    fetch_some,
+    fetch_some_of,
+    fetch_whole,
+)
+from pipeline.errors import PipelineError
 from pipeline.hub import hub_file, hub_url
 from pipeline.lcs import TEST, TRAIN, read_lcs
-from pipeline.picture_files import Pictures
+from pipeline.picture_files import PictureFinder, Pictures, picture_limits
 from pipeline.recipe_parts import (
     Coco2017Images,
     DemoImages,
@@ -25,11 +32,14 @@ from pipeline.source_layout import (
     ANNOTATIONS,
     COCO_2017,
     SPLITS,
+    is_archive,
     local_files,
     local_folder,
     remote_files,
 )
 from pipeline.stage import StageContext
+from storage.errors import StorageError, redact
+from storage.members import Archive
 
 TEST_ORIGINS = frozenset({SPLITS[1], TEST})
 ANNOTATIONS_2014 = "annotations/annotations_trainval2014.zip"
@@ -62,7 +72,7 @@ def read_annotations(
         case Coco2017Images(root=root):
             path = fetch_whole(context, root, ANNOTATIONS, COCO_2017)
         case FolderImages(root=root) if local_folder(root) is None:
-            path = fetch_whole(context, root, remote_files(root)["annotations"], {})
+            path = _remote_annotations(context, root, remote_files(root)["annotations"])
         case FolderImages(root=root):
             path = local_files(root)["annotations"]
     found = {split: read_coco(path, split, drops) for split in SPLITS}
@@ -94,23 +104,61 @@ def fetch_pictures(
     names = {split: f"zips/{split}.zip" for split in SPLITS}
     if isinstance(source, FolderImages):
         names = remote_files(source.root)
-    found = {}
-    for split in SPLITS:
-        name = names[split]
-        match source:
-            case DemoImages():
-                found[split] = Pictures(
-                    (fetch_whole(context, _rendered(context).as_uri(), name, {}),)
-                )
-            case Coco2017Images(root=root, fetch="whole"):
-                found[split] = Pictures((fetch_whole(context, root, name, COCO_2017),))
-            case Coco2017Images(fetch="addresses"):
-                found[split] = fetch_by_address(context, name, images, chosen[split])
-            case Coco2017Images(root=root):
-                found[split] = fetch_some_of(context, root, name, COCO_2017, images, chosen[split])
-            case FolderImages(root=root):
-                found[split] = fetch_some_of(context, root, name, {}, images, chosen[split])
-    return found
+    return {
+        split: _of_split(context, source, images, names[split], chosen[split]) for split in SPLITS
+    }
+
+
+def _of_split(
+    context: StageContext,
+    source: DemoImages | Coco2017Images | FolderImages,
+    images: ImagesPart,
+    name: str,
+    records: Sequence[Mapping[str, Any]],
+) -> Pictures:
+    """Return where the pictures of one split of COCO's layout are."""
+    match source:
+        case DemoImages():
+            return Pictures((fetch_whole(context, _rendered(context).as_uri(), name, {}),))
+        case Coco2017Images(root=root, fetch="whole"):
+            return Pictures((fetch_whole(context, root, name, COCO_2017),))
+        case Coco2017Images(fetch="addresses"):
+            return fetch_by_address(context, name, images, records)
+        case Coco2017Images(root=root):
+            return fetch_some_of(context, root, name, COCO_2017, images, records)
+        case FolderImages(root=root) if is_archive(name):
+            return fetch_some_of(context, root, name, {}, images, records)
+        case FolderImages(root=root):
+            return _loose_pictures(context, root, name, images, records)
+
+
+def _remote_annotations(context: StageContext, root: str, name: str) -> Path:
+    """Return an archive of the annotation files that lie below `root`, packed or loose."""
+    if is_archive(name):
+        return fetch_whole(context, root, name, {})
+
+    def documents(folder: Archive) -> list[str]:
+        return [each for each in folder.names() if each.endswith(".json")]
+
+    found = fetch_below(context, root, name, JSON_LIMITS, documents)
+    for member, reason in found.faults.items():
+        raise StorageError(f"annotations: {reason}", f"mend or remove {name}/{member}")
+    if not found.paths:
+        raise PipelineError(f"{redact(root)}/{name} has no .json", "give COCO's annotations there")
+    return found.paths[0]
+
+
+def _loose_pictures(
+    context: StageContext,
+    root: str,
+    name: str,
+    images: ImagesPart,
+    records: Sequence[Mapping[str, Any]],
+) -> Pictures:
+    def chosen(folder: Archive) -> set[str]:
+        return PictureFinder(folder).find_all(record["file_name"] for record in records)
+
+    return fetch_below(context, root, name, picture_limits(images.max_bytes), chosen)
 
 
 def _without_val2014(

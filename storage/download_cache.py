@@ -16,7 +16,7 @@ from storage.errors import redact
 from storage.gathered import read_whole
 
 FOLDER = "downloads"  # in the work folder
-_MARKS = frozenset({"etag", "md5", "generation", "modified", "created", "checksum"})
+_MARKS = frozenset({"etag", "md5", "generation", "modified", "created", "checksum", "listing"})
 
 Content = tuple[int, int]  # size and CRC-32
 

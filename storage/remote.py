@@ -53,7 +53,7 @@ def open_stream(
             stream's `read` raises it too.
         StorageError: It will not: missing, forbidden, a folder, an unknown scheme.
     """
-    with _naming(url):
+    with naming(url):
         known = version or {}
         stream = (
             open_http(url, offset, known, timeout)
@@ -72,13 +72,13 @@ def open_range(
     Args and errors are those of `storage.web.open_range`; OSError and ValueError come out as
     `TransientError` and `StorageError`.
     """
-    with _naming(url):
+    with naming(url):
         return _named(url, open_http_range(url, first, last, version, timeout))
 
 
 def _named(url: str, stream: Stream) -> Stream:
     def read() -> bytes:
-        with _naming(url):
+        with naming(url):
             return stream.read()
 
     return replace(stream, read=read)
@@ -94,7 +94,7 @@ def probe(url: str) -> dict[str, str]:
     Raises:
         StorageError: `url` is missing or cannot be reached.
     """
-    with _naming(url):
+    with naming(url):
         if is_http(url):
             return probe_http(url)
         fs, path = _place(url)
@@ -102,11 +102,36 @@ def probe(url: str) -> dict[str, str]:
             return {"listing": _listing(_local_rows(Path(path)))}
         fs.invalidate_cache(path)
         info = fs.info(path)
-        if info["type"] != "directory":
-            return _version(info)
-        files = fs.find(path, detail=True)
-        rows = ((name[len(path) :], sorted(_version(files[name]).items())) for name in files)
-        return {"listing": _listing(rows)}
+        return list_files(url)[1] if info["type"] == "directory" else _version(info)
+
+
+def list_files(url: str) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the bytes of each file below a folder of an object store, and the folder's identity.
+
+    Args:
+        url: Any fsspec URL but a local or an HTTP one.
+
+    Raises:
+        StorageError: It cannot be reached.
+    """
+    with naming(url):
+        fs, path = _place(url)
+        fs.invalidate_cache(path)
+        found = {name[len(path) + 1 :]: info for name, info in fs.find(path, detail=True).items()}
+        rows = ((f"/{name}", sorted(_version(info).items())) for name, info in found.items())
+        return {name: info["size"] for name, info in found.items()}, {"listing": _listing(rows)}
+
+
+def read_file(url: str, name: str) -> bytes:
+    """Return the content of a file below a folder of an object store; safe for several threads.
+
+    Raises:
+        TransientError: It may come at another time.
+        StorageError: It is missing or may not be read.
+    """
+    with naming(f"{url}/{name}"):
+        fs, path = _place(url)
+        return fs.cat_file(f"{path}/{name}")
 
 
 def _place(url: str) -> tuple[Any, str]:
@@ -149,7 +174,7 @@ def _open_file(url: str, offset: int, version: Mapping[str, str]) -> Stream:
 
 
 @contextmanager
-def _naming(url: str) -> Generator[None, None, None]:
+def naming(url: str) -> Generator[None, None, None]:
     """Turn every library's errors into ours, which name `url`."""
     shown = redact(url)
     try:

@@ -1,4 +1,4 @@
-"""Many files out of a remote zip, or from an address each, into one local tar.
+"""Many files out of a remote zip or folder, or from an address each, into one local tar.
 
 Sixteen connections work at the same time. Each failure costs the files that were not whole yet;
 each is asked for again after a pause. A file that cannot be had is written down with its reason,
@@ -15,12 +15,14 @@ from pathlib import Path
 from storage.errors import StorageError, TransientError
 from storage.gathered import GatheredTar, finished, gathering
 from storage.remote import open_stream
+from storage.remote_folder import RemoteFolder
 from storage.remote_zip import RemoteZip
 from storage.retries import Patience, pause_after
 from storage.spans import Span, batches
 from storage.web import is_http
 
 _Job = Callable[[threading.Event], None]
+_Read = Callable[[], bytes | StorageError]
 
 
 def fetch_members(
@@ -65,6 +67,33 @@ def fetch_members(
     return tar.faults
 
 
+def fetch_objects(
+    folder: RemoteFolder,
+    names: Collection[str],
+    target: Path,
+    *,
+    advance: Callable[[int], None],
+    patience: Patience,
+) -> dict[str, str]:
+    """Fetch files of a remote folder into the tar `target`; nothing moves if it is there already.
+
+    Args:
+        folder: The folder.
+        names: Files, as `RemoteFolder.names` has them.
+        target: Local file to make.
+        advance: Told the bytes of each file that is done.
+        patience: How often to try, and with how many connections.
+
+    Returns:
+        Why a file is not in the tar, by name.
+
+    Raises:
+        StorageError: As `fetch_members`.
+    """
+    reads = {name: partial(_content_of, folder, name) for name in names}
+    return _fetch_each(reads, target, lambda name: advance(folder.size(name)), patience)
+
+
 def fetch_files(
     urls: Mapping[str, str],
     target: Path,
@@ -88,17 +117,26 @@ def fetch_files(
     Raises:
         StorageError: As `fetch_members`.
     """
+    reads = {name: partial(_body, url, largest, patience.timeout) for name, url in urls.items()}
+    return _fetch_each(reads, target, lambda _: advance(1), patience)
+
+
+def _fetch_each(
+    reads: Mapping[str, _Read], target: Path, advance: Callable[[str], None], patience: Patience
+) -> dict[str, str]:
+    """Put what each read gives into a tar; `advance` is told each name that is done."""
     if finished(target):
-        advance(len(urls))
+        for name in reads:
+            advance(name)
         return {}
     with gathering(target) as tar:
-        missing = sorted(urls.keys() - tar.kept.keys())
-        advance(len(urls) - len(missing))
-        jobs = [
-            partial(_fetch_file, name, urls[name], largest, tar, advance, patience)
-            for name in missing
-        ]
-        _run(jobs, patience.connections)
+        missing = sorted(reads.keys() - tar.kept.keys())
+        for name in reads.keys() & tar.kept.keys():
+            advance(name)
+        _run(
+            [partial(_fetch_one, name, reads[name], tar, advance, patience) for name in missing],
+            patience.connections,
+        )
     return tar.faults
 
 
@@ -139,12 +177,11 @@ def _fetch_batch(
             _wait(error, failures, patience, stop)
 
 
-def _fetch_file(
+def _fetch_one(
     name: str,
-    url: str,
-    largest: int,
+    read: _Read,
     tar: GatheredTar,
-    advance: Callable[[int], None],
+    advance: Callable[[str], None],
     patience: Patience,
     stop: threading.Event,
 ) -> None:
@@ -152,8 +189,8 @@ def _fetch_file(
     failures = 0
     while not stop.is_set():
         try:
-            _keep(tar, name, _body(url, largest, patience.timeout))
-            return advance(1)
+            _keep(tar, name, read())
+            return advance(name)
         except TransientError as error:
             failures += 1
             _wait(error, failures, patience, stop)
@@ -173,6 +210,20 @@ def _content(archive: RemoteZip, name: str, raw: bytes) -> bytes | StorageError:
         return archive.unpack(name, raw)
     try:
         return archive.read(name)  # the line may have changed a bit
+    except TransientError:
+        raise
+    except StorageError as error:
+        return error
+
+
+def _content_of(folder: RemoteFolder, name: str) -> bytes | StorageError:
+    """Return a file's content, or why there is none.
+
+    Raises:
+        TransientError: It may come at another time.
+    """
+    try:
+        return folder.read(name)
     except TransientError:
         raise
     except StorageError as error:

@@ -312,7 +312,7 @@ def test_another_size_than_the_published_one_is_refused(
 
 
 def laid_out(folder: Path, train: str, val: str, annotations: str) -> Path:
-    """Write the dataset's three archives below a folder; names say their kind."""
+    """Write the dataset's three parts below a folder; names say their kind."""
     documents = {}
     for name, split, files in ((train, "train2017", TRAINED), (val, "val2017", TESTED)):
         pack(folder / name, {f"{split}/{n:012d}.jpg": data for n, data in files.items()})
@@ -323,6 +323,11 @@ def laid_out(folder: Path, train: str, val: str, annotations: str) -> Path:
 
 def pack(path: Path, files: Mapping[str, bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.suffix:
+        path.mkdir()
+        for name, data in files.items():
+            (path / Path(name).name).write_bytes(data)
+        return
     if path.suffix == ".zip":
         path.write_bytes(zipped(files))
         return
@@ -337,6 +342,7 @@ LAYOUTS = [
     ("zips/train2017.zip", "zips/val2017.zip", "annotations/annotations_trainval2017.zip"),
     ("train2017.tar", "zips/val2017.tgz", "annotations.tar.gz"),
 ]
+LOOSE = ("train2017", "zips/val2017", "annotations")
 
 
 def expected_pictures(out: Path) -> set[bytes]:
@@ -344,7 +350,7 @@ def expected_pictures(out: Path) -> set[bytes]:
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["published", "tars"])
+@pytest.mark.parametrize("layout", [*LAYOUTS, LOOSE], ids=["published", "tars", "loose"])
 def test_a_dataset_in_a_bucket_is_read(
     s3_server: str, tmp_path: Path, layout: tuple[str, str, str]
 ) -> None:
@@ -355,6 +361,7 @@ def test_a_dataset_in_a_bucket_is_read(
     files = s3fs.S3FileSystem()
     files.mkdir(bucket)
     files.put(str(laid_out(tmp_path / "here", *layout)), f"{bucket}/set", recursive=True)
+    files.touch(f"{bucket}/set/{layout[0]}/")  # what consoles leave for a folder
     recipe = preset("coco").override(
         {"images.source": {"kind": "folder", "root": f"s3://{bucket}/set"}}
     )
@@ -362,7 +369,7 @@ def test_a_dataset_in_a_bucket_is_read(
     summary, out, _ = run(recipe.images.source, tmp_path / "work", limit=12)
     assert summary["images"] == 15
     assert stored(out) == expected_pictures(out)
-    files.rm(f"{bucket}/set/{layout[1]}")
+    files.rm(f"{bucket}/set/{layout[1]}", recursive=True)
     with pytest.raises(StorageError, match=r"has no archive zips/val2017\.zip"):
         probe_images(recipe)
 
