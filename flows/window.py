@@ -11,6 +11,7 @@ from pipeline.materialize import Outcome
 from pipeline.plan import Step
 from pipeline.recipe import Recipe, flatten
 from storage.artifacts import ArtifactStore
+from storage.errors import redact
 
 FIGURES = 5  # shown on a stage's line; the Prefect artifact has all
 CHANGES = 2  # shown in a run's name
@@ -28,7 +29,7 @@ COMPLETED, CACHED, NOT_PUBLISHED, NOTHING_NEW = ENDINGS = (
 def run_title(parameters: Mapping[str, Any]) -> str:
     """Return the name of a flow run: its preset and what was changed in it."""
     changes = dict(parameters.get("overrides") or {})
-    shown = [f"{path}={value}" for path, value in list(changes.items())[:CHANGES]]
+    shown = [redact(f"{path}={value}") for path, value in list(changes.items())[:CHANGES]]
     more = len(changes) - len(shown)
     forced = [f"rerun {stage}" for stage in parameters.get("rerun") or ()]
     parts = [str(parameters["preset"]), *shown, *([f"+{more} more"] if more else []), *forced]

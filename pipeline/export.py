@@ -22,6 +22,13 @@ from storage.manifest import Manifest
 
 Adapters = Literal["merged", "beside"]
 
+# Fields of the recipe that may hold a path of the machine; a tag of weights is its own last part.
+_PLACES = (
+    ("images", "source", "root"),
+    ("conversations", "source", "path"),
+    ("backbones", "clip_pretrained"),
+)
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -179,11 +186,13 @@ def _write_beside(lineage: Lineage, folder: Path) -> dict[str, str]:
 def _without_places(parts: dict[str, Any]) -> dict[str, Any]:
     """Return recipe parts without the folders of the machine that ran them."""
     shown = json.loads(json.dumps(parts))
-    for part in ("images", "conversations"):
-        source = shown.get(part, {}).get("source", {})
-        for field in ("root", "path"):
-            if "://" not in str(source.get(field, "://")):
-                source[field] = Path(source[field]).name
+    for *parents, field in _PLACES:
+        node = shown
+        for key in parents:
+            node = node.get(key, {})
+        value = str(node.get(field, ""))
+        if value.startswith("file:") or "://" not in value:
+            node.update({field: Path(value).name} if field in node else {})
     return shown
 
 

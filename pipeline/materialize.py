@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.code_identity import ROOT, code_digests
-from pipeline.errors import RecipeError
 from pipeline.progress import Reporter
-from pipeline.recipe import Recipe, flatten
+from pipeline.recipe import Recipe
 from pipeline.settings import Settings
 from pipeline.stage import FanOut, Stage, StageContext, Summary
 from storage.artifacts import Artifact, ArtifactStore
-from storage.errors import StorageError, holds_credentials, is_full
+from storage.errors import StorageError, is_full
 from storage.manifest import DamagedManifestError, Manifest, fingerprint_of
 from storage.workspaces import Workspace, workspace_key
 
@@ -68,20 +67,11 @@ def payload_of(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> dict[
         stage: The stage.
         recipe: The complete recipe; only the parts the stage reads enter.
         inputs: Digests of its input artifacts, by stage name.
-
-    Raises:
-        RecipeError: A field holds credentials, which would enter the manifest.
     """
     arguments = {
         name: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
         for name, value in stage.arguments(recipe).items()
     }
-    for field, value in flatten(arguments):
-        if isinstance(value, str) and holds_credentials(value):
-            raise RecipeError(
-                f"{field} holds credentials, which a recipe would show to everybody",
-                "give them in the environment, e.g. AWS_ACCESS_KEY_ID",
-            )
     return {
         "stage": stage.name,
         "recipe": arguments,

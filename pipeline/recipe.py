@@ -26,6 +26,7 @@ from pipeline.recipe_parts import (
     PretrainPart,
     PublishPart,
 )
+from storage.errors import holds_credentials
 
 
 class Recipe(Part):
@@ -41,6 +42,17 @@ class Recipe(Part):
     finetune: FinetunePart
     evaluate: EvaluatePart
     publish: PublishPart
+
+    @model_validator(mode="after")
+    def _tells_no_secret(self) -> Self:
+        for field, value in self.leaves():
+            texts = value if isinstance(value, list) else [value]
+            if any(isinstance(text, str) and holds_credentials(text) for text in texts):
+                raise ValueError(
+                    f"{field} holds credentials, which manifests would show to everybody; give "
+                    "them in the environment, e.g. AWS_ACCESS_KEY_ID, or a file on this machine"
+                )
+        return self
 
     @model_validator(mode="after")
     def _rooms_fit(self) -> Self:

@@ -6,9 +6,13 @@ import re
 # A process may be over its quota or its file size limit while the disk has room.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30})://(\S+)")  # bounded: linear on any text
-_CREDENTIALS = re.compile(
-    r"://[^/\s]*:[^/\s]*@|[?&][\w-]*(signature|token|secret|password|credential|api_?key|sig)=",
-    re.IGNORECASE,
+_SECRET = re.compile(
+    r"signature|token|secret|passw|pwd|credential|key|sig$|auth|jwt", re.IGNORECASE
+)
+# Fields of a query that say which version of a file is meant, or how it is sent.
+_HARMLESS = frozenset(
+    {"alt", "dl", "download", "export", "format", "generation", "raw", "ref", "revision"}
+    | {"v", "version", "versionid"}
 )
 _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
 _PARTS = re.compile(r"([^/?#]*)([^?#]*)([?#]?)(.*)")
@@ -25,21 +29,44 @@ def redact(text: str) -> str:
 
 
 def holds_credentials(text: str) -> bool:
-    """Return whether a text holds a URL with a password, or with a secret among its fields."""
-    return _CREDENTIALS.search(text) is not None
+    """Return whether a text holds a URL with a password, a user of HTTP, or a secret in a field.
+
+    Of a text that is nothing but a URL, every field is taken for a secret that is not known to be
+    harmless: there are too many names for secrets to list.
+    """
+    return any(_tells(match, alone=match[0] == text.strip()) for match in _URL.finditer(text))
+
+
+def _tells(match: re.Match[str], *, alone: bool) -> bool:
+    scheme, rest = match.groups()
+    authority, _, _, tail = _split(rest)
+    user, at, host = authority.rpartition("@")
+    if at and (":" in user or scheme.lower() in {"http", "https"}):
+        return True
+    if "@" in rest and not _HOST.fullmatch(host):  # a password with a slash in it
+        return True
+    fields = [(name, sign) for name, sign, _ in _fields(tail) if name]
+    if alone:
+        return any(name.lower() not in _HARMLESS for name, _ in fields)
+    return any(sign and _SECRET.search(name) for name, sign in fields)
 
 
 def _mask(match: re.Match[str]) -> str:
     scheme, rest = match.groups()
-    parts = _PARTS.fullmatch(rest)
-    assert parts is not None
-    authority, path, mark, tail = parts.groups()
+    authority, path, mark, tail = _split(rest)
     user, at, host = authority.rpartition("@")
     if not _HOST.fullmatch(host) or (not at and ":" in user):
         return f"{scheme}://***"
     # Query fields are all masked: signatures and tokens have too many names to list.
     fields = (f"{name}{sign}***" if sign else "***" for name, sign, _ in _fields(tail))
     return f"{scheme}://{'***@' if at else ''}{host}{path}{mark}{'&'.join(fields) if mark else ''}"
+
+
+def _split(rest: str) -> tuple[str, ...]:
+    """Return authority, path, mark and tail of what follows a URL's scheme."""
+    parts = _PARTS.fullmatch(rest)
+    assert parts is not None
+    return parts.groups()
 
 
 def _fields(query: str) -> list[tuple[str, str, str]]:

@@ -115,3 +115,5 @@ def test_a_runs_name_says_what_was_changed() -> None:
     assert run_title({"preset": "demo", "overrides": None}) == "demo"
     title = run_title({"preset": "demo", "overrides": changes, "rerun": ["publish"]})
     assert title == "demo · seed=1 · pretrain.epochs=2 · +1 more · rerun publish"
+    secret = {"conversations.source.path": "https://host/a.json?key=s3cret"}
+    assert "s3cret" not in run_title({"preset": "demo", "overrides": secret})

@@ -156,16 +156,27 @@ def test_nothing_in_a_repository_is_code_or_a_pickle(repositories: dict[str, Pat
     assert suffixes <= {".json", ".safetensors", ".md"}
 
 
-def test_the_folders_of_this_machine_are_left_out(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_the_folders_of_this_machine_are_left_out(
+    settings: Settings, tmp_path: Path, scheme: str
+) -> None:
     store = ArtifactStore(settings.store, settings.work / "cache")
     lineage = trace(store, store.manifests("publish")[0])
-    lineage.manifests["backbones"].payload["recipe"]["images"]["source"] = {
+    recipe = lineage.manifests["backbones"].payload["recipe"]
+    recipe["images"]["source"] = {
         "kind": "folder",
-        "root": "/home/somebody/private/pictures",
+        "root": f"{scheme}/home/somebody/private/pictures",
     }
+    recipe["conversations"] = {
+        "source": {"kind": "file", "path": f"{scheme}/home/somebody/talk.json"}
+    }
+    recipe["backbones"]["clip_pretrained"] = "/home/somebody/clip.safetensors"
     write_repository(lineage, tmp_path / "out", "merged")
     for path in (tmp_path / "out").glob("*.*"):
         assert b"/home/somebody" not in path.read_bytes()
+    shown = json.loads((tmp_path / "out" / "provenance.json").read_text())["recipe"]
+    assert shown["images"]["source"]["root"] == "pictures"
+    assert shown["backbones"]["clip_pretrained"] == "clip.safetensors"
     assert "to be stated by whoever trained this" in (tmp_path / "out" / "README.md").read_text()
 
 

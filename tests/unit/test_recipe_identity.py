@@ -173,30 +173,47 @@ def test_naming_a_field_with_its_own_value_changes_nothing(leaf: tuple[str, str]
         "https://host/a.json?X-Amz-Signature=s3cret",
         "https://host/a.json?x=1&access_token=s3cret",
         "https://host/a.json?sig=s3cret",
+        "https://host/a.json?key=s3cret",
+        "https://host/a.json?download=true&jwt=s3cret",
+        "https://host/a.json#s3cret",
+        "https://s3cret@host/a.json",
+        "s3://key:s3/cret@bucket/a.json",
     ],
 )
 def test_a_secret_in_a_recipe_is_refused_and_not_repeated(address: str) -> None:
-    recipe = PRESETS["demo"].override(
-        {
-            "conversations.source.kind": "file",
-            "conversations.source.path": address,
-            "conversations.source.sha256": None,
-        }
-    )
-    stage = next(stage for stage in DAG if stage.name == "conversations")
     with pytest.raises(RecipeError, match=r"conversations\.source\.path holds credentials") as told:
-        payload_of(stage, recipe, {})
+        PRESETS["demo"].override(
+            {
+                "conversations.source.kind": "file",
+                "conversations.source.path": address,
+                "conversations.source.sha256": None,
+            }
+        )
     assert "s3cret" not in str(told.value)
 
 
-@pytest.mark.parametrize("address", ["https://host/a.json?download=true", "sftp://me@host/x"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://host/a.json?download=true",
+        "https://host/a.json?versionId=3sL4kqtJlcpXroDTDmJ",
+        "sftp://me@host/x",
+        "abfs://container@account.dfs.core.windows.net/a.json",
+    ],
+)
 def test_an_ordinary_address_is_no_secret(address: str) -> None:
-    recipe = PRESETS["demo"].override(
+    PRESETS["demo"].override(
         {
             "conversations.source.kind": "file",
             "conversations.source.path": address,
             "conversations.source.sha256": "0" * 64,
         }
     )
-    stage = next(stage for stage in DAG if stage.name == "conversations")
-    payload_of(stage, recipe, {})
+
+
+def test_a_text_may_speak_of_addresses() -> None:
+    predicate = "text LIKE '%https://host/page?id=7%'"
+    recipe = PRESETS["demo"].override({"examples.filters.links": predicate})
+    assert recipe.examples.filters == {"links": predicate}
+    with pytest.raises(RecipeError, match="holds credentials"):
+        recipe.override({"examples.refusals": ["see https://host/page?api_key=s3cret for more"]})
