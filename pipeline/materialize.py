@@ -228,12 +228,14 @@ class _Work:
         )
 
     def _earlier(self) -> Iterator[Artifact]:
-        """Yield artifacts of the stage that the same model code made, newest first."""
+        """Yield artifacts of the stage that the same model code made, newest first.
+
+        The one to be made is among them where it is damaged: what is whole in it serves.
+        """
         if self.force:
             return
         for manifest in self.store.manifests(self.stage.name):
-            same = _model_code(manifest.payload) == _model_code(self.payload)
-            if same and manifest.fingerprint != fingerprint_of(self.payload):
+            if _model_code(manifest.payload) == _model_code(self.payload):
                 yield self.store.artifact(manifest)
 
     def _call(self, space: Workspace) -> Summary:

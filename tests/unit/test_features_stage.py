@@ -373,6 +373,13 @@ def test_materialize_finds_earlier_rows_through_manifests(
     assert made(27)["embedded"] == 7
     assert made(13)["embedded"] == 0
     assert made(13, force=True)["embedded"] == 13
+    damaged = next(m for m in store.manifests("features") if m.summary["images"] == 27)
+    flip_bit(shard_paths(tmp_path / "store" / damaged.folder, 1)[1], 700)
+    for other in store.manifests("features"):  # only the damaged one is left to take rows from
+        if other != damaged:
+            store.files.remove(f"manifests/features/{other.fingerprint}.json")
+    assert made(27)["embedded"] == 11
+    assert store.manifests("features")[0].digest == damaged.digest
 
 
 def stage_with_four_patches(
