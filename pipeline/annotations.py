@@ -5,7 +5,7 @@ COCO's, stops the run with its name.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,16 +48,34 @@ def read_coco(path: Path, split: str, drops: list[Json]) -> Annotations:
         instances = _json(archive, path, f"instances_{split}.json", required=False)
     unique: dict[int, Json] = {}
     for record in (*captions.get("images", ()), *instances.get("images", ())):
-        if _is_image(record):
-            unique.setdefault(record["id"], {**record, "origin": split})
-        else:
+        if not _is_image(record):
             drops.append(drop("images", "image", "", str(path), "broken record", repr(record)))
+            continue
+        first = unique.setdefault(record["id"], {**record, "origin": split})
+        if record["file_name"] != first["file_name"]:
+            detail = f"{first['file_name']} has this id"
+            drops.append(
+                drop("images", "image", record["id"], record["file_name"], "id is taken", detail)
+            )
     return Annotations(
         images=[unique[key] for key in sorted(unique)],
-        captions=list(captions.get("annotations", ())),
-        objects=list(instances.get("annotations", ())),
+        captions=[*_of_listed(captions.get("annotations", ()), unique, "caption", drops)],
+        objects=[*_of_listed(instances.get("annotations", ()), unique, "object", drops)],
         categories=list(instances.get("categories", ())),
     )
+
+
+def _of_listed(
+    records: Iterable[Any], images: Collection[int], kind: str, drops: list[Json]
+) -> Iterator[Any]:
+    """Yield the records of listed images; whether they are whole is asked when they are used."""
+    for record in records:
+        image = record.get("image_id") if isinstance(record, dict) else None
+        if is_int64(image) and image not in images:
+            key = record.get("id", "")
+            drops.append(drop("images", kind, key, "", "image not listed", f"image_id {image}"))
+        else:
+            yield record
 
 
 def read_image_ids(path: Path, name: str) -> set[int]:

@@ -5,6 +5,7 @@ What cannot be used is quarantined in `drops` with its file, its record and the 
 are kept apart.
 """
 
+import csv
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,7 +44,7 @@ def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
     bad: list[dict[str, Any]] = []
     rows = list(_ingest(context, pictures, chosen, images, seed, bad))
     good = {row["image_id"] for row in rows}
-    _refuse_too_many_bad(len(chosen), len(good), images.max_bad_share, bad)
+    _refuse_too_many_bad(context, len(chosen), len(good), images.max_bad_share, bad)
     drops += bad
     wanted = {record["id"] for record in chosen}
     captions = [row for found in annotations.values() for row in captions_of(found, wanted, drops)]
@@ -181,15 +182,26 @@ def _row(
 
 
 def _refuse_too_many_bad(
-    chosen: int, good: int, limit: float, drops: Iterable[Mapping[str, Any]]
+    context: StageContext, chosen: int, good: int, limit: float, bad: list[dict[str, Any]]
 ) -> None:
+    """Raise where too many pictures are bad, after writing down which.
+
+    Nothing of the stage becomes visible then, so the table lies beside what a kill would leave.
+    """
+    if good and (chosen - good) / chosen <= limit:
+        return
+    path = (context.scratch / "bad_pictures.csv").resolve()
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, DROPS.names)
+        table.writeheader()
+        table.writerows(bad)
+    told = f"{_reasons(bad)}; {path} names each"
     if not good:
-        raise PipelineError("no picture of the dataset can be used", _reasons(drops))
-    if (chosen - good) / chosen > limit:
-        raise PipelineError(
-            f"{chosen - good} of {chosen} pictures are bad, above images.max_bad_share {limit}",
-            f"{_reasons(drops)}; mend the source or raise the limit",
-        )
+        raise PipelineError("no picture of the dataset can be used", told)
+    raise PipelineError(
+        f"{chosen - good} of {chosen} pictures are bad, above images.max_bad_share {limit}",
+        f"{told}; mend the source or raise the limit",
+    )
 
 
 def _reasons(drops: Iterable[Mapping[str, Any]]) -> str:

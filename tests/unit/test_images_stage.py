@@ -1,9 +1,11 @@
 """The `images` stage on small folders, zips and tars, whole and broken."""
 
+import csv
 import gzip
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
 import tempfile
@@ -300,7 +302,23 @@ def test_too_many_bad_pictures_stop_the_run_with_their_reasons(tmp_path: Path) -
     with pytest.raises(PipelineError, match="3 of 5 pictures are bad") as caught:
         run(root, tmp_path, max_bad_share=0.5)
     assert "2 file missing, 1 not an image" in str(caught.value)
+    named = re.search(r"(/\S+\.csv) names each", str(caught.value))
+    assert named is not None
+    with Path(named[1]).open(newline="") as stream:
+        told = {row["record"]: row["reason"] for row in csv.DictReader(stream)}
+    assert told == {"2": "not an image", "3": "file missing", "4": "file missing"}
     run(root, tmp_path, max_bad_share=0.6)
+
+
+def test_records_that_contradict_the_list_of_images_are_counted(tmp_path: Path) -> None:
+    train = coco([1, 2])
+    train["images"].append({**train["images"][0], "file_name": "other.jpg"})
+    train["annotations"].append({"id": 77, "image_id": 5, "caption": "of nothing"})
+    root = lay_out(tmp_path / "coco", train, coco([9]), pictures_of([1, 2], [9]))
+    summary, out = run(root, tmp_path)
+    told = {(row["kind"], row["record"], row["reason"]) for row in table(out, "drops")}
+    assert told == {("image", "1", "id is taken"), ("caption", "77", "image not listed")}
+    assert summary["images"] == 3
 
 
 def test_no_usable_picture_stops_the_run(tmp_path: Path) -> None:
