@@ -14,6 +14,7 @@ from storage.patch_grid import add_patch_grid, shape_of
 from storage.tables import is_text
 
 _BY_TEXT = frozenset({"query", "query_table"})  # functions that take relations from a text
+_AGE = "age() with one argument"
 _CONDITION = "SELECT 1 FROM x WHERE (\n{}\n)"
 
 Source = pa.Table | Sequence[Path]
@@ -144,12 +145,22 @@ def predicate_fault(predicate: str) -> str:
     kinds, names = set(), set()
     for node in _nodes(tree):
         kinds.add(node.get("class"))
-        names |= {str(node.get("function_name", "")).lower()}
+        names |= {_function(node)}
         names |= {str(name).lower() for name in node.get("column_names", ())}
     if "SUBQUERY" in kinds:
         return "a subquery is not allowed"
-    restless = sorted(names & {name for (name,) in rows})
+    if "STAR" in kinds:
+        return "a star is not allowed: name the columns"
+    restless = sorted(names & {_AGE, *(name for (name,) in rows)})
     return f"{restless[0]} gives another result in each run" if restless else ""
+
+
+def _function(node: Mapping[str, Any]) -> str:
+    """Return the name of a node's function, "" where it has none."""
+    name = str(node.get("function_name", "")).lower()
+    arguments = node.get("arguments") or node.get("children") or ()  # the latter before DuckDB 2
+    # DuckDB calls both forms of age() consistent; with one argument it counts from today.
+    return _AGE if name == "age" and len(arguments) == 1 else name
 
 
 def _nodes(value: object) -> Iterator[dict[str, Any]]:
