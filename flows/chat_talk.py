@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.assistant import Assistant, Turn
-from model.decoding import decode_image
+from model.decoding import KINDS, decode_image
 from model.errors import ModelError
 
 MEGABYTE = 2**20
@@ -163,6 +163,7 @@ def _parts(content: Any) -> tuple[str, list[str]]:
 _REASONS = {
     "empty file": "The file is empty. Please send a JPEG or PNG.",
     "not an image": "This is not a picture that can be read. Please send a JPEG or PNG.",
+    "unsupported format": f"Pictures of this kind cannot be read. Please send a {KINDS}.",
     "too many pixels": "The picture has too many pixels. Please make it smaller.",
     "animated": "Animated pictures cannot be read. Please send a single picture.",
     "broken image": "The picture is damaged and cannot be read. Please send another one.",

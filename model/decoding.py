@@ -11,6 +11,7 @@ from model.errors import ModelError
 
 # Pillow's JPEG reader opens MPO too; MPO has no entry of its own, and naming it is a KeyError.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+KINDS = "JPEG, PNG, WebP, BMP, GIF or TIFF"  # the same for people
 # Files of several pictures of which the first is the picture: pages and views, not movements.
 _FIRST_COUNTS = frozenset({"MPO", "TIFF"})
 
