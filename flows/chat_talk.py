@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model.assistant import Assistant, Turn
+from model.assistant import Assistant, Turn, is_text
 from model.decoding import KINDS, decode_image
 from model.errors import ModelError
 
@@ -75,10 +75,12 @@ class Talk:
         """Refuse a message before it stands in the chat.
 
         Raises:
-            ChatError: It is empty or too long, or its picture cannot be used.
+            ChatError: It is empty, too long or no text, or its picture cannot be used.
         """
         if not text.strip() and not files:
             raise ChatError("Write a question, or add a picture.")
+        if not is_text(text):
+            raise ChatError("Your question holds half a character. Please write it again.")
         longest = self.limits.question_characters
         if len(text) > longest:
             raise ChatError(

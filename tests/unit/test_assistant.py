@@ -74,6 +74,23 @@ def test_a_picture_that_cannot_be_used_is_named_with_the_kinds_that_can(
     assert not printed.out
 
 
+def test_a_question_in_another_encoding_is_one_line(
+    assistant: Assistant,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "red.png"
+    path.write_bytes(picture())
+    typed = b"caf\xe9?".decode(errors="surrogateescape")  # as Python reads its arguments
+    with pytest.raises(SystemExit) as ended:
+        main(["ask", str(path), typed, "--bundle", str(tiny_bundle)])
+    assert ended.value.code == 1
+    assert "the question holds half a character" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="half a character"):
+        assistant.ask(picture(), "What colour?", [(typed, "Red.")])
+
+
 def test_a_broken_picture_among_good_ones_is_named(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_new_picture_begins_a_new_subject() -> None:
         ("   ", "", "Write a question"),
         ("What?", "", "Add a picture first"),
         ("x" * 51, "red.png", "at most 50"),
+        ("What\ud83d?", "red.png", "half a character. Please write it again"),
         ("What?", "text.png", "not a picture"),
         ("What?", "large.png", "Please make it smaller"),
         ("What?", "gone.png", "add it again"),
