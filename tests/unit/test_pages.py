@@ -12,6 +12,7 @@ from PIL import Image
 from flows.cli import main
 from flows.pages import charts
 from flows.pages.page import figure, thumbnail
+from flows.pages.report_scores import score_table
 from pipeline.materialize import Outcome
 from pipeline.presets import preset
 from pipeline.runs import record_run
@@ -107,6 +108,20 @@ def test_the_report_tells_conditions_floors_and_what_the_picture_is_worth(report
         assert title in words
     assert "finetune: share of each expert" in words
     assert "caption refusal 1" in words
+
+
+@pytest.mark.parametrize("order", [("real", "blind"), ("blind", "real")])
+def test_the_table_counts_what_the_right_pictures_were_asked(order: tuple[str, str]) -> None:
+    fixed = {"stage": "finetune", "split": "test", "value": 0.5, "low": None, "high": None}
+    counts = {"real": 1200, "blind": 30}
+    rows = [
+        {**fixed, "metric": "answer_accuracy", "condition": each, "count": counts[each]}
+        for each in order
+    ]
+    floor = {**fixed, "metric": "cider_d", "condition": "most_frequent", "count": 7}
+    columns, cells = score_table([*rows, floor])
+    assert columns == ["model", "metric", "real", "blind", "most_frequent", "n"]
+    assert [line[-1] for line in cells] == ["1,200", "7"]
 
 
 def test_the_report_tells_what_changed_since_the_run_before(
