@@ -73,7 +73,7 @@ class _Quiet:
                 self._before.__exit__(None, None, None)
 
 
-_QUIET = _Quiet()
+QUIET = _Quiet()  # for whoever decodes by other means than `decode_image`
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -93,7 +93,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """
     if not data:
         raise BadImageError("empty file")
-    with _QUIET:
+    with QUIET:
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return _upright_rgb(image, max_pixels)

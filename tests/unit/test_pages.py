@@ -226,6 +226,27 @@ def test_of_an_unusable_picture_what_can_be_drawn_is_shown(dataset: str) -> None
     assert "data:" not in page
 
 
+def test_pillows_remarks_about_odd_pictures_are_kept_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr("tests.unit.small_store.picture", odd_picture)
+    store = bare_run(tmp_path)
+    path = tmp_path / "dataset.html"
+    main(["browse", "--store", store.uri, "--output", str(path)])
+    main(["show", "100", "--store", store.uri])
+    assert path.read_text().count("data:image/jpeg") == 20 + 1  # and half of a torn one
+    assert not [str(each.message) for each in recwarn]
+
+
+def odd_picture(number: int) -> bytes:
+    """Return a PNG of a half transparent palette: Pillow warns where that is converted."""
+    stream = io.BytesIO()
+    image = Image.new("P", (8 + number, 8))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.save(stream, "PNG", transparency=bytes([128, 0]))
+    return stream.getvalue()
+
+
 def test_half_a_picture_is_drawn_on_demand_only() -> None:
     assert thumbnail(torn_picture()) is None
     assert thumbnail(torn_picture(), torn=True) is not None
