@@ -108,6 +108,13 @@ def refuse_writing(sql: str) -> None:
         )
 
 
+def is_blank(sql: str) -> bool:
+    """Return whether a text has nothing but blanks and comments."""
+    return is_text(sql) and all(
+        kind == duckdb.token_type.comment for _, kind in duckdb.tokenize(sql)
+    )
+
+
 def tables_of(sql: str) -> set[str] | None:
     """Return the relations that one statement reads, in lower case, its own WITH names among them.
 

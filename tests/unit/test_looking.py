@@ -155,6 +155,17 @@ def test_the_shell_goes_on_after_errors_and_refuses_writing(typed: Callable[[str
     assert "42" in text
 
 
+def test_the_last_statement_of_a_piped_text_needs_no_semicolon(
+    typed: Callable[[str], str],
+) -> None:
+    assert "42" in typed("SELECT 40 + 2 AS sum")
+    text = typed("SELECT 40 + 2 AS sum; -- the sum\nSELECT 50 + 7 AS other;\n")
+    assert "exactly one" in text  # `;` ends a statement only where it ends a line
+    text = typed("SELECT 40 + 2 AS sum;\n-- the end\n")
+    assert "42" in text
+    assert "exactly one" not in text
+
+
 def test_the_shell_names_views_and_their_columns(
     store: ArtifactStore, typed: Callable[[str], str]
 ) -> None:
