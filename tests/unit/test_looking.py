@@ -195,6 +195,28 @@ def test_few_wide_rows_are_printed_one_below_the_other(
     assert "row" not in capsys.readouterr().out
 
 
+def test_bytes_are_hexadecimal_and_what_is_no_number_is_null(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sql = (
+        "SELECT '\\xFF\\x01'::BLOB AS data, ['\\x00'::BLOB] AS many, 'nan'::DOUBLE AS n, "
+        "{'low': '-inf'::FLOAT, 'high': 2::FLOAT} AS bounds, MAP {'a': 'inf'::DOUBLE} AS pairs"
+    )
+    main(["sql", sql, "--store", store.uri, "--format", "json"])
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == [
+        {
+            "data": "ff01",
+            "many": ["00"],
+            "n": None,
+            "bounds": {"low": None, "high": 2.0},
+            "pairs": [["a", None]],
+        }
+    ]
+    main(["sql", sql, "--store", store.uri, "--format", "csv"])
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith("ff01,['00'],nan,")
+
+
 # -- a file for other clients ----------------------------------------------------------------
 
 
