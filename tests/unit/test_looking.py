@@ -217,6 +217,25 @@ def test_bytes_are_hexadecimal_and_what_is_no_number_is_null(
     assert line.startswith("ff01,['00'],nan,")
 
 
+@pytest.mark.parametrize("comment", ["-- note", "--format = json", "--", "---s"])
+def test_a_query_may_begin_with_a_comment(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str], comment: str
+) -> None:
+    query = f"{comment}\nSELECT 40 + 2 AS n"
+    main(["sql", query, "--store", store.uri, "--format", "csv"])
+    assert capsys.readouterr().out == "n\n42\n"
+
+
+@pytest.mark.parametrize("arguments", [["--fromat=csv"], ["--fromat"], ["-x", "SELECT 1"]])
+def test_a_mistyped_option_is_no_query(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["sql", "--store", store.uri, *arguments])
+    assert ended.value.code == 2
+    assert "--help" in capsys.readouterr().err
+
+
 # -- a file for other clients ----------------------------------------------------------------
 
 
