@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from flows.options import Store, settings_of
+from flows.options import Count, Store, settings_of
 from flows.waiting import waiting
 from pipeline.errors import PipelineError
 
@@ -79,7 +79,7 @@ def export(
     *,
     store: Store = None,
     lora: Literal["merged", "beside"] = "merged",
-    pictures: int = 0,
+    pictures: Count = 0,
     public: bool = False,
 ) -> None:
     """Write the published assistant as a Hugging Face repository with its model card.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from pipeline.errors import PipelineError
 
@@ -37,6 +37,7 @@ Rerun = Annotated[
 Query = Annotated[
     str | None, Parameter(allow_leading_hyphen=True, validator=lambda _, text: _refuse_option(text))
 ]
+Count = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 
 
 def _refuse_option(text: str | None) -> None:

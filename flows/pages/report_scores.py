@@ -139,7 +139,7 @@ def best_and_worst(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
 
 def _spread(rows: list[Row], count: int) -> list[Row]:
     """Return rows from the whole length of a list, not only from its start."""
-    step = max(1, len(rows) // count)
+    step = max(1, len(rows) // max(1, count))
     return rows[::step][:count]
 
 

@@ -336,6 +336,30 @@ def test_a_picture_that_is_not_there_is_told(
     assert image in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments", [["similar", "100", "--count"], ["browse", "--drops"], ["report", "--pictures"]]
+)
+def test_less_than_nothing_is_wrong_usage(
+    store: ArtifactStore, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "-1", "--store", store.uri])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert 'Invalid value "-1"' in told
+    assert arguments[-1] in told
+
+
+def test_no_pictures_at_all_may_be_asked_for(
+    store: ArtifactStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.html"
+    main(["report", "--pictures", "0", "--store", store.uri, "--output", str(path)])
+    main(["similar", "100", "--count", "0", "--store", store.uri])
+    assert "data:image/jpeg" not in path.read_text()
+    assert "similarity" in capsys.readouterr().out
+
+
 # -- comparing -------------------------------------------------------------------------------
 
 
