@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from model.assistant import Assistant, load_assistant
+from model.decoding import KINDS, BadImageError, decode_image
 from pipeline.devices import pick_device
 from pipeline.errors import PipelineError
 from pipeline.gate import published_manifest
@@ -40,10 +41,25 @@ def read_picture(path: Path) -> bytes:
         PipelineError: There is no such file, or it is too large to be a picture.
     """
     if not path.is_file():
-        raise PipelineError(f"{path} is no file", "give the path of a JPEG or PNG")
+        raise PipelineError(f"{path} is no file", f"give the path of a {KINDS}")
     if path.stat().st_size > MAX_BYTES:
         raise PipelineError(
             f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}",
             "give a smaller picture",
         )
     return path.read_bytes()
+
+
+def check_picture(assistant: Assistant, path: Path, data: bytes) -> None:
+    """Refuse a picture by its name before any of several is looked at.
+
+    Raises:
+        PipelineError: The picture cannot be used.
+    """
+    try:
+        decode_image(data, assistant.card["max_pixels"])
+    except BadImageError as error:
+        foreign = error.reason in ("unsupported format", "not an image")
+        # Of a foreign file the detail is only how it begins, which tells a person nothing.
+        fault = error.reason if foreign else str(error)
+        raise PipelineError(f"{path}: {fault}", f"give a {KINDS}" if foreign else "") from None

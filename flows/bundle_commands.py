@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from flows.options import Store, settings_of
+from flows.options import Count, Store, settings_of
 from flows.waiting import waiting
 from pipeline.errors import PipelineError
 
@@ -19,10 +19,11 @@ def ask(image: Path, question: str, /, *, store: Store = None, bundle: Path | No
         bundle: Folder of a bundle, instead of the store's published one.
     """
     with waiting("loading the assistant"):
-        from flows.assistant_command import open_assistant, read_picture
+        from flows.assistant_command import check_picture, open_assistant, read_picture
 
         picture = read_picture(image)
         assistant = open_assistant(settings_of(store), bundle)
+        check_picture(assistant, image, picture)
     print(assistant.ask(picture, question))
 
 
@@ -36,10 +37,12 @@ def caption(*images: Path, store: Store = None, bundle: Path | None = None) -> N
     if not images:
         raise PipelineError("no picture was given", "phivision caption PHOTO.jpg …")
     with waiting("loading the assistant"):
-        from flows.assistant_command import open_assistant, read_picture
+        from flows.assistant_command import check_picture, open_assistant, read_picture
 
         pictures = [read_picture(path) for path in images]
         assistant = open_assistant(settings_of(store), bundle)
+        for path, picture in zip(images, pictures, strict=True):
+            check_picture(assistant, path, picture)
     with waiting("writing captions"):
         texts = assistant.caption(pictures)
     for path, text in zip(images, texts, strict=True):
@@ -76,7 +79,7 @@ def export(
     *,
     store: Store = None,
     lora: Literal["merged", "beside"] = "merged",
-    pictures: int = 0,
+    pictures: Count = 0,
     public: bool = False,
 ) -> None:
     """Write the published assistant as a Hugging Face repository with its model card.

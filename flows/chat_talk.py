@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model.assistant import Assistant, Turn
-from model.decoding import decode_image
+from model.assistant import Assistant, Turn, is_text
+from model.decoding import KINDS, decode_image
 from model.errors import ModelError
 
 MEGABYTE = 2**20
@@ -75,10 +75,12 @@ class Talk:
         """Refuse a message before it stands in the chat.
 
         Raises:
-            ChatError: It is empty or too long, or its picture cannot be used.
+            ChatError: It is empty, too long or no text, or its picture cannot be used.
         """
         if not text.strip() and not files:
             raise ChatError("Write a question, or add a picture.")
+        if not is_text(text):
+            raise ChatError("Your question holds half a character. Please write it again.")
         longest = self.limits.question_characters
         if len(text) > longest:
             raise ChatError(
@@ -163,6 +165,7 @@ def _parts(content: Any) -> tuple[str, list[str]]:
 _REASONS = {
     "empty file": "The file is empty. Please send a JPEG or PNG.",
     "not an image": "This is not a picture that can be read. Please send a JPEG or PNG.",
+    "unsupported format": f"Pictures of this kind cannot be read. Please send a {KINDS}.",
     "too many pixels": "The picture has too many pixels. Please make it smaller.",
     "animated": "Animated pictures cannot be read. Please send a single picture.",
     "broken image": "The picture is damaged and cannot be read. Please send another one.",

@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError
 
 from flows.bundle_commands import ask, caption, chat, export
 from flows.looking_commands import LOOKING
-from flows.options import EveryMetric, OnlyList, Preset, Rerun, Run, Set, Store
+from flows.options import EveryMetric, OnlyList, Preset, Query, Rerun, Run, Set, Store
 from flows.options import changes_of as _changes
 from flows.options import open_catalog as _catalog
 from flows.options import open_store as _open
@@ -95,7 +95,7 @@ def plan(
 
 @app.command
 def sql(
-    query: str | None = None,
+    query: Query = None,
     /,
     *,
     store: Store = None,

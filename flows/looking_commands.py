@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from flows.options import (
+    Count,
     Preset,
     Run,
     Set,
@@ -25,7 +26,7 @@ def report(
     *,
     store: Store = None,
     output: Path | None = None,
-    pictures: int = 8,
+    pictures: Count = 8,
 ) -> None:
     """Draw the report of a run: one HTML page that needs no network.
 
@@ -46,8 +47,8 @@ def browse(
     store: Store = None,
     run: Run = None,
     output: Path | None = None,
-    pictures: int = 60,
-    drops: int = 4,
+    pictures: Count = 60,
+    drops: Count = 4,
 ) -> None:
     """Draw the dataset: pictures with their texts, what was left out, how it is spread.
 
@@ -61,7 +62,7 @@ def browse(
     print(leave_browse(open_catalog(store, run), pictures, drops, output))
 
 
-def similar(image: str, /, *, store: Store = None, count: int = 10) -> None:
+def similar(image: str, /, *, store: Store = None, count: Count = 10) -> None:
     """Print the pictures nearest to one, by pooled embedding.
 
     Args:

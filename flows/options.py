@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from pipeline.errors import PipelineError
 
@@ -32,6 +32,22 @@ Run = Annotated[
 Rerun = Annotated[
     list[str] | None, Parameter(help="Make this stage again although it is fresh.", negative=())
 ]
+
+# A query may begin with a comment, which looks like an option.
+Query = Annotated[
+    str | None, Parameter(allow_leading_hyphen=True, validator=lambda _, text: _refuse_option(text))
+]
+Count = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+
+
+def _refuse_option(text: str | None) -> None:
+    """Refuse an option that was mistyped: a comment of one line is no query.
+
+    Raises:
+        ValueError: It begins with a hyphen and has one line.
+    """
+    if text is not None and text.startswith("-") and "\n" not in text.strip():
+        raise ValueError(f"Unknown option {text}.")
 
 
 def changes_of(assignments: Sequence[str] | None) -> dict[str, object]:

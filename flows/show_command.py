@@ -7,6 +7,7 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
+from model.decoding import QUIET
 from pipeline.errors import PipelineError
 from storage.catalog import Catalog
 from storage.sql import Database
@@ -80,7 +81,8 @@ def show_image(catalog: Catalog, image_id: int | None) -> None:
 
 def picture_text(data: bytes, width: int) -> Text:
     """Return a picture as coloured half blocks, two pixels high per line of text."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+    with QUIET:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
     height = max(2, round(image.height * width / image.width / 2) * 2)
     image = image.resize((width, height))
     pixels = image.load()

@@ -1,9 +1,11 @@
 """`phivision sql`: one statement on the catalog, printed for people or for programs."""
 
 import io
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -86,11 +88,33 @@ def _csv(result: pa.Table) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(result.column_names)
-    writer.writerows(row.values() for row in result.to_pylist())
+    writer.writerows(_texts(list(row.values())) for row in result.to_pylist())
     return stream.getvalue()
 
 
 def _json(result: pa.Table) -> str:
     import json
 
-    return json.dumps(result.to_pylist(), indent=1, default=str) + "\n"
+    rows = _numbers(_texts(result.to_pylist()))
+    return json.dumps(rows, indent=1, default=str, allow_nan=False) + "\n"
+
+
+def _texts(value: Any) -> Any:
+    """Return a value with its bytes, however deep, as hexadecimal digits."""
+    return _with_leaves(value, lambda leaf: leaf.hex() if isinstance(leaf, bytes) else leaf)
+
+
+def _numbers(value: Any) -> Any:
+    """Return a value with null for what JSON has no number for: NaN and infinities."""
+    return _with_leaves(
+        value,
+        lambda leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf,
+    )
+
+
+def _with_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_leaves(each, change) for name, each in value.items()}
+    if isinstance(value, list | tuple):  # Arrow's maps are lists of pairs
+        return type(value)(_with_leaves(each, change) for each in value)
+    return change(value)

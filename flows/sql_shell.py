@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from storage.catalog import BULKY, Catalog
 from storage.errors import StorageError
-from storage.sql import refuse_writing
+from storage.sql import is_blank, refuse_writing
 
 HELP = """\
 end a statement with ;  it may take several lines
@@ -35,6 +35,8 @@ def shell(catalog: Catalog, show: Callable[[pa.Table], None]) -> None:
             line = _ask("   … " if pending else "sql> ")
         except EOFError:
             print()
+            if not sys.stdin.isatty() and not is_blank(pending):
+                _attempt(catalog, pending, show)  # as with one statement, the last needs no ;
             return
         except KeyboardInterrupt:
             pending = ""

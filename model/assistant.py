@@ -7,6 +7,7 @@ needs. It reads safetensors and JSON; no code of the bundle is run.
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class Assistant:
         """Return the answer to a question about a picture, after earlier turns if there are any.
 
         Raises:
-            ModelError: The question is empty or too long.
+            ModelError: The question is empty, too long or no text.
         """
         return self._write([picture], [self._prompt(question, history)])[0]
 
@@ -93,7 +94,7 @@ class Assistant:
                 leave no room are left out.
 
         Raises:
-            ModelError: The question is empty or too long.
+            ModelError: The question is empty, too long or no text.
         """
         prompt = [] if question is None else self._prompt(question, history)
         decoding = decoding_of(self.card["beams"])
@@ -124,6 +125,8 @@ class Assistant:
     def _prompt(self, question: str, history: Sequence[Turn]) -> list[int]:
         if not question.strip():
             raise ModelError("the question is empty: ask something about the picture")
+        if not all(map(is_text, (question, *chain.from_iterable(history)))):
+            raise ModelError("the question holds half a character: write it as UTF-8 text")
         asked = " ".join(question.split())
         for oldest in range(len(history) + 1):
             ids = self.template.question(asked, history[oldest:])
@@ -144,6 +147,15 @@ class Assistant:
             decoding=decoding_of(self.card["beams"]),
         )
         return [self.template.decode(text.ids) for text in texts]
+
+
+def is_text(text: str) -> bool:
+    """Return whether UTF-8 can hold a text; the lone surrogates of JSON and argv it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def load_assistant(source: str | Path, device: str = "cpu") -> Assistant:

@@ -11,6 +11,7 @@ from model.errors import ModelError
 
 # Pillow's JPEG reader opens MPO too; MPO has no entry of its own, and naming it is a KeyError.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+KINDS = "JPEG, PNG, WebP, BMP, GIF or TIFF"  # the same for people
 # Files of several pictures of which the first is the picture: pages and views, not movements.
 _FIRST_COUNTS = frozenset({"MPO", "TIFF"})
 
@@ -72,7 +73,7 @@ class _Quiet:
                 self._before.__exit__(None, None, None)
 
 
-_QUIET = _Quiet()
+QUIET = _Quiet()  # for whoever decodes by other means than `decode_image`
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -92,7 +93,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """
     if not data:
         raise BadImageError("empty file")
-    with _QUIET:
+    with QUIET:
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return _upright_rgb(image, max_pixels)

@@ -97,11 +97,23 @@ def refuse_writing(sql: str) -> None:
     kinds = _kinds(sql)
     if kinds == ["EXPLAIN"]:
         kinds = _kinds(_explained(sql))  # EXPLAIN ANALYZE runs what it explains
+    if kinds == ["MULTI"]:
+        raise StorageError(
+            "a PIVOT that looks its columns up creates a type, and the catalog is read-only",
+            "name the values: PIVOT t ON c IN ('a', 'b') USING count(*)",
+        )
     if kinds != ["SELECT"]:  # DESCRIBE, SUMMARIZE and SHOW are parsed as SELECT
         raise StorageError(
             "exactly one SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN can be run here",
             "the catalog is read-only",
         )
+
+
+def is_blank(sql: str) -> bool:
+    """Return whether a text has nothing but blanks and comments."""
+    return is_text(sql) and all(
+        kind == duckdb.token_type.comment for _, kind in duckdb.tokenize(sql)
+    )
 
 
 def tables_of(sql: str) -> set[str] | None:

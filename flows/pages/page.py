@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageFile
 
-from model.decoding import FORMATS
+from model.decoding import FORMATS, QUIET
 
 HERE = Path(__file__).parent
 THUMBNAIL = 256  # pixels of a picture's longer side
@@ -45,7 +45,7 @@ def thumbnail(data: bytes | None, side: int = THUMBNAIL, *, torn: bool = False) 
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = torn  # ty: ignore[invalid-assignment]
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with QUIET, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.draft("RGB", (side, side))  # reads a JPEG at an eighth of its size
             if math.prod(image.size) > MOST_PIXELS:
                 return None

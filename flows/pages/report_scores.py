@@ -83,7 +83,8 @@ def score_table(metrics: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
         bounds = "" if row["low"] is None else f" [{row['low']:.3g}, {row['high']:.3g}]"
         place = cells.setdefault((row["stage"], metric_name(row)), {})
         place[row["condition"]] = f"{row['value']:.3g}{bounds}"
-        place["n"] = f"{row['count']:,}"
+        if row["condition"] == "real" or "n" not in place:  # others may be of fewer pictures
+            place["n"] = f"{row['count']:,}"
     rows: list[list[object]] = [
         [stage, metric, *(found.get(name, "") for name in conditions), found["n"]]
         for (stage, metric), found in cells.items()
@@ -138,7 +139,7 @@ def best_and_worst(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
 
 def _spread(rows: list[Row], count: int) -> list[Row]:
     """Return rows from the whole length of a list, not only from its start."""
-    step = max(1, len(rows) // count)
+    step = max(1, len(rows) // max(1, count))
     return rows[::step][:count]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flows.cli import main
 from model.adapters import merge_adapter
 from model.assistant import Assistant, load_assistant
 from model.errors import ModelError
@@ -53,6 +54,52 @@ def test_a_bundle_of_a_later_format_is_refused(assistant: Assistant, tmp_path: P
     (tmp_path / "bundle.json").write_text(json.dumps(card))
     with pytest.raises(ModelError, match="format 99"):
         load_assistant(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["ask", "caption"])
+def test_a_picture_that_cannot_be_used_is_named_with_the_kinds_that_can(
+    command: str, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = tmp_path / "red.png", tmp_path / "phone.heic"
+    good.write_bytes(picture())
+    bad.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    told = [str(bad), "What?"] if command == "ask" else [str(good), str(bad)]
+    with pytest.raises(SystemExit) as ended:
+        main([command, *told, "--bundle", str(tiny_bundle)])
+    printed = capsys.readouterr()
+    assert ended.value.code == 1
+    assert f"{bad}: unsupported format" in printed.err
+    assert "JPEG, PNG, WebP" in printed.err
+    assert "b'" not in printed.err
+    assert not printed.out
+
+
+def test_a_question_in_another_encoding_is_one_line(
+    assistant: Assistant,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "red.png"
+    path.write_bytes(picture())
+    typed = b"caf\xe9?".decode(errors="surrogateescape")  # as Python reads its arguments
+    with pytest.raises(SystemExit) as ended:
+        main(["ask", str(path), typed, "--bundle", str(tiny_bundle)])
+    assert ended.value.code == 1
+    assert "the question holds half a character" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="half a character"):
+        assistant.ask(picture(), "What colour?", [(typed, "Red.")])
+
+
+def test_a_broken_picture_among_good_ones_is_named(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, torn = tmp_path / "red.png", tmp_path / "torn.png"
+    good.write_bytes(picture())
+    torn.write_bytes(picture()[:100])
+    with pytest.raises(SystemExit):
+        main(["caption", str(good), str(torn), "--bundle", str(tiny_bundle)])
+    assert f"{torn}: broken image" in capsys.readouterr().err
 
 
 def test_a_hub_address_needs_no_network_to_fail_clearly() -> None:

@@ -10,6 +10,7 @@ from flows.chat_command import check_door
 from flows.chat_server import Door, read_examples
 from flows.chat_talk import NOTHING, ChatError, Limits, Subject, Talk, subject_of
 from model.assistant import Assistant
+from model.decoding import FORMATS
 from pipeline.errors import PipelineError
 from tests.unit.tiny_bundle import picture
 
@@ -98,6 +99,7 @@ def test_a_new_picture_begins_a_new_subject() -> None:
         ("   ", "", "Write a question"),
         ("What?", "", "Add a picture first"),
         ("x" * 51, "red.png", "at most 50"),
+        ("What\ud83d?", "red.png", "half a character. Please write it again"),
         ("What?", "text.png", "not a picture"),
         ("What?", "large.png", "Please make it smaller"),
         ("What?", "gone.png", "add it again"),
@@ -115,6 +117,19 @@ def test_a_message_that_cannot_be_answered_says_what_to_do(
     with pytest.raises(ChatError, match=words) as caught:
         list(talk.answer(text, [str(tmp_path / file)] if file else [], []))
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("head", [b"\0\0\0\x18ftypheic", b"\0\0\0\x18ftypavif", b"<svg xmlns="])
+def test_a_picture_of_another_kind_is_answered_with_the_kinds_that_are_taken(
+    talk: Talk, tmp_path: Path, head: bytes
+) -> None:
+    (tmp_path / "phone").write_bytes(head + bytes(99))
+    with pytest.raises(ChatError) as caught:
+        talk.check("What?", [str(tmp_path / "phone")])
+    said = str(caught.value)
+    assert said.startswith("Pictures of this kind cannot be read. Please send a JPEG, PNG")
+    assert all(kind in said.upper() for kind in FORMATS)
+    assert "b'" not in said
 
 
 def test_a_question_of_too_many_tokens_is_refused(talk: Talk, tmp_path: Path) -> None:

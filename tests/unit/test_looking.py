@@ -155,6 +155,17 @@ def test_the_shell_goes_on_after_errors_and_refuses_writing(typed: Callable[[str
     assert "42" in text
 
 
+def test_the_last_statement_of_a_piped_text_needs_no_semicolon(
+    typed: Callable[[str], str],
+) -> None:
+    assert "42" in typed("SELECT 40 + 2 AS sum")
+    text = typed("SELECT 40 + 2 AS sum; -- the sum\nSELECT 50 + 7 AS other;\n")
+    assert "exactly one" in text  # `;` ends a statement only where it ends a line
+    text = typed("SELECT 40 + 2 AS sum;\n-- the end\n")
+    assert "42" in text
+    assert "exactly one" not in text
+
+
 def test_the_shell_names_views_and_their_columns(
     store: ArtifactStore, typed: Callable[[str], str]
 ) -> None:
@@ -182,6 +193,47 @@ def test_few_wide_rows_are_printed_one_below_the_other(
     assert all(len(line) <= 80 for line in text.splitlines())
     main(["sql", "SELECT 1 AS a, 2 AS b", "--store", store.uri])
     assert "row" not in capsys.readouterr().out
+
+
+def test_bytes_are_hexadecimal_and_what_is_no_number_is_null(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sql = (
+        "SELECT '\\xFF\\x01'::BLOB AS data, ['\\x00'::BLOB] AS many, 'nan'::DOUBLE AS n, "
+        "{'low': '-inf'::FLOAT, 'high': 2::FLOAT} AS bounds, MAP {'a': 'inf'::DOUBLE} AS pairs"
+    )
+    main(["sql", sql, "--store", store.uri, "--format", "json"])
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == [
+        {
+            "data": "ff01",
+            "many": ["00"],
+            "n": None,
+            "bounds": {"low": None, "high": 2.0},
+            "pairs": [["a", None]],
+        }
+    ]
+    main(["sql", sql, "--store", store.uri, "--format", "csv"])
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith("ff01,['00'],nan,")
+
+
+@pytest.mark.parametrize("comment", ["-- note", "--format = json", "--", "---s"])
+def test_a_query_may_begin_with_a_comment(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str], comment: str
+) -> None:
+    query = f"{comment}\nSELECT 40 + 2 AS n"
+    main(["sql", query, "--store", store.uri, "--format", "csv"])
+    assert capsys.readouterr().out == "n\n42\n"
+
+
+@pytest.mark.parametrize("arguments", [["--fromat=csv"], ["--fromat"], ["-x", "SELECT 1"]])
+def test_a_mistyped_option_is_no_query(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["sql", "--store", store.uri, *arguments])
+    assert ended.value.code == 2
+    assert "--help" in capsys.readouterr().err
 
 
 # -- a file for other clients ----------------------------------------------------------------
@@ -282,6 +334,30 @@ def test_a_picture_that_is_not_there_is_told(
     with pytest.raises(SystemExit):
         main(["similar", image, "--store", store.uri])
     assert image in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["similar", "100", "--count"], ["browse", "--drops"], ["report", "--pictures"]]
+)
+def test_less_than_nothing_is_wrong_usage(
+    store: ArtifactStore, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "-1", "--store", store.uri])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert 'Invalid value "-1"' in told
+    assert arguments[-1] in told
+
+
+def test_no_pictures_at_all_may_be_asked_for(
+    store: ArtifactStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.html"
+    main(["report", "--pictures", "0", "--store", store.uri, "--output", str(path)])
+    main(["similar", "100", "--count", "0", "--store", store.uri])
+    assert "data:image/jpeg" not in path.read_text()
+    assert "similarity" in capsys.readouterr().out
 
 
 # -- comparing -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from PIL import Image
 from flows.cli import main
 from flows.pages import charts
 from flows.pages.page import figure, thumbnail
+from flows.pages.report_scores import score_table
 from pipeline.materialize import Outcome
 from pipeline.presets import preset
 from pipeline.runs import record_run
@@ -107,6 +108,20 @@ def test_the_report_tells_conditions_floors_and_what_the_picture_is_worth(report
         assert title in words
     assert "finetune: share of each expert" in words
     assert "caption refusal 1" in words
+
+
+@pytest.mark.parametrize("order", [("real", "blind"), ("blind", "real")])
+def test_the_table_counts_what_the_right_pictures_were_asked(order: tuple[str, str]) -> None:
+    fixed = {"stage": "finetune", "split": "test", "value": 0.5, "low": None, "high": None}
+    counts = {"real": 1200, "blind": 30}
+    rows = [
+        {**fixed, "metric": "answer_accuracy", "condition": each, "count": counts[each]}
+        for each in order
+    ]
+    floor = {**fixed, "metric": "cider_d", "condition": "most_frequent", "count": 7}
+    columns, cells = score_table([*rows, floor])
+    assert columns == ["model", "metric", "real", "blind", "most_frequent", "n"]
+    assert [line[-1] for line in cells] == ["1,200", "7"]
 
 
 def test_the_report_tells_what_changed_since_the_run_before(
@@ -209,6 +224,27 @@ def test_of_an_unusable_picture_what_can_be_drawn_is_shown(dataset: str) -> None
     assert "data:image/jpeg" in broken
     assert "no picture to show" in page
     assert "data:" not in page
+
+
+def test_pillows_remarks_about_odd_pictures_are_kept_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr("tests.unit.small_store.picture", odd_picture)
+    store = bare_run(tmp_path)
+    path = tmp_path / "dataset.html"
+    main(["browse", "--store", store.uri, "--output", str(path)])
+    main(["show", "100", "--store", store.uri])
+    assert path.read_text().count("data:image/jpeg") == 20 + 1  # and half of a torn one
+    assert not [str(each.message) for each in recwarn]
+
+
+def odd_picture(number: int) -> bytes:
+    """Return a PNG of a half transparent palette: Pillow warns where that is converted."""
+    stream = io.BytesIO()
+    image = Image.new("P", (8 + number, 8))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.save(stream, "PNG", transparency=bytes([128, 0]))
+    return stream.getvalue()
 
 
 def test_half_a_picture_is_drawn_on_demand_only() -> None:

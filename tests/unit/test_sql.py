@@ -40,6 +40,7 @@ def unchanged(database: Database) -> bool:
         ("EXPLAIN SELECT * FROM captions", 1),
         ("EXPLAIN ANALYZE SELECT * FROM captions", 1),
         ("/* é */ explain /* é */ analyze SELECT 'é' FROM captions", 1),
+        ("PIVOT captions ON image_id IN (1, 2) USING count(*)", 3),
         ("SELECT ';' || 'DROP VIEW captions'", 1),
     ],
 )
@@ -75,6 +76,8 @@ def test_reading_works(database: Database, sql: str, rows: int) -> None:
         "LOAD httpfs",
         "BEGIN",
         "PREPARE later AS SELECT 1",
+        "PIVOT captions ON image_id USING count(*)",
+        "CREATE TABLE more AS PIVOT captions ON image_id USING count(*)",
         "SELECT 1; SELECT 2",
         "SELECT 1; DROP VIEW captions",
         "EXPLAIN DROP VIEW captions",
@@ -100,6 +103,11 @@ def test_writing_is_refused(
 def test_a_refused_statement_says_what_can_be_run(database: Database) -> None:
     with pytest.raises(StorageError, match="exactly one SELECT, DESCRIBE, SUMMARIZE, SHOW"):
         database.read_only("DROP VIEW captions")
+
+
+def test_a_pivot_without_values_says_what_it_needs(database: Database) -> None:
+    with pytest.raises(StorageError, match=r"creates a type.* PIVOT t ON c IN \('a', 'b'\)"):
+        database.read_only("PIVOT captions ON image_id USING count(*)")
 
 
 def test_files_of_the_machine_cannot_be_read(database: Database, tmp_path: Path) -> None:
