@@ -78,6 +78,15 @@ def test_kubectl_reads_the_job(tmp_path: Path) -> None:
     assert container["args"] == GIVEN["command"]
 
 
+def test_the_page_makes_a_pool_deploys_to_it_and_starts_its_worker() -> None:
+    page = " ".join((ROOT / "docs/deployments.md").read_text().split())
+    pool = "phivision-k8s"
+    assert f"`prefect work-pool create {pool} --type kubernetes " in page
+    assert f"`PREFECT_DEFAULT_WORK_POOL_NAME={pool} make deploy`" in page
+    assert "`pip install prefect-kubernetes`" in page
+    assert f"`prefect worker start --pool {pool} --type kubernetes`" in page
+
+
 def test_shellcheck_finds_nothing_in_the_slurm_script() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
