@@ -54,6 +54,7 @@ deploy: $(READY)  ## write the deployments and the schedule to the server
 	  >/dev/null 2>&1 || \
 	  $(BIN)/prefect --no-prompt work-pool inspect $(PREFECT_DEFAULT_WORK_POOL_NAME) >/dev/null
 	$(BIN)/prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml
+	$(BIN)/python -m deployments.closed_parameters
 	$(BIN)/python -m deployments.lost_runs
 
 audit: $(READY)  ## ask PyPI's advisories about every pinned dependency; needs the network

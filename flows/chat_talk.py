@@ -166,6 +166,7 @@ _REASONS = {
     "empty file": "The file is empty. Please send a JPEG or PNG.",
     "not an image": "This is not a picture that can be read. Please send a JPEG or PNG.",
     "unsupported format": f"Pictures of this kind cannot be read. Please send a {KINDS}.",
+    "unsupported values": "The picture holds no usual greys. Please send a JPEG or PNG.",
     "too many pixels": "The picture has too many pixels. Please make it smaller.",
     "animated": "Animated pictures cannot be read. Please send a single picture.",
     "broken image": "The picture is damaged and cannot be read. Please send another one.",

@@ -5,6 +5,7 @@ import threading
 import warnings
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from model.errors import ModelError
@@ -80,8 +81,9 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """Return a picture as upright 8-bit RGB; safe for use by several threads.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit and CMYK are converted by
-    value (Pillow's plain conversion turns 16-bit pictures white). Of a TIFF with several pages it
-    is the first.
+    value (Pillow's plain conversion turns 16-bit pictures white). Floats are used from 0 to 1 or
+    from 0 to 255, 32-bit integers from 0 to 255 or from 0 to 65535. Of a TIFF with several pages
+    it is the first.
 
     Args:
         data: The file's content, in any of `FORMATS` whatever its name says.
@@ -89,7 +91,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
 
     Raises:
         BadImageError: With the reason `empty file`, `not an image`, `unsupported format`,
-            `too many pixels`, `animated` or `broken image`.
+            `unsupported values`, `too many pixels`, `animated` or `broken image`.
     """
     if not data:
         raise BadImageError("empty file")
@@ -136,13 +138,34 @@ def _upright_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise BadImageError("broken image", "pixels are not finite")
-    # Modes I and F do not say how many bits were meant; I;16 does, however dark the picture.
-    sixteen = image.mode.startswith("I;16") or values.max(initial=0) > 255
-    grey = np.clip(values * 255 / (65535 if sixteen else 255), 0, 255).astype(np.uint8)
+    grey = values * 255 / _white(image.mode, values)
+    # A float is seldom quite the grey it was made of; 3 / 255 in 32 bits may come back below 3.
+    grey = (np.rint(grey) if image.mode == "F" else grey).astype(np.uint8)
     clear = image.info.get("transparency")
     if not isinstance(clear, int):
         return Image.fromarray(grey)
     alpha = np.where(values == clear, 0, 255).astype(np.uint8)
     return Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
+
+
+def _white(mode: str, values: NDArray[np.float64]) -> int:
+    """Return the value that means white: 1, 255 or 65535.
+
+    Modes I and F do not say it, so it is the smallest of those their pixels stay below. Pixels
+    elsewhere are measurements (heights, angles) or labels; any guess would make them black or
+    white pictures that train like others.
+
+    Raises:
+        BadImageError: There are pixels below 0, above the largest white, or NaN.
+    """
+    if mode.startswith("I;16"):  # says it, however dark the picture
+        return 65535
+    lowest, highest = values.min(), values.max()
+    if lowest >= 0:
+        if mode == "F" and highest < 1.001:  # rounding may end a little above 1
+            return 1
+        if highest <= 255:
+            return 255
+        if mode == "I" and highest <= 65535:
+            return 65535
+    raise BadImageError("unsupported values", f"pixels from {lowest:g} to {highest:g}")

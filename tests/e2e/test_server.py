@@ -163,6 +163,46 @@ def test_a_misspelt_field_is_refused_before_a_run_exists(service: Service) -> No
     assert service.client.post("flow_runs/count").json() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("full-pipeline/demo", "presett"),
+        ("full-pipeline/coco", "presett"),
+        ("retrain/nightly", "presett"),
+        ("retrain/nightly", "rerun"),
+    ],
+)
+def test_a_misspelt_parameter_is_refused_before_a_run_exists(
+    service: Service, name: str, wrong: str
+) -> None:
+    before = service.client.post("flow_runs/count").json()
+    found = service.answer("GET", f"deployments/name/{name}")
+    told = {"parameters": {wrong: "coco"}}
+    answer = service.client.post(f"deployments/{found['id']}/create_flow_run", json=told)
+    assert answer.status_code == 409
+    assert wrong in answer.json()["detail"]
+    assert service.client.post("flow_runs/count").json() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("full-pipeline/demo", {}),
+        ("full-pipeline/demo", {"preset": "coco", "overrides": {"seed": 1}, "rerun": ["publish"]}),
+        ("full-pipeline/coco", {"settings": {"device": "cpu"}}),
+        ("retrain/nightly", {}),
+        ("retrain/nightly", {"preset": "coco", "overrides": None, "settings": {"device": "cpu"}}),
+    ],
+)
+def test_a_deployment_takes_every_parameter_of_its_flow(
+    service: Service, name: str, told: dict[str, object]
+) -> None:
+    run = service.submit(name, **told)
+    assert service.flow_run(run)["parameters"].items() >= told.items()
+    # The story may not have been told yet, and its workers would take this run.
+    assert service.client.delete(f"flow_runs/{run}").status_code == 204
+
+
 @pytest.mark.usefixtures("story")
 def test_the_schedule_is_paused_until_it_is_resumed(service: Service) -> None:
     def planned() -> int:

@@ -24,11 +24,18 @@ GIVEN = {
 }
 
 
+# What each step of a job is given; an srun since Slurm 22.05 looks nowhere else for its CPUs.
+SRUN = """
+echo "${SRUN_CPUS_PER_TASK:-1} CPUs: $*" >> "$STEPS"
+while [[ $1 == -* ]]; do shift; done
+exec "$@"
+"""
 ASK_THE_CLUSTER = """
-import os, sys
+import os, subprocess, sys
 from distributed import Client
 with Client(os.environ["PHIVISION_TASK_RUNNER"]) as client:
     print(client.submit(pow, 2, 3).result(), sys.argv[1:])
+subprocess.run(os.environ["PHIVISION_LAUNCHER"].split(), check=True)
 """
 
 
@@ -71,6 +78,15 @@ def test_kubectl_reads_the_job(tmp_path: Path) -> None:
     assert container["args"] == GIVEN["command"]
 
 
+def test_the_page_makes_a_pool_deploys_to_it_and_starts_its_worker() -> None:
+    page = " ".join((ROOT / "docs/deployments.md").read_text().split())
+    pool = "phivision-k8s"
+    assert f"`prefect work-pool create {pool} --type kubernetes " in page
+    assert f"`PREFECT_DEFAULT_WORK_POOL_NAME={pool} make deploy`" in page
+    assert "`pip install prefect-kubernetes`" in page
+    assert f"`prefect worker start --pool {pool} --type kubernetes`" in page
+
+
 def test_shellcheck_finds_nothing_in_the_slurm_script() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
@@ -83,13 +99,12 @@ def test_bash_reads_the_slurm_script() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_requeued_job_uses_its_own_scheduler_and_not_that_of_the_killed_one(
-    tmp_path: Path,
-) -> None:
+def test_a_requeued_job_uses_its_own_scheduler_and_all_its_cpus(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     submitted, work = tmp_path / "submitted", tmp_path / "work"
     # Slurm and phivision stand in for themselves; Dask's scheduler, worker and client are real.
-    program(submitted / "bin/srun", 'while [[ $1 == -* ]]; do shift; done; exec "$@"')
+    program(submitted / "bin/srun", SRUN)
+    program(submitted / "bin/torchrun", "exit 0")
     program(submitted / "bin/dask", f'exec {sys.executable} -m dask "$@" --host 127.0.0.1')
     program(submitted / "bin/python", f'exec {sys.executable} "$@"')
     program(submitted / "bin/phivision", f"exec {sys.executable} -c '{ASK_THE_CLUSTER}' \"$@\"")
@@ -102,6 +117,8 @@ def test_a_requeued_job_uses_its_own_scheduler_and_not_that_of_the_killed_one(
     given = {
         "SLURM_SUBMIT_DIR": str(submitted),
         "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "5",
+        "STEPS": str(tmp_path / "steps"),
         "PHIVISION_STORE": str(tmp_path / "store"),
         "PHIVISION_WORKDIR": str(work),
     }
@@ -122,10 +139,13 @@ def test_a_requeued_job_uses_its_own_scheduler_and_not_that_of_the_killed_one(
     assert job.returncode == 0, (tmp_path / "log").read_text()
     assert printed == "8 ['run', '--preset', 'coco', '--set', 'seed=1']\n"
     assert not left.exists()
+    worker, training = (tmp_path / "steps").read_text().splitlines()
+    assert worker.startswith("5 CPUs: --overlap dask worker ")
+    assert training.startswith("5 CPUs: --overlap torchrun ")
 
 
 def program(path: Path, body: str) -> None:
-    """Write a program of one line."""
+    """Write a program for bash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/usr/bin/env bash\n{body}\n")
     path.chmod(0o755)

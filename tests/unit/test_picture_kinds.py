@@ -136,6 +136,7 @@ GREY: dict[str, Callable[[], bytes]] = {
     "sixteen-bit.tiff": lambda: grey(np.uint16, 257),
     "integers.tiff": lambda: grey(np.int32, 200),
     "floats.tiff": lambda: grey(np.float32, 1.0),
+    "floats-to-one.tiff": lambda: grey(np.float32, 1 / 255),
 }
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.jpg": (lambda: b"", "empty file"),
@@ -156,7 +157,9 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "begun.webp": (lambda: b"RIFF\x10\0\0\0WEBPVP8?", "broken image"),
     "flipped.png": (flipped, "broken image"),
     "no-pixels.png": (lambda: png(*SIZE, b"no deflate at all"), "broken image"),
-    "not-finite.tiff": (not_finite, "broken image"),
+    "not-finite.tiff": (not_finite, "unsupported values"),
+    "angles.tiff": (lambda: grey(np.float32, -0.01), "unsupported values"),
+    "heights.tiff": (lambda: grey(np.int32, 9000), "unsupported values"),
     "moves.gif": (lambda: frames("GIF"), "animated"),
     "moves.png": (lambda: frames("PNG"), "animated"),
     "moves.webp": (lambda: frames("WEBP"), "animated"),
@@ -249,6 +252,7 @@ def test_the_collection_of_bad_pictures_goes_through_the_stage(
     assert not used & dropped.keys()
     assert dropped["avif_hopper.avif"] == dropped["balloon.jpf"] == "unsupported format"
     assert dropped["broken.png"] == dropped["truncated_jpeg.jpg"] == "broken image"
+    assert dropped["10ct_32bit_128.tiff"] == "unsupported values"
     assert dropped["iss634.webp"] == "animated"
     assert dropped["decompression_bomb.gif"] == "too many pixels"
     assert {"pil_sample_cmyk.jpg", "hopper_orientation_7.jpg", "p_16.png"} <= used

@@ -1,0 +1,35 @@
+"""Close the deployments' parameters to unknown names: `python -m deployments.closed_parameters`.
+
+Prefect derives a deployment's schema from its flow and leaves its outermost object open. A run told
+`presett` would start, train the deployment's own preset and say nothing. The schema of `prefect
+deploy` has no place for it, so the server's copy is closed afterwards. Doing it again changes
+nothing.
+"""
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterTags,
+    FlowFilter,
+    FlowFilterName,
+)
+
+from flows.full_pipeline import full_pipeline
+from flows.retrain import retrain
+
+
+def close() -> None:
+    """Have the server of PREFECT_API_URL refuse parameters that our flows do not have."""
+    # Another project's flow may be called `retrain`, too; its deployments have not our tag.
+    flows = FlowFilter(name=FlowFilterName(any_=[full_pipeline.name, retrain.name]))
+    ours = DeploymentFilter(tags=DeploymentFilterTags(all_=["phivision"]))
+    with get_client(sync_client=True) as client:
+        for found in client.read_deployments(flow_filter=flows, deployment_filter=ours):
+            schema = {**(found.parameter_openapi_schema or {}), "additionalProperties": False}
+            update = DeploymentUpdate(parameter_openapi_schema=schema)
+            client.update_deployment(found.id, update)
+
+
+if __name__ == "__main__":
+    close()
