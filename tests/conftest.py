@@ -95,6 +95,7 @@ def assignments(changes: Mapping[str, object]) -> list[str]:
 # The files whose tests look at the one whole run of the demo, and others that take minutes.
 DEMO_FILES = ("test_demo.py", "test_readme.py", "test_secrets.py", "test_deployments_page.py")
 LONG_FILES = ("test_tiny_runs.py", "test_server.py", "test_processes.py", "test_postgres.py")
+_BEGUN = pytest.StashKey[bool]()
 
 
 class ByFile(LoadScopeScheduling):
@@ -107,10 +108,12 @@ class ByFile(LoadScopeScheduling):
         return "faults" if path.startswith("tests/faults/") else path
 
 
-def pytest_configure() -> None:
-    """Let the first process, which runs the demo, have a core of its own."""
-    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
-        os.nice(10)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let the process that begins with the demo have a core of its own; any of them may be it."""
+    if "PYTEST_XDIST_WORKER" in os.environ and _BEGUN not in item.config.stash:
+        item.config.stash[_BEGUN] = True
+        os.nice(0 if item.path.name in DEMO_FILES else 10)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
