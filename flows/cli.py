@@ -4,6 +4,8 @@ import signal
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +23,9 @@ from flows.options import settings_of as _settings
 app = App(
     name="phivision",
     help="Build your own small vision-language assistant, and re-run it like make.",
+    version=partial(version, "phivision"),
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `main` says that finished work is kept
 )
 
 

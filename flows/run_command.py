@@ -27,7 +27,8 @@ def run_pipeline(
     """Make what is stale, print one line per stage, and return the name of the run.
 
     Raises:
-        PipelineError: The Prefect server of PREFECT_API_URL does not answer.
+        PipelineError: The Prefect server of PREFECT_API_URL does not answer, or Prefect's home
+            cannot be written.
         SystemExit: Everything was made, and the gate does not let it be published.
     """
     recipe = load_preset(preset).override(changes)
@@ -43,9 +44,11 @@ def run_pipeline(
     own = "" if os.environ.get("PREFECT_API_URL") else " and a server of its own"
     print(f"starting Prefect{own}: some seconds", file=sys.stderr, flush=True)
     from flows.full_pipeline import full_pipeline
+    from flows.own_server import prepare
     from flows.server_check import check_server
 
     check_server()
+    prepare()
     finished = full_pipeline(
         preset=preset,
         overrides=dict(changes),

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Generator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,7 @@ def test_a_taken_port_is_explained() -> None:
         with pytest.raises(OSError) as caught:
             second.bind(first.getsockname())
     assert "port is in use" in str(explain(caught.value))
+
+
+def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
+    assert Cli(tmp_path)("--version").stdout.strip() == version("phivision")

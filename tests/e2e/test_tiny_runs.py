@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
@@ -140,13 +142,13 @@ def test_a_bucket_holds_the_same_as_a_folder(
     cli.ok("ask", str(tmp_path / "photo.jpg"), "How many objects are there?")
 
 
-def test_a_run_that_is_told_to_end_takes_its_server_along(
-    tiny: Mapping[str, object], tmp_path: Path
+@pytest.mark.parametrize("ending", ["SIGTERM", "ctrl-c", "SIGKILL"])
+def test_a_run_that_ends_early_takes_its_server_along(
+    tiny: Mapping[str, object], tmp_path: Path, ending: str
 ) -> None:
-    cli = Cli(tmp_path / "store")
     run = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run", *assignments(tiny)],
-        env=cli.environment,
+        env=Cli(tmp_path / "store").environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -154,12 +156,30 @@ def test_a_run_that_is_told_to_end_takes_its_server_along(
     )
     assert run.stdout is not None
     assert any(line.startswith("images") for line in run.stdout)
-    run.terminate()
-    _, said = run.communicate(timeout=120)
-    assert run.returncode != 0  # 1 or 130: Prefect or our command notices first
+    server = server_of(run.pid)
+    if ending == "ctrl-c":  # a terminal tells the whole group
+        os.killpg(run.pid, signal.SIGINT)
+    else:
+        run.send_signal(signal.Signals[ending])
+    _, said = run.communicate(timeout=60)  # a run that waits for its server would take minutes
+    if ending == "ctrl-c":
+        assert "stopped; finished work is kept" in said
+    assert run.returncode != 0  # of SIGTERM 1 or 130: Prefect or our command notices first
     assert "leaked" not in said
-    with pytest.raises(ProcessLookupError):
-        os.killpg(run.pid, 0)
+    assert "Traceback" not in said
+    for _ in range(300):
+        if not server.exists() or "Z (zombie)" in (server / "status").read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail("the server of the run is still there")
+
+
+def server_of(pid: int) -> Path:
+    """Return the folder in /proc of the server that a run has started."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    mine = [child for children in lists for child in children.read_text().split()]
+    (server,) = [p for p in mine if b"flows.own_server" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    return Path(f"/proc/{server}")
 
 
 def test_a_stage_that_cannot_go_on_is_told_in_one_line_and_keeps_the_work(
