@@ -57,11 +57,7 @@ def show_image(catalog: Catalog, image_id: int | None) -> None:
             image_id = _held_out(database)
         found = _query(database, "SELECT * FROM images WHERE image_id = $id", {"id": image_id})
         if not found:
-            raise PipelineError(
-                f"there is no image {image_id}",
-                'phivision sql "SELECT image_id FROM images LIMIT 5" names some; '
-                "drops has the quarantined ones",
-            )
+            raise _missing(database, image_id)
         row = found[0]
         keys = {"id": image_id, "sha": row["sha256"], "file": row["file_name"]}
         data = _query(database, "SELECT data FROM files WHERE sha256 = $sha", keys)[0]["data"]
@@ -77,6 +73,20 @@ def show_image(catalog: Catalog, image_id: int | None) -> None:
         for name, sql in _SECTIONS:
             if name in database.names:
                 _section(console, name, _query(database, sql, keys))
+
+
+def _missing(database: Database, image_id: int) -> PipelineError:
+    """Return why there is no such image: it was left out, or never there."""
+    sql = "SELECT file, reason, detail FROM drops WHERE kind = 'image' AND record = $id"
+    for left in _query(database, sql, {"id": str(image_id)}) if "drops" in database.names else ():
+        told = f"{left['reason']}{', ' if left['detail'] else ''}{left['detail']}"
+        return PipelineError(
+            f"image {image_id} was left out: {told}", f"mend {left['file']} at its source"
+        )
+    return PipelineError(
+        f"there is no image {image_id}",
+        'phivision sql "SELECT image_id FROM images LIMIT 5" names some',
+    )
 
 
 def picture_text(data: bytes, width: int) -> Text:

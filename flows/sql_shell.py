@@ -29,14 +29,18 @@ def shell(catalog: Catalog, show: Callable[[pa.Table], None]) -> None:
     run = catalog.run or (catalog.runs[0]["run"] if catalog.runs else "none yet")
     print(f"{catalog.store.uri} · run {run} · read-only · .help says more")
     _edit_lines(catalog)
-    pending = ""
+    pending, well = "", True
     while True:
         try:
             line = _ask("   … " if pending else "sql> ")
         except EOFError:
             print()
-            if not sys.stdin.isatty() and not is_blank(pending):
-                _attempt(catalog, pending, show)  # as with one statement, the last needs no ;
+            if sys.stdin.isatty():
+                return
+            if not is_blank(pending):  # as with one statement, the last needs no ;
+                well &= _attempt(catalog, pending, show)
+            if not well:
+                raise SystemExit(1) from None
             return
         except KeyboardInterrupt:
             pending = ""
@@ -49,7 +53,7 @@ def shell(catalog: Catalog, show: Callable[[pa.Table], None]) -> None:
             continue
         pending = f"{pending}\n{line}".strip()
         if pending.endswith(";"):
-            _attempt(catalog, pending, show)
+            well &= _attempt(catalog, pending, show)
             pending = ""
 
 
@@ -57,15 +61,18 @@ def _ask(prompt: str) -> str:
     return input(prompt if sys.stdin.isatty() else "")
 
 
-def _attempt(catalog: Catalog, statement: str, show: Callable[[pa.Table], None]) -> None:
+def _attempt(catalog: Catalog, statement: str, show: Callable[[pa.Table], None]) -> bool:
+    """Run one statement, and return whether it could be."""
     try:
         refuse_writing(statement)
         with catalog.open(statement) as database:
             show(database.read_only(statement))
     except StorageError as error:
         print(error)
+        return False
     except KeyboardInterrupt:
         print("stopped")
+    return True
 
 
 def _command(catalog: Catalog, words: list[str], show: Callable[[pa.Table], None]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import PipelineError
 from pipeline.hub import hub_file
 from pipeline.llava_json import is_turn, read_records, record_id
 from pipeline.recipe_parts import (
@@ -21,6 +22,7 @@ from pipeline.recipe_parts import (
 from pipeline.rendering import render_conversations
 from pipeline.schemas import CONVERSATIONS, DROPS, drop
 from pipeline.stage import StageContext, Summary
+from storage.errors import redact
 from storage.tables import is_text, write_table
 from storage.transfer import download
 
@@ -41,12 +43,17 @@ def conversations(
         seed: Seed of these.
 
     Raises:
-        PipelineError: The file is no LLaVA-Instruct JSON.
+        PipelineError: The file is no LLaVA-Instruct JSON, or holds no conversation.
         StorageError: The file cannot be fetched.
     """
     path, name = _locate(context, conversations, images, seed)
     drops: list[dict[str, Any]] = []
     rows = list(_rows(read_records(path, name), drops))
+    if not rows:
+        raise PipelineError(
+            f"{redact(name)} holds no conversation about a picture; broken records: {len(drops)}",
+            "give a file in LLaVA-Instruct's format",
+        )
     write_table(context.out / "conversations.parquet", rows, CONVERSATIONS)
     write_table(context.out / "drops.parquet", drops, DROPS)
     turns = sum(len(row["turns"]) for row in rows)

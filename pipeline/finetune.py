@@ -85,7 +85,7 @@ def _take(vlm: VisionLanguageModel, state: Mapping[str, Tensor]) -> None:
     if odd := sorted(trained ^ set(state)):
         raise PipelineError(
             f"the best checkpoint is of another model: {odd[0]} is in only one of the two",
-            "it was left by other versions of the libraries; run again with --force",
+            "it was left by other versions of the libraries; run again with --rerun finetune",
         )
     vlm.load_state_dict(state, strict=False)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Database:
         """
         try:
             result = self._connection.sql(sql, params=dict(parameters) if parameters else None)
-            return pa.table({}) if result is None else result.to_arrow_table()
+            return pa.table({}) if result is None else _named_apart(result.to_arrow_table())
         except duckdb.Error as error:
             raise StorageError(f"SQL: {error}") from None
 
@@ -204,6 +205,15 @@ def _explained(sql: str) -> str:
             break
         starts = starts[1:]
     return raw[starts[0] if starts else 0 :].decode()
+
+
+def _named_apart(table: pa.Table) -> pa.Table:
+    """Return a result whose columns have different names, as DuckDB makes them: `a`, `a_1`."""
+    names: list[str] = []
+    for name in table.column_names:
+        numbered = (f"{name}_{number}" for number in count(1))
+        names.append(next(n for n in chain([name], numbered) if n not in names))
+    return table.rename_columns(names)
 
 
 def _relation(source: Source) -> Any:

@@ -9,6 +9,8 @@ import pytest
 
 from deployments.server import main as start_server
 from flows.cli import main
+from flows.ports import refuse_taken
+from pipeline.errors import PipelineError
 from tests.conftest import Cli
 
 
@@ -146,6 +148,11 @@ def test_a_taken_port_is_explained() -> None:
         with pytest.raises(OSError) as caught:
             second.bind(first.getsockname())
     assert "port is in use" in str(explain(caught.value))
+
+
+def test_a_number_that_is_no_port_is_told() -> None:
+    with pytest.raises(PipelineError, match="99999 is no port"):
+        refuse_taken("127.0.0.1", 99_999, "choose another with --port")
 
 
 def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:

@@ -166,6 +166,13 @@ def test_records_of_another_shape_are_dropped_as_broken(tmp_path: Path, record: 
     assert rows(out)[0]["conversation_id"] == 1
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a": 1}'])
+def test_a_file_without_a_conversation_is_named(tmp_path: Path, content: bytes) -> None:
+    file = written(tmp_path / "llava.json", content)
+    with pytest.raises(PipelineError, match=r"llava\.json holds no conversation about a picture"):
+        run(file, tmp_path / "work")
+
+
 def test_any_id_is_kept_as_text(tmp_path: Path) -> None:
     file = written(
         tmp_path / "llava.json", [talk(1, id=2**80), talk(2, id="\ud800"), talk(3, id=[])]

@@ -33,12 +33,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
 def typed(
     store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str], str]:
-    """Return what the shell prints when a text is typed into it."""
+    """Return what the shell prints when a text comes through a pipe, and after it the status."""
 
     def answer(text: str) -> str:
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
-        main(["sql", "--store", store.uri])
-        return capsys.readouterr().out
+        status = 0
+        try:
+            main(["sql", "--store", store.uri])
+        except SystemExit as ended:
+            status = ended.code
+        return f"{capsys.readouterr().out}status {status}"
 
     return answer
 
@@ -153,6 +157,9 @@ def test_the_shell_goes_on_after_errors_and_refuses_writing(typed: Callable[[str
     assert 'Referenced column "nothing"' in text
     assert "the catalog is read-only" in text
     assert "42" in text
+    assert text.endswith("status 1")
+    assert typed("SELECT 1;\n").endswith("status 0")
+    assert typed("SELECT nothing").endswith("status 1")
 
 
 def test_the_last_statement_of_a_piped_text_needs_no_semicolon(
@@ -215,6 +222,16 @@ def test_bytes_are_hexadecimal_and_what_is_no_number_is_null(
     main(["sql", sql, "--store", store.uri, "--format", "csv"])
     line = capsys.readouterr().out.splitlines()[1]
     assert line.startswith("ff01,['00'],nan,")
+
+
+def test_columns_of_one_name_are_told_apart(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sql = "SELECT 1 AS a, 2 AS a_1, 3 AS a"
+    main(["sql", sql, "--store", store.uri, "--format", "csv"])
+    assert capsys.readouterr().out == "a,a_1,a_2\n1,2,3\n"
+    main(["sql", sql, "--store", store.uri, "--format", "json"])
+    assert json.loads(capsys.readouterr().out) == [{"a": 1, "a_1": 2, "a_2": 3}]
 
 
 @pytest.mark.parametrize("comment", ["-- note", "--format = json", "--", "---s"])

@@ -34,6 +34,18 @@ def test_scores_fit_the_terminal_without_breaking_a_word(
     assert re.search(ends, "\n".join(table))
 
 
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [("7", "image 7 was left out: broken image, truncated"), ("5", "there is no image 5")],
+)
+def test_of_a_picture_that_is_not_there_the_reason_is_told(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str], image: str, told: str
+) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        main(["show", image, "--store", store.uri])
+    assert told in capsys.readouterr().err
+
+
 def test_a_picture_is_shown_with_what_the_model_says_of_it_first(
     store: ArtifactStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
