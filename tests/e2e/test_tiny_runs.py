@@ -161,7 +161,7 @@ def test_a_run_that_ends_early_takes_its_server_along(
         os.killpg(run.pid, signal.SIGINT)
     else:
         run.send_signal(signal.Signals[ending])
-    _, said = run.communicate(timeout=60)  # a run that waits for its server would take minutes
+    _, said = run.communicate(timeout=100)  # a run that waits for its server would take minutes
     if ending == "ctrl-c":
         assert "stopped; finished work is kept" in said
     assert run.returncode != 0  # of SIGTERM 1 or 130: Prefect or our command notices first
