@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
@@ -32,12 +33,14 @@ def prepare() -> None:
     if PREFECT_API_URL.value():
         return
     home = Path(PREFECT_HOME.value())
-    place = next(folder for folder in (home, *home.parents) if folder.exists())
-    if not os.access(place, os.W_OK):
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=home).close()
+    except OSError as error:
         raise PipelineError(
-            f"{home} cannot be written, and Prefect keeps its database there",
+            f"{home}, where Prefect keeps its database, cannot be written: {error.strerror}",
             "set PREFECT_HOME to a folder that can be written",
-        )
+        ) from None
     SubprocessASGIServer._run_uvicorn_command = _start  # ty: ignore[invalid-assignment]
 
 
@@ -74,7 +77,8 @@ def _serve(port: int) -> None:
 
 
 def _end_with_the_run() -> None:
-    sys.stdin.buffer.read()  # returns when the run's end of the pipe is closed
+    # Returns when the run's end of the pipe is closed; sys.stdin would hold a lock at the exit.
+    os.read(0, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -5,10 +5,12 @@ from collections.abc import Generator
 from importlib.metadata import version
 from pathlib import Path
 
+import httpx
 import pytest
 
 from deployments.server import main as start_server
 from flows.cli import main
+from flows.failures import explain
 from flows.ports import refuse_taken
 from pipeline.errors import PipelineError
 from tests.conftest import Cli
@@ -153,6 +155,20 @@ def test_a_taken_port_is_explained() -> None:
 def test_a_number_that_is_no_port_is_told() -> None:
     with pytest.raises(PipelineError, match="99999 is no port"):
         refuse_taken("127.0.0.1", 99_999, "choose another with --port")
+
+
+def test_a_prefect_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = Cli(tmp_path / "store", PREFECT_HOME=str(tmp_path / "file" / "home"))("run", timeout=60)
+    assert done.returncode == 1
+    assert "set PREFECT_HOME to a folder that can be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_prefect_server_that_went_away_is_told_in_a_line() -> None:
+    told = explain(httpx.ConnectError("All connection attempts failed"))
+    assert told is not None
+    assert "Prefect's server does not answer any more: All connection attempts failed" in told
 
 
 def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
