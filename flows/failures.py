@@ -23,11 +23,6 @@ def explain(error: BaseException) -> str | None:
     """Return a line for an expected error, or None for a defect that deserves its traceback."""
     if isinstance(error, PipelineError | StorageError) or type(error).__name__ in _MODEL_ERRORS:
         return str(error)
-    if type(error).__module__.startswith("httpx"):  # only Prefect's client talks over it
-        return (
-            f"Prefect's server does not answer any more: {error or type(error).__name__}\n"
-            "  → look after the server and run again, finished work is kept"
-        )
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror}\n  → {_REMEDIES[error.errno]}"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from flows.report_command import find_report, report_after_run
+from pipeline.errors import PipelineError
 from pipeline.gate import decide, status_line
 from pipeline.materialize import Outcome
 from pipeline.plan import cached_outcomes, plan
@@ -27,8 +28,7 @@ def run_pipeline(
     """Make what is stale, print one line per stage, and return the name of the run.
 
     Raises:
-        PipelineError: The Prefect server of PREFECT_API_URL does not answer, or Prefect's home
-            cannot be written.
+        PipelineError: Prefect's server does not answer, or its home cannot be written.
         SystemExit: Everything was made, and the gate does not let it be published.
     """
     recipe = load_preset(preset).override(changes)
@@ -43,18 +43,26 @@ def run_pipeline(
     atexit.register(_mute)  # before Prefect's own handlers are, so it comes after them
     own = "" if os.environ.get("PREFECT_API_URL") else " and a server of its own"
     print(f"starting Prefect{own}: some seconds", file=sys.stderr, flush=True)
+    import httpx
+
     from flows.full_pipeline import full_pipeline
     from flows.own_server import prepare
     from flows.server_check import check_server
 
     check_server()
     prepare()
-    finished = full_pipeline(
-        preset=preset,
-        overrides=dict(changes),
-        rerun=list(rerun),
-        settings=settings.model_dump(mode="json"),
-    )
+    try:
+        finished = full_pipeline(
+            preset=preset,
+            overrides=dict(changes),
+            rerun=list(rerun),
+            settings=settings.model_dump(mode="json"),
+        )
+    except httpx.TransportError as error:  # the Hub's are told by the stage that asks it
+        raise PipelineError(
+            f"Prefect's server does not answer any more: {error or type(error).__name__}",
+            "look after the server and run again, finished work is kept",
+        ) from None
     assert isinstance(finished, tuple)  # what a flow's state holds, not the state
     return _conclude(store, *finished)
 

@@ -190,9 +190,8 @@ def _without_places(parts: dict[str, Any]) -> dict[str, Any]:
         node = shown
         for key in parents:
             node = node.get(key, {})
-        value = str(node.get(field, ""))
-        if value.startswith("file:") or "://" not in value:
-            node.update({field: Path(value).name} if field in node else {})
+        if field in node and (node[field].startswith("file:") or "://" not in node[field]):
+            node[field] = Path(node[field]).name
     return shown
 
 

@@ -19,7 +19,7 @@ from storage.filesystem import CHUNK, FileState
 # What filesystems call the time of an object's last change.
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 PAUSES = (1.0, 4.0, 16.0)
-_LOOKS = 20
+_LOOKS = 20  # at a folder whose names keep vanishing, before that is an error
 _LONGEST_REASON = 200  # characters of a library's own text
 
 

@@ -53,7 +53,7 @@ def open_stream(
             stream's `read` raises it too.
         StorageError: It will not: missing, forbidden, a folder, an unknown scheme.
     """
-    with naming(url):
+    with _naming(url):
         known = version or {}
         stream = (
             open_http(url, offset, known, timeout)
@@ -72,13 +72,13 @@ def open_range(
     Args and errors are those of `storage.web.open_range`; OSError and ValueError come out as
     `TransientError` and `StorageError`.
     """
-    with naming(url):
+    with _naming(url):
         return _named(url, open_http_range(url, first, last, version, timeout))
 
 
 def _named(url: str, stream: Stream) -> Stream:
     def read() -> bytes:
-        with naming(url):
+        with _naming(url):
             return stream.read()
 
     return replace(stream, read=read)
@@ -94,7 +94,7 @@ def probe(url: str) -> dict[str, str]:
     Raises:
         StorageError: `url` is missing or cannot be reached.
     """
-    with naming(url):
+    with _naming(url):
         if is_http(url):
             return probe_http(url)
         fs, path = _place(url)
@@ -114,7 +114,7 @@ def list_files(url: str) -> tuple[dict[str, int], dict[str, str]]:
     Raises:
         StorageError: It cannot be reached.
     """
-    with naming(url):
+    with _naming(url):
         fs, path = _place(url)
         fs.invalidate_cache(path)
         found = {name[len(path) + 1 :]: info for name, info in fs.find(path, detail=True).items()}
@@ -129,7 +129,7 @@ def read_file(url: str, name: str) -> bytes:
         TransientError: It may come at another time.
         StorageError: It is missing or may not be read.
     """
-    with naming(f"{url}/{name}"):
+    with _naming(f"{url}/{name}"):
         fs, path = _place(url)
         return fs.cat_file(f"{path}/{name}")
 
@@ -174,7 +174,7 @@ def _open_file(url: str, offset: int, version: Mapping[str, str]) -> Stream:
 
 
 @contextmanager
-def naming(url: str) -> Generator[None, None, None]:
+def _naming(url: str) -> Generator[None, None, None]:
     """Turn every library's errors into ours, which name `url`."""
     shown = redact(url)
     try:

@@ -143,8 +143,6 @@ def test_a_server_on_a_taken_port_is_refused_in_one_line(taken: int) -> None:
 
 
 def test_a_taken_port_is_explained() -> None:
-    from flows.failures import explain
-
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
         with pytest.raises(OSError) as caught:
@@ -165,9 +163,19 @@ def test_a_prefect_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_prefect_server_that_went_away_is_told_in_a_line() -> None:
-    told = explain(httpx.ConnectError("All connection attempts failed"))
-    assert told is not None
+def test_a_prefect_server_that_went_away_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**parameters: object) -> None:
+        del parameters
+        raise httpx.ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr("flows.full_pipeline.full_pipeline", fail)
+    monkeypatch.setattr("flows.own_server.prepare", lambda: None)
+    monkeypatch.setattr("atexit.register", lambda function: None)  # which mutes this process
+    with pytest.raises(SystemExit, match="1"):
+        main(["run", "--store", str(tmp_path / "store")])
+    told = capsys.readouterr().err
     assert "Prefect's server does not answer any more: All connection attempts failed" in told
 
 
