@@ -20,6 +20,8 @@ from flows.options import open_store as _open
 from flows.options import recipe_of as _recipe
 from flows.options import settings_of as _settings
 
+STOPPED = "stopped; finished work is kept, run again to go on"
+
 app = App(
     name="phivision",
     help="Build your own small vision-language assistant, and re-run it like make.",
@@ -277,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _errors(*, debug: bool) -> Generator[None]:
-    from flows.failures import explain
+    from flows.failures import explain, was_asked_to_end
 
     # A request to end is treated like Ctrl-C, so that the server of this run ends with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -286,10 +288,12 @@ def _errors(*, debug: bool) -> Generator[None]:
     except CycloptsError as error:
         _fail(f"{error}\n  → phivision --help", 2)
     except KeyboardInterrupt:
-        _fail("stopped; finished work is kept, run again to go on", 130)
+        _fail(STOPPED, 130)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
+        if was_asked_to_end(error):
+            _fail(STOPPED, 130)
         text = explain(error)
         if debug or text is None:
             raise

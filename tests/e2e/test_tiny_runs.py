@@ -162,9 +162,10 @@ def test_a_run_that_ends_early_takes_its_server_along(
     else:
         run.send_signal(signal.Signals[ending])
     _, said = run.communicate(timeout=100)  # a run that waits for its server would take minutes
-    if ending == "ctrl-c":
+    if ending != "SIGKILL":
         assert "stopped; finished work is kept" in said
-    assert run.returncode != 0  # of SIGTERM 1 or 130: Prefect or our command notices first
+        # Python repeats the signal at its end where it came while code from a string ran.
+        assert run.returncode in (130, -signal.SIGINT)
     assert not re.search("leaked|Traceback|Fatal", said)
     for _ in range(300):
         if not server.exists() or "Z (zombie)" in (server / "status").read_text():
