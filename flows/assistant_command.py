@@ -1,4 +1,4 @@
-"""Finding the published assistant and the pictures it is asked about."""
+"""Finding the published assistant, and whether it can use a picture."""
 
 from pathlib import Path
 
@@ -9,8 +9,6 @@ from pipeline.errors import PipelineError
 from pipeline.gate import published_manifest
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
-
-MAX_BYTES = 64 * 2**20
 
 
 def open_assistant(settings: Settings, bundle: Path | str | None) -> Assistant:
@@ -32,22 +30,6 @@ def open_assistant(settings: Settings, bundle: Path | str | None) -> Assistant:
     for name in artifact.names:
         artifact.path(name)
     return Assistant(artifact.path("bundle.json").parent, device)
-
-
-def read_picture(path: Path) -> bytes:
-    """Return a picture file's content.
-
-    Raises:
-        PipelineError: There is no such file, or it is too large to be a picture.
-    """
-    if not path.is_file():
-        raise PipelineError(f"{path} is no file", f"give the path of a {KINDS}")
-    if path.stat().st_size > MAX_BYTES:
-        raise PipelineError(
-            f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}",
-            "give a smaller picture",
-        )
-    return path.read_bytes()
 
 
 def check_picture(assistant: Assistant, path: Path, data: bytes) -> None:

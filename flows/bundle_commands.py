@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from flows.options import Count, Store, settings_of
 from flows.waiting import waiting
 from pipeline.errors import PipelineError
+from pipeline.interpreter import importing
 
 
 def ask(image: Path, question: str, /, *, store: Store = None, bundle: Path | None = None) -> None:
@@ -18,10 +19,12 @@ def ask(image: Path, question: str, /, *, store: Store = None, bundle: Path | No
         question: What to ask.
         bundle: Folder of a bundle, instead of the store's published one.
     """
-    with waiting("loading the assistant"):
-        from flows.assistant_command import check_picture, open_assistant, read_picture
+    from flows.picture_file import read_picture
 
-        picture = read_picture(image)
+    picture = read_picture(image)
+    with waiting("loading the assistant"), importing():
+        from flows.assistant_command import check_picture, open_assistant
+
         assistant = open_assistant(settings_of(store), bundle)
         check_picture(assistant, image, picture)
     print(assistant.ask(picture, question))
@@ -36,10 +39,12 @@ def caption(*images: Path, store: Store = None, bundle: Path | None = None) -> N
     """
     if not images:
         raise PipelineError("no picture was given", "phivision caption PHOTO.jpg …")
-    with waiting("loading the assistant"):
-        from flows.assistant_command import check_picture, open_assistant, read_picture
+    from flows.picture_file import read_picture
 
-        pictures = [read_picture(path) for path in images]
+    pictures = [read_picture(path) for path in images]
+    with waiting("loading the assistant"), importing():
+        from flows.assistant_command import check_picture, open_assistant
+
         assistant = open_assistant(settings_of(store), bundle)
         for path, picture in zip(images, pictures, strict=True):
             check_picture(assistant, path, picture)
@@ -67,8 +72,9 @@ def chat(
         user: Name that visitors must give.
         password: Their password; better given in the environment.
     """
-    from flows.chat_command import chat as serve
-    from flows.chat_server import Door
+    with waiting("starting the chat"), importing():  # the libraries alone take seconds
+        from flows.chat_command import chat as serve
+        from flows.chat_server import Door
 
     serve(settings_of(store), bundle, Door(host, port, user, password))
 
@@ -90,6 +96,7 @@ def export(
         pictures: Test pictures to add as examples; mind their licence.
         public: Let everybody see a new hf:// repository; otherwise it is private.
     """
-    from flows.export_command import export_to
+    with waiting("starting the export"), importing():
+        from flows.export_command import export_to
 
-    export_to(settings_of(store), target, lora, pictures, public=public)
+    print(export_to(settings_of(store), target, lora, pictures, public=public))

@@ -13,12 +13,13 @@ from cyclopts import App, CycloptsError
 
 from flows.bundle_commands import ask, caption, chat, export
 from flows.looking_commands import LOOKING
-from flows.options import EveryMetric, OnlyList, Preset, Query, Rerun, Run, Set, Store
+from flows.options import Count, Days, EveryMetric, OnlyList, Preset, Query, Rerun, Run, Set, Store
 from flows.options import changes_of as _changes
 from flows.options import open_catalog as _catalog
 from flows.options import open_store as _open
 from flows.options import recipe_of as _recipe
 from flows.options import settings_of as _settings
+from pipeline.interpreter import leave_quickly
 
 STOPPED = "stopped; finished work is kept, run again to go on"
 
@@ -169,7 +170,11 @@ def runs(*, store: Store = None) -> None:
     from flows.tables import print_rows, when
     from storage.runs import read_runs
 
-    records = read_runs(_open(_settings(store)))
+    place = _open(_settings(store))
+    records = read_runs(place)
+    if not records:
+        print(f"no run has finished in {place.uri}")
+        return
     rows = [[r["run"], when(r["created"]), r["seconds"], " ".join(r["made"])] for r in records]
     print_rows(["run", "finished (UTC)", "seconds", "made"], rows)
 
@@ -245,8 +250,8 @@ def verify(*, store: Store = None) -> None:
 def gc(
     *,
     store: Store = None,
-    keep: int = 5,
-    days: float = 7,
+    keep: Count = 5,
+    days: Days = 7,
     downloads: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -270,6 +275,8 @@ for command in (ask, caption, chat, export, *LOOKING):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; an expected error is one clear line and exit status 1 (2 for wrong usage)."""
+    if arguments is None:  # the process is this command's
+        leave_quickly()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]  # noqa: S105

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.example_pictures import write_examples
+from flows.waiting import waiting
 from pipeline.errors import PipelineError
 from pipeline.export import Adapters, new_folder, trace, write_repository
 from pipeline.gate import published_manifest
@@ -20,8 +21,8 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 def export_to(
     settings: Settings, target: str, adapters: Adapters, pictures: int, *, public: bool
-) -> None:
-    """Write the published assistant to a folder, or upload it where the target says so.
+) -> str:
+    """Write the published assistant to a folder, or upload it; return where it is, in words.
 
     Args:
         settings: The store.
@@ -37,11 +38,9 @@ def export_to(
         name, token = hub_name(target), hub_token()
         with tempfile.TemporaryDirectory(prefix="phivision-export-") as folder:
             _write(settings, Path(folder) / "repository", adapters, pictures, name)
-            address = upload(Path(folder) / "repository", name, token, "model", public=public)
-        print(address)
-        return
+            return upload(Path(folder) / "repository", name, token, "model", public=public)
     _write(settings, Path(target), adapters, pictures, None)
-    print(f"{target} is a model repository; its README.md says how to load it")
+    return f"{target} is a model repository; its README.md says how to load it"
 
 
 def _write(
@@ -49,7 +48,7 @@ def _write(
 ) -> None:
     store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
     lineage = trace(store, published_manifest(store))
-    with new_folder(target) as folder:
+    with waiting("writing the repository"), new_folder(target) as folder:
         write_repository(lineage, folder, adapters, name)
         if pictures > 0:
             write_examples(lineage, folder / "examples", pictures)

@@ -91,4 +91,5 @@ def explain_plan(steps: list[Step]) -> None:
 if __name__ == "__main__":
     from flows.cli import main
 
-    main(["run", *sys.argv[1:]])
+    sys.argv[1:1] = ["run"]
+    main()

@@ -38,6 +38,7 @@ Query = Annotated[
     str | None, Parameter(allow_leading_hyphen=True, validator=lambda _, text: _refuse_option(text))
 ]
 Count = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+Days = Annotated[float, Parameter(validator=validators.Number(gte=0))]
 
 
 def _refuse_option(text: str | None) -> None:

@@ -16,6 +16,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
+from pipeline.interpreter import importing
 
 if TYPE_CHECKING:
     from prefect.server.api.server import SubprocessASGIServer
@@ -63,12 +64,14 @@ def _start(server: "SubprocessASGIServer") -> "subprocess.Popen[bytes]":
 
 
 def _serve(port: int) -> None:
-    import uvicorn
-
     threading.Thread(target=_end_with_the_run, daemon=True).start()
+    with importing():
+        import uvicorn
+        from prefect.server.api.server import create_app
+
+        app = create_app()
     uvicorn.run(
-        "prefect.server.api.server:create_app",
-        factory=True,
+        app,
         host="127.0.0.1",
         port=port,
         log_level="error",

@@ -1,6 +1,5 @@
 """`phivision run`: decided from the manifests alone where nothing is stale, else by Prefect."""
 
-import atexit
 import os
 import sys
 import time
@@ -9,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from flows.report_command import find_report, report_after_run
 from pipeline.errors import PipelineError
 from pipeline.gate import decide, status_line
+from pipeline.interpreter import importing
 from pipeline.materialize import Outcome
 from pipeline.plan import cached_outcomes, plan
 from pipeline.presets import preset as load_preset
@@ -40,14 +40,14 @@ def run_pipeline(
             print(f"{step.stage:<13} cached      0.0 s  {step.reason}".rstrip())
         print("nothing to do: every stage is cached")
         return _nothing_to_do(recipe, store, outcomes, settings)
-    atexit.register(_mute)  # before Prefect's own handlers are, so it comes after them
     own = "" if os.environ.get("PREFECT_API_URL") else " and a server of its own"
     print(f"starting Prefect{own}: some seconds", file=sys.stderr, flush=True)
-    import httpx
+    with importing():
+        import httpx
 
-    from flows.full_pipeline import full_pipeline
-    from flows.own_server import prepare
-    from flows.server_check import check_server
+        from flows.full_pipeline import full_pipeline
+        from flows.own_server import prepare
+        from flows.server_check import check_server
 
     check_server()
     prepare()
@@ -96,12 +96,3 @@ def _conclude(store: ArtifactStore, run: str, decision: Entry | None) -> str:
     if decision is not None and decision.action == "refused":
         raise SystemExit(NOT_PUBLISHED)
     return run
-
-
-def _mute() -> None:
-    """Let the interpreter end without a word.
-
-    Prefect's daemon threads keep modules alive to the end, and DuckDB's binding then lists
-    every function of its own as leaked, 40 lines below the result of the run.
-    """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

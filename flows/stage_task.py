@@ -6,6 +6,7 @@ from typing import Any
 from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import deployment
 from prefect.states import Completed
 
 from flows.failures import may_pass
@@ -24,6 +25,7 @@ from flows.window import (
 )
 from pipeline.dag import BY_NAME, DAG
 from pipeline.gate import decide, status_line
+from pipeline.interpreter import leave_quickly
 from pipeline.materialize import Outcome, materialize
 from pipeline.recipe import Recipe
 from pipeline.runs import record_run
@@ -43,6 +45,8 @@ def make_stages(
         PipelineError: A stage cannot go on for a reason its user can mend.
         StorageError: The store cannot be read or written.
     """
+    if deployment.id:  # a worker started this process for the run alone
+        leave_quickly()
     outcomes: dict[str, Outcome] = {}
     states: dict[str, State] = {}
     for stage in DAG:

@@ -20,15 +20,18 @@ def verify_store(store: ArtifactStore) -> None:
     """Hash every committed file and print what is damaged.
 
     Raises:
-        PipelineError: Something is damaged; it is marked, so that `run` makes it again.
+        PipelineError: Something is damaged; it is marked, so that `run` makes it again. Or there
+            is nothing: a misspelt place must not pass for a healthy one.
     """
     from pipeline.progress import ConsoleReporter
     from storage.maintenance import committed, verify
 
     known = committed(store)
+    count = len(known.manifests) + len(known.unreadable)
+    if not count:
+        raise PipelineError(f"no artifact is in {store.uri}", "check --store and PHIVISION_STORE")
     with ConsoleReporter().track("verify (bytes)", known.bytes) as tick:
         found = verify(store, known, tick)
-    count = len(known.manifests) + len(known.unreadable)
     if not found:
         print(f"{count} artifacts, {known.bytes / 1e6:,.1f} MB: every file is what was committed")
         return

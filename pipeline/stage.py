@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.interpreter import importing
 from pipeline.progress import Reporter
 from pipeline.recipe import Recipe
 from pipeline.settings import Settings
@@ -109,4 +110,5 @@ class Stage:
 
     def function(self) -> Callable[..., Summary]:
         """Import and return the stage's function, which bears the stage's name."""
-        return getattr(import_module(self.module), self.name)
+        with importing():
+            return getattr(import_module(self.module), self.name)

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from model.errors import ModelError, NotFiniteError
 from pipeline.errors import PipelineError
+from pipeline.interpreter import importing, leave_quickly
 from pipeline.processes import Files, Place
 from pipeline.progress import ConsoleReporter
 from pipeline.recipe_parts import FinetunePart, PretrainPart
@@ -41,7 +42,8 @@ def work(folder: Path) -> None:
     )
     place = place_in(os.environ)
     part = PARTS[request["stage"]].model_validate(request["part"])
-    prepare = import_module(f"pipeline.{request['stage']}").prepare
+    with importing():
+        prepare = import_module(f"pipeline.{request['stage']}").prepare
     fit(context, prepare(context, part, request["seed"]), place)
 
 
@@ -75,6 +77,7 @@ def _end_with_stage() -> None:
 
 def main() -> None:
     """Do the work; an expected error is written down for the stage, which tells it."""
+    leave_quickly()
     folder = Path(sys.argv[1])
     threading.Thread(target=_end_with_stage, daemon=True).start()
     try:

@@ -182,8 +182,8 @@ class PartialFile:
         raise ChecksumError(
             f"{self.name} has the wrong checksum: expected {self.algorithm}:{self.wanted}, "
             f"found {self.algorithm}:{self._hash.hexdigest()} over {self.offset} bytes",
-            "The bytes were removed: run again, and if it differs again the source has changed "
-            "and the recipe needs its new checksum",
+            "What was fetched was removed: run again, and if it differs again the source has "
+            "changed and the recipe needs its new checksum",
         )
 
     def publish(self) -> None:

@@ -35,6 +35,9 @@ def cli(tmp_path: Path) -> Cli:
         (("ask", "nowhere.jpg", "What?"), 1, "nowhere.jpg"),
         (("show", "7"), 1, "phivision run"),
         (("scores",), 1, "phivision run"),
+        (("verify",), 1, "no artifact is in"),
+        (("gc", "--keep", "-1"), 2, ">= 0"),
+        (("gc", "--days", "nan"), 2, ">= 0"),
         (
             ("run", "--set", "images.source.kind=folder", "--set", "images.source.root=/nowhere"),
             1,

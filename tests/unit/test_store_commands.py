@@ -52,11 +52,17 @@ def test_verify_names_what_is_damaged_and_fails(
     assert "numbers" in ask(capsys, done, "verify", status=1)
 
 
+def test_an_empty_place_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = ArtifactStore(str(tmp_path / "empty"), tmp_path / "cache")
+    assert "no artifact is in" in ask(capsys, empty, "verify", status=1)
+    assert "no run has finished in" in ask(capsys, empty, "runs")
+
+
 def test_gc_tells_before_it_removes(
     done: ArtifactStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "0 things, 0.0 MB, removed" in ask(capsys, done, "gc", "--keep", "1")
-    options = ("gc", "--keep", "1", "--days", "-1")
+    options = ("gc", "--keep", "1", "--days", "0")
     text = ask(capsys, done, *options, "--dry-run")
     assert text.count("manifest ") == text.count("attempt ") == 3
     assert f"6 things, 0.0 MB, would be removed from {done.uri}" in text
@@ -74,7 +80,7 @@ def test_gc_beside_a_running_pipeline_says_that_it_holds_back(
 
     lock = tmp_path / "store" / "work" / "locks" / "pretrain-0.lock"
     with FileLock(lock):
-        text = ask(capsys, done, "gc", "--keep", "1", "--days", "-1")
+        text = ask(capsys, done, "gc", "--keep", "1", "--days", "0")
     assert "a pipeline is at work: what was used in the last 7 days stays" in text
     assert "0 things" in text
 
@@ -83,7 +89,7 @@ def test_a_tag_keeps_its_run(done: ArtifactStore, capsys: pytest.CaptureFixture[
     old = read_runs(done)[1]["run"]
     assert f"paper is now run {old}" in ask(capsys, done, "tag", "paper", old[:7])
     assert read_refs(done)["paper"] == old
-    assert "0 things" in ask(capsys, done, "gc", "--keep", "1", "--days", "-1")
+    assert "0 things" in ask(capsys, done, "gc", "--keep", "1", "--days", "0")
     for name in ("latest", "../x", "a b"):
         assert "cannot name a run" in ask(capsys, done, "tag", name, status=1)
 

@@ -1,0 +1,24 @@
+"""The pictures that a person names, read before anything that takes seconds is imported."""
+
+from pathlib import Path
+
+from model.decoding import KINDS
+from pipeline.errors import PipelineError
+
+MAX_BYTES = 64 * 2**20
+
+
+def read_picture(path: Path) -> bytes:
+    """Return a picture file's content.
+
+    Raises:
+        PipelineError: There is no such file, or it is too large to be a picture.
+    """
+    if not path.is_file():
+        raise PipelineError(f"{path} is no file", f"give the path of a {KINDS}")
+    if path.stat().st_size > MAX_BYTES:
+        raise PipelineError(
+            f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}",
+            "give a smaller picture",
+        )
+    return path.read_bytes()
