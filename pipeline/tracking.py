@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.settings import Settings
 from pipeline.stage import StageContext
@@ -25,7 +25,6 @@ def open_wandb(context: StageContext, label: str) -> "PatientLogger | None":
         return None
     if settings.wandb == "online" and not os.environ.get("WANDB_API_KEY"):
         context.report.say("  wandb: no WANDB_API_KEY in the environment, so it stays offline")
-    online = _is_online(settings)
     try:
         from pipeline.wandb_logger import PatientLogger
 
@@ -37,7 +36,8 @@ def open_wandb(context: StageContext, label: str) -> "PatientLogger | None":
             id=context.scratch.parent.name,
             resume="allow",
             save_dir=folder,
-            offline=not online,
+            # Lightning's `offline` is a variable of the environment, which wandb reads only once.
+            mode=_mode(settings),
             settings=_quiet(),
         )
         _ = logger.experiment
@@ -67,7 +67,7 @@ def log_page(settings: Settings, name: str, page: str, say: Callable[[str], None
             id=name,
             resume="allow",
             dir=_folder(settings),
-            mode="online" if _is_online(settings) else "offline",
+            mode=_mode(settings),
             settings=_quiet(),
         )
         run.log({"report": wandb.Html(page, inject=False)})
@@ -76,8 +76,9 @@ def log_page(settings: Settings, name: str, page: str, say: Callable[[str], None
         say(f"  wandb cannot keep the report ({type(error).__name__}: {error}): going on")
 
 
-def _is_online(settings: Settings) -> bool:
-    return settings.wandb == "online" and bool(os.environ.get("WANDB_API_KEY"))
+def _mode(settings: Settings) -> Literal["online", "offline"]:
+    online = settings.wandb == "online" and os.environ.get("WANDB_API_KEY")
+    return "online" if online else "offline"
 
 
 def _folder(settings: Settings) -> Path:

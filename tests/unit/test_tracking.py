@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.progress import ConsoleReporter
@@ -48,6 +49,24 @@ def test_a_service_that_breaks_in_the_middle_is_told_once_and_left_alone(tmp_pat
     assert "going on" in told
 
 
+REPORT_FIRST = """
+from pathlib import Path
+from pipeline.tracking import log_page, open_wandb
+from tests.unit.test_tracking import context_of
+context = context_of(Path("."), "offline")
+log_page(context.settings, "report", "<p>A page.</p>", context.report.say)
+logger = open_wandb(context, "pretrain")
+assert logger is not None, context.report.said
+logger.close()
+"""
+
+
+def test_a_training_after_the_report_of_another_stays_offline(tmp_path: Path) -> None:
+    in_a_process(REPORT_FIRST, tmp_path, {})
+    found = sorted((tmp_path / "work/wandb/wandb").glob("offline-run-*"))
+    assert len(found) == 2
+
+
 AWAY = """
 from pathlib import Path
 from pipeline.tracking import log_page, open_wandb
@@ -59,18 +78,23 @@ print([line for line in context.report.said if "going on" in line])
 """
 
 
-# In a process of its own, because wandb keeps the mode of its first run. Without our own limits it
-# would try for a minute and a half, twice.
+# Without our own limits it would try for a minute and a half, twice.
 def test_a_place_that_nobody_listens_at_is_given_up_soon(tmp_path: Path) -> None:
     address = {"WANDB_API_KEY": "0123456789" * 4, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    assert in_a_process(AWAY, tmp_path, address).count("going on") == 2
+
+
+def in_a_process(code: str, folder: Path, variables: Mapping[str, str]) -> str:
+    """Run code in a process of its own, because wandb keeps what its first run was told."""
     known = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     done = subprocess.run(
-        [sys.executable, "-c", AWAY],
-        cwd=tmp_path,
-        env={**known, **address, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**known, **variables, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=100,
-        check=True,
+        check=False,
     )
-    assert done.stdout.count("going on") == 2
+    assert done.returncode == 0, done.stderr
+    return done.stdout
