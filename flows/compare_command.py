@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.compare_table import markdown, measure
-from flows.failures import explain
+from flows.failures import explain, was_asked_to_end
 from flows.options import changes_of
 from pipeline.errors import PipelineError
 from pipeline.presets import preset as load_preset
@@ -170,7 +170,7 @@ def _run_all(
                 runs[name] = run_pipeline(preset, {**base, **changes}, unjudged, [])
             except Exception as error:
                 message = explain(error)
-                if message is None:
+                if message is None or was_asked_to_end(error):
                     raise
                 print(message)
                 failures.append(name)

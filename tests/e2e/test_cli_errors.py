@@ -175,7 +175,6 @@ def test_a_prefect_server_that_went_away_is_told_in_a_line(
 
     monkeypatch.setattr("flows.full_pipeline.full_pipeline", fail)
     monkeypatch.setattr("flows.own_server.prepare", lambda: None)
-    monkeypatch.setattr("atexit.register", lambda function: None)  # which mutes this process
     with pytest.raises(SystemExit, match="1"):
         main(["run", "--store", str(tmp_path / "store")])
     told = capsys.readouterr().err

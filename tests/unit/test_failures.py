@@ -146,3 +146,20 @@ def test_a_stage_run_tells_that_it_is_tried_again(capsys: pytest.CaptureFixture[
     assert "images: x.zip answered HTTP 503: trying again" in capsys.readouterr().out
     assert not again(run_stage, run, Failed(data=ChecksumError("x.zip has other bytes")))
     assert not capsys.readouterr().out
+
+
+def test_ctrl_c_ends_a_comparison_instead_of_one_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> str:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise PipelineError("Prefect's server does not answer any more") from None
+
+    monkeypatch.setattr("flows.run_command.run_pipeline", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main(["compare", "--grid", "seed=1,2", "--store", str(tmp_path / "store")])
+    told = capsys.readouterr()
+    assert "stopped; finished work is kept" in told.err
+    assert told.out.count("──") == 1
