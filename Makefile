@@ -44,7 +44,7 @@ worker deploy: export PREFECT_DEFAULT_WORK_POOL_NAME ?= phivision
 server: $(READY)  ## Prefect's server and window on loopback; SQLite, or the database of a URL
 	$(BIN)/python -m deployments.server
 
-worker: export PHIVISION_STORE ?= $(CURDIR)/.phivision
+worker: export PHIVISION_STORE := $(or $(PHIVISION_STORE),$(CURDIR)/.phivision)
 worker: $(READY)  ## run what the server asks for, each run in a process of its own
 	$(BIN)/prefect worker start --pool $(PREFECT_DEFAULT_WORK_POOL_NAME) --type process
 

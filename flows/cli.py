@@ -16,6 +16,7 @@ from flows.looking_commands import LOOKING
 from flows.options import Count, Days, EveryMetric, OnlyList, Preset, Query, Rerun, Run, Set, Store
 from flows.options import changes_of as _changes
 from flows.options import open_catalog as _catalog
+from flows.options import open_own_store as _open_own
 from flows.options import open_store as _open
 from flows.options import recipe_of as _recipe
 from flows.options import settings_of as _settings
@@ -202,7 +203,7 @@ def tag(name: str, run: str = "latest", /, *, store: Store = None) -> None:
     """
     from flows.store_commands import tag_run
 
-    tag_run(_open(_settings(store)), name, run)
+    tag_run(_open_own(_settings(store)), name, run)
 
 
 @app.command
@@ -214,7 +215,7 @@ def rollback(*, store: Store = None, list_: OnlyList = False) -> None:
     if list_:
         print_published(_open(_settings(store)))
         return
-    print(status_line(roll_back(_open(_settings(store)))))
+    print(status_line(roll_back(_open_own(_settings(store)))))
 
 
 @app.command
@@ -235,7 +236,7 @@ def accept(
     """
     from flows.store_commands import accept_stage
 
-    accept_stage(stage, _recipe(preset, set_), _open(_settings(store)), made_as)
+    accept_stage(stage, _recipe(preset, set_), _open_own(_settings(store)), made_as)
 
 
 @app.command
@@ -266,7 +267,7 @@ def gc(
     from flows.store_commands import collect_garbage
 
     settings = _settings(store)
-    collect_garbage(_open(settings), settings, keep, days, dry_run=dry_run, downloads=downloads)
+    collect_garbage(_open_own(settings), settings, keep, days, dry_run=dry_run, downloads=downloads)
 
 
 for command in (ask, caption, chat, export, *LOOKING):

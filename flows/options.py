@@ -80,8 +80,8 @@ def settings_of(store: str | None, **values: Any) -> "Settings":
     from pipeline.settings import Settings
 
     given = {key: value for key, value in values.items() if value is not None}
-    changed = Settings.model_validate(Settings().model_dump() | given)
-    return changed if store is None else changed.model_copy(update={"store": store})
+    given |= {} if store is None else {"store": store}
+    return Settings.model_validate(Settings().model_dump() | given)
 
 
 def open_store(settings: "Settings") -> "ArtifactStore":
@@ -89,6 +89,19 @@ def open_store(settings: "Settings") -> "ArtifactStore":
     from storage.artifacts import ArtifactStore
 
     return ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+
+
+def open_own_store(settings: "Settings") -> "ArtifactStore":
+    """Return the artifact store of the settings, for a command that removes or replaces things.
+
+    Raises:
+        StorageError: The place is no store of ours.
+    """
+    from storage.mark import require_store
+
+    store = open_store(settings)
+    require_store(store.files)
+    return store
 
 
 def open_catalog(store: str | None, run: str | None = None) -> "Catalog":

@@ -1,6 +1,5 @@
 """Commands that look after a store: verify, gc, accept, diff and tag."""
 
-import re
 from typing import TYPE_CHECKING
 
 from flows.tables import print_rows, when
@@ -8,12 +7,12 @@ from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
+from storage.mark import require_store
 
 if TYPE_CHECKING:
     from storage.garbage import Garbage
 
 _SHOWN = 8  # damaged files named per artifact
-_TAG = re.compile(r"[\w][\w.-]{0,99}")
 
 
 def verify_store(store: ArtifactStore) -> None:
@@ -29,6 +28,7 @@ def verify_store(store: ArtifactStore) -> None:
     known = committed(store)
     count = len(known.manifests) + len(known.unreadable)
     if not count:
+        require_store(store.files)
         raise PipelineError(f"no artifact is in {store.uri}", "check --store and PHIVISION_STORE")
     with ConsoleReporter().track("verify (bytes)", known.bytes) as tick:
         found = verify(store, known, tick)
@@ -56,18 +56,23 @@ def collect_garbage(
     dry_run: bool,
     downloads: bool = False,
 ) -> None:
-    """Remove what nobody needs, or print what would be removed.
+    """Remove what nobody needs, or print what would be removed; other people's files stay.
 
     Raises:
         PipelineError: Downloads are to go while a pipeline may be reading them.
+        StorageError: The place is no store, or cannot be read.
     """
-    from storage.garbage import BUSY_GRACE, DAY, find_garbage, is_busy
-
-    fetched = _downloads(store, settings) if downloads else []
+    from storage.garbage import garbage_of
+    from storage.names import shown as printable
+    from storage.strangers import strangers
+    from storage.survey import BUSY_GRACE, DAY, is_busy, take_survey
 
     if days * DAY < BUSY_GRACE and is_busy(store, settings.work):
         print("a pipeline is at work: what was used in the last 7 days stays")
-    found = find_garbage(store, settings.work, keep=keep, grace=days * DAY) + fetched
+    survey = take_survey(store, settings.work, keep=keep, grace=days * DAY)
+    found = garbage_of(survey)
+    if downloads and not survey.is_work_outside:
+        found += _downloads(store, settings)
     shown = [garbage for garbage in found if garbage.kind != "note"]
     print_rows(["kind", "MB", "place"], [[g.kind, f"{g.bytes / 1e6:,.1f}", g.name] for g in shown])
     if not dry_run:
@@ -76,11 +81,15 @@ def collect_garbage(
     verb = "would be removed" if dry_run else "removed"
     size = sum(garbage.bytes for garbage in found) / 1e6
     print(f"{len(found)} things, {size:,.1f} MB, {verb} from {store.uri}")
+    if others := strangers(survey):
+        example = printable(others[0])
+        print(f"{len(others)} other files are not phivision's and stay, such as {example}")
 
 
 def _downloads(store: ArtifactStore, settings: Settings) -> list["Garbage"]:
     from storage.download_cache import FOLDER, remove_all, size_of
-    from storage.garbage import Garbage, is_busy
+    from storage.garbage import Garbage
+    from storage.survey import is_busy
 
     if is_busy(store, settings.work):
         raise PipelineError(
@@ -123,9 +132,10 @@ def tag_run(store: ArtifactStore, name: str, run: str) -> None:
         PipelineError: The name is none, or the run does not exist.
     """
     from pipeline.runs import find_run
+    from storage.layout import TAG
     from storage.runs import LATEST, write_ref
 
-    if not _TAG.fullmatch(name) or name == LATEST:
+    if not TAG.fullmatch(name) or name == LATEST:
         raise PipelineError(f"'{name}' cannot name a run", "use letters, digits, '.', '-' and '_'")
     found = find_run(store, run)["run"]
     write_ref(store, name, found)

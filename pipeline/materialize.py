@@ -172,6 +172,7 @@ class _Work:
         """
         from storage.leases import lease
 
+        self.store.claim()  # before hours of work
         fingerprint = fingerprint_of(self.payload)
         key = workspace_key(self.stage.name, fingerprint)
         locks = self.settings.work / "locks"

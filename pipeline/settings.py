@@ -4,17 +4,24 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """Where and how to run; every field can come from the environment (`PHIVISION_STORE=…`)."""
+    """Where and how to run; every field can come from the environment (`PHIVISION_STORE=…`).
 
-    model_config = SettingsConfigDict(env_prefix="PHIVISION_", frozen=True, extra="forbid")
+    A variable that is empty counts as unset.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="PHIVISION_", env_ignore_empty=True, frozen=True, extra="forbid"
+    )
 
     store: str = Field(
-        default=".phivision", description="Path or fsspec URL of the artifact store."
+        default=".phivision",
+        pattern=r"\S",  # a blank path would be the current folder
+        description="Path or fsspec URL of the artifact store.",
     )
     workdir: Path | None = Field(
         default=None, description="Local folder for workspaces and the read cache."
@@ -50,6 +57,11 @@ class Settings(BaseSettings):
         default=False, description="Publish whatever the gate says; it is recorded."
     )
     wandb_project: str = Field(default="phivision", description="Project in Weights & Biases.")
+
+    @field_validator("workdir", mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: object) -> object:
+        return None if value == "" else value  # Path("") would be the current folder
 
     @property
     def is_local(self) -> bool:

@@ -1,12 +1,15 @@
 """The artifact store: immutable directories at any place, visible by manifest only.
 
 Layout below the root: `artifacts/<stage>/<attempt>/files…`, `manifests/<stage>/<fingerprint>.json`
-(the commit mark, written last), `damaged/<stage>/<attempt>.json` (marks left by `verify`),
-`used/`, `leases/`, `runs/`, `refs/`. Readers follow manifests; an attempt without one is garbage.
+(the commit mark, written last), `attempts/<stage>/<attempt>.json` (which files an attempt is to
+have, written first), `damaged/<stage>/<attempt>.json` (marks left by `verify`), `used/`, `leases/`,
+`runs/`, `refs/`, and the mark that it is a store at all (`storage.mark`). Readers follow manifests;
+an attempt without one is garbage. `storage.layout` has the exact form of every name.
 """
 
 import json
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from storage.errors import StorageError, holds_credentials, redact
 from storage.filesystem import LocalFiles, local_error
+from storage.layout import is_ours
 from storage.manifest import (
     DamagedManifestError,
     FileRecord,
@@ -21,6 +25,7 @@ from storage.manifest import (
     UnknownManifestError,
     decode,
 )
+from storage.mark import claim
 from storage.readcache import ReadCache
 from storage.stamps import Stamps
 
@@ -91,6 +96,7 @@ class ArtifactStore:
         self.local = isinstance(self.files, LocalFiles)
         self.stamps = Stamps(cache / "stamps")
         self._cache = ReadCache(cache / "files", cache_bytes, self.stamps)
+        self._claimed = False
 
     # -- finding -------------------------------------------------------------------------
 
@@ -109,10 +115,10 @@ class ArtifactStore:
     def entries(self, stage: str) -> dict[str, Manifest | StorageError]:
         """Return every manifest of a stage by fingerprint, or why it cannot be read."""
         found: dict[str, Manifest | StorageError] = {}
-        for name in self.list(f"manifests/{stage}"):
+        for name in filter(is_ours, self.list(f"manifests/{stage}")):
             fingerprint = PurePosixPath(name).stem
             try:
-                manifest = self.find(stage, fingerprint) if name.endswith(".json") else None
+                manifest = self.find(stage, fingerprint)
             except (DamagedManifestError, UnknownManifestError) as error:
                 found[fingerprint] = error
             else:
@@ -227,15 +233,36 @@ class ArtifactStore:
         """Return a small object, or None where it does not exist."""
         return self.files.read(name)
 
+    def claim(self) -> None:
+        """Mark the place as a store, if it is none yet and can be one.
+
+        Raises:
+            StorageError: It holds other files in place of ours, or cannot be written.
+        """
+        if not self._claimed:
+            claim(self.files)
+            self._claimed = True
+
     def write(self, name: str, data: bytes) -> None:
         """Write a small object whole, or not at all."""
+        self.claim()
         self.files.write(name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a new small object; False where there is one already, which stays as it is."""
+        self.claim()
+        return self.files.create(name, data)
+
+    def put(self, source: Path, name: str) -> None:
+        """Bring in a finished local file under a new name."""
+        self.claim()
+        self.files.put(source, name)
 
     def is_writable(self) -> bool:
         """Return whether something can be written, by writing it."""
-        probe = ".probe.tmp"  # a name that `gc` removes
+        probe = f".probe.{uuid.uuid4().hex[:8]}.tmp"  # a name that `gc` removes
         try:
-            self.write(probe, b"")
+            self.files.write(probe, b"")
             self.files.remove(probe)
         except StorageError:
             return False
@@ -243,13 +270,18 @@ class ArtifactStore:
 
     def list(self, folder: str) -> list[str]:
         """Return names of the objects directly in a folder, sorted; empty if there is none."""
+        if isinstance(self.files, LocalFiles) and self.files.path(folder).is_file():
+            return []  # somebody else's, where a folder of ours would be
         return self.files.list(folder)
 
 
 def _open(uri: str) -> "LocalFiles | ObjectFiles":
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme in ("file", "local"):
-        return LocalFiles(Path(rest if separator else uri).expanduser().absolute())
+        place = rest if separator else uri
+        if not place.strip():  # it would be the current folder
+            raise StorageError(f"'{uri}' names no store", "give a path or a URL")
+        return LocalFiles(Path(place).expanduser().absolute())
     if holds_credentials(uri):
         raise StorageError(
             f"the store {redact(uri)} has a secret in its address, which logs would show",

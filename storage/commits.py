@@ -5,6 +5,7 @@ same artifact; only a deliberate replacement takes its place.
 """
 
 import hashlib
+import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
 from storage.filesystem import hash_file, local_error, state_of, unseen
+from storage.layout import listing_name
 from storage.manifest import DamagedManifestError, FileRecord, Manifest, digest_of, encode
 
 UPLOADS = 4  # files sent to a remote store at once
@@ -77,6 +79,7 @@ def commit(
         )
     manifest = _described(payload, fingerprint, records, provenance)
     try:
+        write_listing(store, manifest)
         _upload(store, folder, manifest, advance)
         stands = publish(store, manifest, replace=replace, warn=warn)
     except StorageError:
@@ -124,7 +127,7 @@ def publish(
         StorageError: The store cannot be written.
     """
     name = f"manifests/{manifest.stage}/{manifest.fingerprint}.json"
-    if not replace and store.files.create(name, encode(manifest)):
+    if not replace and store.create(name, encode(manifest)):
         return manifest
     try:
         old = store.find(manifest.stage, manifest.fingerprint)
@@ -140,6 +143,24 @@ def publish(
         return old
     store.write(name, encode(manifest))
     return manifest
+
+
+def write_listing(store: ArtifactStore, manifest: Manifest) -> None:
+    """Write down which files an attempt is to have, so that `gc` knows them from other people's.
+
+    Raises:
+        StorageError: The store cannot be written.
+    """
+    names = {"files": [record.name for record in manifest.files]}
+    store.write(listing_name(manifest.stage, manifest.attempt), json.dumps(names).encode())
+
+
+def read_listing(store: ArtifactStore, stage: str, attempt: str) -> set[str] | None:
+    """Return the names of the files that an attempt was to have, None where nothing says so."""
+    data = store.read(listing_name(stage, attempt))
+    with suppress(ValueError, TypeError, KeyError):
+        return set(map(str, json.loads(data or b"")["files"]))
+    return None
 
 
 def _made(manifest: Manifest) -> str:
@@ -176,7 +197,7 @@ def _upload(
     store: ArtifactStore, folder: Path, manifest: Manifest, advance: Callable[[int], None]
 ) -> None:
     def put(record: FileRecord) -> int:
-        store.files.put(folder / record.name, f"{manifest.folder}/{record.name}")
+        store.put(folder / record.name, f"{manifest.folder}/{record.name}")
         return record.bytes
 
     if store.local:
@@ -203,3 +224,4 @@ def _upload(
 def _discard(store: ArtifactStore, manifest: Manifest) -> None:
     with suppress(StorageError):  # what stays is garbage that `gc` finds
         store.files.remove(manifest.folder)
+        store.files.remove(listing_name(manifest.stage, manifest.attempt))

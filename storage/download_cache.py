@@ -10,10 +10,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from storage.errors import redact
+from storage.filesystem import LocalFiles
 from storage.gathered import read_whole
+from storage.layout import DOWNLOAD
 
 FOLDER = "downloads"  # in the work folder
 _MARKS = frozenset({"etag", "md5", "generation", "modified", "created", "checksum", "listing"})
@@ -48,6 +51,8 @@ def kept_tars(folder: Path, wanted: Mapping[str, Content | None]) -> dict[Path, 
     """
     found: dict[Path, set[str]] = {}
     for path in sorted(folder.glob("*.tar")):
+        if not DOWNLOAD.fullmatch(path.stem):
+            continue
         kept = read_whole(path)
         names = wanted.keys() & (kept or {}).keys()
         if kept is None or any(wanted[name] not in {None, kept[name]} for name in names):
@@ -85,9 +90,21 @@ def gather(
 
 def size_of(work: Path) -> int:
     """Return the bytes of all that is kept."""
-    return sum(path.stat().st_size for path in (work / FOLDER).rglob("*") if path.is_file())
+    paths = (path for folder in _folders(work) for path in folder.rglob("*"))
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def remove_all(work: Path) -> None:
     """Remove all that is kept; no run may be fetching meanwhile."""
-    shutil.rmtree(work / FOLDER, ignore_errors=True)
+    for folder in _folders(work):
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # it holds something else
+        (work / FOLDER).rmdir()
+
+
+def _folders(work: Path) -> list[Path]:
+    """Return the folders of all versions; what is not ours lies beside them."""
+    if LocalFiles(work).is_linked(FOLDER):
+        return []
+    found = (work / FOLDER).glob("*")
+    return [path for path in found if DOWNLOAD.fullmatch(path.name) and not path.is_symlink()]

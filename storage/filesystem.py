@@ -59,7 +59,7 @@ class LocalFiles:
         with self._naming("read", name):
             try:
                 return self.path(name).read_bytes()
-            except FileNotFoundError:
+            except (FileNotFoundError, IsADirectoryError):
                 return None
 
     def write(self, name: str, data: bytes) -> None:
@@ -118,6 +118,17 @@ class LocalFiles:
                 with contextlib.suppress(FileNotFoundError):
                     newest = max(newest, path.stat().st_mtime)
         return newest
+
+    def links(self, folder: str) -> set[str]:
+        """Return the symbolic links below a folder, by name relative to it; we make none."""
+        root = self.path(folder)
+        with self._naming("list", folder):
+            return {path.relative_to(root).as_posix() for path in walk(root) if path.is_symlink()}
+
+    def is_linked(self, name: str) -> bool:
+        """Return whether a name, or a folder on the way to it, is a symbolic link."""
+        path = self.path(name)
+        return any(each.is_symlink() for each in (path, *path.parents[: name.count("/")]))
 
     def remove(self, name: str) -> None:
         """Remove a file or a whole folder, if it is there."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
 from storage.filesystem import local_error
+from storage.layout import NUMBERED
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -226,7 +227,7 @@ class _Lease:
             return False
         number = 1 if holder is None else holder.number + 1
         self.name = f"{self.folder}/{number:08d}.json"
-        if not self.store.files.create(self.name, self._record(done=False)):
+        if not self.store.create(self.name, self._record(done=False)):
             return False
         if holder is not None:
             with suppress(StorageError):  # only the last one counts; gc finds the rest
@@ -257,7 +258,7 @@ class _Lease:
 
 def last_holder(store: ArtifactStore, folder: str) -> Holder | None:
     """Return who holds the lease in a folder, or held it last."""
-    names = [name for name in store.list(folder) if name.endswith(".json")]
+    names = [name for name in store.list(folder) if NUMBERED.fullmatch(Path(name).name)]
     if not names:
         return None
     data = store.read(names[-1])

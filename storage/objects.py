@@ -123,6 +123,16 @@ class ObjectFiles:
         times = [state.modified for state in self.states(folder).values()]
         return max(times) / 1e9 if times and all(times) else time.time()
 
+    def links(self, folder: str) -> set[str]:
+        """Return no name: objects are no links."""
+        del folder
+        return set()
+
+    def is_linked(self, name: str) -> bool:
+        """Return False: objects are no links."""
+        del name
+        return False
+
     def remove(self, name: str) -> None:
         """Remove an object or a whole folder, if it is there."""
         with self._naming("remove", name):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
+from storage.layout import is_ours
 
 FOLDER = "published"
 _MOVES = ("published", "forced", "rolled back")
@@ -55,8 +56,8 @@ def read_history(store: ArtifactStore) -> list[Entry]:
         StorageError: An entry cannot be read.
     """
     found = []
-    for name in store.list(FOLDER):
-        data = store.read(name) if name.endswith(".json") else None
+    for name in filter(is_ours, store.list(FOLDER)):
+        data = store.read(name)
         if data is not None:
             found.append(_entry(store, name, data))
     return sorted(found, key=lambda entry: -entry.number)
@@ -94,7 +95,7 @@ def add_entry(store: ArtifactStore, history: list[Entry], **values: Any) -> Entr
     number = history[0].number + 1 if history else 1
     entry = Entry(number=number, created=time.time(), **values)
     data = json.dumps(asdict(entry), indent=1).encode()
-    return entry if store.files.create(f"{FOLDER}/{number:06d}.json", data) else None
+    return entry if store.create(f"{FOLDER}/{number:06d}.json", data) else None
 
 
 def _entry(store: ArtifactStore, name: str, data: bytes) -> Entry:

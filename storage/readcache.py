@@ -7,6 +7,7 @@ process.
 
 import fcntl
 import os
+import re
 import shutil
 import time
 import weakref
@@ -17,6 +18,9 @@ from storage.errors import ChecksumError
 from storage.filesystem import local_error, state_of
 from storage.manifest import FileRecord, Manifest
 from storage.stamps import Stamps
+
+_KEY = re.compile(r"[0-9a-f]{32}")  # the start of a digest
+_DOOMED = re.compile(rf"{_KEY.pattern}\.\d+\.old")
 
 
 class ReadCache:
@@ -84,6 +88,8 @@ class ReadCache:
     def _shrink(self, limit: int) -> None:
         locks: list[tuple[float, Path]] = []
         for lock in self.root.glob("*.lock"):
+            if not _KEY.fullmatch(lock.stem):
+                continue
             with suppress(FileNotFoundError):  # another process evicts too
                 locks.append((lock.stat().st_mtime, lock))
         sizes = {lock.stem: _size(self.root / lock.stem) for _, lock in locks}
@@ -106,7 +112,8 @@ class ReadCache:
                 self._stamps.forget(lock.stem)
                 lock.unlink()
                 for old in self.root.glob("*.old"):
-                    shutil.rmtree(old, ignore_errors=True)
+                    if _DOOMED.fullmatch(old.name):
+                        shutil.rmtree(old, ignore_errors=True)
                 return True
         return False
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
+from storage.layout import RUN, is_ours
 
 LATEST = "latest"
 
@@ -19,7 +20,7 @@ def read_runs(store: ArtifactStore) -> list[dict[str, Any]]:
     Raises:
         StorageError: A record cannot be read.
     """
-    names = [name for name in store.list("runs") if name.endswith(".json")]
+    names = filter(is_ours, store.list("runs"))
     records = [read_run(store, name.removeprefix("runs/").removesuffix(".json")) for name in names]
     return sorted(
         (record for record in records if record is not None), key=lambda record: -record["created"]
@@ -52,14 +53,25 @@ def read_run(store: ArtifactStore, name: str) -> dict[str, Any] | None:
 
 def read_refs(store: ArtifactStore) -> dict[str, str]:
     """Return the runs that bear a name of their own, such as `latest`, by that name."""
-    found = {name.removeprefix("refs/"): store.read(name) for name in store.list("refs")}
-    return {
-        name: data.decode(errors="replace").strip()
-        for name, data in found.items()
-        if data is not None and not name.startswith(".")
-    }
+    found = {name: _named(store, name) for name in filter(is_ours, store.list("refs"))}
+    return {name.removeprefix("refs/"): run for name, run in found.items() if run}
 
 
 def write_ref(store: ArtifactStore, name: str, run: str) -> None:
-    """Give a run a name of its own, taking it from the run that had it."""
-    store.write(f"refs/{name}", run.encode())
+    """Give a run a name of its own, taking it from the run that had it.
+
+    Raises:
+        StorageError: Somebody else's file bears the name, or the store cannot be written.
+    """
+    place = f"refs/{name}"
+    if name != LATEST and store.read(place) is not None and not _named(store, place):
+        raise StorageError(
+            f"{store.uri}/{place} is not the name of a run", "choose another name: that file stays"
+        )
+    store.write(place, run.encode())
+
+
+def _named(store: ArtifactStore, place: str) -> str:
+    """Return the run that a file of `refs/` names, "" if it names none."""
+    run = (store.read(place) or b"").decode(errors="replace").strip()
+    return run if RUN.fullmatch(run) else ""

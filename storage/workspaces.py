@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from storage.filesystem import local_error
+from storage.layout import IN_WORKSPACE
 
 FOLDER = "workspaces"
 ALONE_FOR = 7 * 86_400.0  # seconds without a change after which nobody works in a folder of its own
@@ -73,7 +74,8 @@ class Workspace:
             if force or replaces is not None:
                 self._renew(replaces or "", force=force)
             for left in self.path.glob("out-*"):
-                shutil.rmtree(left)
+                if IN_WORKSPACE.fullmatch(left.name):
+                    shutil.rmtree(left)
             self.out.mkdir(parents=True)
             self.scratch.mkdir(exist_ok=True)
         except OSError as error:
@@ -85,8 +87,8 @@ class Workspace:
         forced = f"{_FORCED}{replaces}"
         if known == forced or (known == replaces and not force):
             return
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
+        clear(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
         mark.write_text(forced if force else replaces)
 
     def distrust(self) -> None:
@@ -100,7 +102,20 @@ class Workspace:
 
     def remove(self) -> None:
         """Remove the folder, because its artifact stands."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        clear(self.path)
+
+
+def clear(folder: Path) -> None:
+    """Remove a workspace; what we have not made in it stays, and the folder with it."""
+    for path in folder.glob("*"):
+        if not IN_WORKSPACE.fullmatch(path.name) or path.is_symlink():
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # it holds something else, or was never made
+        folder.rmdir()
 
 
 def is_deserted(modified: float) -> bool:

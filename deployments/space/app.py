@@ -18,7 +18,7 @@ def main() -> None:
     """
     import torch
 
-    source = os.environ.get("PHIVISION_BUNDLE", str(Path(__file__).parent / "bundle"))
+    source = os.environ.get("PHIVISION_BUNDLE") or str(Path(__file__).parent / "bundle")
     assistant = load_assistant(source, "cuda" if torch.cuda.is_available() else "cpu")
     door = Door(
         host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),

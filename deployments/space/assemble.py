@@ -19,7 +19,7 @@ from pipeline.export import new_folder
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("app.py", "requirements.txt", "README.md")
 ROOMS = ("flows", "model")
-_FETCHED = """os.environ.setdefault("PHIVISION_BUNDLE", "{address}")\n"""
+_FETCHED = 'os.environ["PHIVISION_BUNDLE"] = os.environ.get("PHIVISION_BUNDLE") or "{address}"\n'
 
 
 def assemble(folder: Path, bundle: str) -> None:

@@ -100,7 +100,7 @@ def report(name: str, waits: Sequence[Wait]) -> None:
 def main() -> None:
     """Print how long one waits alone and among others."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--store", default=os.environ.get("PHIVISION_STORE", ".phivision"))
+    parser.add_argument("--store", default=os.environ.get("PHIVISION_STORE") or ".phivision")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--crowd", type=int, default=20)
     options = parser.parse_args()

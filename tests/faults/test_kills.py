@@ -20,8 +20,8 @@ from tests.conftest import assignments
 from tests.faults.conftest import ROOT, Pipeline, Reference, digests, environment, opened
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(7200)]
-KILLS = int(os.environ.get("PHIVISION_KILLS", "5"))
-SEED = int(os.environ.get("PHIVISION_SEED", "0"))
+KILLS = int(os.environ.get("PHIVISION_KILLS") or "5")
+SEED = int(os.environ.get("PHIVISION_SEED") or "0")
 
 
 def store_before(target: str, reference: Reference, store: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.ptb import PUNCTUATION, ptb_tokens, tokenize
 pytestmark = [
     pytest.mark.realdata,
     pytest.mark.skipif(
-        "PHIVISION_REALDATA" not in os.environ,
+        not os.environ.get("PHIVISION_REALDATA"),
         reason="PHIVISION_REALDATA names no folder of real data",
     ),
 ]

@@ -51,6 +51,7 @@ def test_a_run_keeps_what_it_found_and_made(
     monkeypatch.setenv("PHIVISION_SLOW", "0.01")
     chosen = Settings(store="x", workdir=tmp_path / "work")
     seen: dict[int, dict[str, str]] = {}
+    store.claim()
     sweeper = Sweeper(again(store, tmp_path / "gc"), chosen.work)
     sweeper.start()
     try:

@@ -16,8 +16,8 @@ import pytest
 
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
-from storage.garbage import is_busy
 from storage.leases import Holder, Pace, last_holder, lease, presence
+from storage.survey import is_busy
 from tests.unit.store_fixtures import again
 
 FAST = Pace(beat=0.05, stale=0.4, abandoned=900.0, poll=0.02)

@@ -12,17 +12,20 @@ from filelock import FileLock
 
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
-from storage.garbage import DAY, Garbage, find_garbage, is_busy
+from storage.garbage import Garbage, find_garbage
 from storage.leases import Pace, lease, presence
 from storage.maintenance import committed, verify
 from storage.manifest import Manifest, UnknownManifestError
 from storage.runs import read_refs, read_run, read_runs, write_ref
 from storage.shards import write_shard
+from storage.survey import DAY, is_busy
 from storage.workspaces import Workspace, workspace_key
 from tests.unit.store_fixtures import add, again, flip, overwrite, payload, sealed
 from tests.unit.test_feature_shards import made_rows
 
 FILES = {"a.bin": bytes(3000), "deep/b.bin": b"b" * 100}
+RUNS = ("0000000000", "1111111111", "2222222222")
+NOBODY = f"{'0' * 16}-{'0' * 8}"  # an attempt that nobody made
 
 
 def check(store: ArtifactStore) -> dict[str, dict[str, str]]:
@@ -214,12 +217,12 @@ def test_what_recent_runs_reach_stays_and_the_rest_goes(
 ) -> None:
     runs = [chain(store, tmp_path, number) for number in range(4)]
     for number, made in enumerate(runs[:3]):
-        record(store, f"run{number}", made, created=1000.0 + number)
-    write_ref(store, "paper", "run0")
+        record(store, RUNS[number], made, created=1000.0 + number)
+    write_ref(store, "paper", RUNS[0])
     found = later(store, tmp_path / "work", keep=1)
     assert [garbage.kind for garbage in found] == ["manifest"] * 3 + ["attempt"] * 3
     sweep(found)
-    # run1 is neither recent nor named; the last chain has no record but the newest publish
+    # the second is neither recent nor named; the last chain has no record but the newest publish
     assert [alive(store, made) for made in runs] == [
         [True] * 3,
         [False] * 3,
@@ -273,7 +276,7 @@ def test_what_was_replaced_lately_stays_for_who_still_reads_it(
 def test_files_of_a_damaged_manifest_go_only_after_it(store: ArtifactStore, tmp_path: Path) -> None:
     made = add(store, tmp_path, FILES)
     name = f"manifests/numbers/{made.fingerprint}.json"
-    record(store, "run", [made], created=1.0)
+    record(store, RUNS[0], [made], created=1.0)
     overwrite(store, name, b"{")
     assert later(store, tmp_path) == []  # the run's next repetition makes it again
     assert later(store, tmp_path, keep=0, grace=DAY) == []
@@ -304,7 +307,7 @@ def test_an_adopted_artifact_keeps_the_files_it_shares(
     old = add(store, tmp_path, FILES)
     new = old.model_copy(update={"fingerprint": "e" * 64, "accepted": old.fingerprint})
     publish(store, new, warn=pytest.fail)
-    record(store, "run", [new], created=1.0)
+    record(store, RUNS[0], [new], created=1.0)
     found = later(store, tmp_path)
     assert [g.kind for g in found] == ["manifest"]
     sweep(found)
@@ -317,45 +320,66 @@ def test_dead_leases_and_notes_about_nothing_go(store: ArtifactStore, tmp_path: 
     made = add(store, tmp_path, FILES)
     store.mark_damaged(made, ["a.bin"])
     store.write(f"used/numbers/{made.fingerprint}.json", b'{"used": 5}')
-    for note in ("damaged/numbers/0-0.json", "used/numbers/00.json"):
+    notes = (
+        f"attempts/numbers/{NOBODY}.json",
+        f"damaged/numbers/{NOBODY}.json",
+        f"used/numbers/{'0' * 64}.json",
+    )
+    for note in notes:
         store.write(note, b"{}")
     old = {"owner": "x", "beat": time.time() - 2 * DAY, "done": False}
-    store.write("leases/old-1/00000003.json", json.dumps(old).encode())
-    store.write("leases/new-1/00000001.json", json.dumps({**old, "beat": time.time()}).encode())
-    store.write("leases/odd-1/readme.txt", b"")
+    dead, young, mixed = (f"leases/numbers-{digit * 16}" for digit in "012")
+    store.write(f"{dead}/00000003.json", json.dumps(old).encode())
+    store.write(f"{young}/00000001.json", json.dumps({**old, "beat": time.time()}).encode())
+    store.write(f"{mixed}/00000001.json", json.dumps(old).encode())
+    store.write(f"{mixed}/readme.txt", b"")
     found = later(store, tmp_path, grace=DAY)
-    assert {g.name for g in found} == {
-        "leases/old-1",
-        "leases/odd-1",
-        "damaged/numbers/0-0.json",
-        "used/numbers/00.json",
-    }
+    assert {g.name for g in found} == {dead, mixed, *notes[1:]}  # a listing comes before its files
     sweep(found)
     assert store.damage(made) == "a.bin"
-    assert store.list("leases") == ["leases/new-1"]
+    assert store.list("leases") == [young, mixed]
+    assert store.list(mixed) == [f"{mixed}/readme.txt"]
+
+
+def test_a_listing_of_files_that_never_came_goes_when_it_is_old(
+    store: ArtifactStore, tmp_path: Path
+) -> None:
+    listing = f"attempts/numbers/{NOBODY}.json"
+    store.write(listing, b'{"files": ["a"]}')
+    assert later(store, tmp_path, grace=DAY) == []
+    found = later(store, tmp_path)
+    assert [g.name for g in found] == [listing]
+    store.write(f"artifacts/numbers/{NOBODY}/a", b"a")  # just now
+    sweep(found)
+    assert store.list("attempts/numbers") == [listing]
+    store.files.remove(f"artifacts/numbers/{NOBODY}")
+    sweep(found)
+    assert store.list("attempts/numbers") == []
 
 
 def test_reports_of_runs_that_are_gone_go(store: ArtifactStore, tmp_path: Path) -> None:
-    record(store, "here", [], created=1.0)
-    for name in ("here", "gone", "dataset", "returns"):
+    here, gone, returns = RUNS
+    record(store, here, [], created=1.0)
+    for name in (here, gone, "dataset", returns):
         store.write(f"reports/{name}.html", b"<p>")
     found = later(store, tmp_path)
-    assert [g.name for g in found] == ["reports/gone.html", "reports/returns.html"]
-    record(store, "returns", [], created=2.0)
+    assert [g.name for g in found] == [f"reports/{gone}.html", f"reports/{returns}.html"]
+    record(store, returns, [], created=2.0)
     sweep(found)
     names = [name.removeprefix("reports/") for name in store.list("reports")]
-    assert names == ["dataset.html", "here.html", "returns.html"]
+    assert names == [f"{here}.html", f"{returns}.html", "dataset.html"]
 
 
 def test_a_mark_of_files_that_have_come_meanwhile_stays(
     store: ArtifactStore, tmp_path: Path
 ) -> None:
-    store.write("damaged/numbers/0-0.json", b'{"files": ["a"]}')
+    mark = f"damaged/numbers/{NOBODY}.json"
+    store.write(mark, b'{"files": ["a"]}')
     found = later(store, tmp_path)
-    assert [g.name for g in found] == ["damaged/numbers/0-0.json"]
-    store.write("artifacts/numbers/0-0/a", b"a")
+    assert [g.name for g in found] == [mark]
+    store.write(f"artifacts/numbers/{NOBODY}/a", b"a")
     sweep(found)
-    assert store.list("damaged/numbers") == ["damaged/numbers/0-0.json"]
+    assert store.list("damaged/numbers") == [mark]
 
 
 def test_what_was_committed_since_the_look_keeps_its_files(
@@ -431,13 +455,18 @@ def test_what_is_known_of_files_that_are_gone_goes(local: ArtifactStore, tmp_pat
 
 def test_rests_of_killed_writes_go(local: ArtifactStore, tmp_path: Path) -> None:
     add(local, tmp_path, FILES)
-    for name, age in (("old", 2 * DAY), ("new", 0.0)):
-        local.write(f"runs/.{name}.tmp", b"half")
-        path = tmp_path / "store" / "runs" / f".{name}.tmp"
-        os.utime(path, (time.time() - age, time.time() - age))
-    (found,) = later(local, tmp_path, grace=DAY)
-    found.remove()
-    assert [path.name for path in (tmp_path / "store" / "runs").iterdir()] == [".new.tmp"]
+    ages = {
+        f"runs/.{RUNS[0]}.json.01234567.tmp": 2 * DAY,
+        f"runs/.{RUNS[1]}.json.01234567.tmp": 0.0,
+        "runs/.draft.txt.01234567.tmp": 2 * DAY,  # no name of ours
+        ".probe.01234567.tmp": 2 * DAY,
+    }
+    for name, age in ages.items():
+        local.write(name, b"half")
+        os.utime(tmp_path / "store" / name, (time.time() - age, time.time() - age))
+    sweep(later(local, tmp_path, grace=DAY))
+    left = [name for name in ages if (tmp_path / "store" / name).exists()]
+    assert left == [*ages][1:3]
 
 
 def workspace(work: Path, key: str, *, old: bool = False) -> Path:
@@ -484,6 +513,7 @@ def test_a_workspace_whose_lock_file_is_gone_is_locked_while_it_goes(
 ) -> None:
     """A run that comes back to it waits at the lock, and begins with nothing."""
     work = tmp_path / "work"
+    local.claim()
     old = workspace(work, "numbers-0000000000000000", old=True)
     (found,) = later(local, work, grace=DAY)
     with FileLock(work / "locks" / f"{old.name}.lock"):
@@ -528,7 +558,7 @@ def test_beside_a_running_pipeline_a_week_of_use_stays(
 ) -> None:
     add(store, tmp_path, FILES)
     work = tmp_path / "work"
-    with lease(store, work / "locks", "pretrain-0", say=print, pace=Pace(beat=0.1)):
+    with lease(store, work / "locks", "pretrain-0000000000000000", say=print, pace=Pace(beat=0.1)):
         assert is_busy(store, work)
         assert later(store, work, keep=0) == []
     assert len(later(store, work, keep=0)) == 2
@@ -537,7 +567,7 @@ def test_beside_a_running_pipeline_a_week_of_use_stays(
 def test_a_lock_folder_that_cannot_be_read_is_one_clear_line(
     local: ArtifactStore, tmp_path: Path
 ) -> None:
-    (tmp_path / "locks" / "x.lock").mkdir(parents=True)
+    (tmp_path / "locks" / "numbers-0000000000000000.lock").mkdir(parents=True)
     with pytest.raises(StorageError, match="cannot lock"):
         is_busy(local, tmp_path)
 
@@ -546,19 +576,24 @@ def test_a_lock_folder_that_cannot_be_read_is_one_clear_line(
 
 
 def test_runs_come_newest_first(store: ArtifactStore) -> None:
-    for number, created in enumerate((5.0, 9.0, 7.0)):
-        record(store, f"run{number}", [], created)
+    for name, created in zip(RUNS, (5.0, 9.0, 7.0), strict=True):
+        record(store, name, [], created)
     store.write("runs/notes.txt", b"")
-    assert [run["run"] for run in read_runs(store)] == ["run1", "run2", "run0"]
+    store.write("runs/notes.json", b"")
+    assert [run["run"] for run in read_runs(store)] == [RUNS[1], RUNS[2], RUNS[0]]
     assert read_run(store, "none") is None
-    write_ref(store, "paper", "run1")
-    assert read_refs(store) == {"paper": "run1"}
+    write_ref(store, "paper", RUNS[1])
+    store.write("refs/notes.txt", b"of somebody else")
+    assert read_refs(store) == {"paper": RUNS[1]}
+    with pytest.raises(StorageError, match=r"refs/notes\.txt is not the name of a run"):
+        write_ref(store, "notes.txt", RUNS[1])
+    assert store.read("refs/notes.txt") == b"of somebody else"
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"{}", b'{"created": "x", "stages": {}}', b'{"created": 1, "stages": [1]}']
 )
 def test_a_record_that_is_none_is_named(store: ArtifactStore, body: bytes) -> None:
-    store.write("runs/odd.json", body)
-    with pytest.raises(StorageError, match=r"runs/odd\.json is not the record of a run"):
+    store.write(f"runs/{RUNS[0]}.json", body)
+    with pytest.raises(StorageError, match=r"runs/0000000000\.json is not the record of a run"):
         read_runs(store)

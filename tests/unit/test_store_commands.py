@@ -78,7 +78,7 @@ def test_gc_beside_a_running_pipeline_says_that_it_holds_back(
 ) -> None:
     from filelock import FileLock
 
-    lock = tmp_path / "store" / "work" / "locks" / "pretrain-0.lock"
+    lock = tmp_path / "store" / "work" / "locks" / "pretrain-0000000000000000.lock"
     with FileLock(lock):
         text = ask(capsys, done, "gc", "--keep", "1", "--days", "0")
     assert "a pipeline is at work: what was used in the last 7 days stays" in text
