@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 
 from flows.report_command import find_report, report_after_run
@@ -17,7 +16,7 @@ from pipeline.runs import record_run, run_name
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
-from storage.published import Entry
+from storage.published import Entry, last_number
 
 NOT_PUBLISHED = 3  # exit status of a run that made everything and may not publish it
 
@@ -71,11 +70,11 @@ def _nothing_to_do(
     recipe: Recipe, store: ArtifactStore, outcomes: Sequence[Outcome], settings: Settings
 ) -> str:
     """Record a run in which every stage is cached, and return its name."""
-    started = time.time()
     try:
+        before = last_number(store)
         run = record_run(store, recipe, outcomes)
         decision = decide(store, recipe, run, settings)
-        decided = decision is not None and decision.created >= started
+        decided = decision is not None and decision.number > before
         if decided or find_report(store, run) is None:  # the report tells the decision
             report_after_run(store, run)
     except StorageError as error:

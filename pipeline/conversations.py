@@ -50,8 +50,10 @@ def conversations(
     drops: list[dict[str, Any]] = []
     rows = list(_rows(read_records(path, name), drops))
     if not rows:
+        first = f"; the first: {drops[0]['reason']}, {drops[0]['detail']}" if drops else ""
         raise PipelineError(
-            f"{redact(name)} holds no conversation about a picture; broken records: {len(drops)}",
+            f"{redact(name)} holds no conversation about a picture; "
+            f"broken records: {len(drops)}{first}",
             "give a file in LLaVA-Instruct's format",
         )
     write_table(context.out / "conversations.parquet", rows, CONVERSATIONS)
@@ -106,5 +108,15 @@ def _rows(records: list[Any], drops: list[dict]) -> Iterator[dict[str, Any]]:
                 key = record_id(record, number)
                 drops.append(drop("conversations", "conversation", key, "", "no image"))
             case _:
-                reason, detail = "broken record", json.dumps(record)[:200]
-                drops.append(drop("conversations", "conversation", number, "", reason, detail))
+                told = ("broken record", f"{_fault(record)}: {json.dumps(record)[:200]}")
+                drops.append(drop("conversations", "conversation", number, "", *told))
+
+
+def _fault(record: object) -> str:
+    """Return why a record is no conversation about a picture."""
+    if not isinstance(record, dict):
+        return "not an object"
+    turns = record.get("conversations")
+    if not isinstance(turns, list):
+        return "no list 'conversations'"
+    return "'image' is no text" if all(map(is_turn, turns)) else "a turn without 'from' or 'value'"

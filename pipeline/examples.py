@@ -24,6 +24,7 @@ from pipeline.filters import (
     parameters,
 )
 from pipeline.lm_folder import eos_id
+from pipeline.name_forms import Alikes
 from pipeline.recipe_parts import ExamplesPart
 from pipeline.schemas import DROPS, EXAMPLES, QUESTIONS, drop
 from pipeline.stage import StageContext, Summary
@@ -49,11 +50,13 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
     )
     captions, conversations = _filtered(context, examples)
     files = _file_names(context)
+    known = read_table(context.inputs["images"].path("images.parquet"), ["file_name"])
+    alikes = Alikes(known["file_name"].to_pylist())
     drops: list[Row] = []
     rows: list[Row] = []
     with context.report.track("tokenize", len(captions) + len(conversations)) as tick:
         for record in (*captions, *conversations):
-            made = _example(record, template, examples, files, drops)
+            made = _example(record, template, examples, files, alikes, drops)
             if made is not None:
                 rows.append({"example_id": len(rows), **made})
             tick()
@@ -117,6 +120,7 @@ def _example(
     template: PromptTemplate,
     examples: ExamplesPart,
     files: Mapping[int, str],
+    alikes: Alikes,
     drops: list[Row],
 ) -> Row | None:
     """Return an example row, or None after writing down why there is none."""
@@ -136,6 +140,8 @@ def _example(
     if reason is not None or tokens is None:
         text = record.get("caption") or str(record.get("texts", ""))
         file = record["image_name"] if kind == "conversation" else files.get(record["image_id"], "")
+        if hint := alikes.hint(file) if reason == "image missing" else "":
+            text = f"{hint}; {text}"
         drops.append(drop("examples", kind, key, file, str(reason), text))
         return None
     return {

@@ -4,7 +4,9 @@ A filter is a reason and a predicate over the columns of its relation (below). A
 line here.
 """
 
+from pipeline.picture_names import FOUND_SQL
 from pipeline.recipe_parts import ExamplesPart
+from pipeline.spaceless import UNIT_SQL
 
 Filter = tuple[str, str]
 
@@ -14,7 +16,7 @@ CAPTION_FILTERS: tuple[Filter, ...] = (
     ("empty", "caption = ''"),
     ("refusal", "list_any_in(lower(caption), $refusals)"),
     ("too many characters", "length(caption) >= $caption_max_characters"),
-    ("too few words", "len(string_split(caption, ' ')) < $caption_min_words"),
+    ("too few words", "words(caption) < $caption_min_words"),
     ("aspect ratio", "greatest(width, height) > $max_aspect_ratio * least(width, height)"),
     ("duplicate", "copy > 1"),
 )
@@ -53,28 +55,8 @@ SELECT caption_id, image_id, caption, split, sha256, {reason} AS reason
 FROM joined ORDER BY caption_id
 """
 
-# LLaVA's mixtures name a picture by a path that may begin elsewhere than the dataset's: one must
-# be the end of the other, by whole parts. Of a name with COCO 2014's prefix the 12 digits stay.
-CONVERSATIONS_SQL = r"""
-WITH named AS (
-    SELECT *, regexp_replace(
-        replace(image_name, '\', '/'), '^(.*/)?COCO_(train|val)2014_', ''
-    ) AS path, regexp_replace(path, '^.*/', '') AS base
-    FROM conversations
-), known AS (
-    SELECT image_id, replace(file_name, '\', '/') AS path,
-        regexp_replace(path, '^.*/', '') AS base
-    FROM images
-), near AS (
-    SELECT n.conversation_id, k.image_id
-    FROM named n JOIN known k ON k.base = n.base AND (
-        ends_with('/' || k.path, '/' || n.path) OR ends_with('/' || n.path, '/' || k.path)
-    )
-    QUALIFY k.path = n.path OR NOT bool_or(k.path = n.path) OVER (PARTITION BY n.conversation_id)
-), found AS (
-    SELECT conversation_id, count(*) AS pictures, min(image_id) AS image_id
-    FROM near GROUP BY conversation_id
-), joined AS (
+CONVERSATIONS_SQL = """
+WITH {found}, joined AS (
     SELECT n.*, f.pictures, i.image_id, i.width, i.height, i.split, i.sha256,
         list_sum([
             len(string_split(t.text, '<image>')) - 1 FOR t IN n.turns
@@ -92,7 +74,7 @@ WITH named AS (
 SELECT conversation_id, record_id, image_name, image_id, split, sha256,
     [bare(t.text) FOR t IN turns] AS texts, {reason} AS reason
 FROM joined ORDER BY conversation_id
-"""
+""".replace("{found}", FOUND_SQL)
 
 # Empty if no picture is on both sides; pictures are told apart by content, not by id or name.
 LEAKS_SQL = """
@@ -107,6 +89,9 @@ MACROS = (
     r"CREATE MACRO tidy(t) AS "
     r"trim(regexp_replace(t, '[\p{Z}\p{Cc}\x{200B}\x{FEFF}]+', ' ', 'g'))",
     "CREATE MACRO bare(t) AS tidy(replace(t, '<image>', ' '))",
+    # Of scripts without blanks each character is a word.
+    f"CREATE MACRO words(t) AS "
+    rf"len(string_split(tidy(regexp_replace(t, '({UNIT_SQL})', ' \1 ', 'g')), ' '))",
     "CREATE MACRO list_any_in(t, parts) AS "
     "len(list_filter(parts, lambda part: contains(t, part))) > 0",
 )

@@ -8,13 +8,13 @@ are kept apart.
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from model.decoding import BadImageError, decode_image
-from pipeline.annotations import Annotations, captions_of, objects_of
+from pipeline.annotations import BROKEN, Annotations, captions_of, objects_of
 from pipeline.errors import PipelineError
 from pipeline.picture_files import PictureFinder, Pictures, picture_limits
 from pipeline.quarantine import Quarantine
@@ -27,6 +27,8 @@ from storage.errors import StorageError, UnsafeArchiveError
 from storage.tables import is_text, write_table
 
 SHARD_BYTES = 256 * 2**20
+_TABLES = {"image": "bad_pictures.csv", "caption": "bad_captions.csv"}  # for people, by kind
+_SHOWN = 120  # characters of the first fault
 
 
 def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
@@ -42,13 +44,14 @@ def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
     by_origin = {o: [r for r in chosen if r["origin"] == o] for o in annotations}
     pictures = fetch_pictures(context, images, by_origin)
     bad: list[dict[str, Any]] = []
-    rows = list(_ingest(context, pictures, chosen, images, seed, bad))
+    rows = list(_ingest(context, pictures, chosen, images, bad))
+    _divide(rows, images.validation_share, seed)
     good = {row["image_id"] for row in rows}
-    _refuse_too_many_bad(context, len(chosen), len(good), images.max_bad_share, bad)
+    _refuse_too_many_bad(context, len(chosen), len(good), images.max_bad_share, bad or drops)
+    captions = captions_of(annotations.values(), {record["id"] for record in chosen})
+    _refuse_silence(context, annotations, drops)
+    objects = objects_of(annotations.values(), good)
     drops += bad
-    wanted = {record["id"] for record in chosen}
-    captions = [row for found in annotations.values() for row in captions_of(found, wanted, drops)]
-    objects = [row for found in annotations.values() for row in objects_of(found, good, drops)]
     write_table(context.out / "images.parquet", rows, IMAGES)
     write_table(context.out / "captions.parquet", captions, CAPTIONS)
     write_table(context.out / "objects.parquet", objects, OBJECTS)
@@ -72,6 +75,26 @@ def split_of(origin: str, image_id: int, validation_share: float, seed: int) -> 
     return "validation" if _draw("split", image_id, seed) < validation_share else "train"
 
 
+def _divide(rows: list[dict[str, Any]], validation_share: float, seed: int) -> None:
+    """Give every row its split; equal pictures go together, whatever their ids and names.
+
+    The one that `images.limit` would choose first decides for all, so that a larger limit moves
+    none of them.
+    """
+    deciding: dict[str, int] = {}
+    for row in sorted(rows, key=lambda row: _rank(row["image_id"], seed)):
+        if row["origin"] not in TEST_ORIGINS:
+            deciding.setdefault(row["sha256"], row["image_id"])
+    for row in rows:
+        one = deciding.get(row["sha256"], row["image_id"])
+        row["split"] = split_of(row["origin"], one, validation_share, seed)
+
+
+def _rank(image_id: int, seed: int) -> tuple[float, int]:
+    """Return what images are chosen by, lowest first."""
+    return _draw("subset", image_id, seed), image_id
+
+
 def _draw(purpose: str, image_id: int, seed: int) -> float:
     text = f"{purpose}:{seed}:{image_id}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
@@ -84,7 +107,7 @@ def _choose(
     chosen = []
     limits = (images.limit, images.test_limit)
     for found, limit in zip(annotations.values(), limits, strict=True):
-        ranked = sorted(found.images, key=lambda r: (_draw("subset", r["id"], seed), r["id"]))
+        ranked = sorted(found.images, key=lambda r: _rank(r["id"], seed))
         chosen += ranked[:limit]
     train = {r["id"] for r in chosen if r["origin"] not in TEST_ORIGINS}
     clash = sorted(r["id"] for r in chosen if r["origin"] in TEST_ORIGINS and r["id"] in train)
@@ -101,17 +124,16 @@ def _ingest(
     pictures: Mapping[str, Pictures],
     chosen: list[dict[str, Any]],
     images: ImagesPart,
-    seed: int,
     drops: list[dict],
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row per usable picture, writing the pictures' bytes on the way."""
+    """Yield a row per usable picture, its split left out; write the pictures' bytes on the way."""
     limits = picture_limits(images.max_bytes)
     shards, quarantine = _PictureShards(context.out), Quarantine()
     with ExitStack() as stack:
         finders: dict[tuple[Path, ...], PictureFinder] = {}
         for known in pictures.values():
             if known.paths not in finders:
-                archive = stack.enter_context(ArchiveGroup(known.paths, limits))
+                archive = stack.enter_context(ArchiveGroup(known.paths, limits, own=known.own))
                 finders[known.paths] = PictureFinder(archive, known)
         tick = stack.enter_context(context.report.track("check pictures", len(chosen)))
         for record in chosen:  # threads gain nothing: Pillow decodes under the interpreter's lock
@@ -125,7 +147,7 @@ def _ingest(
                 drops.append(drop("images", "image", key, name, *_reason(error)))
                 quarantine.add(record, data)
                 continue
-            row = _row(record, data, picture.size, images.validation_share, seed)
+            row = _row(record, data, picture.size)
             shards.add(row["sha256"], data)
             yield row
     shards.flush()
@@ -165,12 +187,9 @@ def _reason(error: BadImageError | StorageError) -> tuple[str, str]:
     return "unsafe file name" if unsafe else "unreadable member", str(error)
 
 
-def _row(
-    record: Mapping[str, Any], data: bytes, size: tuple[int, int], share: float, seed: int
-) -> dict[str, Any]:
+def _row(record: Mapping[str, Any], data: bytes, size: tuple[int, int]) -> dict[str, Any]:
     return {
         "image_id": record["id"],
-        "split": split_of(record["origin"], record["id"], share, seed),
         "origin": record["origin"],
         "file_name": record["file_name"],
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -184,18 +203,10 @@ def _row(
 def _refuse_too_many_bad(
     context: StageContext, chosen: int, good: int, limit: float, bad: list[dict[str, Any]]
 ) -> None:
-    """Raise where too many pictures are bad, after writing down which.
-
-    Nothing of the stage becomes visible then, so the table lies beside what a kill would leave.
-    """
+    """Raise where too many pictures are bad, after writing down which."""
     if good and (chosen - good) / chosen <= limit:
         return
-    path = (context.scratch / "bad_pictures.csv").resolve()
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, DROPS.names)
-        table.writeheader()
-        table.writerows(bad)
-    told = f"{_reasons(bad)}; {path} names each"
+    told = _written_down(context, "image", bad)
     if not good:
         raise PipelineError("no picture of the dataset can be used", told)
     raise PipelineError(
@@ -204,6 +215,37 @@ def _refuse_too_many_bad(
     )
 
 
-def _reasons(drops: Iterable[Mapping[str, Any]]) -> str:
-    counts = Counter(row["reason"] for row in drops if row["kind"] == "image")
-    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+def _refuse_silence(
+    context: StageContext, annotations: Mapping[str, Annotations], drops: list[dict[str, Any]]
+) -> None:
+    """Raise where an origin has captions and none of them can be read."""
+    for origin in (origin for origin, found in annotations.items() if not found.captions):
+        broken = [
+            row
+            for row in drops
+            if (row["kind"], row["reason"]) == ("caption", BROKEN) and origin in row["file"]
+        ]
+        if broken:
+            told = _written_down(context, "caption", broken)
+            raise PipelineError(f"no caption of {origin} can be used", told)
+
+
+def _written_down(context: StageContext, kind: str, drops: list[dict[str, Any]]) -> str:
+    """Write down what was dropped, and return it in words with the place.
+
+    Nothing of the stage becomes visible then, so the table lies beside what a kill would leave.
+    """
+    path = (context.scratch / _TABLES[kind]).resolve()
+    rows = [row for row in drops if row["kind"] == kind]
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+        table = csv.DictWriter(stream, DROPS.names)
+        table.writeheader()
+        table.writerows(rows)
+    counts = Counter(row["reason"] for row in rows)
+    told = [f"{count} {reason}" for reason, count in counts.most_common()]
+    if rows:
+        first = rows[0]
+        place = f"{first['file']} {first['record']}: " if first["reason"] == BROKEN else ""
+        detail = first["detail"][:_SHOWN] or first["file"]
+        told.append(f"the first: {place}{detail}")
+    return f"{', '.join(told) or 'it lists none'}; {path} names each"

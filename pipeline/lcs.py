@@ -11,11 +11,10 @@ from typing import Any
 from pipeline.annotations import Annotations
 from pipeline.llava_json import read_records
 from pipeline.schemas import drop
-from storage.tables import is_int64, is_text
+from storage.tables import as_int64, is_text
 
 Json = dict[str, Any]
 TRAIN, TEST = "lcs558k", "lcs558k-test"  # origins of its pictures
-_LONGEST_ID = 18  # digits that fit a column of 64 bits
 
 
 def read_lcs(
@@ -28,12 +27,12 @@ def read_lcs(
     Raises:
         PipelineError: The file is not LLaVA's JSON.
     """
-    found = {TRAIN: Annotations([], [], [], []), TEST: Annotations([], [], [], [])}
+    found = {TRAIN: Annotations([], [], []), TEST: Annotations([], [], [])}
     seen: set[int] = set()
     for number, record in enumerate(read_records(path, name)):
         match record:
             case {"id": key, "image": file, "conversations": [_, {"value": caption}]} if (
-                is_text(file) and is_text(caption) and (image := _image_id(key)) is not None
+                is_text(file) and is_text(caption) and (image := as_int64(key)) is not None
             ):
                 if image in seen:
                     drops.append(drop("images", "image", image, file, "duplicate id"))
@@ -42,19 +41,13 @@ def read_lcs(
                 origin = TEST if _draw(image, seed) < test_share else TRAIN
                 picture = {"id": image, "file_name": file, "origin": origin}
                 found[origin].images.append(picture)
-                text = {"id": number, "image_id": image, "caption": caption}
+                text = {"caption_id": number, "image_id": image, "caption": caption}
                 found[origin].captions.append(text)
             case _:
                 drops.append(drop("images", "image", number, "", "broken record", _told(record)))
     for part in found.values():
         part.images.sort(key=lambda record: record["id"])
     return found
-
-
-def _image_id(value: object) -> int | None:
-    if isinstance(value, str) and value.isascii() and value.isdecimal():
-        return int(value) if len(value) <= _LONGEST_ID else None
-    return value if is_int64(value) else None
 
 
 def _draw(image_id: int, seed: int) -> float:

@@ -11,6 +11,7 @@ from pipeline.bootstrap import Statistic
 from pipeline.caption_metrics import MAX_ORDER, bleu, score_captions
 from pipeline.likelihood import Nats
 from pipeline.presence import SETS
+from pipeline.spaceless import words
 from pipeline.vqa import answer_type
 
 Row = dict[str, Any]
@@ -94,8 +95,8 @@ def answer_measures(rows: Sequence[Row]) -> list[Measure]:
         if group
     ]
     images, texts = [row["image_id"] for row in rows], [row["prediction"] for row in rows]
-    written = [len(text.split()) for text in texts]
-    expected = [len(row["references"][0].split()) for row in rows]
+    written = [len(words(text)) for text in texts]
+    expected = [len(words(row["references"][0])) for row in rows]
     found.append(ratio("answer_length_ratio", images, written, expected, better=0))
     return [*found, _repetition("answer_repetition", images, texts)]
 
@@ -145,10 +146,8 @@ def ending_measure(rows: Sequence[Row]) -> Measure:
 def _repetition(metric: str, images: Sequence[int], texts: Sequence[str]) -> Measure:
     pieces = []
     for text in texts:
-        words = text.lower().split()
-        pieces.append(
-            [tuple(words[at : at + _REPEATED]) for at in range(len(words) - _REPEATED + 1)]
-        )
+        said = words(text.lower())
+        pieces.append([tuple(said[at : at + _REPEATED]) for at in range(len(said) - _REPEATED + 1)])
     again = [len(each) - len(set(each)) for each in pieces]
     return ratio(metric, images, again, [len(each) for each in pieces], better=0)
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from model.decoding import BadImageError
+from pipeline.name_forms import Alikes, composed
 from storage.archives import Archive, ArchiveLimits, resolve_member
 from storage.names import name_fault
 
@@ -27,19 +29,23 @@ class Pictures:
         refused: Members that must not be read, with the reason, beyond those found in `paths`.
         faults: Members that the source could not give, with the detail.
         fault: The reason that counts them.
+        own: Whether they lie in a folder of the user's own, whose links are followed.
     """
 
     paths: tuple[Path, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)
     fault: str = "unreadable member"
+    own: bool = False
 
 
 class PictureFinder:
     """Finds a picture by its `file_name`, with or without the folders that lead to it.
 
     Where a name is no member's, it means the one member of which it is the end, by whole parts of
-    the path, or that is its own end. A like base name alone is another picture.
+    the path, or that is its own end. A like base name alone is another picture. Names are compared
+    after Unicode's normalisation, which differs between systems; of two members that differ in it
+    alone, the one written as the record writes it is meant.
     """
 
     def __init__(self, archive: Archive, known: Pictures | None = None) -> None:
@@ -89,7 +95,12 @@ class PictureFinder:
             raise BadImageError(self._fault, self._faults[member])
         for member in self._alike("refused", name):
             raise BadImageError("file refused", self._refused[member])
-        raise BadImageError("file missing", name)
+        hint = self._alikes.hint(name)
+        raise BadImageError("file missing", f"{name}; {hint}" if hint else name)
+
+    @cached_property
+    def _alikes(self) -> Alikes:
+        return Alikes(self.names)
 
     def _candidates(self, file_name: str) -> list[str]:
         for name in (resolve_member("images", file_name), resolve_member("", file_name)):
@@ -98,14 +109,17 @@ class PictureFinder:
         return self._alike("served", name)
 
     def _alike(self, kind: str, name: str) -> list[str]:
-        near = self._ends[kind].get(_base(name), ())
-        return [member for member in near if _ends_with(member, name) or _ends_with(name, member)]
+        name = composed(name)
+        near = {member: composed(member) for member in self._ends[kind].get(_base(name), ())}
+        same = [member for member, form in near.items() if form == name]
+        ends = (m for m, form in near.items() if _ends_with(form, name) or _ends_with(name, form))
+        return same or [*ends]
 
 
 def _by_base(names: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in sorted(names):
-        found.setdefault(_base(name), []).append(name)
+        found.setdefault(composed(_base(name)), []).append(name)
     return found
 
 

@@ -11,7 +11,10 @@ caption. Here every caption is followed by a new sentence, as in most COCO capti
 """
 
 import re
+import unicodedata
 from typing import Final
+
+from pipeline.spaceless import pieces
 
 # coco-caption drops exactly these strings. Brackets are in its list in capitals but arrive in
 # lower case, so "-lrb-" survives, as do runs such as "!!!". Published scores include that.
@@ -44,8 +47,10 @@ def _any_of(words: str) -> str:
     return "(?:" + "|".join(words.split()) + ")"
 
 
-# A letter or digit with its combining accents. Fractions and powers are digits to Python, not here.
-_CHAR = r"(?:[^\W_\u00b2\u00b3\u00b9\u00bc-\u00be\u2153\u2154][\u0300-\u036f]*)"
+# A letter or digit with its combining accents, in Hindi or Arabic with its vowels. Fractions and
+# powers are digits to Python, not here.
+_ACCENTS = "".join(chr(n) for n in range(0x300, 0x1E00) if unicodedata.category(chr(n))[0] == "M")
+_CHAR = rf"(?:[^\W_\u00b2\u00b3\u00b9\u00bc-\u00be\u2153\u2154][{_ACCENTS}]*)"
 _NOT_IN_WORD = r"(?![^\W_]|-\w)"  # behind an abbreviation's dot: "rd.dog" is one word
 _CAPITALS = " ".join(f"{state.capitalize()} {state.upper()}" for state in _STATES.split())
 _ENDER = rf"(?:(?i:{_any_of(_ENDERS)})|{_any_of(_CAPITALS)})"
@@ -135,13 +140,24 @@ def ptb_tokens(caption: str) -> list[str]:
 def tokenize(caption: str) -> list[str]:
     """Tokens of a caption as coco-caption scores them: :func:`ptb_tokens` without punctuation.
 
+    Of a caption with characters of a script without blanks (:mod:`pipeline.spaceless`), where the
+    Treebank knows no words, each such character is a token, and no mark is one.
+
     Args:
         caption: one caption.
 
     Returns:
         The tokens that are not in :data:`PUNCTUATION`; empty for a caption without words.
     """
-    return [token for token in ptb_tokens(caption) if token not in PUNCTUATION]
+    parts = pieces(caption)
+    if not any(unit for unit, _ in parts):
+        return [token for token in ptb_tokens(caption) if token not in PUNCTUATION]
+    return [
+        token
+        for unit, part in parts
+        for token in ([part] if unit else ptb_tokens(part))
+        if any(map(str.isalnum, token))
+    ]
 
 
 def _written(kind: str, text: str) -> str:

@@ -92,7 +92,7 @@ class FileConversations(Part):
     """A LLaVA-Instruct JSON file, local or behind any fsspec URL."""
 
     kind: Literal["file"] = "file"
-    path: str = Field(description="Path or URL of the JSON (or JSON lines) file.")
+    path: str = Field(description="Path or URL of the JSON (or JSON lines) file, gzipped or not.")
     sha256: str | None = Field(description="Expected SHA-256 of the file, or null.")
 
 
@@ -115,7 +115,10 @@ class ExamplesPart(Part):
     """Filters, prompt template and token limits: what a training example looks like."""
 
     caption_max_characters: Positive = Field(description="Captions must be shorter than this.")
-    caption_min_words: Positive = Field(description="Captions need at least this many words.")
+    caption_min_words: Positive = Field(
+        description="Captions need at least this many words; of scripts without blanks between "
+        "words (Chinese, Japanese, Thai, ...) each character counts as one."
+    )
     refusals: tuple[str, ...] = Field(
         description="Lower-case fragments that mark a caption as a refusal to describe."
     )

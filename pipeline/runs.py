@@ -16,7 +16,15 @@ from pipeline.materialize import Outcome
 from pipeline.recipe import Recipe, flatten
 from storage.artifacts import ArtifactStore
 from storage.manifest import Manifest, fingerprint_of
-from storage.runs import LATEST, DamagedRunError, read_refs, read_run, read_runs, write_ref
+from storage.runs import (
+    LATEST,
+    DamagedRunError,
+    next_number,
+    read_refs,
+    read_run,
+    read_runs,
+    write_ref,
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ def record_run(store: ArtifactStore, recipe: Recipe, outcomes: Sequence[Outcome]
     first = old if old is not None and not made else {}
     record = {
         "run": name,
+        "number": next_number(store),
         "created": time.time(),
         "seconds": first.get("seconds", round(sum(outcome.seconds for outcome in outcomes), 1)),
         "recipe": recipe.model_dump(mode="json"),

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.annotations import JSON_LIMITS, Annotations, read_coco, read_image_ids
+from pipeline.annotations import Annotations, read_coco, read_image_ids
+from pipeline.coco_files import JSON_LIMITS, is_document
 from pipeline.downloads import (
     fetch_below,
     fetch_by_address,
@@ -75,7 +76,8 @@ def read_annotations(
             path = _remote_annotations(context, root, remote_files(root)["annotations"])
         case FolderImages(root=root):
             path = local_files(root)["annotations"]
-    found = {split: read_coco(path, split, drops) for split in SPLITS}
+    own = _is_own(images)
+    found = {split: read_coco(path, split, drops, own=own) for split in SPLITS}
     if isinstance(images.source, Coco2017Images) and images.source.exclude_val2014:
         return {**found, SPLITS[0]: _without_val2014(context, root, found[SPLITS[0]], drops)}
     return found
@@ -98,9 +100,9 @@ def fetch_pictures(
     if isinstance(source, LcsImages):
         pictures = _lcs_pictures(context, source, images, [*chosen[TRAIN], *chosen[TEST]])
         return {TRAIN: pictures, TEST: pictures}
-    if isinstance(source, FolderImages) and local_folder(source.root) is not None:
+    if isinstance(source, FolderImages) and _is_own(images):
         files = local_files(source.root)
-        return {split: Pictures((files[split],)) for split in SPLITS}
+        return {split: Pictures((files[split],), own=True) for split in SPLITS}
     names = {split: f"zips/{split}.zip" for split in SPLITS}
     if isinstance(source, FolderImages):
         names = remote_files(source.root)
@@ -138,7 +140,7 @@ def _remote_annotations(context: StageContext, root: str, name: str) -> Path:
         return fetch_whole(context, root, name, {})
 
     def documents(folder: Archive) -> list[str]:
-        return [each for each in folder.names() if each.endswith(".json")]
+        return [each for each in folder.names() if is_document(each)]
 
     found = fetch_below(context, root, name, JSON_LIMITS, documents)
     for member, reason in found.faults.items():
@@ -161,6 +163,12 @@ def _loose_pictures(
     return fetch_below(context, root, name, picture_limits(images.max_bytes), chosen)
 
 
+def _is_own(images: ImagesPart) -> bool:
+    """Whether the dataset is a folder of this machine's user, whose links may lead anywhere."""
+    source = images.source
+    return isinstance(source, FolderImages) and local_folder(source.root) is not None
+
+
 def _without_val2014(
     context: StageContext, root: str, found: Annotations, drops: list[dict[str, Any]]
 ) -> Annotations:
@@ -172,7 +180,7 @@ def _without_val2014(
         for record in found.images
         if record["id"] in excluded
     ]
-    return Annotations(kept, found.captions, found.objects, found.categories)
+    return Annotations(kept, found.captions, found.objects)
 
 
 def _lcs_pictures(

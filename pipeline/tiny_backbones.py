@@ -15,9 +15,10 @@ from model.tiny_phi import BLOCK, train_tiny_phi
 from pipeline.backbone_parts import TinyBackbones
 from pipeline.devices import use_threads
 from pipeline.errors import PipelineError
-from pipeline.llava_json import bare_name
+from pipeline.picture_names import PICTURES_SQL
 from pipeline.pictures import pictures
 from pipeline.stage import StageContext, Summary
+from storage.sql import Database
 from storage.tables import read_table
 
 
@@ -131,11 +132,14 @@ def _training_captions(context: StageContext) -> dict[str, list[str]]:
 
 def _training_turns(context: StageContext) -> dict[str, list[str]]:
     """Return each question with its answer, by the hash of the training picture it is about."""
-    names = {bare_name(row["file_name"]): row["sha256"] for row in _training_images(context)}
+    images = read_table(context.inputs["images"].path("images.parquet"))
     table = read_table(context.inputs["conversations"].path("conversations.parquet"))
+    with Database({"images": images, "conversations": table}) as database:
+        pictures = database.query(PICTURES_SQL).to_pylist()
+    hashes = {p["conversation_id"]: p["sha256"] for p in pictures if p["split"] == "train"}
     found: dict[str, list[str]] = defaultdict(list)
     for row in table.to_pylist():
-        sha256 = names.get(bare_name(row["image_name"]))
+        sha256 = hashes.get(row["conversation_id"])
         if sha256 is not None:
             turns = [turn["text"].replace("<image>", "").strip() for turn in row["turns"]]
             pairs = zip(turns[::2], turns[1::2], strict=False)

@@ -5,7 +5,8 @@ thing: where all people gave the same answer, the challenge's own (GT-Vision-Lab
 nothing, so "Yes." is wrong where ten people said "yes". lmms-eval, with which such scores are
 reported today, normalizes prediction and answers in every case; so do we. The challenge's quirks
 are kept, because scores must stand beside published ones: a punctuation mark that touches a blank
-anywhere vanishes everywhere, others become a blank; "none" is 0.
+anywhere vanishes everywhere, others become a blank; "none" is 0. It knows no marks of Chinese and
+Japanese; these become a blank here.
 """
 
 import re
@@ -13,6 +14,12 @@ from collections.abc import Sequence
 
 NEEDED = 3  # people who must agree with an answer for it to count in full
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
+_WIDE_MARKS = str.maketrans(
+    dict.fromkeys(
+        "\u3002\u3001\uff0c\uff0e\uff01\uff1f\uff1a\uff1b\u300c\u300d\u300e\u300f\uff08\uff09\u300a\u300b",
+        " ",
+    )
+)
 _LONE_PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")  # the challenge's own look-ahead, odd as it is
 _PERIODS = 32  # periods taken away, at most
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
@@ -47,7 +54,7 @@ _CONTRACTIONS["somebody'd"] = "somebodyd"  # the wrong way round, as published
 
 def normalize_answer(text: str) -> str:
     """Return an answer as the challenge compares it: without marks, articles and number words."""
-    text = text.replace("\n", " ").replace("\t", " ").strip()
+    text = text.replace("\n", " ").replace("\t", " ").translate(_WIDE_MARKS).strip()
     cleaned = text
     in_number = _COMMA_IN_NUMBER.search(text) is not None
     for mark in _MARKS:

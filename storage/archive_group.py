@@ -14,17 +14,18 @@ class ArchiveGroup(Archive):
     Args:
         paths: The archives.
         limits: What each of them may hold.
+        own: Whether they are the user's own, as for `open_archive`.
 
     Raises:
         UnsafeArchiveError: One is over a limit.
         StorageError: One is missing, damaged, or of another kind.
     """
 
-    def __init__(self, paths: Sequence[Path], limits: ArchiveLimits) -> None:
+    def __init__(self, paths: Sequence[Path], limits: ArchiveLimits, *, own: bool = False) -> None:
         super().__init__(paths[0] if paths else Path(), limits)
         with ExitStack() as stack:
             for path in paths:
-                archive = stack.enter_context(open_archive(path, limits=limits))
+                archive = stack.enter_context(open_archive(path, limits=limits, own=own))
                 self.refused |= archive.refused
                 for name in archive.names():
                     size = archive.size(name)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from storage.errors import StorageError, is_full
+from storage.filesystem import walk_files
 from storage.members import Archive, ArchiveLimits, Member
 from storage.names import resolve_member
 
@@ -25,11 +26,12 @@ __all__ = ["Archive", "ArchiveLimits", "open_archive", "resolve_member"]
 _CHUNK = 1 << 20
 _BLOCK = 512  # bytes of a tar header, and what files are rounded up to
 _ENCRYPTED = 0x1
+_SAYS_UTF8 = 0x800
 # Python's bz2 and lzma unpack whole blocks, so a bomb in them could not be stopped in time.
 _METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 
 
-def open_archive(path: Path, *, limits: ArchiveLimits | None = None) -> Archive:
+def open_archive(path: Path, *, limits: ArchiveLimits | None = None, own: bool = False) -> Archive:
     """Open a folder, ``.zip``, ``.tar`` or ``.tar.gz``, told apart by content, not by name.
 
     A tar.gz is unpacked once into a nameless temporary file beside it (or in the system's temporary
@@ -39,6 +41,8 @@ def open_archive(path: Path, *, limits: ArchiveLimits | None = None) -> Archive:
     Args:
         path: The archive.
         limits: Its limits; None for the defaults.
+        own: Whether it is the user's own folder, whose links are followed wherever they lead. What
+            an archive holds is never followed.
 
     Raises:
         UnsafeArchiveError: The archive as a whole is over a limit.
@@ -50,6 +54,8 @@ def open_archive(path: Path, *, limits: ArchiveLimits | None = None) -> Archive:
         raise StorageError(
             f"{path} cannot be opened: {error.strerror or error}", "Check the path"
         ) from error
+    if kind is _Folder and own:
+        kind = _OwnFolder
     return kind(path, limits or ArchiveLimits())
 
 
@@ -93,7 +99,7 @@ class _Folder(Archive):
     def _file(self, place: Path) -> Member:
         # Unlike Path.resolve, realpath does not raise where links go in a circle.
         real = Path(os.path.realpath(place)) if place.is_symlink() else place
-        if not real.is_relative_to(self._root):
+        if not self._may_lead_to(real):
             return self._refuse(place, "symlink leaves the folder")
         if not real.exists():
             return self._refuse(place, "symlink to nothing")
@@ -101,6 +107,9 @@ class _Folder(Archive):
         if not stat.S_ISREG(state.st_mode):
             return self._refuse(place, "not a regular file")
         return Member(self._name(place), state.st_size, state.st_size, real)
+
+    def _may_lead_to(self, real: Path) -> bool:
+        return real.is_relative_to(self._root)
 
     def _name(self, place: Path) -> str:
         return place.relative_to(self._root).as_posix()
@@ -114,6 +123,18 @@ class _Folder(Archive):
 
     def close(self) -> None:
         """Nothing stays open between reads."""
+
+
+class _OwnFolder(_Folder):
+    """The files below a folder of the user's own; links may point anywhere, to folders too."""
+
+    def _scan(self) -> Iterator[Member | None]:
+        for place in walk_files(self._root):
+            yield self._file(place)
+
+    def _may_lead_to(self, real: Path) -> bool:
+        del real
+        return True
 
 
 def _raise(error: OSError) -> None:
@@ -155,7 +176,7 @@ def refuse_encrypted(title: str, member: Member) -> None:
 def zip_member(info: zipfile.ZipInfo) -> Member | None:
     """Return a zip's entry as a member, with what speaks against it; None for a folder."""
     # zipfile cuts a name at its first NUL, which would make two names out of one.
-    name = info.orig_filename if "\0" in info.orig_filename else info.filename
+    name = info.orig_filename if "\0" in info.orig_filename else _in_utf8(info)
     kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not packed on Unix
     if stat.S_ISLNK(kind):
         fault = "symlink"
@@ -166,6 +187,16 @@ def zip_member(info: zipfile.ZipInfo) -> Member | None:
     else:
         fault = "" if info.compress_type in _METHODS else "packed by a method other than deflate"
     return Member(name, info.file_size, info.compress_size, info, fault)
+
+
+def _in_utf8(info: zipfile.ZipInfo) -> str:
+    """Return an entry's name, read as UTF-8 where it is; macOS writes that without saying so."""
+    if info.flag_bits & _SAYS_UTF8 or info.filename.isascii():
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
 
 
 class _Tar(Archive):

@@ -175,6 +175,29 @@ def walk(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in (*folders, *files))
 
 
+def walk_files(root: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield every path below a folder that is no folder, sorted, through links to folders, too.
+
+    Args:
+        root: The folder.
+        above: Real paths of the folders that led here: links that go in a circle end.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    real = os.path.realpath(root)
+    if real in above:
+        return
+    with os.scandir(root) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        # Of a link in a circle, DirEntry.is_dir raises.
+        if Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir():
+            yield from walk_files(Path(entry.path), above | {real})
+        else:
+            yield Path(entry.path)
+
+
 def state_of(path: Path) -> FileState:
     """Return how a local file looks without reading it."""
     found = path.stat()

@@ -63,6 +63,16 @@ def read_history(store: ArtifactStore) -> list[Entry]:
     return sorted(found, key=lambda entry: -entry.number)
 
 
+def last_number(store: ArtifactStore) -> int:
+    """Return the number of the newest decision, 0 where there is none; reads no entry.
+
+    Raises:
+        StorageError: The store cannot be listed.
+    """
+    names = (PurePosixPath(name).stem for name in store.list(FOLDER))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
 def published(history: list[Entry]) -> Entry | None:
     """Return the entry that says what is published now, None where nothing is."""
     return next((entry for entry in history if entry.moved), None)

@@ -16,12 +16,15 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import MissingError, StorageError, TransientError, redact
+from storage.filesystem import hash_file, walk_files
 from storage.streams import Stream, agrees
 from storage.web import is_http, open_http, probe_http
 from storage.web import open_range as open_http_range
 
 _CHUNK = 1 << 20
 _BLOCK = 8 << 20  # bytes per request on object stores, where every request costs a round trip
+_READ_AT_ONCE = 64 << 20  # bytes of local files that a look may read: a tenth of a second
+_READ_LEAST = 64 << 10  # bytes that a file counts at least, for the time that opening takes
 _LONGEST_REASON = 200  # characters of a library's own text
 # What filesystems call the identity of an object, and our word for it.
 _IDENTITY = {
@@ -87,9 +90,9 @@ def _named(url: str, stream: Stream) -> Stream:
 def probe(url: str) -> dict[str, str]:
     """Return a cheap identity of what `url` names, for telling whether a source changed.
 
-    A local file or any folder gives the SHA-256 of its sorted (relative name, size, modification
-    time in ns or the store's own identity); HTTP gives ETag, Last-Modified and size; other stores
-    give what they know. No content is read, except one byte over HTTP.
+    A local file or any folder gives the SHA-256 of its sorted rows: relative name, and of little
+    local data the content, of much its size and times, elsewhere the store's own identity. HTTP
+    gives ETag, Last-Modified and size, for one byte that is read; other stores give what they know.
 
     Raises:
         StorageError: `url` is missing or cannot be reached.
@@ -143,12 +146,26 @@ def _place(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def _local_rows(path: Path) -> Iterable[tuple[str, int, int]]:
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    for file in files:
-        state = file.stat()
+def _local_rows(path: Path) -> Iterable[tuple[str, int, str]]:
+    """Return name, size and mark of each file: its content's hash where all together are small.
+
+    The mark of the others are the times of its last change and of its inode's, which no program
+    can set: unpacking can give new content the old size and time of change.
+    """
+    files = filter(Path.is_file, walk_files(path)) if path.is_dir() else [path]
+    states = [(file, file.stat()) for file in files]
+    small = sum(max(state.st_size, _READ_LEAST) for _, state in states) <= _READ_AT_ONCE
+    for file, state in states:
         name = file.relative_to(path) if path.is_dir() else file.name
-        yield str(name), state.st_size, state.st_mtime_ns
+        mark = _content(file) if small else ""
+        yield str(name), state.st_size, mark or f"{state.st_mtime_ns} {state.st_ctime_ns}"
+
+
+def _content(file: Path) -> str:
+    try:
+        return hash_file(file, hashlib.sha256())
+    except OSError:  # whoever needs it says so
+        return ""
 
 
 def _listing(rows: Iterable[Any]) -> str:

@@ -1,6 +1,11 @@
-"""Records of finished runs: which artifacts each ended with; `refs/` names some of them."""
+"""Records of finished runs: which artifacts each ended with; `refs/` names some of them.
+
+Runs come in the order in which they were recorded: each record has a number above those that were
+there. Clocks of machines differ and are set back; `created` is for people.
+"""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from storage.artifacts import ArtifactStore
@@ -15,16 +20,22 @@ class DamagedRunError(StorageError):
 
 
 def read_runs(store: ArtifactStore) -> list[dict[str, Any]]:
-    """Return the records of all finished runs, newest first.
+    """Return the records of all finished runs, the last recorded first.
 
     Raises:
         StorageError: A record cannot be read.
     """
-    names = filter(is_ours, store.list("runs"))
-    records = [read_run(store, name.removeprefix("runs/").removesuffix(".json")) for name in names]
+    records = [read_run(store, name) for name in _names(store)]
+    # Records of before there were numbers have 0: among them the clock decides.
     return sorted(
-        (record for record in records if record is not None), key=lambda record: -record["created"]
+        (record for record in records if record is not None),
+        key=lambda record: (-record["number"], -record["created"], record["run"]),
     )
+
+
+def _names(store: ArtifactStore) -> list[str]:
+    names = filter(is_ours, store.list("runs"))
+    return [name.removeprefix("runs/").removesuffix(".json") for name in names]
 
 
 def read_run(store: ArtifactStore, name: str) -> dict[str, Any] | None:
@@ -43,7 +54,13 @@ def read_run(store: ArtifactStore, name: str) -> dict[str, Any] | None:
             str(stage): {"fingerprint": made["fingerprint"], "digest": made["digest"]}
             for stage, made in record["stages"].items()
         }
-        return {**record, "run": name, "created": float(record["created"]), "stages": stages}
+        return {
+            **record,
+            "run": name,
+            "number": int(record.get("number", 0)),
+            "created": float(record["created"]),
+            "stages": stages,
+        }
     except (ValueError, TypeError, KeyError, AttributeError):
         raise DamagedRunError(
             f"{store.uri}/runs/{name}.json is not the record of a run",
@@ -55,6 +72,20 @@ def read_refs(store: ArtifactStore) -> dict[str, str]:
     """Return the runs that bear a name of their own, such as `latest`, by that name."""
     found = {name: _named(store, name) for name in filter(is_ours, store.list("refs"))}
     return {name.removeprefix("refs/"): run for name, run in found.items() if run}
+
+
+def next_number(store: ArtifactStore) -> int:
+    """Return the number of the run that is recorded next.
+
+    Raises:
+        StorageError: The store cannot be read.
+    """
+    numbers = [0]
+    for name in _names(store):
+        with suppress(DamagedRunError):
+            record = read_run(store, name)
+            numbers.append(record["number"] if record is not None else 0)
+    return max(numbers) + 1
 
 
 def write_ref(store: ArtifactStore, name: str, run: str) -> None:

@@ -1,5 +1,6 @@
 """Parquet tables with fixed writer options, so that equal rows give equal bytes."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 from storage.errors import StorageError
 
 ROW_GROUP = 65_536
+_EXACT = 2**53  # above it, floats skip whole numbers
+_DIGITS = re.compile(r"-?[0-9]{1,19}")
 
 
 def is_text(value: object) -> TypeGuard[str]:
@@ -27,6 +30,15 @@ def is_text(value: object) -> TypeGuard[str]:
 def is_int64(value: object) -> TypeGuard[int]:
     """Return whether a value is a whole number that a column can hold; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def as_int64(value: object) -> int | None:
+    """Return the whole number that a value is or plainly means (17, 17.0, "17"), else None."""
+    if isinstance(value, str):
+        value = int(value) if _DIGITS.fullmatch(value) else None
+    elif isinstance(value, float):
+        value = int(value) if value.is_integer() and abs(value) < _EXACT else None
+    return value if is_int64(value) else None
 
 
 def is_number(value: object) -> TypeGuard[float]:

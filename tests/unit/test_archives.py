@@ -283,6 +283,46 @@ def test_links_in_a_folder_stay_inside(tmp_path: Path) -> None:
         }
 
 
+def test_links_in_a_folder_of_the_users_own_lead_anywhere(tmp_path: Path) -> None:
+    root = pack(tmp_path, "folder", {"pics/1.jpg": b"1"})
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "far" / "2.jpg").write_bytes(b"2")
+    (tmp_path / "far" / "back").symlink_to(root)
+    (root / "out.jpg").symlink_to("../far/2.jpg")
+    (root / "more").symlink_to("../far")
+    (root / "nothing.jpg").symlink_to("gone")
+    (root / "loop").symlink_to("loop")
+    os.mkfifo(root / "pipe.jpg")
+    with open_archive(root, own=True) as archive:
+        assert archive.names() == ["more/2.jpg", "out.jpg", "pics/1.jpg"]
+        assert archive.read("more/2.jpg") == archive.read("out.jpg") == b"2"
+        assert archive.refused == {
+            "nothing.jpg": "symlink to nothing",
+            "loop": "symlink to nothing",
+            "pipe.jpg": "not a regular file",
+        }
+
+
+def test_an_archive_of_the_users_own_is_guarded_like_any_other(tmp_path: Path) -> None:
+    link = entry("link.jpg", kind=tarfile.SYMTYPE, link="/etc/passwd")
+    with open_archive(tarred(tmp_path / "a.tar", link), own=True) as archive:
+        assert (archive.names(), archive.refused) == ([], {"link.jpg": "symlink"})
+
+
+def test_utf_8_names_that_a_zip_does_not_declare_are_read(tmp_path: Path) -> None:
+    names = ("M\u00f6we.jpg", "plain.jpg")
+    path = zipped(tmp_path / "mac.zip", *((name, b"1") for name in names))
+    data = bytearray(path.read_bytes())
+    flag = struct.pack("<H", 0x800)
+    for at in (data.find(b"PK\3\4") + 6, data.find(b"PK\1\2") + 8):
+        assert data[at : at + 2] == flag
+        data[at : at + 2] = b"\0\0"
+    path.write_bytes(data)
+    with open_archive(path) as archive:
+        assert archive.names() == sorted(names)
+        assert archive.read(names[0]) == b"1"
+
+
 def test_a_file_that_changes_under_the_reader_is_noticed(tmp_path: Path) -> None:
     root = pack(tmp_path, "folder", {"a": b"12345", "b": b"12345", "c": b""})
     with open_archive(root) as archive:

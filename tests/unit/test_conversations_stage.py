@@ -1,5 +1,6 @@
 """The `conversations` stage on LLaVA-Instruct JSON, whole and broken."""
 
+import gzip
 import hashlib
 import json
 import tempfile
@@ -104,6 +105,57 @@ def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
 def test_broken_json_names_the_persons_file(tmp_path: Path, broken: bytes) -> None:
     file = written(tmp_path / "mine.json", broken)
     with pytest.raises(PipelineError, match=r"mine\.json is neither a JSON list nor JSON lines"):
+        run(file, tmp_path / "work")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("key", ["data", "annotations", "conversations"])
+def test_an_object_around_the_list_is_read_through(
+    tmp_path: Path, key: str, indent: int | None
+) -> None:
+    text = json.dumps({"version": 1, "notes": [1], key: [talk(1), talk(2)]}, indent=indent)
+    summary, _ = run(written(tmp_path / "llava.json", text.encode()), tmp_path / "work")
+    assert summary["conversations"] == 2
+
+
+def test_an_object_with_several_lists_of_records_names_them(tmp_path: Path) -> None:
+    file = written(tmp_path / "mine.json", {"train": [talk(1)], "val": [talk(2)]})
+    with pytest.raises(PipelineError, match=r"mine\.json .*object with the lists 'train', 'val'"):
+        run(file, tmp_path / "work")
+
+
+def test_one_record_over_several_lines_is_one_record(tmp_path: Path) -> None:
+    file = written(tmp_path / "llava.json", json.dumps(talk(1), indent=1).encode())
+    assert run(file, tmp_path / "work")[0]["conversations"] == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32-be"])
+@pytest.mark.parametrize("name", ["llava.json", "llava.jsonl", "llava.json.gz"])
+def test_any_encoding_is_read_gzipped_or_not(tmp_path: Path, name: str, encoding: str) -> None:
+    records = [talk(1), talk(2, image="M\u00f6we.jpg")]
+    if "jsonl" in name:
+        text = "\n".join(json.dumps(each, ensure_ascii=False) for each in records)
+    else:
+        text = json.dumps(records, ensure_ascii=False)
+    data = text.encode(encoding)
+    file = written(tmp_path / name, gzip.compress(data) if name.endswith("gz") else data)
+    _, out = run(file, tmp_path / "work")
+    assert [row["image_name"] for row in rows(out)] == ["1.jpg", "M\u00f6we.jpg"]
+
+
+@pytest.mark.parametrize("line", [1, 4])
+def test_a_broken_line_is_told_by_its_number_in_the_file(tmp_path: Path, line: int) -> None:
+    lines = [json.dumps(talk(1)), "", json.dumps(talk(2)), json.dumps(talk(3)), ""]
+    lines[line - 1] = lines[line - 1][:61]
+    file = written(tmp_path / "mine.jsonl", "\n".join(lines).encode())
+    with pytest.raises(PipelineError, match=rf"mine\.jsonl .*line {line} column"):
+        run(file, tmp_path / "work")
+
+
+def test_if_no_record_is_whole_the_first_fault_is_told(tmp_path: Path) -> None:
+    file = written(tmp_path / "llava.json", [{"image": "1.jpg", "text": "hello"}] * 2)
+    told = "broken records: 2; the first: broken record, no list 'conversations'"
+    with pytest.raises(PipelineError, match=told):
         run(file, tmp_path / "work")
 
 

@@ -18,6 +18,7 @@ from pipeline.filters import (
 )
 from pipeline.presets import preset
 from pipeline.schemas import CAPTIONS, CONVERSATIONS, IMAGES
+from pipeline.spaceless import words
 from storage.sql import Database
 
 PART = preset("demo").examples.model_copy(
@@ -263,6 +264,39 @@ def test_a_name_means_one_picture_or_none(
     assert [(row["image_id"], row["reason"]) for row in rows] == [found]
 
 
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("train2017/000.jpg", (5, None)),
+        ("coco/val2017/000.jpg", (6, None)),
+        ("val2017\\000.jpg", (6, None)),
+        ("000.jpg", (None, "ambiguous image")),
+        ("train2017/001.jpg", (7, None)),
+        ("val2017/001.jpg", (None, "image missing")),
+        ("001.jpg", (7, None)),
+        ("Mo\u0308we.jpg", (8, None)),
+        ("M\u00f6we.jpg", (8, None)),
+        ("m\u00f6we.jpg", (None, "image missing")),
+        ("equal.jpg", (9, None)),
+    ],
+)
+def test_a_name_is_read_as_people_mean_it(
+    written: str, found: tuple[int | None, str | None]
+) -> None:
+    images = [
+        *(image(5, name="000.jpg"), {**image(6, name="000.jpg"), "origin": "val2017"}),
+        *(image(7, name="001.jpg"), image(8, name="M\u00f6we.jpg")),
+        *(image(9, name="a/equal.jpg"), {**image(10, name="b/equal.jpg"), "sha256": f"{9:064x}"}),
+    ]
+    rows = spoken([(written, TALK)], images)
+    assert [(row["image_id"], row["reason"]) for row in rows] == [found]
+
+
+def test_words_of_scripts_without_blanks_are_their_characters() -> None:
+    rows = captioned([(PLAIN, "一只黑猫"), (PLAIN, "猫。"), (PLAIN, "黑猫 A")])
+    assert [row["reason"] for row in rows] == [None, "too few words", None]
+
+
 texts = st.one_of(
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=50),
     st.sampled_from(
@@ -295,7 +329,7 @@ def test_every_caption_is_kept_tidy_or_dropped_with_a_known_reason(
         assert row["reason"] is None or row["reason"] in known
         assert row["caption"] == " ".join(row["caption"].split())
         if row["reason"] is None:
-            assert len(row["caption"].split()) >= 3
+            assert len(words(row["caption"])) >= 3
 
 
 turn_lists = st.lists(st.tuples(st.sampled_from(["human", "gpt", "'system'"]), texts), max_size=4)

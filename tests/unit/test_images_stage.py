@@ -205,6 +205,82 @@ def test_equal_pictures_are_stored_once(tmp_path: Path) -> None:
     assert len(pa.concat_tables(map(read_table, sorted(out.glob("files-*.parquet"))))) == 2
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_equal_pictures_are_in_one_split_whatever_their_ids(tmp_path: Path, seed: int) -> None:
+    numbers = list(range(1, 17))
+    same = {f"{TRAIN}/{n:012d}.jpg": jpeg(40 * (n % 4)) for n in numbers}
+    root = lay_out(tmp_path / "coco", coco(numbers), coco([99]), same | pictures_of([], [99]))
+    splits: list[dict[int, str]] = []
+    for limit in (6, 11, 16):
+        _, out = run(root, tmp_path, seed=seed, limit=limit, validation_share=0.5)
+        rows = table(out, "images")
+        kinds = {(row["sha256"], row["split"]) for row in rows}
+        assert len(kinds) == len({sha256 for sha256, _ in kinds})
+        splits.append({row["image_id"]: row["split"] for row in rows})
+    assert splits[0].items() <= splits[1].items() <= splits[2].items()
+
+
+# -- names as people see them ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_names_are_compared_after_unicodes_normalisation(tmp_path: Path, kind: str) -> None:
+    apart, joined = "Mo\u0308we.jpg", "M\u00f6we.jpg"
+    train = {**coco([1]), "images": [record(1, joined), record(2, "dir/2" + joined)]}
+    (tmp_path / "coco" / TRAIN / "dir").mkdir(parents=True)
+    pictures = {f"{TRAIN}/{apart}": jpeg(1), f"{TRAIN}/dir/2{apart}": jpeg(90)}
+    root = lay_out(tmp_path / "coco", train, coco([9]), pictures | pictures_of([], [9]))
+    if kind == "zip":
+        pack_tree(root, TRAIN)
+    _, out = run(root, tmp_path)
+    assert reasons(out) == {}
+    found = {row["image_id"]: row["sha256"] for row in table(out, "images")}
+    assert found[1] == hashlib.sha256(jpeg(1)).hexdigest()
+    assert found[2] == hashlib.sha256(jpeg(90)).hexdigest()
+
+
+def test_of_two_names_that_look_the_same_the_written_one_is_meant(tmp_path: Path) -> None:
+    apart, joined = "Mo\u0308we.jpg", "M\u00f6we.jpg"
+    train = {**coco([]), "images": [record(1, joined)]}
+    pictures = {f"{TRAIN}/{apart}": jpeg(90), f"{TRAIN}/{joined}": jpeg(1)}
+    root = lay_out(tmp_path / "coco", train, coco([9]), pictures | pictures_of([], [9]))
+    _, out = run(root, tmp_path)
+    assert table(out, "images")[0]["sha256"] == hashlib.sha256(jpeg(1)).hexdigest()
+
+
+def test_a_name_that_differs_in_capitals_is_told(tmp_path: Path) -> None:
+    train = {**coco([]), "images": [record(1, "0001.jpg"), record(2, "0002.jpg")]}
+    pictures = {f"{TRAIN}/0001.JPG": jpeg(1)} | pictures_of([], [9])
+    root = lay_out(tmp_path / "coco", train, coco([9]), pictures)
+    _, out = run(root, tmp_path, max_bad_share=1.0)
+    assert [row["detail"] for row in table(out, "drops")] == [
+        "0001.jpg; there is 0001.JPG",
+        "0002.jpg",
+    ]
+    with pytest.raises(
+        PipelineError, match=r"2 file missing, the first: 0001\.jpg; there is 0001\.JPG"
+    ):
+        run(root, tmp_path, max_bad_share=0.1)
+
+
+def test_links_lead_anywhere_from_a_folder_of_the_users_own(tmp_path: Path) -> None:
+    root = lay_out(tmp_path / "coco", coco([1, 2]), coco([9]), pictures_of([1, 2], [9]))
+    store = tmp_path / "elsewhere"
+    store.mkdir()
+    (root / TRAIN / f"{1:012d}.jpg").rename(store / "blob")
+    (root / TRAIN / f"{1:012d}.jpg").symlink_to(store / "blob")
+    (root / "annotations").rename(store / "annotations")
+    (root / "annotations").mkdir()
+    for path in (store / "annotations").iterdir():
+        (root / "annotations" / path.name).symlink_to(path)
+    (store / "more").mkdir()
+    (root / TRAIN / f"{2:012d}.jpg").rename(store / "more" / f"{2:012d}.jpg")
+    (root / TRAIN / "more").symlink_to(store / "more")
+    (root / TRAIN / "round").symlink_to(root / TRAIN)
+    summary, out = run(root, tmp_path)
+    assert (summary["images"], reasons(out)) == (3, {})
+
+
 # -- what cannot be used is dropped with its reason --------------------------------------------
 
 
@@ -326,6 +402,27 @@ def test_no_usable_picture_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no picture of the dataset") as caught:
         run(root, tmp_path, max_bad_share=1.0)
     assert "2 file missing" in str(caught.value)
+
+
+def test_unreadable_records_are_counted_with_the_first_fault(tmp_path: Path) -> None:
+    texts = [{"image_id": 1, "text": "a cat"}] * 3
+    root = lay_out(
+        tmp_path / "coco", {**coco([1]), "annotations": texts}, coco([2]), pictures_of([1], [2])
+    )
+    with pytest.raises(PipelineError, match=f"no caption of {TRAIN} can be used") as caught:
+        run(root, tmp_path)
+    told = f"3 broken record, the first: captions_{TRAIN}.json annotations[0]: 'caption' is no text"
+    assert told in str(caught.value)
+    nameless = {"images": [{"file_name": "1.jpg"}], "annotations": []}
+    root = lay_out(tmp_path / "other", nameless, nameless)
+    with pytest.raises(PipelineError, match="no picture of the dataset") as caught:
+        run(root, tmp_path)
+    assert f"2 broken record, the first: captions_{TRAIN}.json images[0]: no 'id'" in str(
+        caught.value
+    )
+    named = re.search(r"(/\S+\.csv) names each", str(caught.value))
+    assert named is not None
+    assert len(Path(named[1]).read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(

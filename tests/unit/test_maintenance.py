@@ -16,7 +16,7 @@ from storage.garbage import Garbage, find_garbage
 from storage.leases import Pace, lease, presence
 from storage.maintenance import committed, verify
 from storage.manifest import Manifest, UnknownManifestError
-from storage.runs import read_refs, read_run, read_runs, write_ref
+from storage.runs import next_number, read_refs, read_run, read_runs, write_ref
 from storage.shards import write_shard
 from storage.survey import DAY, is_busy
 from storage.workspaces import Workspace, workspace_key
@@ -193,9 +193,11 @@ def chain(store: ArtifactStore, folder: Path, number: int) -> list[Manifest]:
     return made
 
 
-def record(store: ArtifactStore, name: str, made: list[Manifest], created: float) -> None:
+def record(
+    store: ArtifactStore, name: str, made: list[Manifest], created: float, **more: Any
+) -> None:
     stages = {m.stage: {"fingerprint": m.fingerprint, "digest": m.digest} for m in made}
-    body = {"run": name, "created": created, "stages": stages, "made": [], "recipe": {}}
+    body = {"run": name, "created": created, "stages": stages, "made": [], "recipe": {}, **more}
     store.write(f"runs/{name}.json", json.dumps(body).encode())
 
 
@@ -588,6 +590,18 @@ def test_runs_come_newest_first(store: ArtifactStore) -> None:
     with pytest.raises(StorageError, match=r"refs/notes\.txt is not the name of a run"):
         write_ref(store, "notes.txt", RUNS[1])
     assert store.read("refs/notes.txt") == b"of somebody else"
+
+
+def test_runs_come_in_the_order_of_their_records_whatever_the_clocks_said(
+    store: ArtifactStore,
+) -> None:
+    assert next_number(store) == 1
+    for name, number, created in (("b", 2, 1.0), ("c", 3, 0.0), ("a", 1, 99.0)):
+        record(store, name, [], created, number=number)
+    record(store, "old", [], 50.0)  # of before there were numbers
+    assert [run["run"] for run in read_runs(store)] == ["c", "b", "a", "old"]
+    store.write("runs/torn.json", b"{")
+    assert next_number(store) == 4
 
 
 @pytest.mark.parametrize(

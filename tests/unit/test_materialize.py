@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -516,6 +517,18 @@ def test_a_run_done_again_is_the_latest_and_adds_no_record(
     before = store.read(f"runs/{name}.json")
     make(store, chosen, DEMO)
     assert store.read(f"runs/{name}.json") == before
+
+
+def test_the_run_recorded_last_is_the_newest_although_a_clock_was_ahead(
+    store: ArtifactStore, chosen: Settings
+) -> None:
+    first = make(store, chosen, DEMO)
+    name = run_name([outcome.manifest for outcome in first.values()])
+    data = json.loads(store.read(f"runs/{name}.json") or b"")
+    store.write(f"runs/{name}.json", json.dumps({**data, "created": 9e12}).encode())
+    make(store, chosen, SEVEN)
+    assert read_runs(store)[1]["run"] == name
+    assert read_runs(store)[0] == find_run(store, "latest")
 
 
 def test_a_torn_record_of_the_same_run_is_written_anew(

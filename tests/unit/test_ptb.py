@@ -5,6 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.ptb import PUNCTUATION, ptb_tokens, tokenize
+from pipeline.spaceless import words
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,8 @@ def test_any_text_gives_clean_lower_case_tokens(caption: str) -> None:
     tokens = ptb_tokens(caption)
     assert all(token and token == token.lower() for token in tokens)
     assert not any(set(token) & set(" \t\r\n") for token in tokens)
-    assert tokenize(caption) == [token for token in tokens if token not in PUNCTUATION]
+    if words(caption) == caption.split():  # no character that is a word by itself
+        assert tokenize(caption) == [token for token in tokens if token not in PUNCTUATION]
 
 
 WORDS = "a man's isn't o'clock t-shirt the cat , . 1,000 and/or dogs' cannot"

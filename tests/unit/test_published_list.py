@@ -8,7 +8,7 @@ import pytest
 from flows.cli import main
 from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
-from storage.published import add_entry, previous, read_history
+from storage.published import add_entry, last_number, previous, read_history
 
 
 def decide(store: ArtifactStore, action: str, run: str, reason: str) -> None:
@@ -22,6 +22,14 @@ def decide(store: ArtifactStore, action: str, run: str, reason: str) -> None:
         reason=reason,
         against="",
     )
+
+
+def test_the_last_decision_is_known_by_its_number(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "store"), tmp_path / "cache")
+    assert last_number(store) == 0
+    decide(store, "published", "first", "")
+    decide(store, "refused", "second", "")
+    assert last_number(store) == 2
 
 
 def test_the_history_is_listed_and_nothing_moves(

@@ -47,6 +47,43 @@ def test_probe_tells_when_a_local_source_changed(tmp_path: Path) -> None:
     assert probe(str(tmp_path / "moved" / "a" / "x.jpg")) != single
 
 
+@pytest.mark.parametrize("much", [False, True], ids=["little", "much"])
+def test_probe_is_not_fooled_by_an_old_time_of_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, much: bool
+) -> None:
+    if much:
+        monkeypatch.setattr("storage.remote._READ_AT_ONCE", 1)
+    file = tmp_path / "set" / "captions.json"
+    file.parent.mkdir()
+    file.write_bytes(b"[1]")
+    os.utime(file, (1000, 1000))
+    before = probe(str(file.parent)), probe(str(file))
+    (tmp_path / "new").write_bytes(b"[2]")
+    os.utime(tmp_path / "new", (1000, 1000))
+    (tmp_path / "new").replace(file)
+    after = probe(str(file.parent)), probe(str(file))
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+def test_probe_of_little_data_knows_the_content_alone(tmp_path: Path) -> None:
+    (tmp_path / "captions.json").write_bytes(b"[1]")
+    before = probe(str(tmp_path))
+    os.utime(tmp_path / "captions.json", (1000, 1000))
+    assert probe(str(tmp_path)) == before
+
+
+def test_probe_follows_links(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "blobs" / "more").mkdir(parents=True)
+    (tmp_path / "blobs" / "more" / "x").write_bytes(b"1")
+    (tmp_path / "set" / "more").symlink_to("../blobs/more")
+    (tmp_path / "set" / "gone").symlink_to("nowhere")
+    before = probe(str(tmp_path / "set"))
+    (tmp_path / "blobs" / "more" / "x").write_bytes(b"2")
+    assert probe(str(tmp_path / "set")) != before
+
+
 def test_probe_of_http_reads_one_byte(server: FaultServer) -> None:
     url = server.serve("/a", BODY)
     etag = f'"{hashlib.md5(BODY).hexdigest()}"'

@@ -77,6 +77,16 @@ def test_the_language_model_reads_the_talk_that_becomes_examples(tmp_path: Path)
     assert read == [["A cat.", *(f"{row['texts'][0]}\n {row['texts'][1]}" for row in kept)]]
 
 
+def test_talk_about_a_test_picture_of_the_same_name_is_not_read(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    write_talk(root, [f"train2017/{PICTURE}", f"val2017/{PICTURE}"], ["A cat."])
+    (picture,) = read_table(root / "images/images.parquet").to_pylist()
+    other = {"image_id": 10, "split": "test", "origin": "val2017", "sha256": "0" * 64}
+    write_table(root / "images/images.parquet", [picture, {**picture, **other}], IMAGES)
+    (document,) = _documents(context_of(root, tmp_path / "work"))
+    assert len(document) == 2
+
+
 def test_pictures_without_any_caption_are_refused_before_training(tmp_path: Path) -> None:
     write_talk(tmp_path / "in", [PICTURE], [" "])
     tiny = preset("demo").backbones

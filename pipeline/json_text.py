@@ -1,0 +1,31 @@
+"""JSON that somebody else wrote, as text: whatever encoding it has, gzipped or not."""
+
+import gzip
+import io
+import json
+import zlib
+
+_GZIP = b"\x1f\x8b"
+LARGEST = 4 * 2**30  # unpacked bytes of one file
+
+
+def json_text(data: bytes) -> str:
+    """Return the text of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a mark of it.
+
+    Raises:
+        ValueError: It is no text in any of them, or what was gzipped is damaged or too large.
+    """
+    if data.startswith(_GZIP):
+        data = _unpacked(data)
+    return data.decode(json.detect_encoding(data), "surrogatepass")
+
+
+def _unpacked(data: bytes) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+            found = packed.read(LARGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"the gzip is damaged or cut short ({error})") from None
+    if len(found) > LARGEST:
+        raise ValueError(f"unpacked it has more than {LARGEST} bytes")
+    return found

@@ -1,0 +1,36 @@
+"""Which picture a conversation is about, by the name that it gives, as SQL over both tables."""
+
+# LLaVA's mixtures name a picture by a path that may begin elsewhere than the dataset's: one must
+# be the end of the other, by whole parts. Of a name with COCO 2014's prefix the 12 digits stay. A
+# path that names a split besides (train2017/000001.jpg) means a picture of that split. Equal
+# pictures are one, whichever of them is named.
+FOUND_SQL = r"""
+named AS (
+    SELECT *, nfc_normalize(regexp_replace(
+        replace(image_name, '\', '/'), '^(.*/)?COCO_(train|val)2014_', ''
+    )) AS path, regexp_replace(path, '^.*/', '') AS base
+    FROM conversations
+), known AS (
+    SELECT image_id, sha256, nfc_normalize(replace(file_name, '\', '/')) AS path,
+        regexp_replace(path, '^.*/', '') AS base,
+        '/' || origin || '/' || path AS own,
+        ['/' || o || '/' || path FOR o IN origins IF o <> origin] AS others
+    FROM images, (SELECT list(DISTINCT origin) AS origins FROM images)
+), near AS (
+    SELECT n.conversation_id, k.image_id, k.sha256,
+        k.path = n.path OR ends_with('/' || n.path, k.own) AS exact
+    FROM named n JOIN known k ON k.base = n.base AND (
+        ends_with('/' || k.path, '/' || n.path) OR ends_with('/' || n.path, '/' || k.path)
+    ) AND len([o FOR o IN k.others IF ends_with('/' || n.path, o)]) = 0
+    QUALIFY exact OR NOT bool_or(exact) OVER (PARTITION BY n.conversation_id)
+), found AS (
+    SELECT conversation_id, count(DISTINCT sha256) AS pictures, min(image_id) AS image_id
+    FROM near GROUP BY conversation_id
+)"""
+
+# The picture that each conversation is about, where that is one and known.
+PICTURES_SQL = """
+WITH {found}
+SELECT conversation_id, i.split, i.sha256
+FROM found JOIN images i USING (image_id) WHERE pictures = 1 ORDER BY conversation_id
+""".replace("{found}", FOUND_SQL)
