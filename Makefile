@@ -38,6 +38,9 @@ format: $(READY)  ## put the code in the one style
 worker deploy: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 # Clients of a server with PREFECT_SERVER_API_AUTH_STRING send the same user and password.
 worker deploy: export PREFECT_API_AUTH_STRING ?= $(PREFECT_SERVER_API_AUTH_STRING)
+# Prefect's own commands would ask a proxy for this machine; libraries read the one or the other.
+worker deploy: export NO_PROXY := $(NO_PROXY),$(no_proxy),127.0.0.1,localhost,::1
+worker deploy: export no_proxy = $(NO_PROXY)
 # The work pool; another one is made by hand first, as docs/deployments.md says for Kubernetes.
 worker deploy: export PREFECT_DEFAULT_WORK_POOL_NAME ?= phivision
 

@@ -17,6 +17,7 @@ from prefect.client.schemas.filters import (
 
 from flows.full_pipeline import full_pipeline
 from flows.retrain import retrain
+from flows.surroundings import spare_loopback
 
 
 def close() -> None:
@@ -32,4 +33,5 @@ def close() -> None:
 
 
 if __name__ == "__main__":
+    spare_loopback()
     close()

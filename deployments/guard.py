@@ -13,7 +13,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+from flows.surroundings import LOOPBACK
+
 REFUSED = (
     "this server has no password, so it answers this machine and its own page only; "
     "set PREFECT_SERVER_API_AUTH_STRING=user:password for others\n"

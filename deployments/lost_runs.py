@@ -17,6 +17,7 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 
 from flows.full_pipeline import full_pipeline
 from flows.retrain import retrain
+from flows.surroundings import spare_loopback
 from flows.window import ENDINGS
 
 NAME = "phivision: runs without a heartbeat have crashed"
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Install the automation on the server of PREFECT_API_URL."""
     parser = argparse.ArgumentParser(prog="python -m deployments.lost_runs", description=__doc__)
     parser.add_argument("--silence", type=float, default=SILENCE, help="seconds; default 120")
+    spare_loopback()
     install(parser.parse_args(arguments).silence)
 
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from deployments.guard import LOOPBACK, Guard
+from deployments.guard import Guard
 from flows.ports import refuse_taken
+from flows.surroundings import LOOPBACK
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:

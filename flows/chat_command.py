@@ -4,9 +4,10 @@ import tempfile
 from pathlib import Path
 
 from flows.assistant_command import open_assistant
-from flows.chat_server import LOOPBACK, Door, serve_chat
+from flows.chat_server import Door, serve_chat
 from flows.example_pictures import write_examples
 from flows.ports import refuse_taken
+from flows.surroundings import LOOPBACK
 from flows.waiting import waiting
 from pipeline.errors import PipelineError
 from pipeline.export import trace

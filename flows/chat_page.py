@@ -135,4 +135,4 @@ def _card(talk: Talk) -> str:
     path = talk.assistant.folder / "README.md"
     if not path.is_file():
         return "This bundle has no card."
-    return _FRONT_MATTER.sub("", path.read_text())
+    return _FRONT_MATTER.sub("", path.read_text("utf-8"))

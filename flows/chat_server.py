@@ -23,9 +23,8 @@ from PIL import Image
 from flows.chat_guard import guards
 from flows.chat_talk import Limits, Talk
 from flows.chat_uploads import Uploads
+from flows.surroundings import spare_loopback
 from model.assistant import Assistant
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 # Whatever else Gradio could offer; given here, no variable of the environment can switch it on.
 _CLOSED: Mapping[str, Any] = MappingProxyType(
@@ -114,9 +113,8 @@ def temporary_folder() -> Generator[Path]:
             "GRADIO_ANALYTICS_ENABLED": "False",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "GRADIO_ALLOWED_PATHS": "",  # an empty list in the call would not overrule it
-            # Gradio asks itself whether it is up; a proxy would answer that it is not.
-            "NO_PROXY": ",".join([*filter(None, [os.environ.get("NO_PROXY")]), *LOOPBACK]),
         }
+        spare_loopback()  # Gradio asks itself whether it is up
         yield Path(name)
 
 
@@ -126,7 +124,7 @@ def read_examples(source: Path, folder: Path) -> list[tuple[str, str]]:
     if not listed.is_file():
         return []
     found = []
-    for number, entry in enumerate(json.loads(listed.read_text())):
+    for number, entry in enumerate(json.loads(listed.read_text("utf-8"))):
         picture = source / Path(entry["picture"]).name
         target = folder / f"examples-{secrets.token_hex(4)}" / f"{number}{picture.suffix}"
         target.parent.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """The command line: quick to start, because each command imports only what it needs."""
 
+import os
 import signal
 import sys
 from collections.abc import Generator, Sequence
@@ -20,7 +21,8 @@ from flows.options import open_own_store as _open_own
 from flows.options import open_store as _open
 from flows.options import recipe_of as _recipe
 from flows.options import settings_of as _settings
-from pipeline.interpreter import leave_quickly
+from flows.surroundings import print_anything, spare_loopback
+from pipeline.interpreter import child_environment, leave_quickly
 
 STOPPED = "stopped; finished work is kept, run again to go on"
 
@@ -278,6 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; an expected error is one clear line and exit status 1 (2 for wrong usage)."""
     if arguments is None:  # the process is this command's
         leave_quickly()
+        print_anything()
+        os.environ |= child_environment()  # Dask and others start more processes
+    spare_loopback()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]  # noqa: S105

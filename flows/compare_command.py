@@ -80,7 +80,7 @@ def _show(
     print(text, end="")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text)
+        output.write_text(text, encoding="utf-8")
 
 
 def read_variants(texts: Sequence[str]) -> dict[str, Changes]:

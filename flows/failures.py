@@ -12,10 +12,19 @@ _REMEDIES = {
     errno.EDQUOT: "your quota of the disk is used up: free some space and run again",
     errno.EACCES: "permission denied: choose another folder or mend its permissions",
     errno.EROFS: "the file system is read-only: choose another store with --store",
+    errno.EMFILE: "raise ulimit -n, e.g. ulimit -n 4096: finished work is kept",
+    errno.ENFILE: "too many files are open on this machine: close other programs",
     errno.EADDRINUSE: "the port is in use: stop the other server or choose another port",
     errno.ENOENT: "no such file: check the path",
     errno.EISDIR: "this is a folder: name a file",
     errno.ENOTDIR: "a part of this path is a file, not a folder: check the path",
+}
+
+# A user whom the machine does not know, as in containers; libraries ask for both while imported.
+_NOBODY = {
+    "Could not determine home directory": "this user has no home folder\n  → set HOME to a folder "
+    "that can be written",
+    "uid not found": "this user has no name\n  → set USER to any name",
 }
 
 
@@ -23,6 +32,10 @@ def explain(error: BaseException) -> str | None:
     """Return a line for an expected error, or None for a defect that deserves its traceback."""
     if isinstance(error, PipelineError | StorageError) or type(error).__name__ in _MODEL_ERRORS:
         return str(error)
+    if isinstance(error, RuntimeError | KeyError | OSError):
+        for words, told in _NOBODY.items():
+            if words in str(error):
+                return told
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror}\n  → {_REMEDIES[error.errno]}"

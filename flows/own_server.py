@@ -1,39 +1,173 @@
 """Prefect's server for one run: a process that ends with its run, and not before it.
 
-Prefect starts one by itself where no server is named. In the process group of the run it would be
-told of Ctrl-C, too, and the run would wait minutes for a server that has gone; and it would outlive
-a run that was killed. So it gets a session of its own, and a pipe that breaks however the run ends.
-`python -m flows.own_server PORT` is that process.
+Prefect starts one by itself where no server is named. It would import what lies in the current
+folder, wait minutes for a child that is dead, be told of the terminal's Ctrl-C before the run is,
+and outlive a run that was killed. So the run starts its own and names it in PREFECT_API_URL, as
+for any other server. That one has a session of its own and a pipe that breaks however the run
+ends, listens on a socket that the run has bound, and tells when it is ready or why it cannot be.
 """
 
+import atexit
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
+from typing import IO, Any
 
 from pipeline.errors import PipelineError
-from pipeline.interpreter import importing
+from pipeline.interpreter import child_environment, importing
+from storage.errors import redact
 
-if TYPE_CHECKING:
-    from prefect.server.api.server import SubprocessASGIServer
+PATIENCE = 600.0  # seconds until the server is ready; usually 5 to 10, many more on a busy machine
+GRACE = 5.0  # seconds that it has to end
+_READY = "ready"
+_STARTED: list["OwnServer"] = []  # the one of this process; several runs may share it
+# Its name, to the end of the process: Prefect's threads send their last logs and events then.
+_NAMED = ExitStack()
 
 
-def prepare() -> None:
-    """Have a server that Prefect starts for this process be one of ours.
+class OwnServer:
+    """A server that was started and may not be ready yet.
+
+    Args:
+        process: The server.
+        news: What it tells: one line, when it is ready or cannot be.
+        words: What it printed.
+    """
+
+    def __init__(self, process: "subprocess.Popen[bytes]", news: int, words: IO[bytes]) -> None:
+        self._process = process
+        self._news = news
+        self._words = words
+        self._told = ""
+
+    def wait(self) -> None:
+        """Return when it is ready.
+
+        Raises:
+            PipelineError: It cannot start, has died, or is not ready in time.
+        """
+        while "\n" not in self._told:
+            if not select.select([self._news], [], [], PATIENCE)[0]:
+                raise PipelineError(
+                    f"Prefect's own server is not ready after {PATIENCE:.0f} s", _REMEDY
+                )
+            part = os.read(self._news, 4096)
+            if not part:
+                break
+            self._told += part.decode(errors="replace")
+        if self._told.strip() != _READY:
+            if not self._told:  # it closed the pipe without a word: it is about to be dead
+                self._process.wait()
+            cause = redact(self._told.strip()) or self.death
+            newer = "Can't locate revision" in cause
+            raise PipelineError(
+                f"Prefect's own server cannot start: {cause}",
+                _NEWER.format(home=_home()) if newer else _REMEDY,
+            )
+
+    @property
+    def death(self) -> str:
+        """How it ended and the last that it said, "" while it runs."""
+        status = self._process.poll()
+        if status is None:
+            return ""
+        self._words.seek(0)
+        lines = self._words.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        how = f"status {status}" if status >= 0 else signal.Signals(-status).name
+        return f"it ended with {how}{': ' if last else ''}{redact(last)}"
+
+    def end(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+_REMEDY = "`prefect server start` may say more; PREFECT_API_URL names a server that runs elsewhere"
+_NEWER = (
+    "a newer Prefect has used the database in {home}: install that one, or set PREFECT_HOME to "
+    "another folder"
+)
+
+
+def own_server() -> OwnServer | None:
+    """Start this process's own server and name it to Prefect; None where one is named already.
+
+    It takes seconds to be ready, in which the rest can be imported.
 
     Raises:
         PipelineError: Prefect's home cannot be written, so its server would never be ready.
     """
-    from prefect.server.api.server import SubprocessASGIServer
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+    from prefect.settings import PREFECT_API_URL
 
+    if _STARTED:
+        return _STARTED[0]
     if PREFECT_API_URL.value():
-        return
-    home = Path(PREFECT_HOME.value())
+        return None
+    _check_home()
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        port = door.getsockname()[1]
+        server = _start(door)
+    _STARTED.append(server)
+    atexit.register(server.end)
+    _name_to_prefect(f"http://127.0.0.1:{port}")
+    return server
+
+
+def _start(door: socket.socket) -> OwnServer:
+    news, told = os.pipe()
+    words = TemporaryFile()  # noqa: SIM115 - as long as the server runs
+    numbers = (door.fileno(), told)
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__, *map(str, numbers)],
+        env=child_environment(),
+        stdin=subprocess.PIPE,
+        stdout=words,
+        stderr=words,
+        pass_fds=numbers,
+        start_new_session=True,
+    )
+    os.close(told)
+    return OwnServer(process, news, words)
+
+
+def _name_to_prefect(address: str) -> None:
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_URL,
+        PREFECT_SERVER_API_AUTH_STRING,
+        PREFECT_SERVER_API_BASE_PATH,
+        temporary_settings,
+    )
+
+    url = f"{address}{PREFECT_SERVER_API_BASE_PATH.value() or '/api'}"
+    changes: dict[Any, str] = {PREFECT_API_URL: url}
+    if password := PREFECT_SERVER_API_AUTH_STRING.value():
+        changes[PREFECT_API_AUTH_STRING] = password
+    _NAMED.enter_context(temporary_settings(changes))
+
+
+def _home() -> Path:
+    from prefect.settings import PREFECT_HOME
+
+    return Path(PREFECT_HOME.value())
+
+
+def _check_home() -> None:
+    home = _home()
     try:
         home.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=home).close()
@@ -42,41 +176,64 @@ def prepare() -> None:
             f"{home}, where Prefect keeps its database, cannot be written: {error.strerror}",
             "set PREFECT_HOME to a folder that can be written",
         ) from None
-    SubprocessASGIServer._run_uvicorn_command = _start  # ty: ignore[invalid-assignment]
 
 
-def _start(server: "SubprocessASGIServer") -> "subprocess.Popen[bytes]":
-    from prefect.settings import get_current_settings
+# -- the process of the server: `python -m flows.own_server SOCKET PIPE` -----------------------
 
-    return subprocess.Popen(
-        [sys.executable, "-m", __name__, str(server.port)],
-        # As Prefect does: no window, and no other server below this one.
-        env={
-            **os.environ,
-            "PREFECT_UI_ENABLED": "0",
-            "PREFECT__SERVER_EPHEMERAL": "1",
-            "PREFECT__SERVER_FINAL": "1",
-            **get_current_settings().to_environment_variables(exclude_unset=True),
-        },
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
+Message = MutableMapping[str, Any]
 
 
-def _serve(port: int) -> None:
+def _serve(door: int, told: int) -> None:
     threading.Thread(target=_end_with_the_run, daemon=True).start()
-    with importing():
-        import uvicorn
-        from prefect.server.api.server import create_app
+    try:
+        with importing():
+            import uvicorn
+            from prefect.server.api.server import create_app
 
-        app = create_app()
-    uvicorn.run(
-        app,
-        host="127.0.0.1",
-        port=port,
-        log_level="error",
-        lifespan="on",
-    )
+            app = _Telling(create_app(ephemeral=True, final=True), told)
+        config = uvicorn.Config(app, log_level="error", lifespan="on")
+        uvicorn.Server(config).run(sockets=[socket.socket(fileno=door)])
+    except Exception as error:
+        _tell(told, _cause(error))
+        raise
+
+
+class _Telling:
+    """The server, which tells the run once when it has started, or why it has not."""
+
+    def __init__(self, app: Any, told: int) -> None:
+        self._app = app
+        self._told = told
+
+    async def __call__(
+        self,
+        scope: Message,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def sending(message: Message) -> None:
+            await send(message)
+            if message["type"] == "lifespan.startup.complete":
+                _tell(self._told, _READY)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:
+            _tell(self._told, _cause(error))
+            raise
+
+
+def _cause(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0]
+
+
+def _tell(told: int, news: str) -> None:
+    with suppress(OSError):  # the run has gone
+        os.write(told, f"{news}\n".encode())
 
 
 def _end_with_the_run() -> None:
@@ -86,4 +243,4 @@ def _end_with_the_run() -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -27,7 +27,7 @@ def run_pipeline(
     """Make what is stale, print one line per stage, and return the name of the run.
 
     Raises:
-        PipelineError: Prefect's server does not answer, or its home cannot be written.
+        PipelineError: Prefect's server does not answer, cannot start, or went away.
         SystemExit: Everything was made, and the gate does not let it be published.
     """
     recipe = load_preset(preset).override(changes)
@@ -39,17 +39,33 @@ def run_pipeline(
             print(f"{step.stage:<13} cached      0.0 s  {step.reason}".rstrip())
         print("nothing to do: every stage is cached")
         return _nothing_to_do(recipe, store, outcomes, settings)
+    finished = _run_flow(preset, changes, settings, rerun)
+    return _conclude(store, *finished)
+
+
+def _run_flow(
+    preset: str, changes: Mapping[str, object], settings: Settings, rerun: Sequence[str]
+) -> tuple[str, Entry | None]:
+    """Run the flow, with a server of its own where none is named.
+
+    Returns:
+        The name of the run and what the gate decided, None where it was not asked.
+    """
     own = "" if os.environ.get("PREFECT_API_URL") else " and a server of its own"
     print(f"starting Prefect{own}: some seconds", file=sys.stderr, flush=True)
     with importing():
+        from flows.own_server import own_server
+
+        server = own_server()  # starts while the rest is imported
         import httpx
 
         from flows.full_pipeline import full_pipeline
-        from flows.own_server import prepare
         from flows.server_check import check_server
 
-    check_server()
-    prepare()
+    if server is None:
+        check_server()
+    else:
+        server.wait()
     try:
         finished = full_pipeline(
             preset=preset,
@@ -58,12 +74,13 @@ def run_pipeline(
             settings=settings.model_dump(mode="json"),
         )
     except httpx.TransportError as error:  # the Hub's are told by the stage that asks it
+        died = server.death if server is not None else ""
         raise PipelineError(
-            f"Prefect's server does not answer any more: {error or type(error).__name__}",
+            f"Prefect's server does not answer any more: {died or error or type(error).__name__}",
             "look after the server and run again, finished work is kept",
         ) from None
     assert isinstance(finished, tuple)  # what a flow's state holds, not the state
-    return _conclude(store, *finished)
+    return finished
 
 
 def _nothing_to_do(

@@ -32,7 +32,8 @@ def query_once(catalog: Catalog, query: str, style: str, output: Path | None) ->
         raise PipelineError(f"{output} is a folder", f"name a file: --output {output / 'rows.csv'}")
     refuse_writing(query)
     with catalog.open(query) as database:
-        result = database.read_only(query)
+        native = style == "parquet"
+        result = database.read_only(query) if native else database.printable(query)
     if style == "parquet":
         if output is None:
             raise PipelineError("parquet is no text", "name a file with --output rows.parquet")
@@ -44,7 +45,7 @@ def query_once(catalog: Catalog, query: str, style: str, output: Path | None) ->
     elif output is None:
         sys.stdout.write(text(result) if text else "")
     else:
-        output.write_text(text(result) if text else _csv(result))
+        output.write_text(text(result) if text else _csv(result), encoding="utf-8")
 
 
 def print_result(result: pa.Table) -> None:

@@ -66,7 +66,7 @@ def _attempt(catalog: Catalog, statement: str, show: Callable[[pa.Table], None])
     try:
         refuse_writing(statement)
         with catalog.open(statement) as database:
-            show(database.read_only(statement))
+            show(database.printable(statement))
     except StorageError as error:
         print(error)
         return False

@@ -141,7 +141,8 @@ def write_repository(
     projector = json.loads((folder / "vision_prefix.json").read_text())["projector"]["kind"]
     readme = folder / "README.md"
     loading = Loading(name, projector, beside=adapters == "beside")
-    readme.write_text(export_card(readme.read_text(), provenance, loading))
+    card_text = export_card(readme.read_text("utf-8"), provenance, loading)
+    readme.write_text(card_text, encoding="utf-8")
 
 
 def _check_adapters(lineage: Lineage) -> None:

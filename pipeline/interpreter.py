@@ -1,4 +1,4 @@
-"""What Python's garbage collector costs a process that imports much, and how not to pay it.
+"""Python as we need it: what its garbage collector costs, and where it looks for modules.
 
 Torch, open_clip, Lightning and Prefect together are 700,000 objects. While they are imported the
 collector looks through them again and again, and once more when the interpreter ends. Of 15 seconds
@@ -10,6 +10,10 @@ import gc
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_INSTALLED = ("site-packages", "dist-packages")  # where Python finds us by itself
 
 
 @contextmanager
@@ -22,6 +26,19 @@ def importing() -> Generator[None]:
     finally:
         if held:
             gc.enable()
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a Python of ours that imports what this one imports.
+
+    By itself `python -m` looks into the current folder first, where a `pipeline.py` or a
+    `random.py` of somebody else may lie.
+    """
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if ROOT.name not in _INSTALLED:
+        paths = [str(ROOT), *(path for path in paths if path != str(ROOT))]
+    found = os.pathsep.join(filter(None, paths))
+    return {**os.environ, "PYTHONSAFEPATH": "1", **({"PYTHONPATH": found} if found else {})}
 
 
 def leave_quickly() -> None:

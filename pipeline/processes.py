@@ -8,7 +8,6 @@ are started by torchrun, as `settings.launcher` says, and all machines must see 
 """
 
 import json
-import os
 import shlex
 import socket
 import subprocess
@@ -21,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.interpreter import ROOT, child_environment
 from pipeline.recipe_parts import TrainingPart
 from pipeline.settings import Settings
 from pipeline.stage import InputArtifact, StageContext
 
-ROOT = Path(__file__).resolve().parent.parent
 WORKER = "pipeline.train_worker"
 POLL = 0.2  # seconds between looks at the processes
 GRACE = 10.0  # seconds that the others have to end after one has failed
@@ -107,7 +106,8 @@ def _started(settings: Settings, folder: Path) -> list[subprocess.Popen[Any]]:
     if settings.launcher:
         command = [*shlex.split(settings.launcher), *worker]
         try:
-            return [subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE)]
+            environment = child_environment()
+            return [subprocess.Popen(command, env=environment, cwd=ROOT, stdin=subprocess.PIPE)]
         except OSError as error:
             raise PipelineError(
                 f"the launcher {command[0]} cannot be started: {error.strerror}",
@@ -115,7 +115,7 @@ def _started(settings: Settings, folder: Path) -> list[subprocess.Popen[Any]]:
             ) from error
     count = str(settings.devices)
     shared = {
-        **os.environ,
+        **child_environment(),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": count,

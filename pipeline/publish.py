@@ -38,6 +38,6 @@ def publish(
         "metrics": [row for row in metrics if row["stage"] == "finetune"],
     }
     (context.out / BUNDLE).write_text(json.dumps(card, indent=1, sort_keys=True))
-    (context.out / "README.md").write_text(model_card(card))
+    (context.out / "README.md").write_text(model_card(card), encoding="utf-8")
     size = sum(path.stat().st_size for path in context.out.rglob("*") if path.is_file())
     return {"name": publish.name, "bytes": size}

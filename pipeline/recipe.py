@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Self, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from model.encoder_table import ENCODERS
@@ -96,7 +96,8 @@ class Recipe(Part):
 
         Args:
             changes: Values by dotted path, e.g. `{"finetune.epochs": 2}`. Text values are read
-                as JSON where they are JSON (`"2"`, `"true"`, `"{…}"`), as text otherwise.
+                as JSON where they are JSON (`"2"`, `"true"`, `"{…}"`) and the field takes what
+                they say, as text otherwise.
 
         Raises:
             RecipeError: A path does not exist (the nearest valid one is named) or the result is
@@ -106,7 +107,7 @@ class Recipe(Part):
         kinds = [path for path in changes if path.endswith(".kind")]
         for path in [*kinds, *(path for path in changes if path not in kinds)]:
             field, name = self._entry(path)
-            value = _parse(changes[path])
+            value = _parse(changes[path], _type_of(values, field, named=name is not None))
             if name is not None:
                 value = _with_entry(values, field, name, value)
             _assign(values, field, value, fresh_kinds=kinds)
@@ -147,13 +148,46 @@ def encoder_shape(backbones: BackbonesChoice) -> tuple[int, int]:
     return line.patches, line.layers
 
 
-def _parse(value: object) -> object:
+def _parse(value: object, kind: Any) -> object:
+    """Return what a text says as JSON, or the text itself where only that fits a field's type."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        said = json.loads(value)
     except json.JSONDecodeError:
         return value
+    is_text = not isinstance(said, str) and not _fits(said, kind) and _fits(value, kind)
+    return value if is_text else said
+
+
+def _fits(value: object, kind: Any) -> bool:
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _type_of(values: object, path: str, *, named: bool) -> Any:
+    """Return the type of a field, or of one of its named entries; Any where there is no field.
+
+    Args:
+        values: The recipe, whose kinds say which fields there are.
+        path: Dotted path of the field.
+        named: Whether an entry is meant.
+    """
+    kind: Any = Recipe
+    for key in path.split("."):
+        inside = values if isinstance(values, dict) else {}
+        if isinstance(kind, dict):  # the class of each kind
+            kind = kind.get(inside.get("kind"))
+        field = getattr(kind, "model_fields", {}).get(key)
+        if field is None:
+            return Any
+        kind, values = _below(field), inside.get(key)
+    if isinstance(kind, dict):
+        return Any
+    return get_args(kind)[1] if named else kind
 
 
 def _with_entry(values: dict[str, Any], field: str, name: str, value: object) -> object:

@@ -7,7 +7,6 @@ laid out differently is decoded by pyarrow instead, and gives the same rows in t
 
 import logging
 import math
-import mmap
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from storage.plain_pages import OtherLayoutError, plain_pages
-from storage.shards import SHAPE, ShardError, index_schema, open_shard, read_group, reading
+from storage.shards import (
+    SHAPE,
+    ShardError,
+    index_schema,
+    mapped,
+    open_shard,
+    read_group,
+    reading,
+)
 
 _LOG = logging.getLogger(__name__)
 _DECODED = -1
@@ -186,14 +193,17 @@ class PatchTable:
 
 
 class _Shard:
-    """One shard's memory map and the byte offset of each row, or `_DECODED` for all of them."""
+    """One shard's memory map and the byte offset of each row, or `_DECODED` for all of them.
+
+    It holds no file open: a thousand shards would pass the limit of most machines.
+    """
 
     def __init__(self, index_path: Path, path: Path) -> None:
         self.path = path
-        _, self._file, self.shape, self.encoder = open_shard(index_path, path)
+        index, self._file, self.shape, self.encoder = open_shard(index_path, path)
+        index.close()
         with reading(path):
-            with path.open("rb") as file:
-                self.view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            self.view = memoryview(mapped(path)).cast("B")
             self._width = 2 * math.prod(self.shape)
             self.offsets = self._find_rows()
         self._held: tuple[int, NDArray[np.uint8]] | None = None

@@ -4,6 +4,7 @@ The patches file has one column, laid out so that every row lies at a computable
 `storage.patches`). The invariant: the index is replaced last; where it exists, the shard is whole.
 """
 
+import errno
 import math
 import os
 import re
@@ -37,6 +38,10 @@ _GROUP_ROWS = 128  # rows of patches in a row group, which is one page with one 
 _PAGE_LIMIT = 2**31 - 1  # a Parquet page header counts its bytes in a signed 32-bit integer
 SHAPE = "phivision.shape"  # in the metadata of both files: patches, then their width
 _METADATA = (SHAPE, "phivision.dtype", "phivision.encoder")
+
+
+# What keeps a sound file from being read.
+_NOT_THE_FILE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM})
 
 
 class ShardError(StorageError):
@@ -189,7 +194,9 @@ def open_shard(
             raise ShardError("its rows are not numbered 0, 1, 2 in order")
         repeated = index.schema_arrow.metadata or {}
     with reading(patches_path):
-        patches = pq.ParquetFile(patches_path, memory_map=True, page_checksum_verification=True)
+        patches = pq.ParquetFile(
+            pa.BufferReader(mapped(patches_path)), page_checksum_verification=True
+        )
         if patches.metadata.num_rows != rows:
             raise ShardError(f"{patches.metadata.num_rows} rows, but the index has {rows}")
         metadata = patches.schema_arrow.metadata or {}
@@ -203,12 +210,28 @@ def open_shard(
     return index, patches, (patch, width), encoder
 
 
+def mapped(path: Path) -> pa.Buffer:
+    """Return the memory map of a file, which holds no file open: the map of Python's `mmap` does.
+
+    A table of a thousand shards would otherwise pass the number of files that a process may open.
+    """
+    with pa.memory_map(str(path)) as file:
+        return file.read_buffer()
+
+
 @contextmanager
 def reading(path: Path) -> Generator[None]:
-    """Turn what goes wrong while a shard's file is read into a `ShardError` that names the file."""
+    """Turn what is wrong with a shard's file that is read into a `ShardError` that names the file.
+
+    Raises:
+        ShardError: The file is missing or damaged.
+        OSError: This process may not open files, or no more of them.
+    """
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError, ShardError) as error:
+        if isinstance(error, OSError) and error.errno in _NOT_THE_FILE:
+            raise  # whoever tells it names its own remedy
         raise ShardError(f"{path}: {error}; delete both files and write the shard again") from error
 
 

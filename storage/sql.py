@@ -18,6 +18,10 @@ _BY_TEXT = frozenset({"query", "query_table"})  # functions that take relations 
 _AGE = "age() with one argument"
 _CONDITION = "SELECT 1 FROM x WHERE (\n{}\n)"
 
+# How types begin whose values Arrow or Python cannot hold: the year 290000, an infinite date, a
+# month that is no number of days, a time with its zone, numbers of more than 127 bits.
+_TEXTS = ("date", "time", "interval", "uhugeint", "bignum", "bit")
+
 Source = pa.Table | Sequence[Path]
 
 
@@ -75,6 +79,26 @@ class Database:
         """
         refuse_writing(sql)
         return self.query(sql)
+
+    def printable(self, sql: str) -> pa.Table:
+        """Return what `read_only` does, with dates, times and the like as DuckDB's texts.
+
+        Raises:
+            StorageError: It is no single SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
+        """
+        refuse_writing(sql)
+        try:
+            result = self._connection.sql(sql)
+            columns = [_printable(kind) for kind in result.types]
+            if any(columns):
+                casts = (
+                    f"{f'CAST(#{at} AS {text})' if text else f'#{at}'} AS {_quoted(name)}"
+                    for at, (name, text) in enumerate(zip(result.columns, columns, strict=True), 1)
+                )
+                result = result.project(", ".join(casts))
+            return _named_apart(result.to_arrow_table())
+        except duckdb.Error as error:
+            raise StorageError(f"SQL: {error}") from None
 
     def close(self) -> None:
         """Close the connection."""
@@ -214,6 +238,35 @@ def _named_apart(table: pa.Table) -> pa.Table:
         numbered = (f"{name}_{number}" for number in count(1))
         names.append(next(n for n in chain([name], numbered) if n not in names))
     return table.rename_columns(names)
+
+
+def _printable(kind: Any) -> str | None:
+    """Return a type with texts for what only DuckDB can print, None where all can be."""
+    if kind.id.startswith(_TEXTS):
+        return "VARCHAR"
+    if kind.id not in {"list", "array", "struct", "map", "union"}:
+        return None
+    parts = kind.children[:1] if kind.id == "array" else kind.children  # its size comes second
+    texts = [_printable(part) for _, part in parts]
+    if not any(texts):
+        return None
+    inner = [text or str(part) for text, (_, part) in zip(texts, parts, strict=True)]
+    match kind.id:
+        case "list":
+            return f"{inner[0]}[]"
+        case "array":
+            return f"{inner[0]}[{kind.children[1][1]}]"
+        case "map":
+            return f"MAP({', '.join(inner)})"
+        case "struct":
+            fields = zip((name for name, _ in parts), inner, strict=True)
+            return f"STRUCT({', '.join(f'{_quoted(name)} {text}' for name, text in fields)})"
+    return "VARCHAR"
+
+
+def _quoted(name: str) -> str:
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'
 
 
 def _relation(source: Source) -> Any:

@@ -48,8 +48,10 @@ def assemble(folder: Path, bundle: str) -> None:
 
 
 def _fetch_at_start(app: Path, address: str) -> None:
-    text, start = app.read_text(), "\n\ndef main()"
-    app.write_text(text.replace(start, f"\n{_FETCHED.format(address=address)}{start}", 1))
+    text, start = app.read_text("utf-8"), "\n\ndef main()"
+    app.write_text(
+        text.replace(start, f"\n{_FETCHED.format(address=address)}{start}", 1), encoding="utf-8"
+    )
 
 
 def modules_of(path: Path) -> list[str]:
@@ -57,7 +59,7 @@ def modules_of(path: Path) -> list[str]:
     found = {f"{room}/__init__.py" for room in ROOMS}
     waiting = [path]
     while waiting:
-        for node in ast.walk(ast.parse(waiting.pop().read_text())):
+        for node in ast.walk(ast.parse(waiting.pop().read_text("utf-8"))):
             module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
             name = f"{module.replace('.', '/')}.py"
             if module.partition(".")[0] in ROOMS and name not in found:

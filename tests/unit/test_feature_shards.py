@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import pickle
+import resource
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flows.failures import explain
 from storage.patches import PatchTable
 from storage.shards import (
     ShardError,
@@ -248,6 +250,41 @@ def test_row_numbers_out_of_range_are_refused(tmp_path: Path) -> None:
             table[row]
         with pytest.raises(IndexError, match="of 5"):
             table.gather(np.array([0, row]))
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_table_holds_no_file_open(tmp_path: Path, *, direct: bool) -> None:
+    shards = [made_rows(4, seed=seed) for seed in range(5)]
+    files = written(tmp_path, *shards)
+    if not direct:
+        for _, path in files:
+            rewrite(path, **WRITERS["compressed"])
+    before = open_files()
+    table = PatchTable(files)
+    assert table.direct is direct
+    assert open_files() == before
+    assert_rows(table, joined(shards))
+
+
+def test_too_many_open_files_are_no_damage(tmp_path: Path) -> None:
+    files = written(tmp_path, made_rows(4))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = os.open(tmp_path, os.O_RDONLY)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, held + 1), hard))
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            PatchTable(files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(held)
+    told = explain(caught.value)
+    assert told is not None
+    assert "raise ulimit -n" in told
+    assert "delete" not in told
 
 
 def test_no_shards_make_an_empty_table() -> None:

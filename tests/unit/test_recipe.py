@@ -63,6 +63,37 @@ def test_text_values_are_read_as_the_command_line_writes_them() -> None:
     assert recipe.examples.refusals == ("no idea",)
 
 
+@pytest.mark.parametrize("text", ["2024", "1e5", "true", "null", "0123", "-7", "a"])
+def test_a_field_of_text_takes_any_text(text: str) -> None:
+    recipe = preset("coco").override(
+        {
+            "publish.name": text,
+            "backbones.lm_revision": text,
+            "images.source.kind": "folder",
+            "images.source.root": text,
+            "conversations.source.kind": "file",
+            "conversations.source.path": text,
+            "conversations.source.sha256": "null",
+            "examples.user_prefix": f'"{text}"',
+        }
+    )
+    assert recipe.publish.name == recipe.backbones.lm_revision == text  # ty: ignore
+    assert recipe.images.source.root == recipe.conversations.source.path == text  # ty: ignore
+    assert recipe.conversations.source.sha256 is None  # ty: ignore
+    assert recipe.examples.user_prefix == text
+
+
+def test_a_filter_that_is_a_word_of_json_is_sql() -> None:
+    recipe = preset("demo").override({"examples.filters.all": "true"})
+    assert recipe.examples.filters == {"all": "true"}
+
+
+@pytest.mark.parametrize(("path", "text"), [("seed", "one"), ("pretrain.batch", "null")])
+def test_a_field_of_numbers_takes_no_text(path: str, text: str) -> None:
+    with pytest.raises(RecipeError, match=f"{path}: .*integer"):
+        preset("demo").override({path: text})
+
+
 def test_a_path_below_named_entries_adds_or_replaces_one() -> None:
     whole = {"shouting": "text = upper(text)", "v1.0": "tokens > 9"}
     one = preset("demo").override({"examples.filters.shouting": "text = upper(text)"})
@@ -79,7 +110,8 @@ def test_a_path_below_named_entries_adds_or_replaces_one() -> None:
     ("changes", "words"),
     [
         ({"examples.filters.shouting": "txt = 1"}, "'shouting'.*columns: kind"),
-        ({"examples.filters.shouting": "3"}, "examples.filters.shouting.*valid string"),
+        ({"examples.filters.shouting": 3}, "examples.filters.shouting.*valid string"),
+        ({"examples.filters.shouting": "3"}, "'shouting'.*INTEGER, not true or false"),
         ({"examples.filters.": "true or kind = 'a'"}, "no name for a reason"),
         ({"examples.filter.shouting": "tokens > 9"}, "'examples.filter'.*'examples.filters'"),
         ({"examples.max_tokens.shouting": "1"}, "'examples.max_tokens.*'examples.max_tokens'"),

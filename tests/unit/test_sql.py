@@ -1,5 +1,8 @@
 """A database answers questions and does nothing else."""
 
+import csv
+import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,6 +142,50 @@ def test_nonsense_is_answered_in_duckdbs_words(database: Database) -> None:
         database.read_only("SELEC 1")
     with pytest.raises(StorageError, match="captoins"):
         database.read_only("SELECT * FROM captoins")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("DATE '290000-01-01'", "290000-01-01"),
+        ("'infinity'::TIMESTAMP", "infinity"),
+        ("'-infinity'::TIMESTAMPTZ", "-infinity"),
+        ("INTERVAL 14 MONTHS", "1 year 2 months"),
+        ("TIME '12:30:00.5'", "12:30:00.5"),
+        ("[DATE '290000-01-01', NULL]", ["290000-01-01", None]),
+        ("[DATE '2024-02-29']::DATE[1]", ["2024-02-29"]),
+        ("{'size': 7, 'a \"b\"': DATE '290000-01-01'}", {"size": 7, 'a "b"': "290000-01-01"}),
+        ("MAP {DATE '290000-01-01': 1}", [("290000-01-01", 1)]),
+        ("union_value(day := DATE '290000-01-01')", "290000-01-01"),
+        ("340282366920938463463374607431768211455::UHUGEINT", str(2**128 - 1)),
+        ("7", 7),
+        ("{'a': [1.5]}", {"a": [1.5]}),
+    ],
+)
+def test_what_only_duckdb_can_print_is_text(database: Database, value: str, text: object) -> None:
+    shown = database.printable(f"SELECT {value} AS day, image_id AS day FROM captions ORDER BY 2")
+    assert shown["day"].to_pylist() == [text] * 3
+    assert shown["day_1"].to_pylist() == [1, 2, 3]
+
+
+def test_every_type_of_duckdb_can_be_printed(
+    database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.sql_command import _csv, _json, print_result
+
+    shown = database.printable("SELECT * FROM test_all_types()")
+    assert len(json.loads(_json(shown))) == 3
+    assert len(list(csv.reader(io.StringIO(_csv(shown))))) == 4
+    print_result(shown)
+    assert "290309-12-22 (BC) 00:00:00" in capsys.readouterr().out
+
+
+def test_what_is_printed_is_read_only_too(database: Database) -> None:
+    with pytest.raises(StorageError, match="exactly one SELECT"):
+        database.printable("DROP VIEW captions")
+    with pytest.raises(StorageError, match="captoins"):
+        database.printable("SELECT * FROM captoins")
+    assert unchanged(database)
 
 
 def test_half_a_character_is_refused_in_one_line(database: Database) -> None:
