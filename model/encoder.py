@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from model.encoder_table import is_path
+from model.encoder_table import ENCODERS
 from model.errors import ModelError
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
+_PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 
 class Encoded(NamedTuple):
@@ -134,31 +135,60 @@ def save_clip(clip: nn.Module, config: dict[str, Any], folder: Path) -> None:
     save_file(weights, folder / WEIGHTS)
 
 
-def fetch_clip(name: str, pretrained: str, folder: Path) -> int:
-    """Write published or local weights into a folder and return the number of parameters.
+def write_clip(name: str, weights: Path, folder: Path, tag: str = "", beside: str = "") -> int:
+    """Write weights into a folder as open_clip keeps them and return the number of parameters.
 
     Args:
         name: open_clip's name of the architecture.
-        pretrained: open_clip's tag of the weights, or the path of a `.safetensors` file.
+        weights: A `.safetensors` file of this machine.
         folder: Where to write.
+        tag: open_clip's tag of the weights, which says how pictures are normalised; "" for
+            others, which take that from the config beside them, else from the published weights
+            of the architecture.
+        beside: Text of an `open_clip_config.json` that came with the weights, "" without one.
 
     Raises:
-        ModelError: open_clip knows no such model or weights, or the file does not fit the model.
+        ModelError: open_clip knows no such model, or the weights or the config do not fit it.
     """
-    config, local = open_clip.get_model_config(name), is_path(pretrained)
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if config is None or not (local or pretrained in tags):
-        raise ModelError(f"open_clip has no weights '{pretrained}' for a model '{name}'")
-    if local and not Path(pretrained).expanduser().is_file():
-        raise ModelError(f"there is no file {pretrained} with weights for '{name}'")
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ModelError(f"open_clip has no model '{name}'")
+    preprocess = _published(name, tag) if tag else _own(name, config, beside, weights)
     try:
-        source = str(Path(pretrained).expanduser()) if local else pretrained
-        clip = open_clip.create_model(name, pretrained=source)
+        clip = open_clip.create_model(
+            name, pretrained=str(weights), force_preprocess_cfg=preprocess or None
+        )
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"{pretrained} does not fit a model '{name}': {reason}") from error
+        raise ModelError(f"{weights} does not fit a model '{name}': {reason}") from error
     save_clip(clip, config, folder)
     return sum(parameter.numel() for parameter in clip.parameters())
+
+
+def _published(name: str, tag: str) -> dict[str, Any]:
+    """Return how pictures are prepared for the weights of a tag."""
+    known = open_clip.get_pretrained_cfg(name, tag)
+    return {field: known[field] for field in _PREPROCESS if field in known}
+
+
+def _own(name: str, config: dict[str, Any], beside: str, weights: Path) -> dict[str, Any]:
+    """Return how pictures are prepared for weights that bear no tag."""
+    if not beside:
+        found = [_published(name, tag) for tag in ENCODERS[name].tags] if name in ENCODERS else []
+        return found[0] if found and all(each == found[0] for each in found) else {}
+    try:
+        stated = json.loads(beside)
+        own, preprocess = stated["model_cfg"], dict(stated.get("preprocess_cfg", {}))
+        quick = bool(own.get("quick_gelu"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{weights.parent / CONFIG} is no config of open_clip") from None
+    # Other sizes are refused when the weights are loaded; another activation is silently wrong.
+    if quick != bool(config.get("quick_gelu")):
+        raise ModelError(
+            f"{weights} was trained {'with' if quick else 'without'} QuickGELU, "
+            f"unlike a model '{name}'"
+        )
+    return {field: preprocess[field] for field in _PREPROCESS if field in preprocess}
 
 
 def encoder_fingerprint(folder: Path, layer: int) -> str:

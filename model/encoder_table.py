@@ -4,6 +4,7 @@ Plain values, because a recipe is checked long before a model is loaded. A test 
 against open_clip's own configuration.
 """
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -16,14 +17,15 @@ class EncoderLine(NamedTuple):
         patch: Side of one patch, in pixels.
         width: Width of a patch embedding.
         layers: Transformer layers.
-        tags: open_clip's names of weights that fit; a path of a `.safetensors` file fits too.
+        tags: open_clip's names of weights that fit, each with its repository on the Hugging Face
+            Hub; weights from another place fit too.
     """
 
     image: int
     patch: int
     width: int
     layers: int
-    tags: tuple[str, ...]
+    tags: Mapping[str, str]
 
     @property
     def grid(self) -> int:
@@ -36,23 +38,53 @@ class EncoderLine(NamedTuple):
         return self.grid**2
 
 
+_L, _T = "laion/CLIP-ViT-", "timm/vit_"
+_OPENAI_B32 = {
+    "openai": f"{_T}base_patch32_clip_224.openai",
+    "metaclip_fullcc": f"{_T}base_patch32_clip_224.metaclip_2pt5b",
+}
+_OPENAI_B16 = {
+    "openai": f"{_T}base_patch16_clip_224.openai",
+    "metaclip_fullcc": f"{_T}base_patch16_clip_224.metaclip_2pt5b",
+}
+_OPENAI_L14 = {
+    "openai": f"{_T}large_patch14_clip_224.openai",
+    "metaclip_fullcc": f"{_T}large_patch14_clip_224.metaclip_2pt5b",
+}
+_LAION_B32 = {
+    "laion2b_s34b_b79k": f"{_L}B-32-laion2B-s34B-b79K",
+    "datacomp_xl_s13b_b90k": f"{_L}B-32-DataComp.XL-s13B-b90K",
+}
+_LAION_B16 = {
+    "laion2b_s34b_b88k": f"{_L}B-16-laion2B-s34B-b88K",
+    "datacomp_xl_s13b_b90k": f"{_L}B-16-DataComp.XL-s13B-b90K",
+}
+_LAION_L14 = {
+    "laion2b_s32b_b82k": f"{_L}L-14-laion2B-s32B-b82K",
+    "datacomp_xl_s13b_b90k": f"{_L}L-14-DataComp.XL-s13B-b90K",
+}
+
 # OpenAI's weights were trained with QuickGELU, those of others mostly with GELU.
 ENCODERS = MappingProxyType(
     {
-        "ViT-B-32": EncoderLine(224, 32, 768, 12, ("laion2b_s34b_b79k", "datacomp_xl_s13b_b90k")),
-        "ViT-B-32-quickgelu": EncoderLine(224, 32, 768, 12, ("openai", "metaclip_fullcc")),
-        "ViT-B-16": EncoderLine(224, 16, 768, 12, ("laion2b_s34b_b88k", "datacomp_xl_s13b_b90k")),
-        "ViT-B-16-quickgelu": EncoderLine(224, 16, 768, 12, ("openai", "metaclip_fullcc")),
-        "ViT-L-14": EncoderLine(224, 14, 1024, 24, ("laion2b_s32b_b82k", "datacomp_xl_s13b_b90k")),
-        "ViT-L-14-quickgelu": EncoderLine(224, 14, 1024, 24, ("openai", "metaclip_fullcc")),
-        "ViT-L-14-336-quickgelu": EncoderLine(336, 14, 1024, 24, ("openai",)),
-        "ViT-B-16-SigLIP": EncoderLine(224, 16, 768, 12, ("webli",)),
-        "ViT-B-16-SigLIP-384": EncoderLine(384, 16, 768, 12, ("webli",)),
-        "ViT-SO400M-14-SigLIP-384": EncoderLine(384, 14, 1152, 27, ("webli",)),
+        "ViT-B-32": EncoderLine(224, 32, 768, 12, _LAION_B32),
+        "ViT-B-32-quickgelu": EncoderLine(224, 32, 768, 12, _OPENAI_B32),
+        "ViT-B-16": EncoderLine(224, 16, 768, 12, _LAION_B16),
+        "ViT-B-16-quickgelu": EncoderLine(224, 16, 768, 12, _OPENAI_B16),
+        "ViT-L-14": EncoderLine(224, 14, 1024, 24, _LAION_L14),
+        "ViT-L-14-quickgelu": EncoderLine(224, 14, 1024, 24, _OPENAI_L14),
+        "ViT-L-14-336-quickgelu": EncoderLine(
+            336, 14, 1024, 24, {"openai": f"{_T}large_patch14_clip_336.openai"}
+        ),
+        "ViT-B-16-SigLIP": EncoderLine(224, 16, 768, 12, {"webli": "timm/ViT-B-16-SigLIP"}),
+        "ViT-B-16-SigLIP-384": EncoderLine(384, 16, 768, 12, {"webli": "timm/ViT-B-16-SigLIP-384"}),
+        "ViT-SO400M-14-SigLIP-384": EncoderLine(
+            384, 14, 1152, 27, {"webli": "timm/ViT-SO400M-14-SigLIP-384"}
+        ),
     }
 )
 
 
-def is_path(pretrained: str) -> bool:
-    """Return whether a choice of weights names a local file instead of a tag."""
-    return pretrained.endswith(".safetensors")
+def is_place(pretrained: str) -> bool:
+    """Return whether a choice of weights names a place (path, URL, repository) and no tag."""
+    return "/" in pretrained or pretrained.endswith(".safetensors") or pretrained[:1] in {"~", "."}

@@ -5,7 +5,13 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from model.errors import ModelError
@@ -25,6 +31,28 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def check_language_model(folder: Path, title: str) -> None:
+    """Look at a model's config alone, before its weights are moved.
+
+    Args:
+        folder: Folder with `config.json`.
+        title: How people know the model.
+
+    Raises:
+        ModelError: It is no causal language model of transformers' own; a repository's code is
+            never run.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(f"{title} needs code of its own, which is never run") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{title} is no model that transformers knows: {reason}") from None
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{title} is a '{config.model_type}', no causal language model")
 
 
 def load_language_model(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from model.errors import ModelError
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -51,7 +53,13 @@ class PromptTemplate:
     def load(
         cls, folder: Path, eos_id: int, user_prefix: str, assistant_prefix: str
     ) -> "PromptTemplate":
-        """Read `tokenizer.json` from a folder in the ordinary Hugging Face layout."""
+        """Read `tokenizer.json` from a folder in the ordinary Hugging Face layout.
+
+        Raises:
+            ModelError: There is none.
+        """
+        if not (folder / "tokenizer.json").is_file():
+            raise ModelError(f"{folder} has no tokenizer.json, so no text can be read")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()

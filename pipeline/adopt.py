@@ -55,7 +55,7 @@ def accept(
     steps = {step.stage: step for step in plan(recipe, store, (), stages)}
     _refuse(steps[name])
     stage = next(stage for stage in stages if stage.name == name)
-    payload = present_payload(stage, recipe, steps)
+    payload = present_payload(stage, recipe, store, steps)
     old = _choose(store, name, payload, made_as)
     adopted = old.model_copy(
         update={

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from model.encoder_table import ENCODERS, is_path
+from model.encoder_table import ENCODERS, is_place
 from model.language_table import LANGUAGE_MODELS
 from pipeline.recipe_parts import Part, Positive, Rate
 
@@ -57,15 +57,23 @@ class TinyBackbones(Part):
 
 
 class HubBackbones(Part):
-    """Published weights: a CLIP that open_clip knows and a Phi of the Hugging Face Hub."""
+    """Published weights: a CLIP that open_clip knows and a Phi, from the Hub or another place."""
 
     kind: Literal["hub"] = "hub"
     clip_name: str = Field(description="open_clip architecture, e.g. ViT-B-32-quickgelu.")
     clip_pretrained: str = Field(
-        description="open_clip's tag of the weights, e.g. openai, or a local .safetensors file."
+        description="open_clip's tag of the weights, e.g. openai, or where they lie: a "
+        ".safetensors file, or a folder or Hub repository with open_clip_model.safetensors, as "
+        "path, URL or hf://owner/name[@revision]."
     )
-    lm_repository: str = Field(description="Hub repository of the language model.")
-    lm_revision: str = Field(description="Commit or branch of that repository.")
+    lm_repository: str = Field(
+        description="Where the language model lies: owner/name on the Hub, "
+        "hf://owner/name[@revision], a folder, or any fsspec URL of one."
+    )
+    lm_revision: str = Field(
+        description="Commit or branch on the Hub, where lm_repository names none; a commit makes "
+        "the run repeatable."
+    )
 
     @model_validator(mode="after")
     def _encoder_is_known(self) -> Self:
@@ -76,12 +84,17 @@ class HubBackbones(Part):
                 f"OpenAI's weights were trained with QuickGELU: use {self.clip_name}-quickgelu"
             )
         tags = ENCODERS[self.clip_name].tags
-        if self.clip_pretrained not in tags and not is_path(self.clip_pretrained):
+        if self.clip_pretrained not in tags and not is_place(self.clip_pretrained):
             raise ValueError(
                 f"{self.clip_name} has no weights '{self.clip_pretrained}': "
-                f"use {' or '.join(tags)}, or the path of a .safetensors file"
+                f"use {' or '.join(tags)}, or the path or URL of a .safetensors file"
             )
         return self
+
+    @property
+    def lm_name(self) -> str:
+        """The language model's owner/name on the Hub, where it comes from there."""
+        return self.lm_repository.removeprefix("hf://").partition("@")[0]
 
 
 BackbonesChoice = Annotated[TinyBackbones | HubBackbones, Field(discriminator="kind")]
@@ -91,5 +104,5 @@ def positions_of(backbones: BackbonesChoice) -> int | None:
     """Return how many positions the language model has, None where that is not known here."""
     if isinstance(backbones, TinyBackbones):
         return TINY_POSITIONS
-    line = LANGUAGE_MODELS.get(backbones.lm_repository)
+    line = LANGUAGE_MODELS.get(backbones.lm_name)
     return line.positions if line else None

@@ -4,11 +4,8 @@
 here, everything downstream loads them with the same code.
 """
 
-from pathlib import Path
-
-from model.encoder_table import is_path
 from pipeline.backbone_parts import BackbonesChoice, HubBackbones
-from pipeline.hub import fetching
+from pipeline.model_sources import CLIP_FILES, LM_FILES, clip_source, lm_source, state_of
 from pipeline.recipe import Recipe
 from pipeline.stage import SourceState, StageContext, Summary
 
@@ -18,44 +15,29 @@ def backbones(context: StageContext, backbones: BackbonesChoice, seed: int) -> S
 
     Raises:
         UnreachableError: The Hub cannot be reached now.
-        PipelineError: It has no such model.
+        PipelineError: There is no such model, or one that may not be read or used.
+        StorageError: A folder or URL cannot be read.
     """
     if isinstance(backbones, HubBackbones):
-        return _from_hub(context, backbones)
+        from pipeline.published_backbones import fetch_backbones
+
+        return fetch_backbones(context, backbones)
     from pipeline.tiny_backbones import train_tiny_backbones
 
     return train_tiny_backbones(context, backbones, seed)
 
 
 def probe_backbones(recipe: Recipe) -> SourceState:
-    """Return the state of a local file of encoder weights, so that a new one is noticed."""
+    """Return the state of weights that may change: a branch's commit, files of a folder or URL.
+
+    Raises:
+        PipelineError: The Hub refuses, and its cache does not know the branch.
+        StorageError: A folder or URL is not there.
+    """
     choice = recipe.backbones
-    if not isinstance(choice, HubBackbones) or not is_path(choice.clip_pretrained):
+    if not isinstance(choice, HubBackbones):
         return {}
-    from storage.transfer import probe
-
-    return {"clip": probe(str(Path(choice.clip_pretrained).expanduser()))}
-
-
-def _from_hub(context: StageContext, choice: HubBackbones) -> Summary:
-    from huggingface_hub import snapshot_download
-
-    from model.encoder import fetch_clip
-
-    remedy = "check the network and backbones.*, or fill the Hugging Face cache beforehand"
-    with fetching("the backbones", remedy):
-        context.report.say(f"  fetch {choice.clip_name}/{choice.clip_pretrained}")
-        folder = context.out / "clip"
-        parameters = fetch_clip(choice.clip_name, choice.clip_pretrained, folder)
-        context.report.say(f"  fetch {choice.lm_repository} at {choice.lm_revision}")
-        # Weights as safetensors only, and none of the repository's code.
-        snapshot_download(
-            choice.lm_repository,
-            revision=choice.lm_revision,
-            local_dir=context.out / "lm",
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "LICENSE*"],
-        )
-    for leftover in (context.out / "lm" / ".cache").rglob("*"):
-        if leftover.is_file():
-            leftover.unlink()
-    return {"clip": choice.clip_name, "clip_parameters": parameters, "lm": choice.lm_repository}
+    return {
+        **state_of("clip", clip_source(choice), CLIP_FILES),
+        **state_of("lm", lm_source(choice), LM_FILES),
+    }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.hub import hub_file
+from pipeline.hub import HUB, Repository, at_commit, parse_address, repository_file
 from pipeline.llava_json import is_turn, read_records, record_id
 from pipeline.recipe_parts import (
     ConversationsPart,
@@ -68,10 +68,14 @@ def _locate(
     """Return the local file, and the name by which its owner knows it."""
     target = context.scratch / "conversations.json"
     match part.source:
+        case FileConversations(path=path, sha256=sha256) if path.startswith(HUB):
+            repository, file = parse_address(path, "main")
+            url, checksum = str(_hub_file(context, repository, file)), sha256
         case FileConversations(path=path, sha256=sha256):
             url, checksum = path if "://" in path else str(Path(path).expanduser()), sha256
         case HubConversations(repository=repository, filename=name, revision=revision):
-            return hub_file(repository, name, revision), f"{repository}/{name}"
+            there = Repository(repository, revision, "dataset")
+            return _hub_file(context, there, name), f"{repository}/{name}"
         case _:
             assert images is not None  # the DAG gives them to such a source
             assert isinstance(images.source, DemoImages)
@@ -90,6 +94,15 @@ def _locate(
             advance=tick,
         )
     return path, url
+
+
+def _hub_file(context: StageContext, repository: Repository, file: str) -> Path:
+    """Return a file of the Hub at the commit that the fingerprint holds."""
+    if not file:
+        raise PipelineError(
+            f"hf://{repository.name} names no file", "write hf://datasets/owner/name/file.json"
+        )
+    return repository_file(at_commit(repository, "conversations", context.source), file)
 
 
 def _rows(records: list[Any], drops: list[dict]) -> Iterator[dict[str, Any]]:

@@ -17,16 +17,18 @@ from typing import Any, Literal
 from pipeline.errors import PipelineError
 from pipeline.export_card import export_card
 from pipeline.export_loading import Loading
+from pipeline.hub import is_name
 from storage.artifacts import ArtifactStore
 from storage.manifest import Manifest
 
 Adapters = Literal["merged", "beside"]
 
-# Fields of the recipe that may hold a path of the machine; a tag of weights is its own last part.
+# Fields of the recipe that may hold a path of the machine.
 _PLACES = (
     ("images", "source", "root"),
     ("conversations", "source", "path"),
     ("backbones", "clip_pretrained"),
+    ("backbones", "lm_repository"),
 )
 
 
@@ -191,8 +193,10 @@ def _without_places(parts: dict[str, Any]) -> dict[str, Any]:
         node = shown
         for key in parents:
             node = node.get(key, {})
-        if field in node and (node[field].startswith("file:") or "://" not in node[field]):
-            node[field] = Path(node[field]).name
+        place = node.get(field, "")
+        on_hub = field == "lm_repository" and is_name(place)
+        if place and not on_hub and (place.startswith("file:") or "://" not in place):
+            node[field] = Path(place).name
     return shown
 
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from model.encoder_table import is_place
+from pipeline.hub import is_name
+
 _OURS = "Apache-2.0"
 _THEIRS = "to be stated by whoever trained this"
 
@@ -51,14 +54,23 @@ def origins(recipe: Mapping[str, Any]) -> list[Origin]:
             Origin("language model", "a tiny Phi, trained on these texts", _OURS),
         ]
     else:
-        clip = f"CLIP {backbones['clip_name']} ({backbones['clip_pretrained']})"
-        lm = backbones["lm_repository"]
-        models = [
-            Origin("encoder", clip, _licence(backbones["clip_pretrained"])),
-            Origin("language model", lm, _licence(lm), lm),
-        ]
+        models = [_encoder(backbones), _language_model(backbones)]
     talk = recipe["conversations"]["source"]
     return [_pictures(recipe["images"]["source"]), _conversations(talk), *models]
+
+
+def _encoder(backbones: Mapping[str, Any]) -> Origin:
+    name, weights = backbones["clip_name"], backbones["clip_pretrained"]
+    if is_place(weights):  # a path or an address that is nobody else's business
+        return Origin("encoder", f"CLIP {name}, with weights of another place", _THEIRS)
+    return Origin("encoder", f"CLIP {name} ({weights})", _licence(weights))
+
+
+def _language_model(backbones: Mapping[str, Any]) -> Origin:
+    name = backbones["lm_repository"].removeprefix("hf://").partition("@")[0]
+    if not is_name(name):
+        return Origin("language model", "a language model of another place", _THEIRS)
+    return Origin("language model", name, _licence(name), name)
 
 
 def _pictures(source: Mapping[str, Any]) -> Origin:

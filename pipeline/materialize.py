@@ -81,6 +81,25 @@ def payload_of(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> dict[
     }
 
 
+def as_last_seen(store: ArtifactStore, payload: dict[str, Any]) -> dict[str, Any]:
+    """Return a payload in which what nobody can look at now is as the newest artifact saw it.
+
+    So a store that is whole needs no network to be found whole.
+
+    Args:
+        store: The store.
+        payload: What `payload_of` returned.
+    """
+    unseen = [name for name, state in payload["source"].items() if not state]
+    if unseen:
+        for manifest in store.manifests(payload["stage"]):
+            before, known = manifest.payload, manifest.payload.get("source", {})
+            alike = all(before.get(part) == payload[part] for part in ("recipe", "inputs"))
+            if alike and all(known.get(name) for name in unseen):
+                return payload | {"source": payload["source"] | {n: known[n] for n in unseen}}
+    return payload
+
+
 def look_up(store: ArtifactStore, stage: str, fingerprint: str) -> Found:
     """Return what the store holds under a fingerprint, and whether it can be used.
 
@@ -127,7 +146,8 @@ def materialize(
         StorageError: The store cannot be read or written.
     """
     start = time.monotonic()
-    payload = payload_of(stage, recipe, {name: inputs[name].digest for name in sorted(inputs)})
+    digests = {name: inputs[name].digest for name in sorted(inputs)}
+    payload = as_last_seen(store, payload_of(stage, recipe, digests))
     found = look_up(store, stage.name, fingerprint_of(payload))
     status: Literal["made", "cached"] = "cached"
     if found.fault or force:
@@ -226,6 +246,7 @@ class _Work:
             report=self.report,
             earlier=self._earlier,
             fan_out=self.fan_out,
+            source=self.payload["source"],
         )
 
     def _earlier(self) -> Iterator[Artifact]:

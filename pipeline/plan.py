@@ -6,7 +6,14 @@ from typing import Any, Literal
 
 from pipeline.dag import DAG
 from pipeline.errors import PipelineError
-from pipeline.materialize import NEVER_MADE, Outcome, look_up, other_versions, payload_of
+from pipeline.materialize import (
+    NEVER_MADE,
+    Outcome,
+    as_last_seen,
+    look_up,
+    other_versions,
+    payload_of,
+)
 from pipeline.recipe import Recipe, flatten
 from pipeline.stage import Stage
 from storage.artifacts import ArtifactStore
@@ -78,18 +85,20 @@ def check_stages(names: Collection[str], stages: Sequence[Stage] = DAG) -> None:
             raise PipelineError(f"there is no stage '{name}'", f"stages: {', '.join(known)}")
 
 
-def present_payload(stage: Stage, recipe: Recipe, steps: Mapping[str, Step]) -> dict[str, Any]:
+def present_payload(
+    stage: Stage, recipe: Recipe, store: ArtifactStore, steps: Mapping[str, Step]
+) -> dict[str, Any]:
     """Return the payload of a stage whose inputs are all fresh."""
     digests = {}
     for name in sorted(stage.inputs_with(recipe)):
         manifest = steps[name].manifest
         assert manifest is not None
         digests[name] = manifest.digest
-    return payload_of(stage, recipe, digests)
+    return as_last_seen(store, payload_of(stage, recipe, digests))
 
 
 def _judge(stage: Stage, recipe: Recipe, store: ArtifactStore, steps: Mapping[str, Step]) -> Step:
-    payload = present_payload(stage, recipe, steps)
+    payload = present_payload(stage, recipe, store, steps)
     found = look_up(store, stage.name, fingerprint_of(payload))
     if found.manifest is not None and not found.fault:
         return Step(stage.name, "fresh", _note(found.manifest), found.manifest)
@@ -128,7 +137,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
             yield f"input `{name}` changed"
     for name in sorted({*old["source"], *new["source"]}):
         if old["source"].get(name) != new["source"].get(name):
-            yield f"source `{name}` changed"
+            unseen = new["source"].get(name) == {}
+            yield f"source `{name}` {'cannot be looked at now' if unseen else 'changed'}"
     changed = changed_code(old, new)
     if changed:
         shown = ", ".join(f"`{path}`" for path in changed[:SHOWN])

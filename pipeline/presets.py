@@ -161,7 +161,7 @@ COCO = Recipe(
         clip_name="ViT-B-32-quickgelu",
         clip_pretrained="openai",
         lm_repository="microsoft/phi-2",
-        lm_revision="main",
+        lm_revision="810d367871c1d460086d9f82db8696f2e0a0fcd0",
     ),
     features=FeaturesPart(layer=-1, patches=49, batch=256, rows_per_shard=2048),
     examples=ExamplesPart(

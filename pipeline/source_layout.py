@@ -8,8 +8,14 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from pipeline.errors import PipelineError
+from pipeline.hub import HUB, Repository, hub_state, parse_address
 from pipeline.recipe import Recipe
-from pipeline.recipe_parts import FileConversations, FolderImages
+from pipeline.recipe_parts import (
+    FileConversations,
+    FolderImages,
+    HubConversations,
+    LcsImages,
+)
 from pipeline.stage import SourceState
 from storage.errors import MissingError, StorageError, redact
 
@@ -42,12 +48,18 @@ def probe_images(recipe: Recipe) -> SourceState:
             return dict(_remote_parts(root).values())
         case FolderImages(root=root):
             return {name: _state(str(path)) for name, path in sorted(local_files(root).items())}
+        case LcsImages(repository=name, revision=revision):
+            return hub_state("images", Repository(name, revision, "dataset"))
     return {}  # rendered pictures follow from the recipe, published archives from their checksums
 
 
 def probe_conversations(recipe: Recipe) -> SourceState:
     """Return the state of a conversation file that bears no checksum of its own."""
     match recipe.conversations.source:
+        case HubConversations(repository=name, revision=revision):
+            return hub_state("conversations", Repository(name, revision, "dataset"))
+        case FileConversations(path=path, sha256=None) if path.startswith(HUB):
+            return hub_state("conversations", parse_address(path, "main")[0])
         case FileConversations(path=path, sha256=None):
             return {
                 "conversations": _state(str(Path(path).expanduser()) if is_bare(path) else path)

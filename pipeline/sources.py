@@ -18,7 +18,7 @@ from pipeline.downloads import (
     fetch_whole,
 )
 from pipeline.errors import PipelineError
-from pipeline.hub import hub_file, hub_url
+from pipeline.hub import Repository, at_commit, hub_url, repository_file
 from pipeline.lcs import TEST, TRAIN, read_lcs
 from pipeline.picture_files import PictureFinder, Pictures, picture_limits
 from pipeline.recipe_parts import (
@@ -60,8 +60,8 @@ def read_annotations(
         StorageError: A download fails for good.
     """
     match images.source:
-        case LcsImages(repository=repository, annotations=name, revision=revision):
-            path, share = hub_file(repository, name, revision), images.source.test_share
+        case LcsImages(repository=repository, annotations=name):
+            path, share = _lcs_file(context, images.source, name), images.source.test_share
             return read_lcs(path, f"{repository}/{name}", share, seed, drops)
         case DemoImages(train=train, test=test):
             from pipeline.rendering import render_coco  # numpy and Pillow: `plan` needs neither
@@ -189,9 +189,20 @@ def _lcs_pictures(
     images: ImagesPart,
     records: Sequence[Mapping[str, Any]],
 ) -> Pictures:
-    url = hub_url(source.repository, source.pictures, source.revision)
+    there = _lcs_repository(context, source)
+    url = hub_url(source.repository, source.pictures, there.commit or there.revision)
     found = fetch_some(context, url, source.pictures, images, records) if url else None
-    return found or Pictures((hub_file(source.repository, source.pictures, source.revision),))
+    return found or Pictures((_lcs_file(context, source, source.pictures),))
+
+
+def _lcs_repository(context: StageContext, source: LcsImages) -> Repository:
+    """Return the repository at the commit that the fingerprint holds."""
+    repository = Repository(source.repository, source.revision, "dataset")
+    return at_commit(repository, "images", context.source)
+
+
+def _lcs_file(context: StageContext, source: LcsImages, name: str) -> Path:
+    return repository_file(_lcs_repository(context, source), name)
 
 
 def _rendered(context: StageContext) -> Path:

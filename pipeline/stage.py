@@ -1,7 +1,7 @@
 """A stage: a plain function from input artifacts and recipe parts to files in a folder."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +50,8 @@ class StageContext:
             first. They are a cache: with or without them the same bytes must come out.
         fan_out: Spreads jobs over other processes that see the same folders; None where the
             stage works in this one.
+        source: State of the outside source that the fingerprint holds, so that the very version
+            is fetched that was looked at.
     """
 
     inputs: Mapping[str, InputArtifact]
@@ -59,6 +61,7 @@ class StageContext:
     report: Reporter
     earlier: Callable[[], Iterable[InputArtifact]] = tuple
     fan_out: FanOut | None = None
+    source: SourceState = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,11 @@ class Stage:
         return (*self.reads, *(self.also(recipe) if self.also else ()))
 
     def source_state(self, recipe: Recipe) -> SourceState:
-        """Return the state of the stage's outside source, empty where it has none."""
+        """Return the state of the stage's outside source, empty where it has none.
+
+        The state of a part is empty where nobody can look at it now, such as a branch of the Hub
+        without a network; `pipeline.materialize.as_last_seen` says what counts then.
+        """
         if self.probe is None:
             return {}
         module, name = self.probe.split(":")

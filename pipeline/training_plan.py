@@ -203,7 +203,7 @@ def language_line(backbones: BackbonesChoice) -> LanguageLine:
             fused_gelu=True,
             dropout=0.0,
         )
-    known = LANGUAGE_MODELS.get(backbones.lm_repository)
+    known = LANGUAGE_MODELS.get(backbones.lm_name)
     if known is None:
         raise PipelineError(
             f"the dimensions of {backbones.lm_repository} are not known",

@@ -152,5 +152,6 @@ def realdata() -> Path:
 # -- stores: places for artifacts, shared by the tests of storage and pipeline ----------------
 pytest_plugins = (
     "tests.unit.bundle_fixtures",
+    "tests.unit.hub_fixtures",
     "tests.unit.store_fixtures",
 )

@@ -395,7 +395,8 @@ def stage_with_four_patches(
 def test_the_table_says_what_open_clip_says(name: str) -> None:
     line, config = ENCODERS[name], open_clip.get_model_config(name)
     assert config is not None
-    assert set(line.tags) <= set(open_clip.list_pretrained_tags_by_model(name))
+    for tag, repository in line.tags.items():
+        assert open_clip.get_pretrained_cfg(name, tag)["hf_hub"] == f"{repository}/"
     vision = config["vision_cfg"]
     assert vision["image_size"] == line.image
     if "timm_model_name" not in vision:
@@ -439,4 +440,5 @@ def test_local_weights_are_a_choice(tmp_path: Path) -> None:
     before = probe_backbones(recipe)
     weights.write_bytes(b"another")
     assert probe_backbones(recipe) != before
-    assert probe_backbones(preset("coco")) == {}
+    # Without network and cache nobody can say which commit the published weights are at.
+    assert probe_backbones(preset("coco")) == {"clip": {}}

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from model.errors import ModelError
 from model.prompt import PromptTemplate, Tokens
 from model.tiny_phi import EOS, train_tokenizer
 
@@ -211,3 +212,8 @@ def test_phi2_agrees_with_transformers(phi: PromptTemplate, realdata: Path) -> N
     theirs = CodeGenTokenizer.from_pretrained(source, local_files_only=True)
     for text in (*TEXTS, "A man's   two dogs don't  run.\n\n1234"):
         assert phi.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+def test_a_model_without_its_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
+        PromptTemplate.load(tmp_path, 0, "", "")

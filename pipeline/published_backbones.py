@@ -1,0 +1,76 @@
+"""Published backbones: CLIP and language model from the Hub, its cache, a folder or a URL."""
+
+import shutil
+from pathlib import Path
+
+from model.encoder import write_clip
+from model.encoder_table import ENCODERS
+from pipeline.backbone_parts import HubBackbones
+from pipeline.errors import PipelineError
+from pipeline.hub import Repository, at_commit
+from pipeline.model_files import bring_clip, bring_language_model, check_weights
+from pipeline.model_places import Place, place_of
+from pipeline.model_sources import CLIP_CONFIG, CLIP_WEIGHTS, Source, clip_source, lm_source
+from pipeline.stage import StageContext, Summary
+from storage.errors import redact
+from storage.transfer import download
+
+
+def fetch_backbones(context: StageContext, choice: HubBackbones) -> Summary:
+    """Write the folders `clip` and `lm`, and return their figures and commits.
+
+    Raises:
+        UnreachableError: The Hub cannot be reached now.
+        PipelineError: There is no such model, or one that may not be read or used.
+        ModelError: The weights do not fit, or the model needs code of its own.
+        StorageError: A folder or URL cannot be read.
+    """
+    parameters, clip_commit = _write_clip(context, choice)
+    place = _place(context, lm_source(choice), "lm")
+    context.report.say(f"  fetch {place.title}")
+    bring_language_model(place, context.out / "lm", context.report.say)
+    commits = {"clip_commit": clip_commit, "lm_commit": place.commit}
+    return {
+        "clip": choice.clip_name,
+        "clip_parameters": parameters,
+        "lm": redact(choice.lm_repository),
+        **{name: commit for name, commit in commits.items() if commit},
+    }
+
+
+def _write_clip(context: StageContext, choice: HubBackbones) -> tuple[int, str]:
+    """Write the folder `clip`; return its number of parameters and its commit on the Hub or ""."""
+    source, beside, commit = clip_source(choice), "", ""
+    context.report.say(f"  fetch {choice.clip_name} {redact(choice.clip_pretrained)}")
+    if str(source).endswith(".safetensors") and not isinstance(source, Repository):
+        weights = _one_file(context, source)
+    else:
+        # Not in `out`: a cache's own file would be written to where it is linked.
+        folder = context.scratch / "clip"
+        shutil.rmtree(folder, ignore_errors=True)
+        place = _place(context, source, "clip")
+        bring_clip(place, folder)
+        weights, commit = folder / CLIP_WEIGHTS, place.commit
+        if (folder / CLIP_CONFIG).is_file():
+            beside = (folder / CLIP_CONFIG).read_text()
+    check_weights(weights, redact(choice.clip_pretrained))
+    tags = ENCODERS[choice.clip_name].tags
+    tag = choice.clip_pretrained if choice.clip_pretrained in tags else ""
+    return write_clip(choice.clip_name, weights, context.out / "clip", tag, beside), commit
+
+
+def _one_file(context: StageContext, source: Path | str) -> Path:
+    """Return a single file of weights, fetched where it lies behind a URL."""
+    if isinstance(source, Path):
+        if not source.is_file():
+            raise PipelineError(f"No such file: {source}", "check backbones.clip_pretrained")
+        return source
+    with context.report.track("fetch CLIP", None) as tick:
+        target = context.scratch / "clip.safetensors"
+        return download(source, target, checksum=None, size=None, advance=tick)
+
+
+def _place(context: StageContext, source: Source, label: str) -> Place:
+    if isinstance(source, Repository):
+        source = at_commit(source, label, context.source)
+    return place_of(source, context.scratch, context.report)
