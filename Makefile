@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-services lint format server worker deploy audit faults coverage bench clean requirements
+.PHONY: demo test test-services lint format server worker deploy audit faults coverage bench rehearsal clean requirements
 
 # In steps this small a second thread mostly waits for the first, and one gives the same digits as
 # `make test` does. Status 3 is a model that was made and not published: its scores say why.
@@ -74,6 +74,10 @@ coverage: $(READY)  ## every branch of the store and of stages is taken by some 
 
 bench: $(READY)  ## print the figures of every benchmark
 	for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+# About half an hour, 16 GB of memory and 45 GB of disk, in the folder that TMPDIR names.
+rehearsal: $(READY)  ## the preset coco at Phi-2's size, with random weights and real pictures
+	$(BIN)/python tests/rehearsal/rehearse.py
 
 # uv installs in a fifth of pip's time and comes from the same index as everything else.
 $(READY): pyproject.toml requirements.txt

@@ -1,4 +1,4 @@
-"""`phivision plan --hardware`: memory and time of training on a GPU, before anything is there."""
+"""`phivision plan --hardware`: memory and time on a GPU, before anything is there."""
 
 import json
 import re
@@ -9,7 +9,14 @@ from typing import Any, Literal, NamedTuple
 from flows.tables import print_rows
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
-from pipeline.training_plan import Training, flops, largest_micro_batch, memory, trainings
+from pipeline.training_plan import Memory, Training, flops, largest_micro_batch, memory, trainings
+from pipeline.writing_plan import (
+    all_seconds,
+    most_rows,
+    step_seconds,
+    writing_memory,
+    writings,
+)
 
 RESERVE = 0.1  # share of the device for CUDA itself, its libraries and holes between tensors
 
@@ -20,17 +27,19 @@ class Device(NamedTuple):
     Attributes:
         memory: Bytes.
         peak: Operations per second in bf16, of dense matrices, by the maker's data sheet.
+        bandwidth: Bytes per second from its memory, by the same.
     """
 
     memory: float
     peak: float
+    bandwidth: float
 
 
 DEVICES = {
-    "L4": Device(24e9, 121e12),
-    "A100": Device(80e9, 312e12),
-    "H100": Device(80e9, 989e12),
-    "H200": Device(141e9, 989e12),
+    "L4": Device(24e9, 121e12, 0.3e12),
+    "A100": Device(80e9, 312e12, 2.039e12),
+    "H100": Device(80e9, 989e12, 3.35e12),
+    "H200": Device(141e9, 989e12, 4.8e12),
 }
 # Columns that fit a terminal, and how each comes out of a row; --format json has all figures.
 COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -52,7 +61,9 @@ _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?GB", re.IGNORECASE)
 def print_hardware(
     recipe: Recipe, hardware: str, peak: float | None, mfu: float, style: Literal["table", "json"]
 ) -> None:
-    """Print what each training needs on a device, with and without gradient checkpointing.
+    """Print what each training, evaluation and chat need on a device.
+
+    Trainings come with and without gradient checkpointing.
 
     Args:
         recipe: What is to be trained.
@@ -67,7 +78,7 @@ def print_hardware(
     if not 0 < mfu <= 1:
         raise PipelineError(f"--mfu {mfu} is no share of the peak", "give 0.4, for example")
     device = device_of(hardware, peak)
-    rows = list(rows_of(recipe, device, mfu))
+    rows = [*rows_of(recipe, device, mfu), *writing_rows(recipe, device, mfu)]
     if style == "json":
         print(json.dumps(rows, indent=1))
         return
@@ -79,7 +90,9 @@ def print_hardware(
         f"longest rows the recipe allows; most: the largest\nmicro_batch in {1 - RESERVE:.0%} of "
         f"{device.memory / 1e9:g} GB. Seconds of the mean step at {mfu:.0%} of "
         f"{device.peak / 1e12:g} TFLOP/s,\nwhich is an assumption; hours: of all epochs over "
-        f"as many pictures\nas the recipe allows, on one device. Formula: docs/training.md"
+        f"as many pictures\nas the recipe allows, on one device. Formula: docs/training.md\n"
+        f"evaluate, chat: kept: keys and values; a step writes a token of every row; hours: where "
+        f"each\ntext is written to its last token. Chat is one conversation, with the encoder."
     )
 
 
@@ -98,8 +111,9 @@ def device_of(hardware: str, peak: float | None) -> Device:
         )
     if found is None and amount is not None:
         # The slowest of the known ones that has as much; a stated figure is better.
-        enough = [d.peak for d in DEVICES.values() if d.memory >= float(amount[1]) * 1e9]
-        found = Device(float(amount[1]) * 1e9, min(enough, default=DEVICES["H200"].peak))
+        needed = float(amount[1]) * 1e9
+        enough = [d for d in DEVICES.values() if d.memory >= needed] or [DEVICES["H200"]]
+        found = min(enough, key=lambda d: (d.peak, d.bandwidth))._replace(memory=needed)
     assert found is not None
     return found if peak is None else found._replace(peak=peak * 1e12)
 
@@ -116,25 +130,50 @@ def rows_of(recipe: Recipe, device: Device, mfu: float) -> Iterator[dict[str, An
             yield {"training": each.name, "in_recipe": in_recipe, **_figures(training, device, mfu)}
 
 
+def writing_rows(recipe: Recipe, device: Device, mfu: float) -> Iterator[dict[str, Any]]:
+    """Yield a row for evaluation and one for chat, with the columns of a training's."""
+    available = (1 - RESERVE) * device.memory
+    for each in writings(recipe):
+        need, speed = writing_memory(each), (device.peak, device.bandwidth, mfu)
+        seconds = step_seconds(each, *speed) if each.half else None
+        hours = all_seconds(each, *speed) / 3600 if each.half and each.steps else None
+        yield {
+            "training": each.name,
+            "in_recipe": True,
+            "checkpointing": None,
+            **_gigabytes(need),
+            "micro_batch": each.rows,
+            "fits": need.total <= available,
+            "largest_micro_batch": most_rows(each, available),
+            "step_seconds": _rounded(seconds),
+            "rows_per_second": _rounded(seconds and each.rows / each.new / seconds),
+            "hours": _rounded(hours),
+        }
+
+
 def _figures(training: Training, device: Device, mfu: float) -> dict[str, Any]:
     need, available = memory(training), (1 - RESERVE) * device.memory
     # The peak is that of bf16; how fast float32 is depends on settings of torch.
     seconds = sum(flops(training, training.batch)) / device.peak / mfu if training.half else None
     return {
         "checkpointing": training.checkpointing,
-        **{part: round(value / 1e9, 2) for part, value in vars(need).items()},
-        "total": round(need.total / 1e9, 2),
+        **_gigabytes(need),
         "micro_batch": training.micro_batch,
         "fits": need.total <= available,
         "largest_micro_batch": largest_micro_batch(training, available),
-        "step_seconds": None if seconds is None else float(f"{seconds:.3g}"),
-        "rows_per_second": None if seconds is None else float(f"{training.batch / seconds:.3g}"),
-        "hours": None if seconds is None else _hours(training, seconds),
+        "step_seconds": _rounded(seconds),
+        "rows_per_second": _rounded(seconds and training.batch / seconds),
+        "hours": _rounded(seconds and training.rows / training.batch * seconds / 3600),
     }
 
 
-def _hours(training: Training, seconds: float) -> float:
-    return float(f"{training.rows / training.batch * seconds / 3600:.3g}")
+def _gigabytes(need: Memory) -> dict[str, float]:
+    parts = {**vars(need), "total": need.total}
+    return {part: round(value / 1e9, 2) for part, value in parts.items()}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.3g}")
 
 
 def _shown(value: object) -> object:

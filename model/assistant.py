@@ -20,7 +20,7 @@ from model.encoder import PatchEncoder
 from model.errors import ModelError
 from model.generation import generate, stream
 from model.generation_configs import GreedyConfig
-from model.language import forbid_ids
+from model.language import forbid_ids, saved_dtype
 from model.prompt import PromptTemplate
 from model.vlm import VisionLanguageModel
 
@@ -53,8 +53,7 @@ class Assistant:
             )
         self.folder, self.device = folder, device
         self.encoder = PatchEncoder(folder / "clip", self.card["layer"], device)
-        self.vlm = _load(folder, self.card, torch.bfloat16 if device == "cuda" else torch.float32)
-        self.vlm.to(device)
+        self.vlm = _load(folder, self.card, device)
         self.template = PromptTemplate.load(folder / "lm", **self.card["template"])
         forbid_ids(self.vlm.language_model, self.template.tokenizer.get_vocab_size())
 
@@ -182,11 +181,12 @@ def load_assistant(source: str | Path, device: str = "cpu") -> Assistant:
     return Assistant(Path(folder), device)
 
 
-def _load(folder: Path, card: dict[str, Any], dtype: torch.dtype) -> VisionLanguageModel:
+def _load(folder: Path, card: dict[str, Any], device: str) -> VisionLanguageModel:
+    """Return the model in the type that it was trained in, which its scores were measured in."""
     adapter = card.get("adapter")
-    trained = dtype if adapter is None else getattr(torch, adapter["dtype"])
-    vlm = load_vlm(folder / "lm", folder / PREFIX_CONFIG, folder / PREFIX, trained)
+    lm = folder / "lm"
+    dtype = saved_dtype(lm) if adapter is None else getattr(torch, adapter["dtype"])
+    vlm = load_vlm(lm, folder / PREFIX_CONFIG, folder / PREFIX, dtype, device=device)
     if adapter is not None:
         merge_adapter(vlm.language_model, folder / "adapter")
-        vlm.language_model.to(dtype)
     return vlm

@@ -30,13 +30,24 @@ def load_vlm(
     prefix_path: Path,
     dtype: torch.dtype = torch.float32,
     quantization: BitsAndBytesConfig | None = None,
+    device: str = "cpu",
 ) -> VisionLanguageModel:
-    """Return a vision-language model from its three parts on disk, in evaluation mode."""
+    """Return a vision-language model from its three parts on disk, in evaluation mode.
+
+    Args:
+        lm_folder: The language model.
+        config_path: What the prefix is made of.
+        prefix_path: Its weights, which stay in float32.
+        dtype: Type of the language model's weights.
+        quantization: How its linear layers are packed.
+        device: Where all of it goes.
+    """
     config = json.loads(config_path.read_text())
     projector = TypeAdapter(ProjectorConfig).validate_python(config["projector"])
-    language_model = load_language_model(lm_folder, dtype, quantization)
+    language_model = load_language_model(lm_folder, dtype, quantization, device)
     vlm = build_vlm(projector, config["vision_width"], config["patches"], language_model)
     vlm.vision_prefix.load_state_dict(load_file(prefix_path))
+    vlm.vision_prefix.to(device)
     return vlm.eval()
 
 

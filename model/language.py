@@ -1,5 +1,6 @@
 """Loading, adapting and merging the language model, always a stock transformers class."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -33,6 +34,21 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
+def saved_dtype(folder: Path) -> torch.dtype:
+    """Return the type in which the language model of a folder computes: that of its weights.
+
+    What was trained in bf16 is saved in bf16, so this is also the type that it was trained in.
+    Published weights in float16 compute in bf16, because Phi's attention overflows in float16.
+
+    Args:
+        folder: A folder in Hugging Face's layout.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    name = config.get("dtype") or config.get("torch_dtype")
+    return torch.bfloat16 if name in ("bfloat16", "float16") else torch.float32
+
+
 def check_language_model(folder: Path, title: str) -> None:
     """Look at a model's config alone, before its weights are moved.
 
@@ -59,15 +75,18 @@ def load_language_model(
     folder: Path,
     dtype: torch.dtype = torch.float32,
     quantization: BitsAndBytesConfig | None = None,
+    device: str = "cpu",
 ) -> PreTrainedModel:
     """Return the causal language model of a folder in Hugging Face's layout.
 
-    Only safetensors are read and no code of the folder is run.
+    Only safetensors are read and no code of the folder is run. The files are mapped and each
+    tensor goes to its device in its type, so that the model is never in memory twice.
 
     Args:
         folder: The folder.
         dtype: Type of the weights.
         quantization: How its linear layers are packed; such a model lies on the CUDA device.
+        device: Where the weights go.
 
     Raises:
         ModelError: The folder holds no such model.
@@ -81,6 +100,7 @@ def load_language_model(
             local_files_only=True,
             attn_implementation="sdpa",
             **({"quantization_config": quantization} if quantization else {}),
+            **({} if device == "cpu" else {"device_map": {"": device}}),
         ).eval()
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} holds no language model: {error}") from None

@@ -17,10 +17,11 @@ def load_pretrained(
     trained: InputArtifact,
     dtype: torch.dtype = torch.float32,
     quantization: BitsAndBytesConfig | None = None,
+    device: str = "cpu",
 ) -> VisionLanguageModel:
     """Return a model of a language model's folder and the prefix of a trained artifact."""
     files = trained.path(PREFIX_CONFIG), trained.path(PREFIX)
-    return load_vlm(lm_folder, *files, dtype, quantization)
+    return load_vlm(lm_folder, *files, dtype, quantization, device)
 
 
 def save_prefix(vlm: VisionLanguageModel, pretrained: InputArtifact, folder: Path) -> None:

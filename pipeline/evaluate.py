@@ -10,7 +10,7 @@ import torch
 
 from model.bundle import decoding_of
 from model.generation import Generated, generate
-from model.language import forbid_ids
+from model.language import forbid_ids, saved_dtype
 from model.prompt import PromptTemplate
 from model.vlm import VisionLanguageModel
 from pipeline import measures
@@ -46,9 +46,8 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     plain: list[Measure] = []
     with context.report.track("look at test pictures", exam.work) as tick:
         for stage in TRAINED:
-            tick(0, f"load the model of {stage}")
-            vlm = _load(context, stage, exam.template).to(exam.device)
-            rows, found = _conditions(exam, vlm, stage, tick)
+            # One call for each, so that the first model is gone before the second is there.
+            rows, found = _conditions(context, exam, stage, tick)
             predictions += rows
             for name, rows in floors.items():
                 found[name] = measures.caption_measures(rows)
@@ -68,10 +67,16 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     return _headline(metrics, len(predictions))
 
 
-def _load(context: StageContext, stage: str, template: PromptTemplate) -> VisionLanguageModel:
-    source = context.inputs["backbones" if stage == "pretrain" else "finetune"]
-    vlm = load_pretrained(source.directory("lm"), context.inputs[stage])
-    forbid_ids(vlm.language_model, template.tokenizer.get_vocab_size())
+def _load(context: StageContext, exam: Exam, stage: str) -> VisionLanguageModel:
+    """Return the model of a stage, in the type that finetuning left its own in.
+
+    Both are compared with each other, so both compute in the same type.
+    """
+    finetuned = context.inputs["finetune"].directory("lm")
+    dtype = saved_dtype(finetuned)
+    lm = context.inputs["backbones"].directory("lm") if stage == "pretrain" else finetuned
+    vlm = load_pretrained(lm, context.inputs[stage], dtype, device=exam.device)
+    forbid_ids(vlm.language_model, exam.template.tokenizer.get_vocab_size())
     return vlm
 
 
@@ -91,9 +96,11 @@ def _floor_rows(context: StageContext, exam: Exam) -> dict[str, list[Row]]:
 
 
 def _conditions(
-    exam: Exam, vlm: VisionLanguageModel, stage: str, tick: Ticker
+    context: StageContext, exam: Exam, stage: str, tick: Ticker
 ) -> tuple[list[Row], dict[str, list[Measure]]]:
-    """Return what a model says under every condition, and all measures of it."""
+    """Return what the model of a stage says under every condition, and all measures of it."""
+    tick(0, f"load the model of {stage}")
+    vlm = _load(context, exam, stage)
     said: list[Row] = []
     found: dict[str, list[Measure]] = {}
     for condition in exam.shown.conditions:

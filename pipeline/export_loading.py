@@ -75,8 +75,9 @@ with torch.no_grad():
     tokens = linear(tokens, prefix["projector.linear_2.weight"], prefix["projector.linear_2.bias"])
     separator = prefix["separator"].view(1, 1, -1)
     words = language_model.get_input_embeddings()(ids)
+    seen = torch.cat([tokens, separator], dim=1).to(words.dtype)
     answer = language_model.generate(
-        inputs_embeds=torch.cat([tokens, separator, words], dim=1),
+        inputs_embeds=torch.cat([seen, words], dim=1),
         max_new_tokens=card["max_new_tokens"],
         num_beams=card["beams"],
         eos_token_id=template["eos_id"],

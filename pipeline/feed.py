@@ -45,6 +45,7 @@ class ExampleSet:
         seed: Chooses which examples of a kind that is cut short.
         examples_per_row: Examples of one picture that share a row, at most. A picture with more
             gets several rows, as equal as can be.
+        limit: Examples, at most; the seed chooses them among those of all kinds.
     """
 
     def __init__(
@@ -55,10 +56,14 @@ class ExampleSet:
         shares: dict[str, float],
         seed: int,
         examples_per_row: int = 1,
+        limit: int | None = None,
     ) -> None:
         table = where(read_table(examples.path("examples.parquet")), split=split)
         kinds = np.array(table["kind"].to_pylist())
-        table = table.take(_chosen(kinds, shares, seed))
+        chosen = _chosen(kinds, shares, seed)
+        if limit is not None and len(chosen) > limit:
+            chosen = np.sort(np.random.default_rng([seed, 8]).permutation(chosen)[:limit])
+        table = table.take(chosen)
         self.patches = patches
         self.example_ids = table["example_id"].to_numpy()
         self._sha256 = table["sha256"].to_pylist()
@@ -132,7 +137,7 @@ def open_examples(
 
     Args:
         context: Its inputs hold the artifacts `examples` and `features`.
-        part: How many examples share a row.
+        part: How many examples share a row, and how many are held out at most.
         shares: See `ExampleSet`.
         seed: See `ExampleSet`.
 
@@ -141,9 +146,9 @@ def open_examples(
     """
     patches = open_patches(context.inputs["features"])
     found = []
-    for split in ("train", "validation"):
+    for split, limit in (("train", None), ("validation", part.validation_examples)):
         examples = ExampleSet(
-            context.inputs["examples"], patches, split, shares, seed, part.examples_per_row
+            context.inputs["examples"], patches, split, shares, seed, part.examples_per_row, limit
         )
         if not len(examples):
             raise PipelineError(

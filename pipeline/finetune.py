@@ -24,16 +24,21 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
         PipelineError: There is nothing to train on or to validate with, or a loss is not finite.
     """
     training = prepare(context, finetune, seed)
-    trained = train(context, training)
-    # What was packed for training is not what the adapters are merged into.
-    packed = finetune.quantize != "none"
-    vlm = _opened(context, finetune, seed, packed=False) if packed else training.vlm
+    trained, vlm = train(context, training), training.vlm
+    del training
+    if finetune.quantize != "none":
+        # What was packed for training is not what the adapters are merged into.
+        del vlm
+        vlm = _opened(context, finetune, seed, packed=False)
     _take(vlm, trained.state)
     save_prefix(vlm, context.inputs["pretrain"], context.out)
     if finetune.method == "lora":
         adapters = {n: t for n, t in trained.state.items() if "lora_" in n}
         save_file(adapters, context.out / "adapters.safetensors")
         merge_lora(vlm.language_model)
+    if finetune.precision == "bf16":
+        # Products saw no more of full weights than this; whoever loads them takes their type.
+        vlm.language_model.to(torch.bfloat16)
     save_language_model(vlm, context.inputs["backbones"], context.out / "lm")
     return {"method": finetune.method, **trained.summary}
 

@@ -183,6 +183,10 @@ class TrainingPart(Part):
     precision: Literal["fp32", "bf16"] = Field(description="Arithmetic of the forward pass.")
     gradient_checkpointing: bool = Field(description="Recompute activations to save memory.")
     validate_every: Positive = Field(description="Optimizer steps between validations.")
+    validation_examples: Positive = Field(
+        description="Held-out examples of a validation, at most; the seed chooses among more. Each "
+        "validation sees the same ones, so that checkpoints are compared on equal terms."
+    )
     patience: int = Field(
         ge=0,
         description="Validations without a better one after which training stops; 0: it never "

@@ -4,6 +4,7 @@
 more, `pipeline.processes` starts as many processes, each of which calls it.
 """
 
+import gc
 import json
 import logging
 import os
@@ -90,7 +91,11 @@ def train(context: StageContext, training: Training) -> Trained:
         run_processes(context, training.stage, training.part, training.seed)
     else:
         fit(context, training, Place())
-    saved = torch.load(_checkpoints(context) / "best.ckpt", map_location="cpu", weights_only=True)
+    # The trainer and its module hold each other, and with them the optimizer's moments.
+    gc.collect()
+    training.vlm.zero_grad(set_to_none=True)
+    best = _checkpoints(context) / "best.ckpt"
+    saved = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
     rows = read_table(context.out / FIGURES).to_pylist()
     losses = [row["value"] for row in rows if row["metric"] == "val_nll"]
     summary = {

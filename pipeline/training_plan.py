@@ -1,11 +1,13 @@
 """How much memory and time a training takes on a GPU, from the recipe alone; imports no torch.
 
+`pipeline.writing_plan` does the same for evaluation and chat.
+
 The formula is derived in docs/training.md and checked there against measured steps. Memory is that
 of the longest batch that a recipe allows, time that of the mean one.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -329,10 +331,11 @@ def flops(training: Training, rows: float) -> tuple[float, float]:
 
 def largest_micro_batch(training: Training, available: float) -> int:
     """Return how many rows a forward pass can have in so many bytes; 0 where none fits."""
+    return most(lambda rows: memory(replace(training, micro_batch=rows)).total <= available)
 
-    def fits(rows: int) -> bool:
-        return memory(replace(training, micro_batch=rows)).total <= available
 
+def most(fits: Callable[[int], bool]) -> int:
+    """Return the largest number that fits, 0 where not even 1 does."""
     low, high = 0, 1
     while fits(high) and high < 2**20:
         low, high = high, 2 * high

@@ -273,7 +273,7 @@ def test_packed_layers_are_about_a_quarter_of_their_weights_in_bf16() -> None:
 
 def test_a_device_is_a_name_or_an_amount() -> None:
     assert device_of("h100", None).memory == 80e9
-    assert device_of("24 GB", 50.0) == (24e9, 50e12)
+    assert device_of("24 GB", 50.0) == (24e9, 50e12, 0.3e12)
     with pytest.raises(PipelineError, match=r"no device 'X9'[\s\S]*known are L4, A100"):
         device_of("X9", None)
 
@@ -291,7 +291,9 @@ def test_the_command_prints_every_training_and_imports_nothing_heavy(
     assert [" * " in line for line in lines[1:9]] == [False, True, False, True, *[False] * 4]
     main([*arguments, "--format", "json"])
     rows = json.loads(capsys.readouterr().out)
-    assert [row["in_recipe"] for row in rows] == [False, True, False, True, *[False] * 4]
+    chosen = [False, True, False, True, *[False] * 4, True, True]
+    assert [row["in_recipe"] for row in rows] == chosen
+    assert [row["training"] for row in rows[8:]] == ["evaluate", "chat"]
     for row in rows:
         parts = ("weights", "gradients", "optimizer", "activations", "transient")
         assert math.fsum(row[part] for part in parts) == pytest.approx(row["total"], abs=0.03)

@@ -1,5 +1,6 @@
 """Tiny inputs of the two training stages, written once: a Phi, patches, captions, conversations."""
 
+import gc
 import io
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PhiConfig, PhiForCausalLM
+from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
 
 from model.objective_configs import ObjectiveConfig, ScheduledSamplingConfig, StandardConfig
 from model.projectors import LinearConfig, ProjectorConfig
@@ -168,6 +169,8 @@ class Choices:
     dropout: float = 0.1
     patience: int = 0
     captions: float = 0.3
+    validation: int = 1000
+    precision: str = "fp32"
     quantize: str = "none"
 
     def part(self) -> PretrainPart | FinetunePart:
@@ -181,9 +184,10 @@ class Choices:
             "weight_decay": 0.01,
             "warmup_share": 0.1,
             "clip_norm": 1.0,
-            "precision": "fp32",
+            "precision": self.precision,
             "gradient_checkpointing": False,
             "validate_every": 5,
+            "validation_examples": self.validation,
             "patience": self.patience,
             "learning_rate": self.rate,
         }
@@ -208,6 +212,13 @@ class Choices:
 
         function: Any = pretrain if self.stage == "pretrain" else finetune
         return dict(function(context, self.part(), 3))
+
+
+def language_models() -> list[PreTrainedModel]:
+    """Return every language model that this process holds, garbage included."""
+    # Asking `isinstance` would wake proxies that libraries deprecate.
+    found = [each for each in gc.get_objects() if issubclass(type(each), PreTrainedModel)]
+    return [each for each in found if hasattr(each, "lm_head")]
 
 
 def pretrained(root: Path, folder: Path) -> None:
