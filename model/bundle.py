@@ -46,7 +46,9 @@ def load_vlm(
     projector = TypeAdapter(ProjectorConfig).validate_python(config["projector"])
     language_model = load_language_model(lm_folder, dtype, quantization, device)
     vlm = build_vlm(projector, config["vision_width"], config["patches"], language_model)
-    vlm.vision_prefix.load_state_dict(load_file(prefix_path))
+    # Bundles of before patches were centred say nothing of it: they keep a mean of 0, a scale of 1.
+    centre = dict(vlm.vision_prefix.named_buffers())
+    vlm.vision_prefix.load_state_dict({**centre, **load_file(prefix_path)})
     vlm.vision_prefix.to(device)
     return vlm.eval()
 

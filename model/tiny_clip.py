@@ -17,6 +17,7 @@ from model.encoder import CONFIG, save_clip
 from model.training_schedule import warmup_cosine
 
 MEAN_STD = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+POSITION_SCALE = 1.0  # standard deviation of the initial position embeddings
 CONTEXT = 32  # text tokens; rendered and most real captions are shorter
 
 
@@ -80,6 +81,9 @@ def train_tiny_clip(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": MEAN_STD}))
     clip, _, preprocess = _untrained(folder)
+    # open_clip's own scale is lost beside what a patch shows, and a minute of training does not
+    # raise it: where an object lies made 0.2 % of the variance of its patch, now it makes 5 %.
+    nn.init.normal_(clip.visual.positional_embedding, std=POSITION_SCALE)
     pixels = pictures(preprocess)
     batch = min(batch, len(captions))
     steps = epochs * (len(captions) // batch)

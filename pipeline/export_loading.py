@@ -70,6 +70,7 @@ with torch.no_grad():
         output_fmt="NLC",
     )
     tokens = seen["image_intermediates"][0].half().float()  # as in training
+    tokens = (tokens - prefix["patch_mean"]) / prefix["patch_scale"]
     tokens = linear(tokens, prefix["projector.linear_1.weight"], prefix["projector.linear_1.bias"])
     tokens = gelu(tokens)
     tokens = linear(tokens, prefix["projector.linear_2.weight"], prefix["projector.linear_2.bias"])

@@ -116,6 +116,11 @@ class ExampleSet:
             else:
                 yield self.micro_batch(chosen[:1], 0)
 
+    def some_patches(self, most: int) -> torch.Tensor:
+        """Return patch embeddings of at most so many images, [image, patch, vision] float32."""
+        rows = np.unique(self._pictures)[:most]
+        return torch.from_numpy(self.patches.gather(rows)).float()
+
     def opening(self, example: int) -> tuple[list[int], list[int]]:
         """Return the token ids before an example's first answer, and that answer's ids."""
         ids, supervised = self._input_ids[example], self._supervised[example]

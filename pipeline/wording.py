@@ -1,7 +1,7 @@
 """What is said about a scene: captions as COCO writes them, questions as LLaVA-Instruct does.
 
-Invariants: a caption names every object in reading order; a question has exactly one right
-answer in its scene, and that answer cannot be read off the earlier turns of its conversation.
+Invariants: a caption tells of every object; a question has exactly one right answer in its scene,
+and that answer cannot be read off the earlier turns of its conversation.
 """
 
 import itertools
@@ -70,13 +70,13 @@ class _Aim:
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five captions in random order, no two of them alike.
+    """Five captions in random order, no two of them alike: three list the objects, two point.
 
     Some begin in lower case, lack the full stop, or have a blank or newline at an end, as
-    COCO's do. None has more than 16 words.
+    COCO's do. None has more than 20 words.
     """
     rng = generator(scene.seed, scene.index, "captions")
-    texts = [_located(scene), _terse(scene), _listed(scene), _shown(scene), _counted(scene)]
+    texts = [_located(scene), _shown(scene), _counted(scene), *_keyed(scene, rng, count=2)]
     rng.shuffle(texts)
     return [_quirk(text, rng) for text in texts]
 
@@ -127,14 +127,6 @@ def _located(scene: Scene) -> str:
     return _sentence(_join([f"{name}{link}{item.place}" for name, item in _pairs(scene)]))
 
 
-def _terse(scene: Scene) -> str:
-    return _sentence(", ".join(f"{_name(item)} {item.place}" for item in scene.objects))
-
-
-def _listed(scene: Scene) -> str:
-    return _sentence(_join(_names(scene)))
-
-
 def _shown(scene: Scene) -> str:
     names = _names(scene)
     if len(names) < 3:
@@ -145,6 +137,30 @@ def _shown(scene: Scene) -> str:
 def _counted(scene: Scene) -> str:
     count = len(scene.objects)
     return f"{NUMBERS[count - 1]} object{'s' * (count > 1)}: {_join(_names(scene))}."
+
+
+def _keyed(scene: Scene, rng: random.Random, count: int) -> list[str]:
+    """Sentences that point at each object by one property and then tell another one.
+
+    What comes after "The triangle is" can only be read off the triangle. Captions in reading order
+    never ask for that, and a model that saw no others answered about the wrong one of two objects.
+    """
+    found: list[str] = []
+    while len(found) < count:
+        parts = []
+        for item in rng.sample(scene.objects, len(scene.objects)):
+            pointers = [
+                (key, kind)
+                for fields, key in _keys(item)
+                for kind in ("colour", "shape", "position")
+                if kind not in fields and _identifies(scene, item, fields)
+            ]
+            key, kind = rng.choice(pointers)
+            parts.append(_statement(key, item, kind))
+        text = _sentence(_join(parts))
+        if text not in found:
+            found.append(text)
+    return found
 
 
 def _pairs(scene: Scene) -> Iterator[tuple[str, SceneObject]]:
@@ -196,7 +212,7 @@ def _aims(scene: Scene, kind: str, rng: random.Random) -> list[_Aim]:
         aims = _presence_aims(scene, rng)
     else:
         aims = [
-            _Aim(kind, number, frozenset({*fields, kind}), key, _answer(item, kind))
+            _Aim(kind, number, frozenset({*fields, kind}), key, _property(item, kind))
             for number, item in enumerate(scene.objects)
             for fields, key in _keys(item)
             if kind not in fields and _identifies(scene, item, fields)
@@ -227,8 +243,11 @@ def _identifies(scene: Scene, item: SceneObject, fields: tuple[str, ...]) -> boo
     )
 
 
-def _answer(item: SceneObject, kind: str) -> str:
-    return _property(item, kind)
+def _statement(key: str, item: SceneObject, kind: str) -> str:
+    """A clause that points at an object in the words of `key` and tells one property."""
+    if kind == "shape":
+        return f"the {key} is {_with_article(item.shape)}"
+    return f"the {key} is {item.colour if kind == 'colour' else f'in the {item.place}'}"
 
 
 def _presence_aims(scene: Scene, rng: random.Random) -> list[_Aim]:

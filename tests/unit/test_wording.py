@@ -6,23 +6,55 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.rendering import scene_indices
-from pipeline.scenes import COLOURS, QUADRANTS, SHAPES, Scene, make_scene
+from pipeline.scenes import COLOURS, QUADRANTS, SHAPES, Scene, SceneObject, make_scene
 from pipeline.wording import CONVERSATIONS_PER_IMAGE, KINDS, NUMBERS, captions, conversations
 
 SEED = 5
 scenes = st.builds(make_scene, st.integers(0, 2**32), st.integers(0, 10**6))
 
 
+def points(text: str) -> bool:
+    return text.strip().lower().startswith("the ") and " is " in text
+
+
 @given(scenes)
-def test_captions_name_every_object_in_reading_order(scene: Scene) -> None:
+def test_captions_are_short_and_differ(scene: Scene) -> None:
     texts = captions(scene)
     assert len({text.strip().removesuffix(".").lower() for text in texts}) == 5
     for text in texts:
-        words = re.findall("[a-z]+", text.lower())
-        assert len(words) <= 16
+        assert len(text.split()) <= 20
         assert len(text) < 120
+
+
+@given(scenes)
+def test_three_captions_name_every_object_in_reading_order(scene: Scene) -> None:
+    listing = [text for text in captions(scene) if not points(text)]
+    assert len(listing) == 3
+    for text in listing:
+        words = re.findall("[a-z]+", text.lower())
         assert [w for w in words if w in COLOURS] == [item.colour for item in scene.objects]
         assert [w for w in words if w in SHAPES] == [item.shape for item in scene.objects]
+
+
+@given(scenes)
+def test_two_captions_point_at_each_object_and_tell_what_is_true_of_it_alone(scene: Scene) -> None:
+    pointing = [text for text in captions(scene) if points(text)]
+    assert len(pointing) == 2
+    for text in pointing:
+        statements = [part.split(" is ") for part in text.strip().lower().split(" and ")]
+        meant = [only_object(scene, pointer) for pointer, _ in statements]
+        assert sorted(item.quadrant for item in meant) == [o.quadrant for o in scene.objects]
+        for item, (pointer, told) in zip(meant, statements, strict=True):
+            facts = {item.colour, item.shape, item.place}
+            (fact,) = [fact for fact in facts if fact in told]
+            assert fact not in pointer
+
+
+def only_object(scene: Scene, words: str) -> SceneObject:
+    """The one object that has every property the words name."""
+    named = {w for w in (*COLOURS, *SHAPES, *QUADRANTS) if w in words}
+    (only,) = [o for o in scene.objects if named and named <= {o.colour, o.shape, o.place}]
+    return only
 
 
 def test_captions_have_a_few_of_cocos_quirks() -> None:
