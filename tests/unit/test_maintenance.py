@@ -596,11 +596,12 @@ def test_runs_come_in_the_order_of_their_records_whatever_the_clocks_said(
     store: ArtifactStore,
 ) -> None:
     assert next_number(store) == 1
-    for name, number, created in (("b", 2, 1.0), ("c", 3, 0.0), ("a", 1, 99.0)):
+    first, second, third, old, torn = (letter * 10 for letter in "abcde")
+    for name, number, created in ((second, 2, 1.0), (third, 3, 0.0), (first, 1, 99.0)):
         record(store, name, [], created, number=number)
-    record(store, "old", [], 50.0)  # of before there were numbers
-    assert [run["run"] for run in read_runs(store)] == ["c", "b", "a", "old"]
-    store.write("runs/torn.json", b"{")
+    record(store, old, [], 50.0)  # of before there were numbers
+    assert [run["run"] for run in read_runs(store)] == [third, second, first, old]
+    store.write(f"runs/{torn}.json", b"{")
     assert next_number(store) == 4
 
 

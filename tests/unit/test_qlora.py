@@ -48,10 +48,10 @@ def test_without_cuda_it_is_refused_before_anything_is_loaded(inputs: Path, tmp_
 
 
 def rounded(
-    folder: Path, dtype: torch.dtype, quantization: BitsAndBytesConfig | None
+    folder: Path, dtype: torch.dtype, quantization: BitsAndBytesConfig | None, device: str
 ) -> PreTrainedModel:
     """A stand-in for packed weights: layers whose weights have few bits, on the CPU."""
-    found = load_language_model(folder, dtype)
+    found = load_language_model(folder, dtype, device=device)
     if quantization is not None:
         for name, parameter in found.named_parameters():
             if "layers" in name and parameter.ndim == 2:

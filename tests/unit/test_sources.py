@@ -25,6 +25,7 @@ from pipeline.recipe_parts import Coco2017Images, FolderImages, ImagesPart, LcsI
 from pipeline.settings import Settings
 from pipeline.source_layout import probe_images
 from pipeline.stage import StageContext
+from storage.artifacts import ArtifactStore
 from storage.errors import StorageError
 from storage.tables import read_table
 from tests.fault_server import Fault, FaultServer
@@ -245,6 +246,7 @@ def test_downloads_can_be_forgotten(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     root, store = offer(server, monkeypatch), tmp_path / "store"
+    ArtifactStore(str(store), store / "work" / "cache").claim()
     run(FolderImages(root=root), tmp_path / "one", store / "work", limit=12)
     main(["gc", "--store", str(store)])
     assert list((store / "work").rglob("*.tar"))
