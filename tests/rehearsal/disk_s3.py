@@ -35,6 +35,8 @@ def mapped(file: Any) -> Mapped:
 class DiskMultipart(models.FakeMultipart):
     """An upload whose parts are joined in a file."""
 
+    __module__ = models.__name__  # moto takes the name of the service from it
+
     def complete(self, body: Iterator[tuple[int, str]]) -> Any:
         """Join the parts; the checks of their number and tags are moto's own."""
         chosen = list(body)
