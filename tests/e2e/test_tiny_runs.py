@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import Cli, assignments
+from tests.conftest import Cli, ForkedCli, assignments
 from tests.e2e.prefect_service import AUTH, Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -35,7 +35,7 @@ def store(
     tmp_path_factory: pytest.TempPathFactory, tiny: Mapping[str, object], server: Mapping[str, str]
 ) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "store"
-    Cli(folder, **server).ok("run", *assignments(tiny))
+    ForkedCli(folder, **server).ok("run", *assignments(tiny))
     return folder
 
 
@@ -51,7 +51,7 @@ def test_a_refused_run_says_why_and_can_be_published_anyway(
     shutil.copytree(store, copy)
     shutil.rmtree(copy / "published")
     Image.new("RGB", (64, 48), "red").save(photo)
-    cli = Cli(copy, PHIVISION_PUBLISH_ANYWAY="false")
+    cli = ForkedCli(copy, PHIVISION_PUBLISH_ANYWAY="false")
     refused = cli("run", *assignments(tiny))
     assert refused.returncode == 3
     assert "not published: cider_d" in refused.stdout
@@ -133,7 +133,7 @@ def test_a_bucket_holds_the_same_as_a_folder(
     del s3_server  # the environment names it
     s3fs.S3FileSystem().mkdir("tiny")
     place = {"PHIVISION_STORE": "s3://tiny/vlm", "PHIVISION_WORKDIR": str(tmp_path / "work")}
-    cli = Cli(tmp_path, **place, **server)
+    cli = ForkedCli(tmp_path, **place, **server)
     assert set(statuses(cli.ok("run", *assignments(tiny))).values()) == {"made"}
     assert "nothing to do" in cli.ok("run", *assignments(tiny))
     query = "SELECT stage, digest FROM artifacts ORDER BY stage"
@@ -188,7 +188,7 @@ def test_a_stage_that_cannot_go_on_is_told_in_one_line_and_keeps_the_work(
     copy = tmp_path / "store"
     shutil.copytree(store, copy)
     held = {**tiny, "examples.filters.held": "split = 'validation'"}
-    done = Cli(copy, **server)("run", *assignments(held))
+    done = ForkedCli(copy, **server)("run", *assignments(held))
     assert done.returncode == 1
     assert "no caption is about a validation picture" in done.stderr
     assert "images.validation_share" in done.stderr

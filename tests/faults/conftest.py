@@ -1,6 +1,5 @@
 """The demo in its tiny form, run once without any fault: what every other run must equal."""
 
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -16,10 +15,8 @@ import pytest
 from pipeline.dag import DAG
 from storage.artifacts import ArtifactStore
 from tests.faults.worker import work
+from tests.forks import FORKS
 
-# What every run imports is imported once, before it is forked: it takes 12 seconds each time.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["lightning", "open_clip", *(stage.module for stage in DAG)])
 ROOT = Path(__file__).resolve().parents[2]
 
 

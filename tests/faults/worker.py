@@ -1,6 +1,5 @@
 """Runs the whole DAG of the demo on one store, stage by stage, without Prefect's server."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -13,6 +12,7 @@ from pipeline.progress import ConsoleReporter
 from pipeline.runs import record_run
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
+from tests.forks import become
 
 
 def work(
@@ -35,15 +35,9 @@ def work(
         rerun: Stages to make again although they are fresh.
         changes: Recipe changes as `dotted.path=value`.
     """
-    os.setsid()
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(variables)
-    os.dup2(printed.fileno(), 1)
-    printed.close()
     with errors.open("a") as stream:
-        os.dup2(stream.fileno(), 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        become(folder, variables, printed.fileno(), stream.fileno())
+    printed.close()
     run(store, dict(change.split("=", 1) for change in changes), rerun)
     sys.stdout.flush()
 

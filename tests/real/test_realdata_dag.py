@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.dag import DAG
-from tests.conftest import TINY, Cli, assignments
+from tests.conftest import TINY, Cli, ForkedCli, assignments
 
 pytestmark = [pytest.mark.realdata, pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -49,7 +49,7 @@ def recipe_changes(realdata: Path, conversations: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def run(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
     """Run the DAG once on the real data and return it with what it printed."""
-    cli = Cli(tmp_path_factory.mktemp("real") / "store")
+    cli = ForkedCli(tmp_path_factory.mktemp("real") / "store")
     changes = recipe_changes(realdata, realdata / "instruct" / "llava_instruct_subset.json")
     return cli, cli.ok("run", "--wandb", "disabled", *assignments(changes), timeout=550)
 

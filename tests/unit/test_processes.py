@@ -1,6 +1,5 @@
 """Training in several processes: the same result as in one, however they are started and ended."""
 
-import multiprocessing
 import os
 import shlex
 import signal
@@ -18,6 +17,7 @@ from model.projectors import SparseMixtureConfig
 from pipeline.errors import PipelineError
 from pipeline.stage import StageContext
 from pipeline.train_worker import place_in
+from tests.forks import FORKS
 from tests.unit.training_inputs import (
     Choices,
     context_of,
@@ -151,7 +151,7 @@ def test_two_processes_end_with_a_killed_stage_and_go_on_bit_for_bit(
     one, two = context_of(inputs, tmp_path / "one"), context_of(inputs, straight, devices=2)
     assert choices.run(one)["steps"] == choices.run(two)["steps"]
     assert_same_training(one, two)
-    stage = multiprocessing.get_context("forkserver").Process(
+    stage = FORKS.Process(
         target=run_launched, args=(str(inputs), str(broken), choices, torchrun(2))
     )
     stage.start()

@@ -2,7 +2,6 @@
 
 import gc
 import io
-import multiprocessing
 import os
 import signal
 import threading
@@ -31,12 +30,10 @@ from pipeline.settings import Settings
 from pipeline.stage import StageContext
 from storage.shards import ShardRows, shard_paths, write_shard
 from storage.tables import read_table, write_table
+from tests.forks import FORKS
 
 PICTURES, PATCHES, VISION, WORDS = 40, 4, 12, 96
 SPOILT = WORDS - 1
-# Forked from one process that has imported everything, so that a case costs no second import.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pipeline.pretrain", "pipeline.finetune"])
 SCHEDULED = ScheduledSamplingConfig(
     decay="linear", start_rate=0.8, end_rate=0.2, sharpness=1.0, passes=1
 )
@@ -262,8 +259,8 @@ def run_stage(
     root: Path, work: Path, choices: Choices, stop: int = 0, wandb: str = "disabled"
 ) -> None:
     """Run a stage in a process of its own; with `stop`, kill it right after that step."""
-    here, there = PROCESSES.Pipe()
-    running = PROCESSES.Process(
+    here, there = FORKS.Pipe()
+    running = FORKS.Process(
         target=_run_in_process, args=(str(root), str(work), choices, stop, wandb, there)
     )
     running.start()

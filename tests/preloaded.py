@@ -1,0 +1,24 @@
+"""Imported once by the process that tests fork others from: all that takes long to load.
+
+Not Prefect: it reads its variables when it is imported, and each forked command has its own.
+"""
+
+import gc
+from importlib import import_module
+
+from pipeline.dag import DAG
+from pipeline.interpreter import importing
+
+HEAVY = (
+    *(stage.module for stage in DAG),
+    "pipeline.tiny_backbones",
+    "pipeline.train_loop",
+    "model.assistant",
+    "flows.cli",
+    "flows.pages.report",
+)
+
+with importing():
+    for name in HEAVY:
+        import_module(name)
+gc.freeze()  # none of it is garbage, and no child need look at it again
