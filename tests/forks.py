@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +34,8 @@ def become(folder: Path, variables: Mapping[str, str], printed: int, errors: int
     os.environ.update(variables)
     os.dup2(printed, 1)
     os.dup2(errors, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
 
 
 def run_command(
@@ -67,6 +69,9 @@ def _command(
     sys.argv = ["phivision", *arguments]
     try:
         main()
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
     finally:
         sys.stdout.flush()
         atexit._run_exitfuncs()  # multiprocessing leaves them out, and libraries rely on theirs
