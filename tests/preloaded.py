@@ -7,7 +7,7 @@ import gc
 from importlib import import_module
 
 from pipeline.dag import DAG
-from pipeline.interpreter import importing
+from pipeline.interpreter import importing, leave_quickly
 
 HEAVY = (
     *(stage.module for stage in DAG),
@@ -18,6 +18,7 @@ HEAVY = (
     "flows.pages.report",
 )
 
+leave_quickly()  # no list of what its libraries leave behind
 with importing():
     for name in HEAVY:
         import_module(name)
