@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from importlib import reload
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -62,10 +63,12 @@ def run_command(
 def _command(
     printed: Path, errors: Path, variables: Mapping[str, str], arguments: Sequence[str]
 ) -> None:
+    import flows
     from flows.cli import main
 
     with printed.open("w") as out, errors.open("w") as err:
         become(Path.cwd(), variables, out.fileno(), err.fileno())
+    reload(flows)  # it sets variables where it is imported, and these are another environment's
     sys.argv = ["phivision", *arguments]
     try:
         main()
