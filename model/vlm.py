@@ -50,9 +50,9 @@ class VisionPrefix(nn.Module):
     The separator lives here, not in the language model, so that pretraining can learn it while
     the language model is frozen.
 
-    Patches are centred first: most of an encoder's embedding is common to all patches of all
-    images (four fifths of the power in the demo's), and a projector that has to subtract it by
-    itself learns where things are much later.
+    Patches are centred first, because most of an encoder's embedding is common to all patches of
+    all images (over four fifths of the power in the demo's). In one run of the demo each, pretraining
+    ended at a validation NLL of 0.52 with this and 0.61 without.
     """
 
     patch_mean: Tensor

@@ -13,7 +13,7 @@ from pipeline.recipe_parts import PretrainPart
 from pipeline.stage import StageContext, Summary
 from pipeline.train_loop import Training, train
 
-CENTRED_ON = 1024  # images: their mean is known to a hundredth of what varies
+CENTRED_ON = 1024  # training images whose patches are averaged; 154 MB at ViT-B/32
 
 
 def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summary:

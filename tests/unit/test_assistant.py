@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from flows.cli import main
 from model.adapters import merge_adapter
 from model.assistant import Assistant, load_assistant
+from model.bundle import PREFIX
 from model.errors import ModelError
 from model.language import load_language_model
 from tests.unit.tiny_bundle import picture
@@ -120,3 +122,15 @@ def test_weights_that_are_a_pickle_are_refused(assistant: Assistant, tmp_path: P
 def test_adapters_of_another_model_are_refused(assistant: Assistant, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no adapters"):
         merge_adapter(assistant.vlm.language_model, tmp_path)
+
+
+def test_a_bundle_made_before_patches_were_centred_answers_as_it_did(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(tiny_bundle, older)
+    prefix = load_file(older / PREFIX)
+    assert {prefix.pop("patch_mean").any().item(), prefix.pop("patch_scale").item()} == {False, 1.0}
+    save_file(prefix, older / PREFIX)
+    asked = [load_assistant(folder).ask(picture(), "What?") for folder in (tiny_bundle, older)]
+    assert asked[0] == asked[1]

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
+from safetensors.torch import load_file
 
+from model.bundle import PREFIX
 from model.language import add_lora, load_language_model, merge_lora
 from model.projectors import SparseMixtureConfig
 from pipeline.assemble import load_pretrained
@@ -173,3 +175,16 @@ def test_adapters_learn_in_float32_before_a_frozen_half_precision_model(inputs: 
     merge_lora(model)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model(input_ids=ids).logits.isfinite().all()
+
+
+def test_finetuning_keeps_the_centre_that_pretraining_measured(
+    inputs: Path, tmp_path: Path
+) -> None:
+    before = load_file(inputs / "pretrain" / PREFIX)
+    assert before["patch_mean"].any()
+    assert before["patch_scale"] != 1
+    context = context_of(inputs, tmp_path)
+    Choices("finetune", epochs=1.0).run(context)
+    after = load_file(context.out / PREFIX)
+    for name in ("patch_mean", "patch_scale"):
+        assert torch.equal(before[name], after[name])

@@ -323,3 +323,21 @@ def test_known_precisions_pass_and_unknown_ones_do_not() -> None:
         check_precision(precision)
     with pytest.raises(ModelError, match="unknown"):
         check_precision("int3")
+
+
+def test_patches_are_centred_and_scaled_by_one_number_for_all_channels() -> None:
+    vlm = tiny_vlm(LinearConfig())
+    patches = 3 + torch.tensor([1.0, 4.0] * (VISION // 2)) * make_batch().patches
+    with torch.no_grad():
+        vlm.vision_prefix.centre_on(patches)
+        mean = patches.mean(dim=(0, 1))
+        scale = (patches - mean).square().mean().sqrt()
+        expected = vlm.vision_prefix.projector((patches - mean) / scale).tokens
+        torch.testing.assert_close(vlm.vision_prefix(patches).tokens[:, :-1], expected)
+
+
+def test_patches_that_are_all_alike_give_finite_tokens() -> None:
+    vlm = tiny_vlm(LinearConfig())
+    patches = torch.full((2, PATCHES, VISION), 7.0)
+    vlm.vision_prefix.centre_on(patches)
+    assert vlm.vision_prefix(patches).tokens.isfinite().all()
