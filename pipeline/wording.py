@@ -143,8 +143,8 @@ def _keyed(scene: Scene, rng: random.Random, count: int) -> list[str]:
     """Sentences that point at each object by one property and then tell another one.
 
     What comes after "The triangle is" can only be read off the triangle; captions in reading order
-    never ask for that. With seed 0, yes-or-no answers were right in 80 % instead of 59 % after 1,600
-    steps of finetuning.
+    never ask for that. With seed 0, 80 % of yes-or-no answers were right after 1,600 steps of
+    finetuning, 59 % without them.
     """
     found: list[str] = []
     while len(found) < count:
