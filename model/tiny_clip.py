@@ -41,6 +41,11 @@ def tiny_clip_config(
             "width": width,
             "head_width": 32,
             "patch_size": patch_size,
+            # A class token gathers the image, and patches may hold whatever helps it. A mean of
+            # the patches needs each patch to tell what it shows itself, so a language model that
+            # is trained on questions about one of two objects alone answers 72 % of them after
+            # 800 steps, and 47 % with a class token (seed 0).
+            "pool_type": "avg",
         },
         "text_cfg": {
             "context_length": CONTEXT,
@@ -82,7 +87,8 @@ def train_tiny_clip(
     (folder / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": MEAN_STD}))
     clip, _, preprocess = _untrained(folder)
     # open_clip's own scale is lost beside what a patch shows, and a minute of training does not
-    # raise it: where an object lies made 0.2 % of the variance of its patch, now 5 % (seed 0).
+    # raise it: where an object lies made 0.2 % of the variance of its patch, now a quarter. With
+    # half the scale it made 5 %, and places were looked up too late (seed 0).
     nn.init.normal_(clip.visual.positional_embedding, std=POSITION_SCALE)
     pixels = pictures(preprocess)
     batch = min(batch, len(captions))

@@ -11,17 +11,13 @@ from dataclasses import dataclass
 
 from pipeline.scenes import COLOURS, QUADRANTS, SHAPES, Scene, SceneObject, generator
 
-KINDS = ("colour", "shape", "position", "count", "presence")
+KINDS = ("colour", "shape", "position", "count", "presence", "description")
 NUMBERS = ("One", "Two", "Three", "Four")
 CONVERSATIONS_PER_IMAGE = 4
 
 _PHRASES = {
-    "colour": (
-        "What colour is the {key}?",
-        "Which colour does the {key} have?",
-        "Tell me the colour of the {key}.",
-    ),
-    "shape": ("What shape is the {key}?", "Which shape does the {key} have?"),
+    "colour": ("What colour is the {key}?", "Tell me the colour of the {key}."),
+    "shape": ("What shape is the {key}?", "Tell me the shape of the {key}."),
     "position": ("Where is the {key}?", "In which corner is the {key}?"),
     "count": (
         "How many objects are there?",
@@ -29,10 +25,12 @@ _PHRASES = {
         "Count the objects in the picture.",
     ),
     "presence": ("Is there {key}?", "Do you see {key}?", "Does the picture show {key}?"),
+    "description": ("Describe the {key}.", "Tell me about the {key}."),
 }
 # What a conversation asks, in per cent. Yes-or-no questions can be guessed half of the time, so
 # they stay below 15 % of all turns; colour, shape and position then share the rest evenly.
-_PAIRS = {
+_ABOUT_ALL = {"colour": 27, "shape": 27, "position": 27, "presence": 19}
+_ABOUT_ONE = {
     ("presence", "position"): 34,
     ("colour", "shape"): 22,
     ("shape", "colour"): 22,
@@ -57,39 +55,46 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class _Aim:
-    """A question that may be asked: its kind, its key in words, and its answer.
+    """A question that may be asked about object number `item`: its kind, its key, its answer.
 
-    `facts` are the properties of object number `item` that question and answer speak of.
+    `fields` are the properties that the key names, in words.
     """
 
     kind: str
     item: int
-    facts: frozenset[str]
+    fields: tuple[str, ...]
     key: str
     answer: str
 
+    @property
+    def facts(self) -> frozenset[str]:
+        """The properties that question and answer speak of."""
+        return frozenset({*self.fields, self.kind})
+
 
 def captions(scene: Scene) -> list[str]:
-    """Five captions in random order, no two of them alike: three list the objects, two point.
+    """Five captions in random order, no two of them alike, which all name every object.
 
     Some begin in lower case, lack the full stop, or have a blank or newline at an end, as
     COCO's do. None has more than 20 words.
     """
     rng = generator(scene.seed, scene.index, "captions")
-    texts = [_located(scene), _shown(scene), _counted(scene), *_keyed(scene, rng, count=2)]
+    texts = [_located(scene), _shown(scene), _counted(scene), _terse(scene, rng)]
+    texts.append(_placed(scene, rng))
     rng.shuffle(texts)
     return [_quirk(text, rng) for text in texts]
 
 
 def conversations(scene: Scene) -> list[tuple[Turn, ...]]:
-    """`CONVERSATIONS_PER_IMAGE` different conversations of two or three turns each.
+    """`CONVERSATIONS_PER_IMAGE` different conversations of one to three turns each.
 
-    Each asks for two of colour, shape, position and presence, and every second one begins by
-    asking for the number of objects. Kinds are drawn without regard to the scene, so that the
-    question asked says nothing about the answer.
+    The first one asks for a description of every object. The others ask one question of every
+    object; of a single one, two questions of different kinds. Half of them begin by asking for the
+    number of objects. Kinds are drawn without regard to what the objects are, so that the question
+    asked says nothing about the answer.
     """
     rng = generator(scene.seed, scene.index, "conversations")
-    found: list[tuple[Turn, ...]] = []
+    found = [tuple(_about_all(scene, "description", rng))]
     while len(found) < CONVERSATIONS_PER_IMAGE:
         talk = _conversation(scene, rng)
         if talk not in found:
@@ -139,29 +144,24 @@ def _counted(scene: Scene) -> str:
     return f"{NUMBERS[count - 1]} object{'s' * (count > 1)}: {_join(_names(scene))}."
 
 
-def _keyed(scene: Scene, rng: random.Random, count: int) -> list[str]:
-    """Sentences that point at each object by one property and then tell another one.
+def _terse(scene: Scene, rng: random.Random) -> str:
+    """Names and places, the objects in any order.
 
-    What comes after "The triangle is" can only be read off the triangle; captions in reading order
-    never ask for that. With seed 0, 80 % of yes-or-no answers were right after 1,600 steps of
-    finetuning, 59 % without them.
+    In reading order, the words after "red" follow from the number of objects named so far. Here
+    only the red object tells them, so a model learns to look things up from these captions: what
+    is told next follows directly on the word that points. Where other words stand between, as in
+    "the triangle is red", it took several times as long, or did not come about at all.
     """
-    found: list[str] = []
-    while len(found) < count:
-        parts = []
-        for item in rng.sample(scene.objects, len(scene.objects)):
-            pointers = [
-                (key, kind)
-                for fields, key in _keys(item)
-                for kind in ("colour", "shape", "position")
-                if kind not in fields and _identifies(scene, item, fields)
-            ]
-            key, kind = rng.choice(pointers)
-            parts.append(_statement(key, item, kind))
-        text = _sentence(_join(parts))
-        if text not in found:
-            found.append(text)
-    return found
+    return _sentence(", ".join(f"{_name(item)} {item.place}" for item in _shuffled(scene, rng)))
+
+
+def _placed(scene: Scene, rng: random.Random) -> str:
+    """Places and names, the objects in any order; see `_terse`."""
+    return _sentence(", ".join(f"{item.place} {_name(item)}" for item in _shuffled(scene, rng)))
+
+
+def _shuffled(scene: Scene, rng: random.Random) -> list[SceneObject]:
+    return rng.sample(scene.objects, len(scene.objects))
 
 
 def _pairs(scene: Scene) -> Iterator[tuple[str, SceneObject]]:
@@ -179,31 +179,55 @@ def _quirk(text: str, rng: random.Random) -> str:
 
 
 def _conversation(scene: Scene, rng: random.Random) -> tuple[Turn, ...]:
-    first, second = rng.choices(list(_PAIRS), list(_PAIRS.values()))[0]
-    pair = _independent(_aims(scene, first, rng), _aims(scene, second, rng))
-    turns = [
-        Turn(aim.kind, rng.choice(_PHRASES[aim.kind]).format(key=aim.key), aim.answer)
-        for aim in pair
-    ]
+    turns = []
     # Asked later, the number could be guessed from the objects already spoken of.
     if rng.random() < _COUNT_SHARE:
         question = rng.choice(_PHRASES["count"])
-        turns.insert(0, Turn("count", question, NUMBERS[len(scene.objects) - 1].lower()))
-    return tuple(turns)
+        turns.append(Turn("count", question, NUMBERS[len(scene.objects) - 1].lower()))
+    if len(scene.objects) == 1:
+        return (*turns, *_about_one(scene, rng))
+    (kind,) = rng.choices(list(_ABOUT_ALL), list(_ABOUT_ALL.values()))
+    return (*turns, *_about_all(scene, kind, rng))
+
+
+def _about_one(scene: Scene, rng: random.Random) -> list[Turn]:
+    """Two questions of different kinds about a single object."""
+    first, second = rng.choices(list(_ABOUT_ONE), list(_ABOUT_ONE.values()))[0]
+    pair = _independent(_aims(scene, first, rng), _aims(scene, second, rng))
+    return [
+        Turn(aim.kind, rng.choice(_PHRASES[aim.kind]).format(key=aim.key), aim.answer)
+        for aim in pair
+    ]
+
+
+def _about_all(scene: Scene, kind: str, rng: random.Random) -> list[Turn]:
+    """The same question about every object, in random order, named by the same property.
+
+    Nothing but the object that is meant tells these questions apart, so in the gradient of a step
+    all else cancels out. With pairs of questions, 92 % of looked-up colours were right where other
+    800 steps gave 74 %; the model was trained on such questions alone.
+    """
+    aims = _presence_aims(scene, rng) if kind == "presence" else _aims(scene, kind, rng)
+    fields = rng.choice(sorted({aim.fields for aim in aims}))
+    phrase = rng.choice(_PHRASES[kind])
+    turns = []
+    for number in rng.sample(range(len(scene.objects)), len(scene.objects)):
+        ways = [aim for aim in aims if aim.item == number]
+        aim = next((aim for aim in ways if aim.fields == fields), ways[0])
+        turns.append(Turn(kind, phrase.format(key=aim.key), aim.answer))
+    return turns
 
 
 def _independent(firsts: list[_Aim], seconds: list[_Aim]) -> tuple[_Aim, _Aim]:
     """The first pair whose second answer is not spoken of in the first turn.
 
-    There always is one. Among several objects the second question can be about another one,
-    named by its quadrant or by shape and colour. A single object can be named by any property,
-    so also by the one that neither answer tells; presence, which speaks of shape and colour, is
-    only ever followed by position.
+    There always is one: an object can be named by any property, so also by the one that neither
+    answer tells; presence, which speaks of shape and colour, is only ever followed by position.
     """
     return next(
         (first, second)
         for first, second in itertools.product(firsts, seconds)
-        if first.item != second.item or second.kind not in first.facts
+        if second.kind not in first.facts
     )
 
 
@@ -213,10 +237,12 @@ def _aims(scene: Scene, kind: str, rng: random.Random) -> list[_Aim]:
         aims = _presence_aims(scene, rng)
     else:
         aims = [
-            _Aim(kind, number, frozenset({*fields, kind}), key, _property(item, kind))
+            _Aim(kind, number, fields, key, _property(item, kind))
             for number, item in enumerate(scene.objects)
             for fields, key in _keys(item)
             if kind not in fields and _identifies(scene, item, fields)
+            # Whoever names two properties has said two thirds of a description.
+            if kind != "description" or len(fields) == 1
         ]
     rng.shuffle(aims)
     return aims
@@ -233,7 +259,12 @@ def _keys(item: SceneObject) -> list[tuple[tuple[str, ...], str]]:
 
 
 def _property(item: SceneObject, field: str) -> str:
-    return {"shape": item.shape, "colour": item.colour, "position": item.place}[field]
+    return {
+        "shape": item.shape,
+        "colour": item.colour,
+        "position": item.place,
+        "description": f"{_name(item)} {item.place}",
+    }[field]
 
 
 def _identifies(scene: Scene, item: SceneObject, fields: tuple[str, ...]) -> bool:
@@ -244,23 +275,17 @@ def _identifies(scene: Scene, item: SceneObject, fields: tuple[str, ...]) -> boo
     )
 
 
-def _statement(key: str, item: SceneObject, kind: str) -> str:
-    """A clause that points at an object in the words of `key` and tells one property."""
-    if kind == "shape":
-        return f"the {key} is {_with_article(item.shape)}"
-    return f"the {key} is {item.colour if kind == 'colour' else f'in the {item.place}'}"
-
-
 def _presence_aims(scene: Scene, rng: random.Random) -> list[_Aim]:
-    """One question per object, all answered yes or all no.
+    """One question per object, each answered yes or no.
 
     Every second time they ask for a shape of any colour. Otherwise the absent things differ from
     an object of the scene in the shape or in the colour alone.
     """
-    present, plain = rng.random() < 0.5, rng.random() < 0.5
+    plain = rng.random() < 0.5
     shown = {(item.colour, item.shape) for item in scene.objects}
     aims = []
     for number, item in enumerate(scene.objects):
+        present = rng.random() < 0.5
         recoloured = [(colour, item.shape) for colour in COLOURS]
         reshaped = [(item.colour, shape) for shape in SHAPES]
         absent = [look for look in rng.choice((recoloured, reshaped)) if look not in shown]
@@ -268,7 +293,7 @@ def _presence_aims(scene: Scene, rng: random.Random) -> list[_Aim]:
             absent = [(shape,) for shape in SHAPES if all(shape != of[1] for of in shown)]
         there = (item.shape,) if plain else (item.colour, item.shape)
         look = there if present else rng.choice(absent)
-        facts = frozenset({"shape"} if plain else {"shape", "colour"})
+        fields = ("shape",) if plain else ("shape", "colour")
         answer = "yes" if present else "no"
-        aims.append(_Aim("presence", number, facts, _with_article(" ".join(look)), answer))
+        aims.append(_Aim("presence", number, fields, _with_article(" ".join(look)), answer))
     return aims

@@ -230,7 +230,7 @@ def test_one_more_row_than_the_largest_micro_batch_does_not_fit() -> None:
 
 def test_the_dimensions_come_from_the_recipe_or_from_the_table() -> None:
     tiny = language_line(preset("demo").backbones)
-    assert (tiny.vocabulary, tiny.width, tiny.layers, tiny.inner) == (512, 96, 3, 384)
+    assert (tiny.vocabulary, tiny.width, tiny.layers, tiny.inner) == (512, 96, 2, 384)
     other = preset("coco").override({"backbones.lm_repository": "someone/else"})
     with pytest.raises(PipelineError, match=r"someone/else are not known[\s\S]*microsoft/phi-2"):
         list(trainings(other))
