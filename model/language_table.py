@@ -56,6 +56,10 @@ class LanguageLine(NamedTuple):
         vectors = self.layers * (biases + 2 * self.width) + 2 * self.width + self.vocabulary
         return self.layer_matrices + 2 * self.head + vectors
 
+    def named(self, targets: str | tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names of the layers that targets mean; a text means all of them."""
+        return tuple(self.linears) if isinstance(targets, str) else targets
+
     def adapters(self, targets: Collection[str], rank: int) -> int:
         """Return the parameters of low-rank adapters beside the linear layers of these names."""
         shapes = [shape for name, shape in self.linears.items() if name in targets]

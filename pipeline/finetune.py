@@ -70,13 +70,14 @@ def _opened(
     vlm.vision_prefix.requires_grad_(True)
     vlm.language_model.requires_grad_(finetune.method == "full")
     if finetune.method == "lora":
-        add_lora(
+        adapted = add_lora(
             vlm.language_model,
             rank=finetune.lora_rank,
             alpha=finetune.lora_alpha,
             dropout=finetune.lora_dropout,
             targets=finetune.lora_targets,
         )
+        context.report.say(f"  adapters in {adapted.layers} of {adapted.linears} linear layers")
     return vlm
 
 

@@ -120,7 +120,7 @@ DEMO = Recipe(
         lora_rank=16,
         lora_alpha=32,
         lora_dropout=0.05,
-        lora_targets=("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
+        lora_targets="all-linear",
         quantize="none",
     ),
     evaluate=EvaluatePart(
@@ -221,7 +221,7 @@ COCO = Recipe(
         lora_rank=128,
         lora_alpha=256,
         lora_dropout=0.05,
-        lora_targets=("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
+        lora_targets="all-linear",
         quantize="none",
     ),
     evaluate=EvaluatePart(

@@ -226,7 +226,10 @@ class FinetunePart(TrainingPart):
     lora_rank: Positive = Field(description="Rank of the adapters.")
     lora_alpha: Positive = Field(description="Scale of the adapters, before division by rank.")
     lora_dropout: Share = Field(description="Dropout in front of the adapters.")
-    lora_targets: tuple[str, ...] = Field(description="Names of the adapted linear layers.")
+    lora_targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="Names of the adapted linear layers; all-linear is every one but the output "
+        "layer, whatever a model calls them."
+    )
     quantize: Literal["none", "nf4"] = Field(
         description="How the frozen layers below the adapters are kept while they are trained: as "
         "they are, or in 4 bits (QLoRA); the adapters are merged into the layers as they are."

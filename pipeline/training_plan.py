@@ -169,7 +169,7 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
             text=text,
             method=method,
             rank=finetune.lora_rank,
-            targets=finetune.lora_targets,
+            targets=language.named(finetune.lora_targets),
             packed=False,
             half=part.precision == "bf16",
             checkpointing=part.gradient_checkpointing,
