@@ -12,6 +12,7 @@ from pipeline.assemble import load_pretrained, save_language_model, save_prefix
 from pipeline.devices import check_quantization
 from pipeline.errors import PipelineError
 from pipeline.feed import open_examples
+from pipeline.image_effect import refuse_blind
 from pipeline.recipe_parts import FinetunePart
 from pipeline.stage import StageContext, Summary
 from pipeline.train_loop import Training, train
@@ -21,8 +22,10 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
     """Write the finetuned vision prefix and language model (adapters merged and beside).
 
     Raises:
-        PipelineError: There is nothing to train on or to validate with, or a loss is not finite.
+        PipelineError: Pretraining left the image without effect, there is nothing to train on or
+            to validate with, or a loss is not finite.
     """
+    refuse_blind(context.inputs["pretrain"], finetune.least_image_gain)
     training = prepare(context, finetune, seed)
     trained, vlm = train(context, training), training.vlm
     del training

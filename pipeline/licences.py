@@ -46,7 +46,7 @@ _KNOWN: Mapping[str, str] = MappingProxyType(
 
 
 def origins(recipe: Mapping[str, Any]) -> list[Origin]:
-    """Return where pictures, conversations and weights of a recipe come from."""
+    """Return where pictures, conversations, if there are any, and weights of a recipe come from."""
     backbones = recipe["backbones"]
     if backbones["kind"] == "tiny":
         models = [
@@ -56,7 +56,8 @@ def origins(recipe: Mapping[str, Any]) -> list[Origin]:
     else:
         models = [_encoder(backbones), _language_model(backbones)]
     talk = recipe["conversations"]["source"]
-    return [_pictures(recipe["images"]["source"]), _conversations(talk), *models]
+    spoken = [] if talk["kind"] == "none" else [_conversations(talk)]
+    return [_pictures(recipe["images"]["source"]), *spoken, *models]
 
 
 def _encoder(backbones: Mapping[str, Any]) -> Origin:

@@ -121,6 +121,7 @@ DEMO = Recipe(
         lora_alpha=32,
         lora_dropout=0.05,
         lora_targets="all-linear",
+        least_image_gain=0.02,  # a prefix that is ignored is worth 0.00 to 0.01
         quantize="none",
     ),
     evaluate=EvaluatePart(
@@ -222,6 +223,7 @@ COCO = Recipe(
         lora_alpha=256,
         lora_dropout=0.05,
         lora_targets="all-linear",
+        least_image_gain=0.02,  # a prefix that is ignored is worth 0.00 to 0.01
         quantize="none",
     ),
     evaluate=EvaluatePart(

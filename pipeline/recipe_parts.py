@@ -105,10 +105,18 @@ class HubConversations(Part):
     revision: str = Field(description="Commit or tag; a commit makes the run repeatable.")
 
 
+class NoConversations(Part):
+    """None: pictures with captions alone, so that finetuning and evaluation are about captions."""
+
+    kind: Literal["none"] = "none"
+
+
 class ConversationsPart(Part):
     """Where the instruction conversations come from."""
 
-    source: DemoConversations | FileConversations | HubConversations = Field(discriminator="kind")
+    source: DemoConversations | FileConversations | HubConversations | NoConversations = Field(
+        discriminator="kind"
+    )
 
 
 class ExamplesPart(Part):
@@ -229,6 +237,11 @@ class FinetunePart(TrainingPart):
     lora_targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         description="Names of the adapted linear layers; all-linear is every one but the output "
         "layer, whatever a model calls them."
+    )
+    least_image_gain: float = Field(
+        ge=0,
+        description="Nats per token that a held-out caption's own image must be worth against "
+        "another one after pretraining, or finetuning does not start; 0: it always does.",
     )
     quantize: Literal["none", "nf4"] = Field(
         description="How the frozen layers below the adapters are kept while they are trained: as "

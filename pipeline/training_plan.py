@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from model.encoder_table import ENCODERS
+from model.encoder_table import ENCODERS, is_timm
 from model.flops import Size, Weights, passes_before, training_flops
 from model.language_table import LANGUAGE_MODELS, LanguageLine
 from model.projector_costs import ProjectorCosts, projector_costs
@@ -150,7 +150,7 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
     pretrain, finetune = recipe.pretrain, recipe.finetune
     language = language_line(recipe.backbones)
     patches = recipe.features.patches
-    width = vision_width(recipe.backbones)
+    width = vision_width(recipe)
     prefix = projector_costs(pretrain.projector, width, patches, language.width)
     prefix_tokens = pretrain.projector.tokens_out(patches) + 1
     pictures = recipe.images.limit * (1 - recipe.images.validation_share)
@@ -214,10 +214,19 @@ def language_line(backbones: BackbonesChoice) -> LanguageLine:
     return known
 
 
-def vision_width(backbones: BackbonesChoice) -> int:
-    """Return the width of the encoder's patch embeddings."""
+def vision_width(recipe: Recipe) -> int:
+    """Return the width of the encoder's patch embeddings.
+
+    Raises:
+        ModelError: timm knows no such encoder.
+    """
+    backbones = recipe.backbones
     if isinstance(backbones, TinyBackbones):
         return backbones.clip_width
+    if is_timm(backbones.clip_name):
+        from model.timm_encoder import timm_shape  # the one look that needs torch, without weights
+
+        return timm_shape(backbones.clip_name, recipe.features.layer).width
     return ENCODERS[backbones.clip_name].width
 
 
@@ -286,7 +295,13 @@ def _kept_in_layer(training: Training, element: int) -> int:
     width, inner = language.width, language.inner
     kept = 4 * width + 8  # the norm's input, its mean and deviation
     kept += element * 4 * width + 4 * language.heads  # query, key, value, output, log-sum-exp
-    kept += element * inner + (0 if language.fused_gelu else 12 * inner)
+    if language.llama:
+        # Keys and values of fewer heads; the second norm; gate, its SiLU and up, and where weights
+        # are trained their product, too.
+        kept += element * (2 * (language.keys - width) + width // 2 + 3 * inner)
+        kept += element * (inner + width // 2) * (training.method == "full")
+    else:
+        kept += element * inner + (0 if language.fused_gelu else 12 * inner)
     if training.masked:
         kept += element * (training.prefix_tokens + training.text.longest)
     if training.method != "frozen" and language.dropout:
