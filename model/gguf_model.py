@@ -8,6 +8,7 @@ import io
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -45,14 +46,14 @@ def write_gguf_model(path: Path, folder: Path, title: str) -> int:
     kept = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
         with redirect_stderr(io.StringIO()):  # bars of its own
-            language_model = AutoModelForCausalLM.from_pretrained(
+            language_model: Any = AutoModelForCausalLM.from_pretrained(
                 path.parent,
                 dtype=torch.bfloat16,
                 # Or it stays packed where a package with kernels for that is installed.
                 quantization_config=GgufConfig(dequantize=True),
                 **kept,
             )
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, **kept)
+            tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **kept)
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{title} holds no language model that can be read: {reason}") from None

@@ -142,18 +142,27 @@ def add_lora(
         ModelError: A target is the name of no linear layer.
     """
     language_model.requires_grad_(False)
-    linears = _linears(language_model)
     if targets != ALL_LINEAR:
-        _check_targets(targets, linears)
+        _check_targets(targets, _linears(language_model))
     chosen = targets if isinstance(targets, str) else list(targets)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
     inject_adapter_in_model(config, language_model)
-    adapted = sum(isinstance(module, LoraLayer) for module in language_model.modules())
     # peft gives adapters the type of their layer, and bf16 would swallow most of Adam's steps.
     for parameter in language_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return Adapted(adapted, len(linears))
+    return adapted_layers(language_model)
+
+
+def adapted_layers(language_model: PreTrainedModel) -> Adapted:
+    """Return how many linear layers have adapters that are not merged yet, and how many there are.
+
+    The output layer is not counted.
+    """
+    adapted = [n for n, m in language_model.named_modules() if isinstance(m, LoraLayer)]
+    inside = tuple(f"{name}." for name in adapted)
+    plain = [name for name in _linears(language_model) if not name.startswith(inside)]
+    return Adapted(len(adapted), len(adapted) + len(set(plain) - set(adapted)))
 
 
 def _linears(language_model: PreTrainedModel) -> list[str]:

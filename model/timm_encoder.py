@@ -179,7 +179,7 @@ def _stated(architecture: str, beside: str, weights: Path) -> dict[str, Any]:
 def _create(architecture: str, classes: int | None) -> Any:
     if not timm.is_model(architecture):
         raise ModelError(f"timm has no model '{architecture}'")
-    kept = {} if classes is None else {"num_classes": classes}
+    kept: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     return timm.create_model(architecture, pretrained=False, **kept)
 
 

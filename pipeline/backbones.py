@@ -1,7 +1,7 @@
 """Stage `backbones`: the frozen encoder and the language model, in their ordinary layouts.
 
-`clip/` is a folder of open_clip or timm, `lm/` a Hugging Face folder. Whether they were fetched or trained
-here, everything downstream loads them with the same code.
+`clip/` is a folder of open_clip or timm, `lm/` a Hugging Face folder. Whether they were fetched or
+trained here, everything downstream loads them with the same code.
 """
 
 from pipeline.backbone_parts import BackbonesChoice, HubBackbones

@@ -1,12 +1,13 @@
 """Stage `finetune`: projector and language model learn conversations, and keep captioning."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.language import add_lora, merge_lora, nf4
+from model.language import adapted_layers, add_lora, merge_lora, nf4
 from model.vlm import VisionLanguageModel
 from pipeline.assemble import load_pretrained, save_language_model, save_prefix
 from pipeline.devices import check_quantization
@@ -35,7 +36,9 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
         vlm = _opened(context, finetune, seed, packed=False)
     _take(vlm, trained.state)
     save_prefix(vlm, context.inputs["pretrain"], context.out)
+    told: dict[str, Any] = {"method": finetune.method}
     if finetune.method == "lora":
+        told["adapted"] = "/".join(map(str, adapted_layers(vlm.language_model)))
         adapters = {n: t for n, t in trained.state.items() if "lora_" in n}
         save_file(adapters, context.out / "adapters.safetensors")
         merge_lora(vlm.language_model)
@@ -43,7 +46,7 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
         # Products saw no more of full weights than this; whoever loads them takes their type.
         vlm.language_model.to(torch.bfloat16)
     save_language_model(vlm, context.inputs["backbones"], context.out / "lm")
-    return {"method": finetune.method, **trained.summary}
+    return {**told, **trained.summary}
 
 
 def prepare(context: StageContext, part: FinetunePart, seed: int) -> Training:
@@ -73,14 +76,13 @@ def _opened(
     vlm.vision_prefix.requires_grad_(True)
     vlm.language_model.requires_grad_(finetune.method == "full")
     if finetune.method == "lora":
-        adapted = add_lora(
+        add_lora(
             vlm.language_model,
             rank=finetune.lora_rank,
             alpha=finetune.lora_alpha,
             dropout=finetune.lora_dropout,
             targets=finetune.lora_targets,
         )
-        context.report.say(f"  adapters in {adapted.layers} of {adapted.linears} linear layers")
     return vlm
 
 

@@ -184,7 +184,9 @@ def baseline_fault(rows: list[dict[str, Any]], metric: str) -> str:
         metric: The main metric; only captions have baselines.
     """
     found = {
-        (row["condition"], row["metric"]): row["value"] for row in rows if row["stage"] == "finetune"
+        (row["condition"], row["metric"]): row["value"]
+        for row in rows
+        if row["stage"] == "finetune"
     }
     for name in FLOORS:
         value, real = found.get((name, metric)), found.get(("real", metric))

@@ -1,4 +1,4 @@
-"""The two presets: complete recipes that run the very same code."""
+"""The presets: complete recipes that run the very same code."""
 
 from types import MappingProxyType
 
@@ -21,6 +21,7 @@ from pipeline.recipe_parts import (
     PretrainPart,
     PublishPart,
 )
+from pipeline.small_presets import photos, small
 
 REFUSALS = (
     "no image here to provide a caption",
@@ -243,7 +244,9 @@ COCO = Recipe(
     publish=PublishPart(name="phivision-coco", metric="cider_d"),
 )
 
-PRESETS = MappingProxyType({"demo": DEMO, "coco": COCO})
+PRESETS = MappingProxyType(
+    {"demo": DEMO, "coco": COCO, "small": small(COCO), "photos": photos(COCO)}
+)
 
 
 def preset(name: str) -> Recipe:

@@ -140,8 +140,12 @@ class ExamplesPart(Part):
     )
     max_turns: Positive = Field(description="Question/answer turns kept per conversation.")
     max_tokens: Positive = Field(description="Text tokens of one example, at most.")
-    user_prefix: str = Field(description="Text before a question.")
-    assistant_prefix: str = Field(description="Text between a question and its answer.")
+    user_prefix: str = Field(
+        description="Text before a question; control tokens of the language model count as such."
+    )
+    assistant_prefix: str = Field(
+        description="Text between a question and its answer, control tokens likewise."
+    )
 
     @field_validator("refusals", "forbidden_answers")
     @classmethod

@@ -1,5 +1,6 @@
 """Which layers of which language model are adapted, and what is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import (
 
 from model.adapters import merge_adapter, save_adapter
 from model.errors import ModelError
-from model.language import add_lora, merge_lora
+from model.language import adapted_layers, add_lora, merge_lora
 from pipeline.errors import RecipeError
 from pipeline.presets import preset
 
@@ -36,7 +37,9 @@ def phi() -> PreTrainedModel:
 
 
 @pytest.mark.parametrize(("made", "kinds"), [(llama, 7), (phi, 6)])
-def test_all_linear_adapts_every_layer_but_the_output(made, kinds: int) -> None:
+def test_all_linear_adapts_every_layer_but_the_output(
+    made: Callable[[], PreTrainedModel], kinds: int
+) -> None:
     model = made()
     adapted = add_lora(model, rank=2, alpha=4, dropout=0.0, targets="all-linear")
     assert adapted == (2 * kinds, 2 * kinds)
@@ -73,14 +76,16 @@ def test_adapters_of_all_layers_load_again_and_merge_to_the_same(tmp_path: Path)
                 parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
     weights = {f"language_model.{n}": p for n, p in trained.named_parameters() if "lora_" in n}
     save_adapter(weights, tmp_path, rank=2, alpha=4, dropout=0.0, targets="all-linear")
+    assert adapted_layers(trained) == (14, 14)
     merge_lora(trained)
+    assert adapted_layers(trained) == (0, 14)
     again = llama()
     merge_adapter(again, tmp_path)
     ids = torch.arange(6).unsqueeze(0)
     assert torch.equal(again(input_ids=ids).logits, trained(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize("name", ["demo", "coco"])
+@pytest.mark.parametrize("name", ["demo", "coco", "small", "photos"])
 def test_presets_adapt_all_layers_and_names_can_be_given(name: str) -> None:
     recipe = preset(name)
     assert recipe.finetune.lora_targets == "all-linear"
