@@ -118,3 +118,19 @@ LANGUAGE_MODELS = MappingProxyType(
     }
 )
 """By Hugging Face repository."""
+
+
+def line_of(place: str) -> LanguageLine | None:
+    """Return the dimensions of a model by the name of its repository, folder or GGUF file.
+
+    A folder `/models/phi-2` and a file `SmolLM2-135M-Instruct.Q4_1.gguf` are taken for what they
+    are called; this is for plans only, nothing is made of it.
+
+    Args:
+        place: owner/name, hf://owner/name[@revision], a path or a URL.
+    """
+    name = place.removeprefix("hf://").partition("@")[0]
+    last = name.rstrip("/").rpartition("/")[2]
+    own = last.partition(".")[0] if last.endswith(".gguf") else last
+    named = {known.rpartition("/")[2]: line for known, line in LANGUAGE_MODELS.items()}
+    return LANGUAGE_MODELS.get(name) or named.get(own)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from model.encoder_table import ENCODERS, is_place, is_timm
-from model.language_table import LANGUAGE_MODELS
+from model.language_table import line_of
 from pipeline.recipe_parts import Part, Positive, Rate
 
 # As in model/tiny_clip.py and model/tiny_phi.py, which would import torch; a test compares them.
@@ -104,11 +104,6 @@ class HubBackbones(Part):
             )
         return self
 
-    @property
-    def lm_name(self) -> str:
-        """The language model's owner/name on the Hub, where it comes from there."""
-        return self.lm_repository.removeprefix("hf://").partition("@")[0]
-
 
 BackbonesChoice = Annotated[TinyBackbones | HubBackbones, Field(discriminator="kind")]
 
@@ -117,5 +112,5 @@ def positions_of(backbones: BackbonesChoice) -> int | None:
     """Return how many positions the language model has, None where that is not known here."""
     if isinstance(backbones, TinyBackbones):
         return TINY_POSITIONS
-    line = LANGUAGE_MODELS.get(backbones.lm_name)
+    line = line_of(backbones.lm_repository)
     return line.positions if line else None

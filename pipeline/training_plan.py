@@ -13,7 +13,7 @@ from typing import Literal
 
 from model.encoder_table import ENCODERS, is_timm
 from model.flops import Size, Weights, passes_before, training_flops
-from model.language_table import LANGUAGE_MODELS, LanguageLine
+from model.language_table import LANGUAGE_MODELS, LanguageLine, line_of
 from model.projector_costs import ProjectorCosts, projector_costs
 from pipeline.backbone_parts import TINY_POSITIONS, BackbonesChoice, TinyBackbones
 from pipeline.errors import PipelineError
@@ -205,7 +205,7 @@ def language_line(backbones: BackbonesChoice) -> LanguageLine:
             fused_gelu=True,
             dropout=0.0,
         )
-    known = LANGUAGE_MODELS.get(backbones.lm_name)
+    known = line_of(backbones.lm_repository)
     if known is None:
         raise PipelineError(
             f"the dimensions of {backbones.lm_repository} are not known",

@@ -347,3 +347,24 @@ def test_the_command_prints_every_training_and_imports_nothing_heavy(
         parts = ("weights", "gradients", "optimizer", "activations", "transient")
         assert math.fsum(row[part] for part in parts) == pytest.approx(row["total"], abs=0.03)
         assert row["fits"] == (row["largest_micro_batch"] >= row["micro_batch"])
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "hf://HuggingFaceTB/SmolLM2-135M-Instruct@main",
+        "./.weights/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "s3://bucket/SmolLM2-135M-Instruct/",
+    ],
+)
+def test_a_model_is_planned_by_its_name_wherever_it_lies(place: str) -> None:
+    recipe = preset("small").override({"backbones.lm_repository": place})
+    assert language_line(recipe.backbones).parameters == 134_515_008
+
+
+def test_the_plan_of_an_encoder_of_timm_reads_its_shape_from_the_model() -> None:
+    pretrain = next(trainings(preset("photos")))
+    shape = projector_costs(preset("photos").pretrain.projector, 1280, 49, 576)
+    assert pretrain.prefix == shape
+    assert pretrain.prefix_tokens == preset("photos").pretrain.projector.tokens_out(49) + 1
