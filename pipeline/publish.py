@@ -8,6 +8,7 @@ from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG
 from pipeline.model_card import model_card
 from pipeline.recipe_parts import EvaluatePart, FeaturesPart, PublishPart
 from pipeline.stage import StageContext, Summary
+from storage.clones import clone_folder
 
 MAX_PIXELS = 50_000_000  # of a picture a person sends; about 8,000 by 6,000
 
@@ -21,8 +22,8 @@ def publish(
 ) -> Summary:
     """Write the bundle: `clip/`, `lm/`, the vision prefix, `bundle.json` and `README.md`."""
     del seed
-    shutil.copytree(context.inputs["backbones"].directory("clip"), context.out / "clip")
-    shutil.copytree(context.inputs["finetune"].directory("lm"), context.out / "lm")
+    clone_folder(context.inputs["backbones"].directory("clip"), context.out / "clip")
+    clone_folder(context.inputs["finetune"].directory("lm"), context.out / "lm")
     for name in (PREFIX, PREFIX_CONFIG):
         shutil.copyfile(context.inputs["finetune"].path(name), context.out / name)
     metrics = json.loads(context.inputs["evaluate"].path("metrics.json").read_text())

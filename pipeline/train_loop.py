@@ -124,6 +124,9 @@ def fit(context: StageContext, training: Training, place: Place) -> None:
             examples.
     """
     part = training.part
+    # What was loaded from files is in evaluation mode, and Lightning leaves modes as it finds them.
+    # In that mode transformers recomputes no activations, and the model's own dropout is off.
+    training.vlm.train()
     if part.gradient_checkpointing:
         training.vlm.enable_gradient_checkpointing()
     feed = TrainingFeed(

@@ -45,6 +45,19 @@ def clone_file(source: Path, target: Path, *, may_link: bool) -> Way:
     return "copy"
 
 
+def clone_folder(source: Path, target: Path) -> None:
+    """Copy all files of a folder, sharing their blocks where the disk can.
+
+    Never by hard links: a bit that flips in one of two artifacts must not spoil the other.
+
+    Raises:
+        StorageError: A file cannot be read, or there is no room.
+    """
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            clone_file(path, target / path.relative_to(source), may_link=False)
+
+
 def _reflink(source: Path, target: Path) -> bool:
     if sys.platform != "linux":
         return False

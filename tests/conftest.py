@@ -159,9 +159,10 @@ def realdata() -> Path:
     return Path(folder)
 
 
-# -- stores: places for artifacts, shared by the tests of storage and pipeline ----------------
+# -- what several files share: bundles, a Hub, stores, the inputs of training -------------------
 pytest_plugins = (
     "tests.unit.bundle_fixtures",
     "tests.unit.hub_fixtures",
     "tests.unit.store_fixtures",
+    "tests.unit.training_fixtures",
 )

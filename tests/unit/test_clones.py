@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.clones import clone_file
+from storage.clones import clone_file, clone_folder
 from storage.errors import StorageError
 
 
@@ -80,3 +80,14 @@ def test_a_reflink_is_taken_first(
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nope"):
         clone_file(tmp_path / "nope", tmp_path / "mine", may_link=True)
+
+
+def test_a_bundle_has_its_own_copies_of_the_models(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    (source / "part").mkdir(parents=True)
+    (source / "part/weights").write_bytes(b"weights")
+    (source / "config.json").write_text("{}")
+    clone_folder(source, tmp_path / "out")
+    (source / "part/weights").write_bytes(b"spoilt")
+    assert (tmp_path / "out/part/weights").read_bytes() == b"weights"
+    assert (tmp_path / "out/config.json").read_text() == "{}"

@@ -26,8 +26,6 @@ from tests.unit.training_inputs import (
     context_of,
     figures,
     language_models,
-    pretrained,
-    write_inputs,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,14 +79,6 @@ def test_evaluation_holds_one_language_model_in_the_type_of_finetuning(
         assert report.seen[f"load the model of {stage}"] == []
         assert [report.seen[f"{stage}, {name}"] for name in conditions] == [[dtype]] * 3
     assert report.seen["draw pictures for the intervals"] == []
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("inputs")
-    write_inputs(root)
-    pretrained(root, tmp_path_factory.mktemp("pretraining"))
-    return root
 
 
 @pytest.mark.parametrize(

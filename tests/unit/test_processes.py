@@ -58,14 +58,6 @@ sys.exit(max(agent.wait() for agent in agents))
 """
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("inputs")
-    write_inputs(root)
-    pretrained(root, tmp_path_factory.mktemp("pretraining"))
-    return root
-
-
 def torchrun(count: int) -> str:
     return shlex.join([*TORCHRUN, "--standalone", "--nproc-per-node", str(count)])
 

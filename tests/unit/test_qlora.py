@@ -13,18 +13,10 @@ import model.bundle
 import pipeline.finetune
 from model.language import load_language_model, nf4
 from pipeline.errors import PipelineError
-from tests.unit.training_inputs import Choices, context_of, pretrained, write_inputs
+from tests.unit.training_inputs import Choices, context_of
 
 pytestmark = pytest.mark.timeout(600)
 QLORA = Choices(stage="finetune", method="lora", quantize="nf4", epochs=2.0)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("inputs")
-    write_inputs(root)
-    pretrained(root, tmp_path_factory.mktemp("pretraining"))
-    return root
 
 
 def test_frozen_layers_are_kept_as_qlora_keeps_them() -> None:

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import wandb
 from safetensors.torch import load_file
+from transformers.models.phi.modeling_phi import PhiAttention
 
 from model.bundle import PREFIX
 from model.language import add_lora, load_language_model, merge_lora
@@ -30,14 +32,6 @@ from tests.unit.training_inputs import (
 )
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("inputs")
-    write_inputs(root)
-    pretrained(root, tmp_path_factory.mktemp("pretraining"))
-    return root
 
 
 @pytest.mark.parametrize(
@@ -188,3 +182,25 @@ def test_finetuning_keeps_the_centre_that_pretraining_measured(
     after = load_file(context.out / PREFIX)
     for name in ("patch_mean", "patch_scale"):
         assert torch.equal(before[name], after[name])
+
+
+@pytest.mark.parametrize(
+    ("stage", "method"), [("pretrain", "full"), ("finetune", "lora"), ("finetune", "full")]
+)
+def test_gradient_checkpointing_recomputes_the_layers_of_both_trainings(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, method: str
+) -> None:
+    forward, graded = PhiAttention.forward, []
+
+    def counting(self: PhiAttention, *args: Any, **named: Any) -> Any:
+        graded.append(torch.is_grad_enabled())
+        return forward(self, *args, **named)
+
+    monkeypatch.setattr(PhiAttention, "forward", counting)
+    calls = []
+    for checkpointing in (False, True):
+        graded.clear()
+        choices = Choices(stage, method=method, epochs=1.0, checkpointing=checkpointing)
+        choices.run(context_of(inputs, tmp_path / str(checkpointing)))
+        calls.append(sum(graded))
+    assert calls[1] == 2 * calls[0] > 0

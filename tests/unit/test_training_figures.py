@@ -24,9 +24,7 @@ from tests.unit.training_inputs import (
     context_of,
     figures,
     last_checkpoint,
-    pretrained,
     run_stage,
-    write_inputs,
 )
 
 pytestmark = pytest.mark.timeout(600)
@@ -51,14 +49,6 @@ class Recording:
     def track(self, label: str, total: int | None, done: int = 0) -> Generator[Ticker]:
         self.total = total
         yield lambda amount=1, note="": self.ticks.append((amount, note))
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("inputs")
-    write_inputs(root)
-    pretrained(root, tmp_path_factory.mktemp("pretraining"))
-    return root
 
 
 def feed_of(context: StageContext) -> TrainingFeed:

@@ -169,6 +169,7 @@ class Choices:
     validation: int = 1000
     precision: str = "fp32"
     quantize: str = "none"
+    checkpointing: bool = False
 
     def part(self) -> PretrainPart | FinetunePart:
         """The recipe part of the stage."""
@@ -182,7 +183,7 @@ class Choices:
             "warmup_share": 0.1,
             "clip_norm": 1.0,
             "precision": self.precision,
-            "gradient_checkpointing": False,
+            "gradient_checkpointing": self.checkpointing,
             "validate_every": 5,
             "validation_examples": self.validation,
             "patience": self.patience,
