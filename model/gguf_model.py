@@ -38,9 +38,7 @@ def write_gguf_model(path: Path, folder: Path, title: str) -> int:
             f"{title} is a GGUF file, for which the package gguf is missing: "
             "pip install 'phivision[gguf]'"
         )
-    with path.open("rb") as stream:
-        if stream.read(len(MAGIC)) != MAGIC:
-            raise ModelError(f"{title} is no GGUF file")
+    _check_magic(path, title)
     from transformers import GgufConfig  # newer than the rest of transformers that we need
 
     kept = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
@@ -64,3 +62,9 @@ def write_gguf_model(path: Path, folder: Path, title: str) -> int:
     language_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return sum(parameter.numel() for parameter in language_model.parameters())
+
+
+def _check_magic(path: Path, title: str) -> None:
+    with path.open("rb") as stream:
+        if stream.read(len(MAGIC)) != MAGIC:
+            raise ModelError(f"{title} is no GGUF file")

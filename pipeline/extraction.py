@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from model.decoding import decode_image
 from model.encoder import PatchEncoder
@@ -130,6 +131,28 @@ def open_encoder(extraction: Extraction) -> PatchEncoder:
     return PatchEncoder(extraction.clip, extraction.layer, extraction.device)
 
 
+def check_encoder(extraction: Extraction) -> None:
+    """Hold the recipe's number of patches against the encoder, by one black image.
+
+    A recipe does not know it of every encoder, and where all images were embedded before, none
+    would show it.
+
+    Raises:
+        PipelineError: The encoder gives another number of patches than the recipe says.
+        ModelError: It has no such layer.
+    """
+    found = open_encoder(extraction).encode_images([Image.new("RGB", (64, 64))])
+    _check_patches(found.patches.shape[1], extraction)
+
+
+def _check_patches(given: int, extraction: Extraction) -> None:
+    if given != extraction.patches:
+        raise PipelineError(
+            f"the encoder gives {given} patches, features.patches says {extraction.patches}",
+            f"set features.patches={given}",
+        )
+
+
 def row_key(encoder: PatchEncoder, batch: int) -> str:
     """Return the identity of what an encoder makes of a picture, down to the last bit.
 
@@ -186,12 +209,7 @@ def _embed(
     """Yield patches [patch, width] and pooled embedding [pooled] of each picture, in order."""
     while batch := list(islice(pictures, extraction.batch)):
         found = encoder.encode_shrunk(np.stack(batch), extraction.batch)
-        if found.patches.shape[1] != extraction.patches:
-            raise PipelineError(
-                f"the encoder gives {found.patches.shape[1]} patches, features.patches says "
-                f"{extraction.patches}",
-                f"set features.patches={found.patches.shape[1]}",
-            )
+        _check_patches(found.patches.shape[1], extraction)
         half = found.patches.to(torch.float16).cpu().numpy()
         tick(len(batch))
         yield from zip(half, found.pooled.cpu().numpy(), strict=True)

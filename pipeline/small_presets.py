@@ -21,6 +21,15 @@ LIGHT = {
     "pretrain.gradient_checkpointing": False,
     "finetune.gradient_checkpointing": False,
 }
+# Images and weights beside the person who runs it; make photos fetches the weights.
+LOCAL = {
+    "images.source.kind": "folder",
+    "images.source.root": "photos",
+    "conversations.source.kind": "none",
+    "backbones.clip_name": "timm/tf_efficientnet_lite0",
+    "backbones.clip_pretrained": "./.weights/tf_efficientnet_lite0",
+    "backbones.lm_repository": "./.weights/SmolLM2-135M-Instruct.Q4_1.gguf",
+}
 
 
 def small(coco: "Recipe") -> "Recipe":
@@ -57,15 +66,10 @@ def photos(coco: "Recipe") -> "Recipe":
         {
             **CHAT,
             **LIGHT,
-            "images.source.kind": "folder",
-            "images.source.root": "photos",
+            **LOCAL,
             "images.limit": 2000,
             "images.test_limit": 300,
             "images.validation_share": 0.05,
-            "conversations.source.kind": "none",
-            "backbones.clip_name": "timm/tf_efficientnet_lite0",
-            "backbones.clip_pretrained": "./.weights/tf_efficientnet_lite0",
-            "backbones.lm_repository": "./.weights/SmolLM2-135M-Instruct.Q4_1.gguf",
             "features.batch": 50,
             "features.rows_per_shard": 512,
             "examples.max_tokens": 64,

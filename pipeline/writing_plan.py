@@ -12,15 +12,14 @@ from model.encoder_table import ENCODERS, is_timm
 from model.language_table import LanguageLine
 from model.projector_costs import ProjectorCosts, projector_costs
 from pipeline.backbone_parts import BackbonesChoice, TinyBackbones
+from pipeline.backbone_sizes import language_line, vision_width
 from pipeline.recipe import Recipe
 from pipeline.training_plan import (
     CAPTION,
     CONVERSATION,
     LOGIT_ROWS,
     Memory,
-    language_line,
     most,
-    vision_width,
 )
 
 CONDITIONS = 3  # the own picture, another one, none

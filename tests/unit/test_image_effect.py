@@ -17,15 +17,7 @@ from pipeline.image_effect import (
 )
 from pipeline.pretrain import prepare
 from pipeline.recipe_parts import FinetunePart, PretrainPart
-from tests.unit.training_inputs import Choices, context_of, pretrained, write_inputs
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("inputs")
-    write_inputs(root)
-    pretrained(root, tmp_path_factory.mktemp("pretraining"))
-    return root
+from tests.unit.training_inputs import Choices, context_of
 
 
 class Kept:

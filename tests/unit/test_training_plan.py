@@ -34,6 +34,7 @@ from model.projectors import (
     SparseMixtureConfig,
 )
 from model.vlm import VisionLanguageModel, build_vlm, freeze
+from pipeline.backbone_sizes import language_line
 from pipeline.errors import PipelineError
 from pipeline.feed import collate
 from pipeline.presets import preset
@@ -42,7 +43,6 @@ from pipeline.training_plan import (
     Method,
     Text,
     Training,
-    language_line,
     largest_micro_batch,
     memory,
     trainings,
