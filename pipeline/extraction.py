@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from model.decoding import decode_image
 from model.encoder import PatchEncoder
@@ -110,6 +109,7 @@ def make_shards(
         writing: Future[None] | None = None
         for job in jobs:
             rows = _collect(job, embedded)
+            _check_patches(rows.patches.shape[1], extraction)  # of reused rows, too
             if writing is not None:
                 writing.result()
             writing = writer.submit(publish_shard, extraction.folder, job.number, rows, key)
@@ -129,20 +129,6 @@ def make_shard(extraction: Extraction, job: ShardJob) -> int:
 def open_encoder(extraction: Extraction) -> PatchEncoder:
     """Return the encoder of an extraction, loaded once per process."""
     return PatchEncoder(extraction.clip, extraction.layer, extraction.device)
-
-
-def check_encoder(extraction: Extraction) -> None:
-    """Hold the recipe's number of patches against the encoder, by one black image.
-
-    A recipe does not know it of every encoder, and where all images were embedded before, none
-    would show it.
-
-    Raises:
-        PipelineError: The encoder gives another number of patches than the recipe says.
-        ModelError: It has no such layer.
-    """
-    found = open_encoder(extraction).encode_images([Image.new("RGB", (64, 64))])
-    _check_patches(found.patches.shape[1], extraction)
 
 
 def _check_patches(given: int, extraction: Extraction) -> None:

@@ -11,7 +11,6 @@ from pipeline.extraction import (
     Extraction,
     PictureFile,
     ShardJob,
-    check_encoder,
     make_shard,
     make_shards,
     open_encoder,
@@ -45,7 +44,6 @@ def features(context: StageContext, features: FeaturesPart, seed: int) -> Summar
         threads=context.settings.threads,
         folder=context.scratch / "shards",
     )
-    check_encoder(extraction)
     rows = _unique(context)
     encoder = row_key(open_encoder(extraction), features.batch)
     _remove_torn(extraction.folder)

@@ -80,7 +80,7 @@ def photos(coco: "Recipe") -> "Recipe":
             "pretrain.batch": 8,
             "pretrain.micro_batch": 8,
             "pretrain.epochs": 1.0,
-            "pretrain.warmup_share": 0.2,
+            "pretrain.warmup_share": 0.2,  # about the 50 steps of the plain loop that sees
             "pretrain.validate_every": 60,
             "pretrain.validation_examples": 250,
             "finetune.batch": 8,
