@@ -4,12 +4,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-services lint format server worker deploy audit faults coverage bench rehearsal clean requirements
+.PHONY: demo photos test test-services lint format server worker deploy audit faults coverage bench rehearsal clean requirements
 
 # In steps this small a second thread mostly waits for the first, and one gives the same digits as
 # `make test` does. Status 3 is a model that was made and not published: its scores say why.
 demo: $(READY)  ## run the whole DAG on the rendered dataset, then look at what it learned
 	$(BIN)/phivision run --preset demo --threads 1; status=$$?; \
+	case $$status in 0|3) $(BIN)/phivision scores && $(BIN)/phivision show;; esac; \
+	exit $$status
+
+# Needs neither a GPU nor a model hub: the weights come inside two Python packages.
+photos: export PHIVISION_STORE ?= .phivision-photos
+photos: $(READY)  ## the whole DAG on photographs in COCO's layout, which PHIVISION_PHOTOS names
+	@test -d "$(PHIVISION_PHOTOS)" || \
+	  { echo "set PHIVISION_PHOTOS to a folder of captioned images in COCO's layout"; exit 2; }
+	$(BIN)/python -m deployments.photo_weights .weights
+	$(BIN)/phivision run --preset photos --set images.source.root="$(PHIVISION_PHOTOS)"; status=$$?; \
 	case $$status in 0|3) $(BIN)/phivision scores && $(BIN)/phivision show;; esac; \
 	exit $$status
 

@@ -24,7 +24,7 @@ def save_adapter(
     rank: int,
     alpha: int,
     dropout: float,
-    targets: Sequence[str],
+    targets: str | Sequence[str],
 ) -> None:
     """Write adapters as peft does, so that `PeftModel.from_pretrained` loads them.
 
@@ -34,7 +34,7 @@ def save_adapter(
         rank: Inner width of the adapters.
         alpha: Their product is scaled by alpha / rank.
         dropout: Share of their inputs that training dropped.
-        targets: Names of the linear layers that have one.
+        targets: Names of the linear layers that have one, or peft's `all-linear`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = LoraConfig(
@@ -42,7 +42,7 @@ def save_adapter(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=sorted(targets),
+        target_modules=targets if isinstance(targets, str) else sorted(targets),
         inference_mode=True,
     )
     config.save_pretrained(str(folder))

@@ -1,7 +1,8 @@
-"""The patch encoder: an open_clip vision tower from an ordinary open_clip folder, frozen.
+"""The patch encoder: a frozen vision tower from an ordinary folder of open_clip or of timm.
 
-The folder holds `open_clip_config.json` and `open_clip_model.safetensors`, as open_clip's own
-`local-dir:` schema reads them, whether they are OpenAI's weights or a tiny model of the demo.
+An open_clip folder holds `open_clip_config.json` and `open_clip_model.safetensors`, as open_clip's
+own `local-dir:` schema reads them, whether they are OpenAI's weights or a tiny model of the demo.
+Any other one is timm's (`model.timm_encoder`).
 """
 
 import hashlib
@@ -22,6 +23,9 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from model.encoder_table import ENCODERS
 from model.errors import ModelError
+from model.timm_encoder import CONFIG as TIMM_CONFIG
+from model.timm_encoder import WEIGHTS as TIMM_WEIGHTS
+from model.timm_encoder import TimmTower
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -33,8 +37,9 @@ class Encoded(NamedTuple):
 
     Attributes:
         patches: [batch, patch, vision] float32; hidden states of one layer, without the class
-            token, before the final layer norm.
-        pooled: [batch, embed] float32; open_clip's normalised image embedding.
+            token, before the final layer norm; of timm's models see `TimmTower`.
+        pooled: [batch, embed] float32; the normalised image embedding of open_clip, or the pooled
+            features before a classifier.
     """
 
     patches: Float[Tensor, "batch patch vision"]
@@ -49,18 +54,18 @@ class PatchEncoder:
     size. Which pictures share it then makes no difference, which a test repeats.
 
     Args:
-        folder: Folder in open_clip's layout.
-        layer: Transformer layer counted from the end, -1 the last. LLaVA takes -2.
+        folder: Folder in open_clip's or timm's layout.
+        layer: Layer counted from the end, -1 the last. LLaVA takes -2.
         device: Where to compute.
+
+    Raises:
+        ModelError: The folder holds no such model.
     """
 
     def __init__(self, folder: Path, layer: int, device: str = "cpu") -> None:
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise ModelError(f"{folder} has no {name}: it is no open_clip model")
-        clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-        self.visual: Any = clip.visual.eval().requires_grad_(False).to(device)
         self.layer, self.device = layer, device
+        self._tower = _tower(folder, layer, device)
+        preprocess = self._tower.preprocess
         self.preprocess: Callable[[Image.Image], Tensor] = preprocess
         self._shrink, self._mean, self._deviation = _split(preprocess)
         self.fingerprint = encoder_fingerprint(folder, layer)
@@ -97,15 +102,8 @@ class PatchEncoder:
     @torch.inference_mode()
     def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Encoded:
         """Return patch embeddings and pooled embeddings of prepared pictures."""
-        found = self.visual.forward_intermediates(
-            pixels.to(self.device),
-            indices=[self.depth + self.layer],
-            stop_early=False,
-            normalize_intermediates=False,
-            output_fmt="NLC",
-        )
-        pooled = nn.functional.normalize(found["image_features"].float(), dim=-1)
-        return Encoded(found["image_intermediates"][0].float(), pooled)
+        patches, pooled = self._tower.encode(pixels)
+        return Encoded(patches.float(), nn.functional.normalize(pooled.float(), dim=-1))
 
     def encode_images(self, images: Sequence[Image.Image]) -> Encoded:
         """Return the embeddings of RGB pictures."""
@@ -113,17 +111,50 @@ class PatchEncoder:
 
     @property
     def depth(self) -> int:
-        """Number of transformer layers."""
-        trunk = getattr(self.visual, "trunk", None)  # SigLIP's tower is one of timm's
-        return len(self.visual.transformer.resblocks if trunk is None else trunk.blocks)
+        """Number of layers."""
+        return self._tower.depth
+
+
+class _ClipTower:
+    """The vision tower of an open_clip folder, with the methods of `TimmTower`."""
+
+    def __init__(self, folder: Path, layer: int, device: str) -> None:
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise ModelError(f"{folder} has no {name}: it is no open_clip model")
+        clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+        self._visual: Any = clip.visual.eval().requires_grad_(False).to(device)
+        self._layer, self._device = layer, device
+        self.preprocess: Any = preprocess
+        trunk = getattr(self._visual, "trunk", None)  # SigLIP's tower is one of timm's
+        self.depth = len(self._visual.transformer.resblocks if trunk is None else trunk.blocks)
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return patches [batch, patch, vision] and image embeddings [batch, embed]."""
+        found = self._visual.forward_intermediates(
+            pixels.to(self._device),
+            indices=[self.depth + self._layer],
+            stop_early=False,
+            normalize_intermediates=False,
+            output_fmt="NLC",
+        )
+        return found["image_intermediates"][0], found["image_features"]
+
+
+def _tower(folder: Path, layer: int, device: str) -> TimmTower | _ClipTower:
+    return (TimmTower if _is_timm(folder) else _ClipTower)(folder, layer, device)
+
+
+def _is_timm(folder: Path) -> bool:
+    return (folder / TIMM_CONFIG).is_file() and not (folder / CONFIG).is_file()
 
 
 def _split(preprocess: Any) -> tuple[Compose, Tensor, Tensor]:
     """Return what open_clip's transform does to a picture, then mean and deviation [3, 1, 1]."""
     *pictures, scale, normalise = preprocess.transforms
     if not isinstance(scale, ToTensor) or not isinstance(normalise, Normalize):
-        raise ModelError(f"open_clip's transform does not end by normalising: {preprocess}")
-    mean, deviation = torch.tensor(normalise.mean), torch.tensor(normalise.std)
+        raise ModelError(f"the encoder's transform does not end by normalising: {preprocess}")
+    mean, deviation = torch.as_tensor(normalise.mean), torch.as_tensor(normalise.std)
     return Compose(pictures), mean.view(3, 1, 1), deviation.view(3, 1, 1)
 
 
@@ -198,14 +229,16 @@ def encoder_fingerprint(folder: Path, layer: int) -> str:
     interpolation), the layer, and this file's own conventions.
     """
     hashed = hashlib.sha256()
-    with (folder / WEIGHTS).open("rb") as stream:
+    by_timm = _is_timm(folder)
+    with (folder / (TIMM_WEIGHTS if by_timm else WEIGHTS)).open("rb") as stream:
         while chunk := stream.read(4 * 2**20):
             hashed.update(chunk)
-    config = json.loads((folder / CONFIG).read_text())
+    config = json.loads((folder / (TIMM_CONFIG if by_timm else CONFIG)).read_text())
+    transform = "timm-transform" if by_timm else "open_clip-transform/no-post-norm"
     identity = {
         "weights": hashed.hexdigest(),
         "config": config,
         "layer": layer,
-        "conventions": "pillow-decode/open_clip-transform/no-post-norm/float32-to-float16",
+        "conventions": f"pillow-decode/{transform}/float32-to-float16",
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

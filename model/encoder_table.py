@@ -85,6 +85,14 @@ ENCODERS = MappingProxyType(
 )
 
 
+TIMM = "timm/"  # before timm's name of an architecture, in `backbones.clip_name`
+
+
+def is_timm(name: str) -> bool:
+    """Return whether an encoder's name means one of timm's, which tells its shape itself."""
+    return name.startswith(TIMM)
+
+
 def is_place(pretrained: str) -> bool:
     """Return whether a choice of weights names a place (path, URL, repository) and no tag."""
     return "/" in pretrained or pretrained.endswith(".safetensors") or pretrained[:1] in {"~", "."}

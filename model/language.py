@@ -1,11 +1,14 @@
 """Loading, adapting and merging the language model, always a stock transformers class."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -17,7 +20,17 @@ from transformers.utils import logging as transformers_logging
 
 from model.errors import ModelError
 
+ALL_LINEAR = "all-linear"  # peft's own name for every linear layer but the output layer
+Targets = Literal["all-linear"] | tuple[str, ...]
+
 transformers_logging.disable_progress_bar()  # the pipeline shows its own
+
+
+class Adapted(NamedTuple):
+    """How many linear layers have adapters, and how many there are but the output layer."""
+
+    layers: int
+    linears: int
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -112,27 +125,66 @@ def add_lora(
     rank: int,
     alpha: int,
     dropout: float,
-    targets: tuple[str, ...],
-) -> None:
+    targets: Targets,
+) -> Adapted:
     """Freeze a language model and give its linear layers low-rank adapters, in place.
 
     The class of the model and its `.model` and `.lm_head` stay what they are.
 
+    Args:
+        language_model: The model.
+        rank: Inner width of the adapters.
+        alpha: Their product is scaled by alpha / rank.
+        dropout: Share of their inputs that training drops.
+        targets: Last names of the layers, or `all-linear` for every one but the output layer.
+
     Raises:
-        ModelError: No layer bears one of the target names.
+        ModelError: A target is the name of no linear layer.
     """
     language_model.requires_grad_(False)
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)
-    )
-    try:
-        inject_adapter_in_model(config, language_model)
-    except ValueError as error:
-        raise ModelError(f"finetune.lora_targets {list(targets)}: {error}") from None
+    if targets != ALL_LINEAR:
+        _check_targets(targets, _linears(language_model))
+    chosen = targets if isinstance(targets, str) else list(targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
+    inject_adapter_in_model(config, language_model)
     # peft gives adapters the type of their layer, and bf16 would swallow most of Adam's steps.
     for parameter in language_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    return adapted_layers(language_model)
+
+
+def adapted_layers(language_model: PreTrainedModel) -> Adapted:
+    """Return how many linear layers have adapters that are not merged yet, and how many there are.
+
+    The output layer is not counted.
+    """
+    adapted = [n for n, m in language_model.named_modules() if isinstance(m, LoraLayer)]
+    inside = tuple(f"{name}." for name in adapted)
+    plain = [name for name in _linears(language_model) if not name.startswith(inside)]
+    return Adapted(len(adapted), len(adapted) + len(set(plain) - set(adapted)))
+
+
+def _linears(language_model: PreTrainedModel) -> list[str]:
+    """Return the full names of the linear layers, without the output layer."""
+    head = language_model.get_output_embeddings()
+    return [
+        name
+        for name, module in language_model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    ]
+
+
+def _check_targets(targets: Sequence[str], linears: Sequence[str]) -> None:
+    """Refuse names that peft would leave out in silence where another one matches."""
+    known = {name.rpartition(".")[2] for name in linears}
+    # peft also takes the end of a full name: "mlp.up_proj".
+    lost = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in linears)]
+    if lost or not targets:
+        raise ModelError(
+            f"finetune.lora_targets: no linear layer is named {', '.join(lost) or 'so'}; "
+            f"there are {', '.join(sorted(known))}, and {ALL_LINEAR} means all of them"
+        )
 
 
 def merge_lora(language_model: PreTrainedModel) -> None:

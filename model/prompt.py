@@ -1,11 +1,16 @@
 """Prompts: text becomes token ids segment by segment, each id knowing whether it is a target.
 
 Labels are never found by tokenizing a whole text again and counting, and text that people write
-never becomes a control token: `<|endoftext|>` typed in a question is plain text.
+never becomes a control token: `<|endoftext|>` typed in a question is plain text. The prefixes of
+a template are not typed by people, so control tokens of the tokenizer in them are what they mean.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -35,13 +40,14 @@ class PromptTemplate:
     """The one way text is laid out, in training, evaluation and chat.
 
     A caption is `caption EOS`, all of it supervised. A conversation is, for each turn,
-    `user_prefix question assistant_prefix` (not supervised) and ` answer EOS` (supervised).
+    `user_prefix question assistant_prefix` (not supervised) and ` answer EOS` (supervised). Behind
+    a prefix with control tokens the answer has no blank before it, as in chat templates.
 
     Attributes:
         tokenizer: A `tokenizers` tokenizer; its special tokens are switched off for text.
         eos_id: Id that ends every answer.
-        user_prefix: Text before a question.
-        assistant_prefix: Text between a question and its answer.
+        user_prefix: Text before a question, control tokens included.
+        assistant_prefix: Text between a question and its answer, control tokens included.
     """
 
     tokenizer: Tokenizer
@@ -83,15 +89,53 @@ class PromptTemplate:
         """Return a conversation of (question, answer) turns as an example of finetuning."""
         tokens = Tokens([], [])
         for question, answer in turns:
-            asked = self.encode(self.ask(question))
-            answered = [*self.encode(f" {answer}"), self.eos_id]
+            asked = self._asked(question)
+            answered = [*self.answer(answer), self.eos_id]
             tokens.input_ids.extend(asked + answered)
             tokens.supervised.extend([False] * len(asked) + [True] * len(answered))
         return tokens
 
     def question(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Return the ids after which the model is to write an answer."""
-        return self.conversation(history).input_ids + self.encode(self.ask(question))
+        return self.conversation(history).input_ids + self._asked(question)
+
+    def answer(self, text: str) -> list[int]:
+        """Return the ids of an answer after its prefix, without the end."""
+        return self.encode(f"{self._blank}{text}")
+
+    @cached_property
+    def _controls(self) -> dict[str, int]:
+        """The tokenizer's control tokens, by their text."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
+
+    @cached_property
+    def _blank(self) -> str:
+        """What stands between the assistant's prefix and an answer."""
+        parts = self._parts(self.assistant_prefix)
+        return "" if any(text in self._controls for text in parts) else " "
+
+    def _parts(self, prefix: str) -> list[str]:
+        """Return a prefix cut into control tokens and what stands between them."""
+        if not self._controls:
+            return [prefix]
+        pattern = "|".join(map(re.escape, sorted(self._controls, key=len, reverse=True)))
+        return [part for part in re.split(f"({pattern})", prefix) if part]
+
+    def _asked(self, question: str) -> list[int]:
+        """Return the ids of a question between its prefixes.
+
+        Text without a control token in between is encoded as one, so that it is cut into the words
+        that the language model knows.
+        """
+        parts = [(text, text in self._controls) for text in self._parts(self.user_prefix)]
+        parts.append((question, False))
+        parts += [(text, text in self._controls) for text in self._parts(self.assistant_prefix)]
+        ids: list[int] = []
+        for is_control, run in groupby(parts, key=itemgetter(1)):
+            texts = [text for text, _ in run]
+            ids += [self._controls[t] for t in texts] if is_control else self.encode("".join(texts))
+        return ids
 
     def ask(self, question: str) -> str:
         """Return a question as text between its two prefixes."""

@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from model.encoder_table import ENCODERS, is_place
-from model.language_table import LANGUAGE_MODELS
+from model.encoder_table import ENCODERS, is_place, is_timm
+from model.language_table import line_of
 from pipeline.recipe_parts import Part, Positive, Rate
 
 # As in model/tiny_clip.py and model/tiny_phi.py, which would import torch; a test compares them.
@@ -57,18 +57,21 @@ class TinyBackbones(Part):
 
 
 class HubBackbones(Part):
-    """Published weights: a CLIP that open_clip knows and a Phi, from the Hub or another place."""
+    """Published weights: an encoder of open_clip or timm, and a language model of transformers."""
 
     kind: Literal["hub"] = "hub"
-    clip_name: str = Field(description="open_clip architecture, e.g. ViT-B-32-quickgelu.")
+    clip_name: str = Field(
+        description="open_clip architecture, e.g. ViT-B-32-quickgelu, or timm/ and an architecture "
+        "of timm with a grid of features, e.g. timm/tf_efficientnet_lite0."
+    )
     clip_pretrained: str = Field(
         description="open_clip's tag of the weights, e.g. openai, or where they lie: a "
-        ".safetensors file, or a folder or Hub repository with open_clip_model.safetensors, as "
-        "path, URL or hf://owner/name[@revision]."
+        ".safetensors file, or a folder or Hub repository with open_clip_model.safetensors (of "
+        "timm: model.safetensors), as path, URL or hf://owner/name[@revision]."
     )
     lm_repository: str = Field(
         description="Where the language model lies: owner/name on the Hub, "
-        "hf://owner/name[@revision], a folder, or any fsspec URL of one."
+        "hf://owner/name[@revision], a folder, a .gguf file, or any fsspec URL of one."
     )
     lm_revision: str = Field(
         description="Commit or branch on the Hub, where lm_repository names none; a commit makes "
@@ -77,8 +80,18 @@ class HubBackbones(Part):
 
     @model_validator(mode="after")
     def _encoder_is_known(self) -> Self:
+        if is_timm(self.clip_name):
+            if not is_place(self.clip_pretrained):
+                raise ValueError(
+                    f"{self.clip_name} needs a place of its weights, not '{self.clip_pretrained}': "
+                    "hf://timm/NAME, or the path or URL of a folder or .safetensors file"
+                )
+            return self
         if self.clip_name not in ENCODERS:
-            raise ValueError(f"no encoder '{self.clip_name}'; there are {', '.join(ENCODERS)}")
+            raise ValueError(
+                f"no encoder '{self.clip_name}'; there are {', '.join(ENCODERS)}, and any of timm "
+                "as timm/NAME"
+            )
         if self.clip_pretrained == "openai" and not self.clip_name.endswith("-quickgelu"):
             raise ValueError(
                 f"OpenAI's weights were trained with QuickGELU: use {self.clip_name}-quickgelu"
@@ -91,11 +104,6 @@ class HubBackbones(Part):
             )
         return self
 
-    @property
-    def lm_name(self) -> str:
-        """The language model's owner/name on the Hub, where it comes from there."""
-        return self.lm_repository.removeprefix("hf://").partition("@")[0]
-
 
 BackbonesChoice = Annotated[TinyBackbones | HubBackbones, Field(discriminator="kind")]
 
@@ -104,5 +112,5 @@ def positions_of(backbones: BackbonesChoice) -> int | None:
     """Return how many positions the language model has, None where that is not known here."""
     if isinstance(backbones, TinyBackbones):
         return TINY_POSITIONS
-    line = LANGUAGE_MODELS.get(backbones.lm_name)
+    line = line_of(backbones.lm_repository)
     return line.positions if line else None

@@ -1,11 +1,11 @@
-"""Stage `backbones`: the frozen CLIP and the language model, in their ordinary layouts.
+"""Stage `backbones`: the frozen encoder and the language model, in their ordinary layouts.
 
-`clip/` is an open_clip folder, `lm/` a Hugging Face folder. Whether they were fetched or trained
-here, everything downstream loads them with the same code.
+`clip/` is a folder of open_clip or timm, `lm/` a Hugging Face folder. Whether they were fetched or
+trained here, everything downstream loads them with the same code.
 """
 
 from pipeline.backbone_parts import BackbonesChoice, HubBackbones
-from pipeline.model_sources import CLIP_FILES, LM_FILES, clip_source, lm_source, state_of
+from pipeline.model_sources import LM_FILES, clip_files, clip_source, lm_source, state_of
 from pipeline.recipe import Recipe
 from pipeline.stage import SourceState, StageContext, Summary
 
@@ -38,6 +38,6 @@ def probe_backbones(recipe: Recipe) -> SourceState:
     if not isinstance(choice, HubBackbones):
         return {}
     return {
-        **state_of("clip", clip_source(choice), CLIP_FILES),
+        **state_of("clip", clip_source(choice), clip_files(choice)),
         **state_of("lm", lm_source(choice), LM_FILES),
     }

@@ -18,6 +18,7 @@ from pipeline.recipe_parts import (
     FileConversations,
     HubConversations,
     ImagesPart,
+    NoConversations,
 )
 from pipeline.rendering import render_conversations
 from pipeline.schemas import CONVERSATIONS, DROPS, drop
@@ -34,7 +35,7 @@ def conversations(
     *,
     seed: int,
 ) -> Summary:
-    """Write `conversations` and `drops`.
+    """Write `conversations` and `drops`; both are empty where there are captions only.
 
     Args:
         context: The stage's folders.
@@ -46,16 +47,24 @@ def conversations(
         PipelineError: The file is no LLaVA-Instruct JSON, or holds no conversation.
         StorageError: The file cannot be fetched.
     """
-    path, name = _locate(context, conversations, images, seed)
     drops: list[dict[str, Any]] = []
+    if isinstance(conversations.source, NoConversations):
+        return _write(context, [], drops)
+    path, name = _locate(context, conversations, images, seed)
     rows = list(_rows(read_records(path, name), drops))
     if not rows:
         first = f"; the first: {drops[0]['reason']}, {drops[0]['detail']}" if drops else ""
         raise PipelineError(
             f"{redact(name)} holds no conversation about a picture; "
             f"broken records: {len(drops)}{first}",
-            "give a file in LLaVA-Instruct's format",
+            "give a file in LLaVA-Instruct's format, or choose conversations.source.kind=none",
         )
+    return _write(context, rows, drops)
+
+
+def _write(
+    context: StageContext, rows: list[dict[str, Any]], drops: list[dict[str, Any]]
+) -> Summary:
     write_table(context.out / "conversations.parquet", rows, CONVERSATIONS)
     write_table(context.out / "drops.parquet", drops, DROPS)
     turns = sum(len(row["turns"]) for row in rows)

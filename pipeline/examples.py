@@ -6,7 +6,7 @@ Every caption and conversation either becomes an example or a row of `drops` wit
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -61,7 +61,9 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
                 rows.append({"example_id": len(rows), **made})
             tick()
     rows = _user_filtered(context, examples, rows, drops)
-    _refuse_empty(rows, drops)
+    spoken = read_table(context.inputs["conversations"].path("conversations.parquet"), [])
+    kinds = ("caption", "conversation") if len(spoken) else ("caption",)
+    _refuse_empty(rows, drops, kinds)
     _refuse_leaks(rows)
     questions = [{"question_id": number, **row} for number, row in enumerate(_questions(rows))]
     for row in rows:
@@ -232,12 +234,12 @@ def _visible(row: Row, picture: Row) -> Row:
     }
 
 
-def _refuse_empty(rows: list[Row], drops: list[Row]) -> None:
+def _refuse_empty(rows: list[Row], drops: list[Row], kinds: Sequence[str]) -> None:
     """Raise if a training would find nothing to learn from, or nothing to be held to."""
     pictures: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
         pictures[row["split"], row["kind"]].add(row["sha256"])
-    for kind in ("caption", "conversation"):
+    for kind in kinds:
         trained = len(pictures["train", kind])
         if not trained:
             raise PipelineError(

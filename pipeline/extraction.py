@@ -109,6 +109,7 @@ def make_shards(
         writing: Future[None] | None = None
         for job in jobs:
             rows = _collect(job, embedded)
+            _check_patches(rows.patches.shape[1], extraction)  # of reused rows, too
             if writing is not None:
                 writing.result()
             writing = writer.submit(publish_shard, extraction.folder, job.number, rows, key)
@@ -128,6 +129,14 @@ def make_shard(extraction: Extraction, job: ShardJob) -> int:
 def open_encoder(extraction: Extraction) -> PatchEncoder:
     """Return the encoder of an extraction, loaded once per process."""
     return PatchEncoder(extraction.clip, extraction.layer, extraction.device)
+
+
+def _check_patches(given: int, extraction: Extraction) -> None:
+    if given != extraction.patches:
+        raise PipelineError(
+            f"the encoder gives {given} patches, features.patches says {extraction.patches}",
+            f"set features.patches={given}",
+        )
 
 
 def row_key(encoder: PatchEncoder, batch: int) -> str:
@@ -186,12 +195,7 @@ def _embed(
     """Yield patches [patch, width] and pooled embedding [pooled] of each picture, in order."""
     while batch := list(islice(pictures, extraction.batch)):
         found = encoder.encode_shrunk(np.stack(batch), extraction.batch)
-        if found.patches.shape[1] != extraction.patches:
-            raise PipelineError(
-                f"the encoder gives {found.patches.shape[1]} patches, features.patches says "
-                f"{extraction.patches}",
-                f"set features.patches={found.patches.shape[1]}",
-            )
+        _check_patches(found.patches.shape[1], extraction)
         half = found.patches.to(torch.float16).cpu().numpy()
         tick(len(batch))
         yield from zip(half, found.pooled.cpu().numpy(), strict=True)

@@ -121,6 +121,11 @@ class ExampleSet:
         rows = np.unique(self._pictures)[:most]
         return torch.from_numpy(self.patches.gather(rows)).float()
 
+    def one_row_per_image(self) -> NDArray[np.int64]:
+        """Return the number of the first row of each image, by the row of its patches."""
+        images = self._pictures[[row[0] for row in self.rows]]
+        return np.unique(images, return_index=True)[1].astype(np.int64)
+
     def opening(self, example: int) -> tuple[list[int], list[int]]:
         """Return the token ids before an example's first answer, and that answer's ids."""
         ids, supervised = self._input_ids[example], self._supervised[example]

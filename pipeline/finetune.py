@@ -1,17 +1,19 @@
 """Stage `finetune`: projector and language model learn conversations, and keep captioning."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.language import add_lora, merge_lora, nf4
+from model.language import adapted_layers, add_lora, merge_lora, nf4
 from model.vlm import VisionLanguageModel
 from pipeline.assemble import load_pretrained, save_language_model, save_prefix
 from pipeline.devices import check_quantization
 from pipeline.errors import PipelineError
 from pipeline.feed import open_examples
+from pipeline.image_effect import refuse_blind
 from pipeline.recipe_parts import FinetunePart
 from pipeline.stage import StageContext, Summary
 from pipeline.train_loop import Training, train
@@ -21,8 +23,10 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
     """Write the finetuned vision prefix and language model (adapters merged and beside).
 
     Raises:
-        PipelineError: There is nothing to train on or to validate with, or a loss is not finite.
+        PipelineError: Pretraining left the image without effect, there is nothing to train on or
+            to validate with, or a loss is not finite.
     """
+    refuse_blind(context.inputs["pretrain"], finetune.least_image_gain)
     training = prepare(context, finetune, seed)
     trained, vlm = train(context, training), training.vlm
     del training
@@ -32,7 +36,9 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
         vlm = _opened(context, finetune, seed, packed=False)
     _take(vlm, trained.state)
     save_prefix(vlm, context.inputs["pretrain"], context.out)
+    told: dict[str, Any] = {"method": finetune.method}
     if finetune.method == "lora":
+        told["adapted"] = "/".join(map(str, adapted_layers(vlm.language_model)))
         adapters = {n: t for n, t in trained.state.items() if "lora_" in n}
         save_file(adapters, context.out / "adapters.safetensors")
         merge_lora(vlm.language_model)
@@ -40,7 +46,7 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
         # Products saw no more of full weights than this; whoever loads them takes their type.
         vlm.language_model.to(torch.bfloat16)
     save_language_model(vlm, context.inputs["backbones"], context.out / "lm")
-    return {"method": finetune.method, **trained.summary}
+    return {**told, **trained.summary}
 
 
 def prepare(context: StageContext, part: FinetunePart, seed: int) -> Training:

@@ -1,7 +1,8 @@
 """Whether a run's assistant may be published, and the pointer that says which one is.
 
 The artifact is made in any case. The pointer moves only to a model that provably looks at the
-picture and is not worse, beyond noise, than the one that is published.
+picture, beats captions that need no model, and is not worse, beyond noise, than the one that is
+published.
 """
 
 import json
@@ -9,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
-from pipeline.schemas import CONDITIONS
+from pipeline.schemas import CONDITIONS, FLOORS
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
 from storage.manifest import Manifest
@@ -19,6 +20,10 @@ from storage.runs import read_run
 STAGE = "publish"
 _KINDS = {"cider_d": "caption", "answer_accuracy": "answer"}
 _RESAMPLES = 2000
+_BASELINES = {
+    "most_frequent": "the commonest training caption for every picture",
+    "nearest_neighbour": "the caption of the most similar training picture",
+}
 
 
 def decide(store: ArtifactStore, recipe: Recipe, run: str, settings: Settings) -> Entry | None:
@@ -171,6 +176,28 @@ def vision_fault(rows: list[dict[str, Any]], metric: str) -> str:
     return ""
 
 
+def baseline_fault(rows: list[dict[str, Any]], metric: str) -> str:
+    """Return which caption without a language model beats the model, or an empty string.
+
+    Args:
+        rows: Rows of `metrics.json`.
+        metric: The main metric; only captions have baselines.
+    """
+    found = {
+        (row["condition"], row["metric"]): row["value"]
+        for row in rows
+        if row["stage"] == "finetune"
+    }
+    for name in FLOORS:
+        value, real = found.get((name, metric)), found.get(("real", metric))
+        if value is not None and real is not None and real < value:
+            return (
+                f"{metric} with the real picture is {real:.3f}, below {value:.3f} of the baseline "
+                f"{name}: {_BASELINES[name]}, which needs no model, is better"
+            )
+    return ""
+
+
 def _withdrawn(history: list[Entry], digest: str) -> str:
     """Return that an assistant was rolled back from, as long as nobody published it again."""
     newest = next(
@@ -185,7 +212,7 @@ def _fault(store: ArtifactStore, recipe: Recipe, run: str, now: Entry | None) ->
     metric = recipe.publish.metric
     evaluated = _manifest(store, run, "evaluate")
     rows = json.loads(store.artifact(evaluated).path("metrics.json").read_text())
-    fault = vision_fault(rows, metric)
+    fault = vision_fault(rows, metric) or baseline_fault(rows, metric)
     if fault or now is None:
         return fault
     record = read_run(store, now.run)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from model.encoder_table import is_place
+from model.encoder_table import is_place, is_timm
 from pipeline.hub import is_name
 
 _OURS = "Apache-2.0"
@@ -46,7 +46,7 @@ _KNOWN: Mapping[str, str] = MappingProxyType(
 
 
 def origins(recipe: Mapping[str, Any]) -> list[Origin]:
-    """Return where pictures, conversations and weights of a recipe come from."""
+    """Return where pictures, conversations, if there are any, and weights of a recipe come from."""
     backbones = recipe["backbones"]
     if backbones["kind"] == "tiny":
         models = [
@@ -56,14 +56,16 @@ def origins(recipe: Mapping[str, Any]) -> list[Origin]:
     else:
         models = [_encoder(backbones), _language_model(backbones)]
     talk = recipe["conversations"]["source"]
-    return [_pictures(recipe["images"]["source"]), _conversations(talk), *models]
+    spoken = [] if talk["kind"] == "none" else [_conversations(talk)]
+    return [_pictures(recipe["images"]["source"]), *spoken, *models]
 
 
 def _encoder(backbones: Mapping[str, Any]) -> Origin:
     name, weights = backbones["clip_name"], backbones["clip_pretrained"]
+    name = name if is_timm(name) else f"CLIP {name}"
     if is_place(weights):  # a path or an address that is nobody else's business
-        return Origin("encoder", f"CLIP {name}, with weights of another place", _THEIRS)
-    return Origin("encoder", f"CLIP {name} ({weights})", _licence(weights))
+        return Origin("encoder", f"{name}, with weights of another place", _THEIRS)
+    return Origin("encoder", f"{name} ({weights})", _licence(weights))
 
 
 def _language_model(backbones: Mapping[str, Any]) -> Origin:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.model_places import Place
-from pipeline.model_sources import CLIP_CONFIG, CLIP_WEIGHTS, CONFIG, INDEX, TOKENIZER, WEIGHTS
+from pipeline.model_sources import CLIP_FILES, CONFIG, INDEX, TOKENIZER, WEIGHTS
 
 SMALL = (
     CONFIG,
@@ -68,18 +68,23 @@ def bring_language_model(place: Place, folder: Path, say: Callable[[str], None])
         check_weights(folder / name, place.title)
 
 
-def bring_clip(place: Place, folder: Path) -> None:
-    """Put an open_clip model's weights into a folder, and its config where it has one.
+def bring_clip(place: Place, folder: Path, names: tuple[str, str] = CLIP_FILES) -> None:
+    """Put an encoder's weights into a folder, and its config where it has one.
+
+    Args:
+        place: Where the encoder lies.
+        folder: A folder of ours.
+        names: Names of config and weights, open_clip's or timm's.
 
     Raises:
         PipelineError: The weights are missing or broken.
         StorageError: The place cannot be read.
     """
-    if not place.has(CLIP_WEIGHTS):
-        raise _no_weights(place, CLIP_WEIGHTS, _CLIP_PICKLES)
-    config = [CLIP_CONFIG] if place.has(CLIP_CONFIG) else []
-    place.bring([*config, CLIP_WEIGHTS], folder)
-    check_weights(folder / CLIP_WEIGHTS, place.title)
+    config, weights = names
+    if not place.has(weights):
+        raise _no_weights(place, weights, (*_CLIP_PICKLES, *_PICKLES))
+    place.bring([*([config] if place.has(config) else []), weights], folder)
+    check_weights(folder / weights, place.title)
 
 
 def check_weights(path: Path, title: str) -> None:

@@ -6,7 +6,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.encoder_table import ENCODERS
+from model.encoder_table import ENCODERS, is_timm
 from pipeline.backbone_parts import HubBackbones
 from pipeline.errors import PipelineError
 from pipeline.hub import HUB, Repository, hub_state, parse_address
@@ -21,16 +21,25 @@ LM_FILES = (CONFIG, TOKENIZER, INDEX, WEIGHTS)  # what tells versions apart wher
 CLIP_CONFIG = "open_clip_config.json"
 CLIP_WEIGHTS = "open_clip_model.safetensors"
 CLIP_FILES = (CLIP_CONFIG, CLIP_WEIGHTS)
+TIMM_FILES = (CONFIG, WEIGHTS)
+GGUF = ".gguf"  # ends the name of a file that holds a whole language model, tokenizer included
 
 Source = Repository | Path | str
 
 
 def clip_source(choice: HubBackbones) -> Source:
     """Return where the encoder's weights lie; a tag of open_clip names a repository of the Hub."""
+    if is_timm(choice.clip_name):
+        return find_source(choice.clip_pretrained, "main")
     repository = ENCODERS[choice.clip_name].tags.get(choice.clip_pretrained)
     if repository:
         return Repository(repository, "main")
     return find_source(choice.clip_pretrained, "main")
+
+
+def clip_files(choice: HubBackbones) -> tuple[str, str]:
+    """Return the names of the encoder's config and weights in a folder."""
+    return TIMM_FILES if is_timm(choice.clip_name) else CLIP_FILES
 
 
 def lm_source(choice: HubBackbones) -> Source:
@@ -60,9 +69,14 @@ def find_source(text: str, revision: str) -> Source:
     if local is None:
         return text
     is_path = text.startswith(("file:", "/", "~", ".")) or text.count("/") > 1
-    if is_path or text.endswith(".safetensors") or local.exists():
+    if is_path or is_one_file(text) or local.exists():
         return local
     return Repository(text, revision)
+
+
+def is_one_file(source: Source) -> bool:
+    """Return whether a path or URL names a file of weights and no folder."""
+    return not isinstance(source, Repository) and str(source).endswith((".safetensors", GGUF))
 
 
 def state_of(label: str, source: Source, names: Sequence[str]) -> SourceState:
@@ -83,7 +97,7 @@ def state_of(label: str, source: Source, names: Sequence[str]) -> SourceState:
     from storage.web import is_http
 
     url = str(source)
-    if not is_http(url) or url.endswith(".safetensors"):
+    if not is_http(url) or is_one_file(url):
         return {label: probe(url)}
     states = {name: probe_if_there(f"{url.rstrip('/')}/{name}") for name in names}
     return {label: {f"{n} {key}": v for n, state in states.items() for key, v in state.items()}}

@@ -8,7 +8,9 @@ from safetensors.torch import save_file
 from model.bundle import PREFIX, PREFIX_CONFIG
 from model.language import load_language_model
 from model.vlm import build_vlm, freeze
+from pipeline.devices import pick_device
 from pipeline.feed import open_examples
+from pipeline.image_effect import measure_effect, write_effect
 from pipeline.recipe_parts import PretrainPart
 from pipeline.stage import StageContext, Summary
 from pipeline.train_loop import Training, train
@@ -27,6 +29,15 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
     prefix = {name.removeprefix("vision_prefix."): t for name, t in trained.state.items()}
     prefix |= dict(training.vlm.vision_prefix.named_buffers())
     save_file(prefix, context.out / PREFIX)
+    training.vlm.load_state_dict(trained.state, strict=False)
+    effect = measure_effect(
+        training.vlm,
+        training.validation,
+        pretrain.micro_batch,
+        pick_device(context.settings),
+        half=pretrain.precision == "bf16",
+    )
+    write_effect(effect, context.out)
     count, width = training.training.patches.shape
     config = {
         "projector": pretrain.projector.model_dump(mode="json"),
@@ -34,7 +45,7 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
         "patches": count,
     }
     (context.out / PREFIX_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
-    return trained.summary
+    return {**trained.summary, "image_gain": round(effect.gain, 4)}
 
 
 def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:

@@ -47,7 +47,7 @@ def presence_answers(
         device: Where to compute.
         tick: Told of every finished picture.
     """
-    lead, yes, no = _fork(*(template.encode(f" {answer}") for answer in answers))
+    lead, yes, no = _fork(*(template.answer(answer) for answer in answers))
     found: list[list[bool]] = []
     for start in range(0, len(pictures), batch):
         asked = questions[start : start + batch]

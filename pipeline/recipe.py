@@ -12,7 +12,7 @@ from typing import Any, Self, get_args
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from model.encoder_table import ENCODERS
+from model.encoder_table import ENCODERS, is_timm
 from pipeline.backbone_parts import BackbonesChoice, TinyBackbones, positions_of
 from pipeline.errors import RecipeError
 from pipeline.recipe_parts import (
@@ -56,13 +56,13 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _rooms_fit(self) -> Self:
-        patches, layers = encoder_shape(self.backbones)
+        patches, layers = encoder_shape(self.backbones) or (self.features.patches, None)
         if patches != self.features.patches:
             raise ValueError(
                 f"the encoder gives {patches} patches, features.patches says "
                 f"{self.features.patches}"
             )
-        if -self.features.layer > layers:
+        if layers is not None and -self.features.layer > layers:
             raise ValueError(
                 f"the encoder has {layers} layers, features.layer says {self.features.layer}"
             )
@@ -73,7 +73,21 @@ class Recipe(Part):
                 "conversations.source.kind=demo speaks about rendered images only: choose "
                 "kind file or hub beside images.source.kind=" + self.images.source.kind
             )
+        if self.conversations.source.kind == "none":
+            self._captions_suffice()
         return self
+
+    def _captions_suffice(self) -> None:
+        """Refuse choices that ask for conversations where there are none."""
+        for field, value, needed in (
+            ("finetune.caption_share", self.finetune.caption_share, 1.0),
+            ("publish.metric", self.publish.metric, "cider_d"),
+        ):
+            if value != needed:
+                raise ValueError(
+                    "conversations.source.kind=none leaves captions only: set "
+                    f"{field}={needed}, which is {value}"
+                )
 
     def _texts_fit(self) -> None:
         positions = positions_of(self.backbones)
@@ -140,10 +154,16 @@ def flatten(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
         yield prefix, value
 
 
-def encoder_shape(backbones: BackbonesChoice) -> tuple[int, int]:
-    """Return how many patches an encoder gives, and how many layers it has."""
+def encoder_shape(backbones: BackbonesChoice) -> tuple[int, int] | None:
+    """Return how many patches an encoder gives, and how many layers it has.
+
+    None where only the model itself knows: a recipe is checked without torch, which timm needs;
+    the stage `features` looks at the first images.
+    """
     if isinstance(backbones, TinyBackbones):
         return (backbones.image_size // backbones.patch_size) ** 2, backbones.clip_layers
+    if is_timm(backbones.clip_name):
+        return None
     line = ENCODERS[backbones.clip_name]
     return line.patches, line.layers
 

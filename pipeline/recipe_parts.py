@@ -105,10 +105,18 @@ class HubConversations(Part):
     revision: str = Field(description="Commit or tag; a commit makes the run repeatable.")
 
 
+class NoConversations(Part):
+    """None: pictures with captions alone, so that finetuning and evaluation are about captions."""
+
+    kind: Literal["none"] = "none"
+
+
 class ConversationsPart(Part):
     """Where the instruction conversations come from."""
 
-    source: DemoConversations | FileConversations | HubConversations = Field(discriminator="kind")
+    source: DemoConversations | FileConversations | HubConversations | NoConversations = Field(
+        discriminator="kind"
+    )
 
 
 class ExamplesPart(Part):
@@ -132,8 +140,12 @@ class ExamplesPart(Part):
     )
     max_turns: Positive = Field(description="Question/answer turns kept per conversation.")
     max_tokens: Positive = Field(description="Text tokens of one example, at most.")
-    user_prefix: str = Field(description="Text before a question.")
-    assistant_prefix: str = Field(description="Text between a question and its answer.")
+    user_prefix: str = Field(
+        description="Text before a question; control tokens of the language model count as such."
+    )
+    assistant_prefix: str = Field(
+        description="Text between a question and its answer, control tokens likewise."
+    )
 
     @field_validator("refusals", "forbidden_answers")
     @classmethod
@@ -226,7 +238,15 @@ class FinetunePart(TrainingPart):
     lora_rank: Positive = Field(description="Rank of the adapters.")
     lora_alpha: Positive = Field(description="Scale of the adapters, before division by rank.")
     lora_dropout: Share = Field(description="Dropout in front of the adapters.")
-    lora_targets: tuple[str, ...] = Field(description="Names of the adapted linear layers.")
+    lora_targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="Names of the adapted linear layers; all-linear is every one but the output "
+        "layer, whatever a model calls them."
+    )
+    least_image_gain: float = Field(
+        ge=0,
+        description="Nats per token that a held-out caption's own image must be worth against "
+        "another one after pretraining, or finetuning does not start; 0: it always does.",
+    )
     quantize: Literal["none", "nf4"] = Field(
         description="How the frozen layers below the adapters are kept while they are trained: as "
         "they are, or in 4 bits (QLoRA); the adapters are merged into the layers as they are."

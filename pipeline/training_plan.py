@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from model.encoder_table import ENCODERS
 from model.flops import Size, Weights, passes_before, training_flops
-from model.language_table import LANGUAGE_MODELS, LanguageLine
+from model.language_table import LanguageLine
 from model.projector_costs import ProjectorCosts, projector_costs
-from pipeline.backbone_parts import TINY_POSITIONS, BackbonesChoice, TinyBackbones
-from pipeline.errors import PipelineError
+from pipeline.backbone_sizes import language_line, vision_width
 from pipeline.recipe import Recipe
 from pipeline.recipe_parts import FinetunePart, PretrainPart
 
@@ -150,7 +148,7 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
     pretrain, finetune = recipe.pretrain, recipe.finetune
     language = language_line(recipe.backbones)
     patches = recipe.features.patches
-    width = vision_width(recipe.backbones)
+    width = vision_width(recipe)
     prefix = projector_costs(pretrain.projector, width, patches, language.width)
     prefix_tokens = pretrain.projector.tokens_out(patches) + 1
     pictures = recipe.images.limit * (1 - recipe.images.validation_share)
@@ -169,7 +167,7 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
             text=text,
             method=method,
             rank=finetune.lora_rank,
-            targets=finetune.lora_targets,
+            targets=language.named(finetune.lora_targets),
             packed=False,
             half=part.precision == "bf16",
             checkpointing=part.gradient_checkpointing,
@@ -185,40 +183,6 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
     lora = made("finetune LoRA", finetune, text, "lora", conversations)
     yield from (lora, replace(lora, name="finetune QLoRA", packed=True))
     yield made("finetune full", finetune, text, "full", conversations)
-
-
-def language_line(backbones: BackbonesChoice) -> LanguageLine:
-    """Return the dimensions of a recipe's language model.
-
-    Raises:
-        PipelineError: They are not known.
-    """
-    if isinstance(backbones, TinyBackbones):
-        width = backbones.lm_width
-        return LanguageLine(
-            backbones.lm_vocabulary,
-            width,
-            backbones.lm_layers,
-            backbones.lm_heads,
-            4 * width,
-            TINY_POSITIONS,
-            fused_gelu=True,
-            dropout=0.0,
-        )
-    known = LANGUAGE_MODELS.get(backbones.lm_name)
-    if known is None:
-        raise PipelineError(
-            f"the dimensions of {backbones.lm_repository} are not known",
-            f"model/language_table.py has {', '.join(LANGUAGE_MODELS)}; one more is one line",
-        )
-    return known
-
-
-def vision_width(backbones: BackbonesChoice) -> int:
-    """Return the width of the encoder's patch embeddings."""
-    if isinstance(backbones, TinyBackbones):
-        return backbones.clip_width
-    return ENCODERS[backbones.clip_name].width
 
 
 def _captions(recipe: Recipe) -> Text:
@@ -286,7 +250,13 @@ def _kept_in_layer(training: Training, element: int) -> int:
     width, inner = language.width, language.inner
     kept = 4 * width + 8  # the norm's input, its mean and deviation
     kept += element * 4 * width + 4 * language.heads  # query, key, value, output, log-sum-exp
-    kept += element * inner + (0 if language.fused_gelu else 12 * inner)
+    if language.llama:
+        # Keys and values of fewer heads; the second norm; gate, its SiLU and up, and where weights
+        # are trained their product, too.
+        kept += element * (2 * (language.keys - width) + width // 2 + 3 * inner)
+        kept += element * (inner + width // 2) * (training.method == "full")
+    else:
+        kept += element * inner + (0 if language.fused_gelu else 12 * inner)
     if training.masked:
         kept += element * (training.prefix_tokens + training.text.longest)
     if training.method != "frozen" and language.dropout:

@@ -8,19 +8,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from model.encoder_table import ENCODERS
+from model.encoder_table import ENCODERS, is_timm
 from model.language_table import LanguageLine
 from model.projector_costs import ProjectorCosts, projector_costs
 from pipeline.backbone_parts import BackbonesChoice, TinyBackbones
+from pipeline.backbone_sizes import language_line, vision_width
 from pipeline.recipe import Recipe
 from pipeline.training_plan import (
     CAPTION,
     CONVERSATION,
     LOGIT_ROWS,
     Memory,
-    language_line,
     most,
-    vision_width,
 )
 
 CONDITIONS = 3  # the own picture, another one, none
@@ -74,7 +73,7 @@ class Writing:
     def cache(self) -> int:
         """Bytes of the keys and values of full rows."""
         length = self.prefix_tokens + self.prompt + self.new
-        kept = 2 * self.language.layers * self.language.width
+        kept = 2 * self.language.layers * self.language.keys
         return self.element * kept * self.rows * length
 
 
@@ -86,7 +85,7 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
     """
     evaluate, language = recipe.evaluate, language_line(recipe.backbones)
     patches = recipe.features.patches
-    width = vision_width(recipe.backbones)
+    width = vision_width(recipe)
     examined = Writing(
         name="evaluate",
         language=language,
@@ -135,6 +134,10 @@ def _encoder_bytes(backbones: BackbonesChoice) -> int:
     """Return the bytes of the encoder's layers and patch matrix, in float32."""
     if isinstance(backbones, TinyBackbones):
         width, layers, patch = backbones.clip_width, backbones.clip_layers, backbones.patch_size
+    elif is_timm(backbones.clip_name):
+        from model.timm_encoder import timm_shape
+
+        return 4 * timm_shape(backbones.clip_name, -1).parameters
     else:
         line = ENCODERS[backbones.clip_name]
         width, layers, patch = line.width, line.layers, line.patch

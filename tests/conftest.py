@@ -47,6 +47,7 @@ TINY: Mapping[str, object] = {
     "pretrain.micro_batch": 16,
     "pretrain.epochs": 1,
     "pretrain.validate_every": 4,
+    "finetune.least_image_gain": 0,
     "finetune.batch": 16,
     "finetune.micro_batch": 16,
     "finetune.epochs": 1,

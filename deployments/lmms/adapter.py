@@ -152,8 +152,9 @@ class PhiVision(lmms):
             writing = read_writing(second, self._beams, self._tokens, room)
         else:
             text = second if isinstance(second, str) else second(documents[place])
-            # An answer begins with a blank in training, a caption with its first word.
-            judged = template.encode(f"{' ' if asked else ''}{str(text).strip()}")
+            # An answer may begin with a blank in training, a caption begins with its first word.
+            said = str(text).strip()
+            judged = template.answer(said) if asked else template.encode(said)
         if room < max(len(judged), 1):
             raise ModelError(
                 f"task {task}, document {place}: the question has {len(ids)} tokens and its answer "

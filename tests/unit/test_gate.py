@@ -1,13 +1,21 @@
 """The gate: what may be published, the pointer's history, rollback."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.gate import decide, publish_run, published_manifest, roll_back, status_line
+from pipeline.gate import (
+    baseline_fault,
+    decide,
+    publish_run,
+    published_manifest,
+    roll_back,
+    status_line,
+)
 from pipeline.presets import preset
 from pipeline.schemas import PREDICTIONS
 from pipeline.settings import Settings
@@ -32,6 +40,7 @@ def finish(
     quality: float,
     gap: float = 0.5,
     first_image: int = 0,
+    beside: Sequence[Mapping[str, object]] = (),
 ) -> None:
     """Write a run whose captions all score about `quality`, and whose answers use the picture."""
     rows = [
@@ -50,6 +59,7 @@ def finish(
     write_arrow(path, pa.Table.from_pylist(rows, schema=PREDICTIONS))
     metrics = [gap_row(condition, gap) for condition in ("shuffled", "blind")]
     metrics += [gap_row(each, 0.5, "answer_accuracy") for each in ("shuffled", "blind")]
+    metrics += [dict(row) for row in beside]
     files = {
         "evaluate": {
             "metrics.json": json.dumps(metrics).encode(),
@@ -182,3 +192,30 @@ def test_rollback_goes_back_and_stays_there(local: ArtifactStore, tmp_path: Path
     assert bundle(local) == "one"
     with pytest.raises(PipelineError, match="nothing was published before"):
         roll_back(local)
+
+
+def scored(condition: str, value: float, metric: str = "cider_d") -> dict[str, object]:
+    return {"stage": "finetune", "condition": condition, "metric": metric, "value": value}
+
+
+def test_a_model_below_a_caption_without_a_model_is_refused_by_that_name() -> None:
+    rows = [scored("real", 0.171), scored("most_frequent", 0.05)]
+    assert not baseline_fault([*rows, scored("nearest_neighbour", 0.171)], "cider_d")
+    assert baseline_fault([*rows, scored("nearest_neighbour", 0.223)], "cider_d") == (
+        "cider_d with the real picture is 0.171, below 0.223 of the baseline nearest_neighbour: "
+        "the caption of the most similar training picture, which needs no model, is better"
+    )
+    frequent = [scored("real", 0.1), scored("most_frequent", 0.2)]
+    assert "the commonest training caption" in baseline_fault(frequent, "cider_d")
+    assert not baseline_fault(frequent, "answer_accuracy")
+    assert not baseline_fault([{**row, "stage": "pretrain"} for row in frequent], "cider_d")
+
+
+def test_a_baseline_that_is_better_keeps_a_run_from_being_published(
+    local: ArtifactStore, tmp_path: Path
+) -> None:
+    finish(local, tmp_path, "low", 1.0, beside=(scored("real", 1.0), scored("most_frequent", 2.0)))
+    refused = publish_run(local, DEMO, "low")
+    assert refused.action == "refused"
+    assert "below 2.000 of the baseline most_frequent" in status_line(refused)
+    assert publish_run(local, DEMO, "low", anyway=True).action == "forced"

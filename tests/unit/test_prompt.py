@@ -217,3 +217,56 @@ def test_phi2_agrees_with_transformers(phi: PromptTemplate, realdata: Path) -> N
 def test_a_model_without_its_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
         PromptTemplate.load(tmp_path, 0, "", "")
+
+
+# -- a tokenizer with its own control tokens ----------------------------------------------------
+
+CHAT = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> PromptTemplate:
+    """A template in the form that SmolLM2 was trained on."""
+    folder = tmp_path_factory.mktemp("chat")
+    tokenizer = train_tokenizer([*TEXTS, "user assistant\n"], 320, folder)
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    end = tokenizer.token_to_id("<|im_end|>")
+    assert end is not None
+    return PromptTemplate.load(folder, end, *CHAT)
+
+
+def test_control_tokens_of_prefixes_are_what_they_mean(chat: PromptTemplate) -> None:
+    start, end = (chat.tokenizer.token_to_id(text) for text in ("<|im_start|>", "<|im_end|>"))
+    tokens = chat.conversation([("how many?", "two")])
+    user, assistant = chat.encode("user\nhow many?"), chat.encode("assistant\n")
+    asked = [start, *user, end, *chat.encode("\n"), start, *assistant]
+    assert tokens.input_ids == [*asked, *chat.encode("two"), end]
+    assert tokens.supervised == [False] * len(asked) + [True] * (len(tokens) - len(asked))
+    assert chat.question("how many?") == asked
+
+
+def test_it_is_transformers_own_chat_template(chat: PromptTemplate) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast(tokenizer_object=chat.tokenizer)
+    theirs.chat_template = (
+        "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>'"
+        " + '\n'}}{% endfor %}"
+        "{% if add_generation_prompt %}{{'<|im_start|>assistant\n'}}{% endif %}"
+    )
+    chat.tokenizer.encode_special_tokens = False
+    asked = [{"role": "user", "content": "how many?"}]
+    expected = theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    chat.tokenizer.encode_special_tokens = True
+    assert chat.question("how many?") == expected
+
+
+@given(printable)
+@settings(max_examples=50)
+def test_no_text_becomes_control_between_control_tokens(chat: PromptTemplate, text: str) -> None:
+    controls = {chat.tokenizer.token_to_id(part) for part in ("<|im_start|>", "<|im_end|>")}
+    typed = f"{text}<|im_end|>"
+    plain = [i for i in chat.question(typed) if i in controls]
+    assert len(plain) == 3  # those of the prefixes
+    assert not controls & set(chat.caption(typed).input_ids[:-1])

@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import PhiConfig, PhiForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedModel,
+)
 
 from flows.cli import main
 from flows.hardware_command import device_of, rows_of
@@ -28,6 +34,7 @@ from model.projectors import (
     SparseMixtureConfig,
 )
 from model.vlm import VisionLanguageModel, build_vlm, freeze
+from pipeline.backbone_sizes import language_line
 from pipeline.errors import PipelineError
 from pipeline.feed import collate
 from pipeline.presets import preset
@@ -36,7 +43,6 @@ from pipeline.training_plan import (
     Method,
     Text,
     Training,
-    language_line,
     largest_micro_batch,
     memory,
     trainings,
@@ -45,8 +51,10 @@ from tests.peak_memory import peak_allocated
 from tests.unit.test_plan import command
 
 PATCHES, VISION, RANK = 9, 24, 4
-TARGETS = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
 TINY = LanguageLine(300, 64, 3, 2, 256, 64, fused_gelu=True, dropout=0.0)
+LLAMA = LanguageLine(
+    300, 64, 3, 4, 176, 64, fused_gelu=True, dropout=0.0, groups=2, llama=True, tied=True
+)
 TOLERANCE = 0.1
 SPARSE = SparseMixtureConfig(
     reducer="none", tokens=9, experts=4, layers=2, active=2, balance_weight=0.01
@@ -54,8 +62,20 @@ SPARSE = SparseMixtureConfig(
 MIXTURE = MixtureConfig(reducer="none", tokens=PATCHES, experts=3, layers=2, balance_weight=0.01)
 
 
-def phi(line: LanguageLine) -> PhiForCausalLM:
+def stock(line: LanguageLine) -> PreTrainedModel:
     """transformers' own model of these dimensions."""
+    if line.llama:
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=line.vocabulary,
+                hidden_size=line.width,
+                intermediate_size=line.inner,
+                num_hidden_layers=line.layers,
+                num_attention_heads=line.heads,
+                num_key_value_heads=line.groups,
+                tie_word_embeddings=line.tied,
+            )
+        )
     return PhiForCausalLM(
         PhiConfig(
             vocab_size=line.vocabulary,
@@ -72,11 +92,11 @@ def phi(line: LanguageLine) -> PhiForCausalLM:
 def opened(line: LanguageLine, method: Method, projector: ProjectorConfig) -> VisionLanguageModel:
     """A model whose parameters are trained as a stage trains them."""
     torch.manual_seed(0)
-    vlm = build_vlm(projector, VISION, PATCHES, phi(line))
+    vlm = build_vlm(projector, VISION, PATCHES, stock(line))
     if method == "frozen":
         freeze(vlm.language_model)
     if method == "lora":
-        add_lora(vlm.language_model, rank=RANK, alpha=8, dropout=0.1, targets=TARGETS)
+        add_lora(vlm.language_model, rank=RANK, alpha=8, dropout=0.1, targets="all-linear")
     return vlm.train()
 
 
@@ -90,7 +110,7 @@ def training(line: LanguageLine, method: Method, **changes: object) -> Training:
         text=Text(40, 40, 40),
         method=method,
         rank=RANK,
-        targets=TARGETS,
+        targets=line.named("all-linear"),
         packed=False,
         half=False,
         checkpointing=False,
@@ -106,20 +126,27 @@ def training(line: LanguageLine, method: Method, **changes: object) -> Training:
 # -- counts -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", [*LANGUAGE_MODELS.values(), TINY], ids=["phi-2", "tiny"])
+@pytest.mark.parametrize("line", [*LANGUAGE_MODELS.values(), TINY, LLAMA])
 def test_parameters_are_those_of_transformers_model(line: LanguageLine) -> None:
     with torch.device("meta"):
-        model = phi(line)
+        model = stock(line)
     assert line.parameters == sum(p.numel() for p in model.parameters())
-    layers = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    layers = [p for p in model.get_submodule("model.layers").parameters() if p.ndim == 2]
     assert line.layer_matrices == sum(p.numel() for p in layers)
     for name, (inputs, outputs) in line.linears.items():
-        part = model.model.layers[0].get_submodule("mlp" if "fc" in name else "self_attn")
+        inside = "mlp" if name.startswith(("fc", "gate", "up", "down")) else "self_attn"
+        part = model.get_submodule(f"model.layers.0.{inside}")
         assert tuple(part.get_parameter(f"{name}.weight").shape) == (outputs, inputs)
 
 
 def test_phi_2_has_the_parameters_it_is_known_for() -> None:
     assert LANGUAGE_MODELS["microsoft/phi-2"].parameters == 2_779_683_840
+
+
+def test_smollm2_has_the_parameters_it_is_known_for() -> None:
+    line = LANGUAGE_MODELS["HuggingFaceTB/SmolLM2-135M-Instruct"]
+    assert line.parameters == 134_515_008
+    assert len(line.linears) * line.layers == 210
 
 
 @pytest.mark.parametrize(
@@ -191,7 +218,29 @@ def pass_of(vlm: VisionLanguageModel, planned: Training) -> Callable[[], None]:
 def test_the_planned_memory_is_that_of_a_measured_pass(
     method: Method, checkpointing: bool, fused: bool, masked: bool, words: int, rows: int
 ) -> None:
-    line = TINY._replace(fused_gelu=fused, vocabulary=words, layers=6)
+    compare_with_measured(
+        TINY._replace(fused_gelu=fused, vocabulary=words, layers=6),
+        method,
+        checkpointing=checkpointing,
+        masked=masked,
+        rows=rows,
+    )
+
+
+@pytest.mark.parametrize("method", ["frozen", "lora", "full"])
+@pytest.mark.parametrize(("checkpointing", "masked"), [(False, False), (False, True), (True, True)])
+def test_the_planned_memory_of_a_llama_is_that_of_a_measured_pass(
+    method: Method, checkpointing: bool, masked: bool
+) -> None:
+    compare_with_measured(
+        LLAMA._replace(layers=6), method, checkpointing=checkpointing, masked=masked, rows=16
+    )
+
+
+def compare_with_measured(
+    line: LanguageLine, method: Method, *, checkpointing: bool, masked: bool, rows: int
+) -> None:
+    """Hold the plan of a step against the step."""
     planned = training(line, method, checkpointing=checkpointing, masked=masked, micro_batch=rows)
     vlm = opened(line, method, MIXTURE)
     if checkpointing:
@@ -298,3 +347,24 @@ def test_the_command_prints_every_training_and_imports_nothing_heavy(
         parts = ("weights", "gradients", "optimizer", "activations", "transient")
         assert math.fsum(row[part] for part in parts) == pytest.approx(row["total"], abs=0.03)
         assert row["fits"] == (row["largest_micro_batch"] >= row["micro_batch"])
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "hf://HuggingFaceTB/SmolLM2-135M-Instruct@main",
+        "./.weights/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "s3://bucket/SmolLM2-135M-Instruct/",
+    ],
+)
+def test_a_model_is_planned_by_its_name_wherever_it_lies(place: str) -> None:
+    recipe = preset("small").override({"backbones.lm_repository": place})
+    assert language_line(recipe.backbones).parameters == 134_515_008
+
+
+def test_the_plan_of_an_encoder_of_timm_reads_its_shape_from_the_model() -> None:
+    pretrain = next(trainings(preset("photos")))
+    shape = projector_costs(preset("photos").pretrain.projector, 1280, 49, 576)
+    assert pretrain.prefix == shape
+    assert pretrain.prefix_tokens == preset("photos").pretrain.projector.tokens_out(49) + 1

@@ -199,6 +199,7 @@ class Choices:
             lora_alpha=8,
             lora_dropout=self.dropout,
             lora_targets=("q_proj", "dense", "fc1"),
+            least_image_gain=0.0,
             quantize=self.quantize,
             **shared,
         )
