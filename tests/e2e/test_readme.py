@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
 README = (ROOT / "README.md").read_text()
 # These need a network, a GPU, a bucket or data of the reader's own; `plan` checks what can be
 # checked of them below.
-ELSEWHERE = ("run --preset coco", "my-data")
+ELSEWHERE = ("run --preset coco", "run --preset small", "my-data")
 # Commands of the prose that run for minutes, wait for a person, move what is published, or need
 # other code than that of the run; tests of their own run them.
 NOT_HERE = ("run", "compare", "chat", "sql", "rollback", "accept")
@@ -74,6 +74,10 @@ def test_the_two_first_commands_are_targets_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^demo:", makefile, re.MULTILINE)
     assert re.search(r"^test:", makefile, re.MULTILINE)
+
+
+def test_the_small_preset_plans_without_network(tmp_path: Path) -> None:
+    assert "never made" in Cli(tmp_path / "store").ok("plan", "--preset", "small")
 
 
 def test_the_coco_preset_plans_without_network(tmp_path: Path) -> None:
