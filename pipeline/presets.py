@@ -101,7 +101,7 @@ DEMO = Recipe(
     ),
     finetune=FinetunePart(
         objective=StandardConfig(),
-        # Looking one of two objects up is learned last, between 2.5 and 5 epochs.
+        # Looking one of two objects up is learned last, between 2.5 and 5 epochs (seed 0).
         epochs=6.0,
         batch=4,
         micro_batch=4,

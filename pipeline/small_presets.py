@@ -1,9 +1,10 @@
 """Two presets between the toy and Phi-2, told by what differs from `coco`.
 
-`small` is for a person with a network: SmolLM2-135M on 10,000 of COCO's images, on one consumer GPU
-in half an hour or a patient CPU overnight. `photos` is the proof on photographs that needs no
-network but a package index: captioned images in COCO's layout, weights out of two packages
-(`deployments.photo_weights`), two CPU cores. docs/photographs.md has the trials behind the values.
+`small` is for a person with a network: SmolLM2-135M on 10,000 of COCO's images, meant for one
+consumer GPU or a patient CPU. `photos` is for photographs and needs no network but a package index:
+captioned images in COCO's layout, weights out of two packages (`deployments.photo_weights`), two
+CPU cores. Neither has been run at its size, and no trial has set its values yet;
+docs/photographs.md has the trials so far.
 """
 
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def photos(coco: "Recipe") -> "Recipe":
             "pretrain.batch": 8,
             "pretrain.micro_batch": 8,
             "pretrain.epochs": 1.0,
-            "pretrain.warmup_share": 0.2,  # about the 50 steps of the plain loop that sees
+            "pretrain.warmup_share": 0.2,  # some 50 steps
             "pretrain.validate_every": 60,
             "pretrain.validation_examples": 250,
             "finetune.batch": 8,
