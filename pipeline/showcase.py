@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -19,6 +18,7 @@ from model.training import TrainingModule
 from pipeline.feed import ExampleSet
 from pipeline.lm_folder import eos_id
 from pipeline.stage import InputArtifact, StageContext
+from pipeline.wandb_logger import PatientLogger
 from storage.tables import read_table
 
 PICTURES = 8
@@ -87,10 +87,11 @@ class Showcase(Callback):
             decoding=GreedyConfig(),
         )
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                self._log(logger, trainer.global_step, [each.ids for each in written])
+            if isinstance(logger, PatientLogger):
+                ids = [each.ids for each in written]
+                logger.attempt(self._log, logger, trainer.global_step, ids)
 
-    def _log(self, logger: WandbLogger, step: int, written: list[list[int]]) -> None:
+    def _log(self, logger: PatientLogger, step: int, written: list[list[int]]) -> None:
         import wandb
 
         def text(ids: list[int]) -> str:

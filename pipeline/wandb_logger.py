@@ -25,25 +25,26 @@ class PatientLogger(WandbLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log figures of a step."""
-        self._try(super().log_metrics, metrics, step)
+        self.attempt(super().log_metrics, metrics, step)
 
     def log_table(self, key: str, *others: Any, **options: Any) -> None:
         """Log a table."""
-        self._try(super().log_table, key, *others, **options)
+        self.attempt(super().log_table, key, *others, **options)
 
     def log_hyperparams(self, params: Any) -> None:
         """Log what the training was given."""
-        self._try(super().log_hyperparams, params)
+        self.attempt(super().log_hyperparams, params)
 
     def finalize(self, status: str) -> None:
         """Do what Lightning wants done at the end of a training."""
-        self._try(super().finalize, status)
+        self.attempt(super().finalize, status)
 
     def close(self) -> None:
         """Finish the run, so that the next training starts its own."""
-        self._try(lambda: self.experiment.finish())
+        self.attempt(lambda: self.experiment.finish())
 
-    def _try(self, log: Callable[..., None], *values: Any, **options: Any) -> None:
+    def attempt(self, log: Callable[..., None], *values: Any, **options: Any) -> None:
+        """Call what logs something; where it fails, say so once and log nothing from then on."""
         if not self._works:
             return
         try:

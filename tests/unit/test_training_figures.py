@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from torch.utils.flop_counter import FlopCounterMode
 
 import pipeline.throughput
@@ -159,6 +160,22 @@ def test_wandb_goes_on_with_the_same_run_after_a_kill(inputs: Path, tmp_path: Pa
     runs = {path.name for path in folder.iterdir() if path.name.startswith("offline-run")}
     assert len(runs) == 2
     assert {name.rsplit("-", 1)[-1] for name in runs} == {context.scratch.parent.name}
+
+
+def test_a_training_outlives_an_image_that_wandb_cannot_keep(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has cleared the temporary folder in which wandb puts images, say."""
+
+    def fail(picture: object) -> None:
+        raise FileNotFoundError("its folder is gone")
+
+    monkeypatch.setattr(wandb, "Image", fail)
+    report = Recording()
+    told = Choices(epochs=2.5).run(context_of(inputs, tmp_path, report, wandb="offline"))
+    assert told["steps"] == 10
+    (line,) = (line for line in report.said if "wandb stopped" in line)
+    assert "its folder is gone" in line
 
 
 def test_a_share_of_one_is_captions_only(inputs: Path, tmp_path: Path) -> None:
