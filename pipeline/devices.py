@@ -1,11 +1,16 @@
 """Which device computes, and with how many threads."""
 
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
 
 from pipeline.errors import PipelineError
+from pipeline.recipe_parts import TrainingPart
 from pipeline.settings import Settings
+from pipeline.stage import StageContext
+
+P = TypeVar("P", bound=TrainingPart)
 
 
 def pick_device(settings: Settings) -> str:
@@ -20,6 +25,29 @@ def pick_device(settings: Settings) -> str:
     if settings.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return settings.device
+
+
+def settle_precision(part: P, context: StageContext) -> P:
+    """Return the part with the precision that `auto` means on this machine, and say which."""
+    if part.precision != "auto":
+        return part
+    device = pick_device(context.settings)
+    precision = "bf16" if computes_bf16(device) else "fp32"
+    why = "has" if precision == "bf16" else "has no"
+    context.report.say(f"  computing in {precision}: this {device} {why} instructions for bf16")
+    return part.model_copy(update={"precision": precision})
+
+
+def computes_bf16(device: str) -> bool:
+    """Whether `cuda` or `cpu` has instructions for products in bf16.
+
+    Without them a product in bf16 takes several times one in fp32. A torch that cannot tell
+    what a CPU has counts as without.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)
+    return any(has for name, has in capabilities().items() if "bf16" in name)
 
 
 def check_quantization(settings: Settings) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from model.language import adapted_layers, add_lora, merge_lora, nf4
 from model.vlm import VisionLanguageModel
 from pipeline.assemble import load_pretrained, save_language_model, save_prefix
-from pipeline.devices import check_quantization
+from pipeline.devices import check_quantization, settle_precision
 from pipeline.errors import PipelineError
 from pipeline.feed import open_examples
 from pipeline.image_effect import refuse_blind
@@ -26,6 +26,7 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
         PipelineError: Pretraining left the image without effect, there is nothing to train on or
             to validate with, or a loss is not finite.
     """
+    finetune = settle_precision(finetune, context)
     refuse_blind(context.inputs["pretrain"], finetune.least_image_gain)
     training = prepare(context, finetune, seed)
     trained, vlm = train(context, training), training.vlm
@@ -36,7 +37,7 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
         vlm = _opened(context, finetune, seed, packed=False)
     _take(vlm, trained.state)
     save_prefix(vlm, context.inputs["pretrain"], context.out)
-    told: dict[str, Any] = {"method": finetune.method}
+    told: dict[str, Any] = {"method": finetune.method, "precision": finetune.precision}
     if finetune.method == "lora":
         told["adapted"] = "/".join(map(str, adapted_layers(vlm.language_model)))
         adapters = {n: t for n, t in trained.state.items() if "lora_" in n}

@@ -56,7 +56,11 @@ DEMO = Recipe(
         clip_text_width=64,
         clip_text_layers=1,
         clip_embed=64,
-        clip_epochs=2,
+        # One pass, so that a patch tells what it shows itself. By the second one the background
+        # tells of the objects, too (69 % of its variance is between images, against 35 %), and
+        # which of two objects is meant was learned late: 95 % of answers were right with one
+        # pass, 93 % with two, 81 % with four (seed 0; seed 1: 93 % with one, 82 % with two).
+        clip_epochs=1,
         clip_batch=128,
         clip_learning_rate=1e-3,
         lm_vocabulary=512,

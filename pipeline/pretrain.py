@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from model.bundle import PREFIX, PREFIX_CONFIG
 from model.language import load_language_model
 from model.vlm import build_vlm, freeze
-from pipeline.devices import pick_device
+from pipeline.devices import pick_device, settle_precision
 from pipeline.feed import open_examples
 from pipeline.image_effect import measure_effect, write_effect
 from pipeline.recipe_parts import PretrainPart
@@ -24,6 +24,7 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
     Raises:
         PipelineError: There is nothing to train on or to validate with, or a loss is not finite.
     """
+    pretrain = settle_precision(pretrain, context)
     training = prepare(context, pretrain, seed)
     trained = train(context, training)
     prefix = {name.removeprefix("vision_prefix."): t for name, t in trained.state.items()}
@@ -45,7 +46,8 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
         "patches": count,
     }
     (context.out / PREFIX_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
-    return {**trained.summary, "image_gain": round(effect.gain, 4)}
+    told = {"precision": pretrain.precision, **trained.summary}
+    return {**told, "image_gain": round(effect.gain, 4)}
 
 
 def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:

@@ -192,7 +192,10 @@ class TrainingPart(Part):
     weight_decay: float = Field(ge=0, description="AdamW's decoupled weight decay.")
     warmup_share: Share = Field(description="Share of the steps with a rising learning rate.")
     clip_norm: float = Field(gt=0, description="Largest norm of the gradient.")
-    precision: Literal["fp32", "bf16"] = Field(description="Arithmetic of the forward pass.")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        description="Arithmetic of the forward pass; auto: bf16 where the device has instructions "
+        "for it, else fp32."
+    )
     gradient_checkpointing: bool = Field(description="Recompute activations to save memory.")
     validate_every: Positive = Field(description="Optimizer steps between validations.")
     validation_examples: Positive = Field(

@@ -19,6 +19,9 @@ CHAT = {
 }
 # A model of 135 million parameters has room on any device: nothing has to be computed twice.
 LIGHT = {
+    # Not every CPU has instructions for bf16, and so small a model has room in fp32, too.
+    "pretrain.precision": "auto",
+    "finetune.precision": "auto",
     "pretrain.gradient_checkpointing": False,
     "finetune.gradient_checkpointing": False,
 }

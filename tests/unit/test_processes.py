@@ -5,7 +5,6 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,29 +70,12 @@ def two_machines(folder: Path) -> str:
     return shlex.join([sys.executable, str(script)])
 
 
-@pytest.mark.parametrize(
-    ("choices", "started"),
-    [
-        (Choices(stage="finetune", epochs=2.0), "devices"),
-        (Choices("finetune", BOTH_PASSES, "lora", epochs=2.0, dropout=0.0), "two machines"),
-    ],
-    ids=["full-devices-slurm", "lora-two-machines"],
-)
-def test_two_processes_learn_what_one_process_learns(
-    inputs: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    choices: Choices,
-    started: str,
+def test_two_processes_on_two_machines_learn_what_one_process_learns(
+    inputs: Path, tmp_path: Path
 ) -> None:
-    for name, value in SLURM.items():
-        monkeypatch.setenv(name, value)
-    settings: Mapping[str, Any] = {
-        "devices": {"devices": 2},
-        "two machines": {"launcher": two_machines(tmp_path)},
-    }[started]
+    choices = Choices("finetune", BOTH_PASSES, "lora", epochs=2.0, dropout=0.0)
     one = context_of(inputs, tmp_path / "one")
-    two = context_of(inputs, tmp_path / "two", **settings)
+    two = context_of(inputs, tmp_path / "two", launcher=two_machines(tmp_path))
     assert choices.run(one)["steps"] == choices.run(two)["steps"]
     assert_same_training(one, two)
 
@@ -116,8 +98,10 @@ def assert_same_weights(one: Path, two: Path) -> None:
 
 
 def test_a_training_of_one_process_goes_on_in_two_that_share_the_weights(
-    inputs: Path, tmp_path: Path
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
     choices = Choices(stage="finetune")
     run_stage(inputs, tmp_path / "straight", choices)
     run_stage(inputs, tmp_path / "broken", choices, stop=13)

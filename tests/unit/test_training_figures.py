@@ -178,6 +178,25 @@ def test_a_training_outlives_an_image_that_wandb_cannot_keep(
     assert "its folder is gone" in line
 
 
+@pytest.mark.parametrize(
+    ("found", "precision"),
+    [({"amx_bf16": True}, "bf16"), ({"amx_bf16": False, "avx2": True}, "fp32"), ({}, "fp32")],
+)
+def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found: dict[str, bool],
+    precision: str,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    report = Recording()
+    choices = Choices(stage="finetune", method="lora", precision="auto", epochs=0.5)
+    told = choices.run(context_of(inputs, tmp_path, report, device="cpu"))
+    assert told["precision"] == precision
+    assert any(f"computing in {precision}" in line for line in report.said)
+
+
 def test_a_share_of_one_is_captions_only(inputs: Path, tmp_path: Path) -> None:
     context = context_of(inputs, tmp_path)
     kinds = {}
