@@ -46,7 +46,7 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
     name = str(talk.assistant.card["name"])
     with gr.Blocks(title=name, analytics_enabled=False, fill_height=True) as page:
         gr.Markdown(f"# {name}\nAdd or paste a picture, then ask about it.", elem_id="head")
-        # The answers' second value, on the page and in the API's JSON: a warning, mostly "".
+        # A warning or "": above the conversation, and the last value of the API's JSON.
         unlike = gr.Markdown(elem_id="unlike", sanitize_html=True)
         conversation = _conversation(examples)
         conversation.clear(lambda: "", outputs=unlike, api_visibility="private")

@@ -7,8 +7,8 @@ float16 [image, vision] of training images, is below a threshold: the 1st percen
 reference's own images reach, each compared to the others. So about 1 % of images like those of the
 training are warned about, too. One matrix product decides.
 
-The training set's mean stays in. With the demo's encoder, 98 to 99 % of 331 photographs of COCO fall
-below the threshold like this, and 97 to 98 % where it is taken off.
+The training set's mean stays in. With the demo's encoder, 98 to 99 % of 331 photographs of COCO
+fall below the threshold like this, and 97 to 98 % where it is taken off.
 """
 
 from collections.abc import Mapping
