@@ -1,6 +1,9 @@
-"""Finding the published assistant, and whether it can use a picture."""
+"""Loading an assistant, and whether it can use a picture and is made for such ones."""
 
+import sys
 from pathlib import Path
+
+import torch
 
 from model.assistant import Assistant, load_assistant
 from model.decoding import KINDS, BadImageError, decode_image
@@ -9,23 +12,24 @@ from pipeline.errors import PipelineError
 from pipeline.gate import published_manifest
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
+from storage.manifest import Manifest
 
 
-def open_assistant(settings: Settings, bundle: Path | str | None) -> Assistant:
+def open_assistant(settings: Settings, bundle: Manifest | Path | str | None) -> Assistant:
     """Return the assistant of a bundle, or else the one that the store's pointer names.
 
     Args:
         settings: Store and device.
-        bundle: A folder or an `hf://` address.
+        bundle: A folder, an `hf://` address, or the manifest of one in the store.
 
     Raises:
         PipelineError: Nothing is published yet.
     """
     device = pick_device(settings)
-    if bundle is not None:
+    if bundle is not None and not isinstance(bundle, Manifest):
         return load_assistant(bundle, device)
     store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
-    manifest = published_manifest(store)
+    manifest = published_manifest(store) if bundle is None else bundle
     artifact = store.artifact(manifest)
     for name in artifact.names:
         artifact.path(name)
@@ -45,3 +49,15 @@ def check_picture(assistant: Assistant, path: Path, data: bytes) -> None:
         # Of a foreign file the detail is only how it begins, which tells a person nothing.
         fault = error.reason if foreign else str(error)
         raise PipelineError(f"{path}: {fault}", f"give a {KINDS}" if foreign else "") from None
+
+
+def look_at(assistant: Assistant, path: Path, data: bytes) -> torch.Tensor:
+    """Return what the assistant sees of an image, and warn on stderr of one unlike its training's.
+
+    Raises:
+        BadImageError: The image cannot be used.
+    """
+    patches = assistant.see(data)
+    if warning := assistant.warning(patches):
+        print(f"{path}: {warning}", file=sys.stderr, flush=True)
+    return patches

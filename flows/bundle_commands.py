@@ -10,46 +10,69 @@ from flows.waiting import waiting
 from pipeline.errors import PipelineError
 from pipeline.interpreter import importing
 
+OfRun = Annotated[
+    str | None,
+    Parameter(
+        help="Take the assistant of this run, published or not: its name, the start of it, or "
+        "its tag."
+    ),
+]
+Bundle = Annotated[
+    str | None,
+    Parameter(help="A bundle's folder or hf://owner/name, instead of the store's published one."),
+]
 
-def ask(image: Path, question: str, /, *, store: Store = None, bundle: Path | None = None) -> None:
-    """Answer a question about a picture with the published assistant.
+
+def ask(
+    image: Path,
+    question: str,
+    /,
+    *,
+    store: Store = None,
+    run: OfRun = None,
+    bundle: Bundle = None,
+) -> None:
+    """Answer a question about an image with the published assistant.
 
     Args:
-        image: A picture file.
+        image: An image file.
         question: What to ask.
-        bundle: Folder of a bundle, instead of the store's published one.
     """
+    from flows.bundle_place import find_bundle
     from flows.picture_file import read_picture
 
-    picture = read_picture(image)
+    picture, settings = read_picture(image), settings_of(store)
+    place = find_bundle(settings, run, bundle)
     with waiting("loading the assistant"), importing():
-        from flows.assistant_command import check_picture, open_assistant
+        from flows.assistant_command import check_picture, look_at, open_assistant
 
-        assistant = open_assistant(settings_of(store), bundle)
+        assistant = open_assistant(settings, place)
         check_picture(assistant, image, picture)
-    print(assistant.ask(picture, question))
+    print(assistant.ask(look_at(assistant, image, picture), question))
 
 
-def caption(*images: Path, store: Store = None, bundle: Path | None = None) -> None:
-    """Caption pictures with the published assistant.
+def caption(*images: Path, store: Store = None, run: OfRun = None, bundle: Bundle = None) -> None:
+    """Caption images with the published assistant.
 
     Args:
-        images: Picture files.
-        bundle: Folder of a bundle, instead of the store's published one.
+        images: Image files.
     """
     if not images:
         raise PipelineError("no picture was given", "phivision caption PHOTO.jpg …")
+    from flows.bundle_place import find_bundle
     from flows.picture_file import read_picture
 
-    pictures = [read_picture(path) for path in images]
+    pictures, settings = [read_picture(path) for path in images], settings_of(store)
+    place = find_bundle(settings, run, bundle)
     with waiting("loading the assistant"), importing():
-        from flows.assistant_command import check_picture, open_assistant
+        from flows.assistant_command import check_picture, look_at, open_assistant
 
-        assistant = open_assistant(settings_of(store), bundle)
+        assistant = open_assistant(settings, place)
         for path, picture in zip(images, pictures, strict=True):
             check_picture(assistant, path, picture)
+    seen = [look_at(assistant, path, data) for path, data in zip(images, pictures, strict=True)]
     with waiting("writing captions"):
-        texts = assistant.caption(pictures)
+        texts = assistant.caption(seen)
     for path, text in zip(images, texts, strict=True):
         print(f"{path}: {text}" if len(images) > 1 else text)
 
@@ -57,7 +80,8 @@ def caption(*images: Path, store: Store = None, bundle: Path | None = None) -> N
 def chat(
     *,
     store: Store = None,
-    bundle: str | None = None,
+    run: OfRun = None,
+    bundle: Bundle = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     user: str = "",
@@ -66,17 +90,22 @@ def chat(
     """Talk about pictures with the published assistant, in a browser.
 
     Args:
-        bundle: A bundle's folder or hf://owner/name, instead of the store's published one.
         host: Network address to listen on; any but loopback needs a user.
         port: Port; 0 takes a free one.
         user: Name that visitors must give.
         password: Their password; better given in the environment.
     """
+    from flows.bundle_place import find_bundle
+
+    settings = settings_of(store)
+    named = run is not None or bundle is not None
+    # What is published is looked for later, so that a port in use is told first.
+    place = find_bundle(settings, run, bundle) if named else None
     with waiting("starting the chat"), importing():  # the libraries alone take seconds
         from flows.chat_command import chat as serve
         from flows.chat_server import Door
 
-    serve(settings_of(store), bundle, Door(host, port, user, password))
+    serve(settings, place, Door(host, port, user, password))
 
 
 def export(

@@ -14,14 +14,16 @@ from pipeline.export import trace
 from pipeline.gate import published_manifest
 from pipeline.settings import Settings
 from storage.artifacts import ArtifactStore
+from storage.manifest import Manifest
 
 
-def chat(settings: Settings, bundle: str | None, door: Door) -> None:
+def chat(settings: Settings, bundle: Manifest | str | None, door: Door) -> None:
     """Serve the chat until interrupted.
 
     Args:
         settings: Store and device.
-        bundle: A bundle's folder or `hf://` address, instead of the store's published one.
+        bundle: A bundle's folder or `hf://` address, or the manifest of one in the store, instead
+            of the store's published one.
         door: Where to listen.
 
     Raises:
@@ -33,10 +35,11 @@ def chat(settings: Settings, bundle: str | None, door: Door) -> None:
     with waiting("loading the assistant"):
         assistant = open_assistant(settings, bundle)
     with tempfile.TemporaryDirectory(prefix="phivision-examples-") as name:
-        examples = Path(name) if bundle is None else assistant.folder / "examples"
-        if bundle is None and settings.is_local:
+        of_store = not isinstance(bundle, str)
+        examples = Path(name) if of_store else assistant.folder / "examples"
+        if of_store and settings.is_local:
             store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
-            write_examples(trace(store, published_manifest(store)), examples, 3)
+            write_examples(trace(store, bundle or published_manifest(store)), examples, 3)
         serve_chat(assistant, examples, door)
 
 

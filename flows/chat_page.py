@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from flows.chat_talk import ChatError, Talk
+from flows.chat_talk import ChatError, Reply, Talk
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _CSS = """
@@ -18,6 +18,7 @@ _CSS = """
 .gradio-container > .main { width: 100%; max-width: 960px !important; margin: 0 auto; }
 #head h1 { margin: 0; font-size: 1.35rem; }
 #head p { margin: 2px 0 0; opacity: .75; }
+#unlike p { margin: 0; padding: 6px 10px; border-left: 4px solid #d97706; }
 #talk img { max-height: 220px; width: auto; }
 #talk button[title="Share"] { display: none; }
 #line [data-testid="status-tracker"]:has(.validation-error) { position: static !important; }
@@ -45,10 +46,15 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
     name = str(talk.assistant.card["name"])
     with gr.Blocks(title=name, analytics_enabled=False, fill_height=True) as page:
         gr.Markdown(f"# {name}\nAdd or paste a picture, then ask about it.", elem_id="head")
+        # A warning or "": above the conversation, and the last value of the API's JSON.
+        unlike = gr.Markdown(elem_id="unlike", sanitize_html=True)
+        conversation = _conversation(examples)
+        conversation.clear(lambda: "", outputs=unlike, api_visibility="private")
         gr.ChatInterface(
             _answering(talk),
             multimodal=True,
-            chatbot=_conversation(examples),
+            chatbot=conversation,
+            additional_outputs=unlike,
             textbox=_line(),
             examples=[{"text": question, "files": [path]} for path, question in examples] or None,
             example_labels=[question for _, question in examples] or None,
@@ -58,7 +64,7 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
             analytics_enabled=False,
             flagging_mode="never",
             api_name="chat",
-            api_description="Answers a question about a picture.",
+            api_description="Answers a question about an image, then warns of an unusual one.",
         )
         with gr.Accordion("About this model", open=False, elem_id="about"):
             gr.Markdown(_card(talk), sanitize_html=True)
@@ -111,7 +117,7 @@ def _line() -> gr.MultimodalTextbox:
 
 
 def _answering(talk: Talk) -> Any:
-    def answer(message: dict[str, Any], history: list[dict[str, Any]]) -> Iterator[str]:
+    def answer(message: dict[str, Any], history: list[dict[str, Any]]) -> Iterator[Reply]:
         try:
             yield from talk.answer(message.get("text") or "", message.get("files") or [], history)
         except ChatError as error:

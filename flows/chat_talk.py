@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from model.assistant import Assistant, Turn, is_text
 from model.decoding import KINDS, decode_image
@@ -59,6 +59,19 @@ class Subject:
     turns: tuple[Turn, ...] = field(default=())
 
 
+class Reply(NamedTuple):
+    """An answer as it grows, and what is to be known about its image.
+
+    Attributes:
+        text: The whole text so far.
+        warning: That the image is unlike those of the training; "" where it is like them. It is no
+            part of the text, so no later prompt holds it.
+    """
+
+    text: str
+    warning: str
+
+
 class Talk:
     """Answers the messages of a chat.
 
@@ -95,7 +108,7 @@ class Talk:
 
     def answer(
         self, text: str, files: Sequence[str], history: Sequence[dict[str, Any]]
-    ) -> Iterator[str]:
+    ) -> Iterator[Reply]:
         """Yield the answer to a message as it grows; a picture alone gets a caption.
 
         Args:
@@ -110,13 +123,14 @@ class Talk:
         subject = Subject(Path(files[0])) if files else subject_of(history)
         if subject.picture is None:
             raise ChatError("Add a picture first: this assistant answers about pictures.")
-        question, said = text if text.strip() else None, ""
+        question, said, warning = text if text.strip() else None, "", ""
         with _explained():
-            picture = self._read(subject.picture)
-            for said in self.assistant.stream(picture, question, subject.turns):
-                yield said
+            patches = self.assistant.see(self._read(subject.picture))
+            warning = self.assistant.warning(patches)
+            for said in self.assistant.stream(patches, question, subject.turns):
+                yield Reply(said, warning)
         if not said:
-            yield NOTHING
+            yield Reply(NOTHING, warning)
 
     def _read(self, path: Path) -> bytes:
         real = path.resolve()

@@ -22,13 +22,18 @@ from model.generation import generate, stream
 from model.generation_configs import GreedyConfig
 from model.language import forbid_ids, saved_dtype
 from model.prompt import PromptTemplate
+from model.training_reference import load_reference
 from model.vlm import VisionLanguageModel
 
 HUB = "hf://"
 # What is fetched from a hub: the parts of a bundle, whatever else lies beside them.
-PARTS = ("bundle.json", "README.md", "vision_prefix.*", "clip/*", "lm/*", "adapter/*", "examples/*")
+PARTS = (
+    *("bundle.json", "README.md", "vision_prefix.*", "reference.*"),
+    *("clip/*", "lm/*", "adapter/*", "examples/*"),
+)
 
 Turn = tuple[str, str]
+Image = bytes | torch.Tensor  # a file's content, or what `Assistant.see` returned of it
 
 
 class Assistant:
@@ -55,6 +60,7 @@ class Assistant:
         self.encoder = PatchEncoder(folder / "clip", self.card["layer"], device)
         self.vlm = _load(folder, self.card, device)
         self.template = PromptTemplate.load(folder / "lm", **self.card["template"])
+        self.reference = load_reference(folder, self.card)
         forbid_ids(self.vlm.language_model, self.template.tokenizer.get_vocab_size())
 
     def see(self, picture: bytes) -> torch.Tensor:
@@ -67,11 +73,21 @@ class Assistant:
         # The model was trained on embeddings that went through float16.
         return self.encoder.encode_images([image]).patches[0].half().float()
 
-    def caption(self, pictures: Sequence[bytes]) -> list[str]:
+    def warning(self, patches: torch.Tensor) -> str:
+        """Return that an image is unlike those of the training, or "" where it is like them.
+
+        Bundles of before this was looked at never warn.
+
+        Args:
+            patches: What `see` returned of the image.
+        """
+        return "" if self.reference is None else self.reference.warning(patches)
+
+    def caption(self, pictures: Sequence[Image]) -> list[str]:
         """Return a caption of each picture."""
         return self._write(pictures, [[] for _ in pictures])
 
-    def ask(self, picture: bytes, question: str, history: Sequence[Turn] = ()) -> str:
+    def ask(self, picture: Image, question: str, history: Sequence[Turn] = ()) -> str:
         """Return the answer to a question about a picture, after earlier turns if there are any.
 
         Raises:
@@ -80,14 +96,14 @@ class Assistant:
         return self._write([picture], [self._prompt(question, history)])[0]
 
     def stream(
-        self, picture: bytes, question: str | None, history: Sequence[Turn] = ()
+        self, picture: Image, question: str | None, history: Sequence[Turn] = ()
     ) -> Iterator[str]:
         """Yield the answer as it grows: each value is the whole text so far, the last one `ask`'s.
 
         Beam search, where the card asks for it, knows its text only at the end and yields once.
 
         Args:
-            picture: A picture file's content.
+            picture: A picture file's content, or what `see` returned of it.
             question: What to answer; None asks for a caption.
             history: Earlier questions about the picture, with their answers. The oldest ones that
                 leave no room are left out.
@@ -103,7 +119,7 @@ class Assistant:
         written: list[int] = []
         for token in stream(
             self.vlm,
-            self.see(picture).to(self.device),
+            self._patches(picture),
             prompt,
             eos_id=self.template.eos_id,
             max_new_tokens=self.card["max_new_tokens"],
@@ -135,8 +151,12 @@ class Assistant:
             f"the question is too long: it has {len(ids)} tokens and {self.room} fit, shorten it"
         )
 
-    def _write(self, pictures: Sequence[bytes], prompts: list[list[int]]) -> list[str]:
-        patches = torch.stack([self.see(picture) for picture in pictures]).to(self.device)
+    def _patches(self, picture: Image) -> torch.Tensor:
+        patches = self.see(picture) if isinstance(picture, bytes) else picture
+        return patches.to(self.device)
+
+    def _write(self, pictures: Sequence[Image], prompts: list[list[int]]) -> list[str]:
+        patches = torch.stack([self._patches(picture) for picture in pictures])
         texts = generate(
             self.vlm,
             patches,

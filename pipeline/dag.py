@@ -40,7 +40,8 @@ DAG: tuple[Stage, ...] = (
     Stage(
         "publish",
         inputs=("examples", "features", "backbones", "pretrain", "finetune", "evaluate"),
-        reads=("publish", "features", "evaluate"),
+        # The bundle says what kind of images it was made for.
+        reads=("publish", "features", "evaluate", "images"),
     ),
 )
 

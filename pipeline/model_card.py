@@ -14,7 +14,7 @@ tags: [vision-language, image-captioning, visual-question-answering]
 
 A small vision-language assistant made with phivision: a frozen CLIP, a projector and a Phi
 language model that was finetuned on visual conversations.
-
+{made_for}
 ## Scores on held-out pictures
 
 Same weights, three conditions: the real picture, another picture, and no picture. A model that
@@ -42,6 +42,18 @@ The model repeats what its training data holds, errors and biases included. It i
 confidently wrong. The licences of the data and of the backbones apply to it.
 """
 
+_MADE_FOR = """
+## What it was made for
+
+{sentence} It can be expected to do as well as below on images like them. {warned}
+"""
+_WARNED = (
+    "An image that is farther from all of them than they are from each other is answered, too, "
+    "with a warning that the answer may be a guess: its greatest cosine similarity to "
+    "{compared:,} training images is below {least_similarity:.4f}, the 1st percentile of their own."
+)
+_UNWARNED = "Of other images nothing warns: there were too few to compare with."
+
 _GAPS = """
 ## What the picture is worth
 
@@ -64,7 +76,16 @@ def model_card(card: dict[str, Any]) -> str:
     gaps = _table(values, _AGAINST, "_gap", "+.3f")
     images = values["cider_d", "real"]["count"]
     gaps = _GAPS.format(table=gaps) if gaps else ""
-    return _CARD.format(name=card["name"], table=table, images=images, gaps=gaps)
+    made_for = _made_for(card.get("trained_on"))
+    return _CARD.format(name=card["name"], made_for=made_for, table=table, images=images, gaps=gaps)
+
+
+def _made_for(stated: Mapping[str, Any] | None) -> str:
+    """Return the section about the training images; none of a bundle that tells nothing of them."""
+    if stated is None:
+        return ""
+    warned = _WARNED.format(**stated) if "least_similarity" in stated else _UNWARNED
+    return _MADE_FOR.format(sentence=stated["sentence"], warned=warned)
 
 
 def _table(

@@ -2,9 +2,12 @@
 
 A part holds values only. It is imported by `plan`, so it must not import torch, pyarrow or
 Prefect; what the values mean in code lives with the stage that reads them.
+
+A source's `phrase` tells in a bundle what the model was trained on. It is no field, so that wording
+it better re-runs nothing.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -26,6 +29,7 @@ class DemoImages(Part):
     """A dataset that phivision renders itself, as COCO-format archives behind a `file://` URL."""
 
     kind: Literal["demo"] = "demo"
+    phrase: ClassVar[str] = "rendered shapes"
     train: Positive = Field(description="Images rendered for train2017.")
     test: Positive = Field(description="Images rendered for val2017, never trained on.")
 
@@ -34,6 +38,7 @@ class FolderImages(Part):
     """COCO-format images anywhere: a folder, or a URL that ends where COCO's layout begins."""
 
     kind: Literal["folder"] = "folder"
+    phrase: ClassVar[str] = "images out of its maker's own folder"
     root: str = Field(
         description="Path or fsspec URL with annotations, train2017 and val2017, each an archive "
         "(.zip, .tar, .tar.gz) there or in annotations/ and zips/, or a folder, but behind HTTP."
@@ -44,6 +49,7 @@ class Coco2017Images(Part):
     """The published COCO 2017 archives, checked against their MD5 sums."""
 
     kind: Literal["coco2017"] = "coco2017"
+    phrase: ClassVar[str] = "photographs of COCO 2017"
     root: str = Field(description="URL under which zips/ and annotations/ lie.")
     fetch: Literal["members", "whole", "addresses"] = Field(
         description="How pictures come: only the chosen members of the remote zip (whole where "
@@ -59,6 +65,7 @@ class LcsImages(Part):
     """LCS-558K, LLaVA's captioned pictures for alignment, from the Hugging Face Hub."""
 
     kind: Literal["lcs558k"] = "lcs558k"
+    phrase: ClassVar[str] = "images of LCS-558K, from the web"
     repository: str = Field(description="Dataset repository, owner/name.")
     annotations: str = Field(description="LLaVA JSON inside the repository.")
     pictures: str = Field(description="Zip of the pictures inside the repository.")

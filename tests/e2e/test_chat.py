@@ -1,6 +1,7 @@
 """The chat as people and strangers meet it: a real server, a real browser, bad files, crowds."""
 
 import io
+import json
 import os
 import random
 import socket
@@ -17,7 +18,7 @@ import pytest
 
 from tests.e2e.chat_client import ask, attach, paste, upload
 from tests.e2e.chat_server import ROOT, serving
-from tests.unit.tiny_bundle import picture
+from tests.unit.tiny_bundle import picture, texture
 
 pytest.importorskip("gradio", reason="the chat needs the extra `chat`")
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(600)]
@@ -126,6 +127,25 @@ def test_an_example_is_one_click(server: str, browser: Any, assistant: Any) -> N
     page.get_by_text("Is the disc blue?").first.click()
     page.get_by_text(assistant.ask(picture("blue"), "Is the disc blue?"), exact=True).wait_for()
     page.context.close()
+
+
+# -- programs ----------------------------------------------------------------------------------
+
+
+def test_the_api_gives_a_warning_beside_the_answer(wary_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["flows.cli", "chat", "--bundle", str(wary_bundle), "--port", "0"]
+    with (
+        serving(tmp_path / "asked", arguments, os.environ) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        given = []
+        for data in (picture(), texture()):
+            said = ask(client, QUESTION, upload(client, data).json()[0])
+            given.append(json.loads(said.rpartition("data: ")[2]))
+    answers, _, warnings = zip(*given, strict=True)
+    assert all(answers)
+    assert warnings[0] == ""
+    assert warnings[1].startswith("this image is unlike those the model was trained on (discs)")
 
 
 # -- many at once ------------------------------------------------------------------------------

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.drawing import draw
+from pipeline.scenes import COLOURS, SHAPES, make_scene
 from tests.conftest import Cli
+from tests.unit.tiny_bundle import texture
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
 
@@ -149,9 +152,6 @@ def test_override_reruns_what_depends_on_it(demo: tuple[Cli, str]) -> None:
 def test_ask_and_caption_answer_about_any_jpeg_or_png(
     demo: tuple[Cli, str], tmp_path: Path
 ) -> None:
-    from pipeline.drawing import draw
-    from pipeline.scenes import COLOURS, SHAPES, make_scene
-
     scene = make_scene(seed=4242, index=3)
     jpeg, png = tmp_path / "scene.jpg", tmp_path / "scene.png"
     draw(scene).save(jpeg, quality=92)
@@ -164,6 +164,25 @@ def test_ask_and_caption_answer_about_any_jpeg_or_png(
     assert str(png) in both
     number = demo[0].ok("ask", str(png), "How many objects are there?").strip().lower()
     assert number.rstrip(".") in {"one", "two"}
+
+
+def test_an_image_unlike_the_rendered_ones_is_answered_with_a_warning(
+    demo: tuple[Cli, str], tmp_path: Path
+) -> None:
+    held_out, sand = tmp_path / "held_out.jpg", tmp_path / "sand.png"
+    scene = make_scene(seed=4242, index=3)
+    draw(scene).save(held_out, quality=92)
+    sand.write_bytes(texture())
+    done = demo[0]("caption", str(held_out), str(sand))
+    assert done.returncode == 0, done.stderr
+    warned = [line for line in done.stderr.splitlines() if "unlike" in line]
+    assert warned == [
+        f"{sand}: this image is unlike those the model was trained on (rendered shapes): "
+        "the answer may be a guess"
+    ]
+    assert str(sand) in done.stdout
+    query = "SELECT summary FROM artifacts WHERE stage = 'publish'"
+    assert "least_similarity" in rows(demo[0], query)[0]["summary"]
 
 
 def test_show_follows_a_picture_through_every_room(demo: tuple[Cli, str]) -> None:

@@ -15,6 +15,14 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wary_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, said to be trained on discs, so that it warns of images unlike them."""
+    from tests.unit.tiny_bundle import trained_on_discs
+
+    return trained_on_discs(tiny_bundle, tmp_path_factory.mktemp("wary") / "bundle")
+
+
+@pytest.fixture(scope="session")
 def assistant(tiny_bundle: Path) -> Any:
     """The assistant of that bundle."""
     from model.assistant import load_assistant

@@ -12,7 +12,7 @@ from flows.chat_talk import NOTHING, ChatError, Limits, Subject, Talk, subject_o
 from model.assistant import Assistant
 from model.decoding import FORMATS
 from pipeline.errors import PipelineError
-from tests.unit.tiny_bundle import picture
+from tests.unit.tiny_bundle import picture, texture
 
 LIMITS = Limits(picture_bytes=10_000, question_characters=50)
 
@@ -33,13 +33,31 @@ def said(role: str, text: str, *files: str) -> dict[str, Any]:
 
 def test_an_answer_is_the_assistants_own(talk: Talk, tmp_path: Path) -> None:
     red = str(tmp_path / "red.png")
-    *_, answer = talk.answer("What colour?", [red], [])
+    *_, (answer, warning) = talk.answer("What colour?", [red], [])
+    assert not warning
     assert answer == talk.assistant.ask(picture(), "What colour?")
-    *_, caption = talk.answer("", [red], [])
+    *_, (caption, _) = talk.answer("", [red], [])
     assert caption == talk.assistant.caption([picture()])[0]
     history = [said("user", "What colour?", red), said("assistant", answer)]
-    *_, second = talk.answer("How many?", [], history)
+    *_, (second, _) = talk.answer("How many?", [], history)
     assert second == talk.assistant.ask(picture(), "How many?", [("What colour?", answer)])
+
+
+def test_an_image_unlike_the_training_is_answered_with_a_warning_beside_the_text(
+    wary_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sand.png").write_bytes(texture())
+    (tmp_path / "red.png").write_bytes(picture())
+    talk = Talk(Assistant(wary_bundle), tmp_path, Limits())
+    sand = str(tmp_path / "sand.png")
+    replies = list(talk.answer("What colour?", [sand], []))
+    assert {reply.warning for reply in replies} == {
+        "this image is unlike those the model was trained on (discs): the answer may be a guess"
+    }
+    assert replies[-1].text == talk.assistant.ask(texture(), "What colour?")
+    history = [said("user", "What colour?", sand), said("assistant", replies[-1].text)]
+    *_, later = talk.answer("", [str(tmp_path / "red.png")], history)
+    assert not later.warning
 
 
 def test_a_model_that_writes_nothing_says_so_and_it_is_no_part_of_what_was_said(
@@ -52,7 +70,7 @@ def test_a_model_that_writes_nothing_says_so_and_it_is_no_part_of_what_was_said(
     with torch.no_grad():
         bias[talk.assistant.template.eos_id] = 1e6
     try:
-        assert list(talk.answer("What colour?", [red], [])) == [NOTHING]
+        assert list(talk.answer("What colour?", [red], [])) == [(NOTHING, "")]
     finally:
         with torch.no_grad():
             bias.copy_(before)
@@ -70,7 +88,7 @@ def test_an_assistant_with_beams_answers_the_chat_as_it_answers_ask(
     answer = Talk(searching, tmp_path, LIMITS).answer(
         "What colour?", [str(tmp_path / "red.png")], []
     )
-    assert list(answer) == [expected]
+    assert list(answer) == [(expected, "")]
 
 
 def test_a_new_picture_begins_a_new_subject() -> None:

@@ -21,6 +21,22 @@ def test_the_vision_gap_stands_beside_the_scores() -> None:
     assert text.index("## Scores") < text.index("## What the picture is worth") < text.index("Use")
 
 
+def test_it_says_what_images_the_model_was_made_for_and_that_others_are_warned_of() -> None:
+    stated = {
+        "what": "shapes",
+        "images": 5000,
+        "sentence": "It was trained on 5,000 images: shapes.",
+    }
+    compared = {"compared": 2000, "least_similarity": 0.98}
+    card = {"name": "tiny", "metrics": METRICS}
+    text = " ".join(model_card({**card, "trained_on": stated | compared}).split())
+    assert "was made for It was trained on 5,000 images: shapes." in text
+    assert "warning that the answer may be a guess" in text
+    assert "2,000 training images is below 0.9800" in text
+    assert "too few to compare" in model_card({**card, "trained_on": stated})
+    assert "made for" not in model_card(card)
+
+
 def test_a_bundle_without_gaps_promises_none() -> None:
     text = model_card({"name": "tiny", "metrics": METRICS})
     assert "What the picture is worth" not in text

@@ -4,21 +4,26 @@ The language model writes letters only and never ends a text by itself, so that 
 looked for on a page.
 """
 
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from transformers import PhiConfig, PhiForCausalLM
 
+from model.assistant import Assistant
 from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG
 from model.encoder import CONFIG, save_clip
 from model.language import add_lora, load_language_model, merge_lora
 from model.projectors import MixtureConfig, ProjectorConfig
 from model.tiny_clip import MEAN_STD, _untrained, tiny_clip_config
 from model.tiny_phi import train_tokenizer
+from model.training_reference import make_reference, pool
 from model.vlm import build_vlm
 from pipeline.model_card import model_card
 from pipeline.presets import preset
@@ -45,8 +50,6 @@ METRICS = [
 
 def picture(colour: str = "red") -> bytes:
     """Return a PNG with a disc."""
-    import io
-
     image = Image.new("RGB", (96, 64), "white")
     ImageDraw.Draw(image).ellipse((10, 10, 50, 50), fill=colour)
     stream = io.BytesIO()
@@ -133,6 +136,26 @@ def write_bundle(folder: Path) -> Path:
         (folder / "examples" / name).write_bytes(picture(colour))
         listed.append({"picture": name, "question": f"Is the disc {colour}?"})
     (folder / "examples" / "examples.json").write_text(json.dumps(listed))
+    return folder
+
+
+def texture(seed: int = 0) -> bytes:
+    """Return a PNG of random colours as finely mixed as a photograph of sand or of leaves."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (64, 96, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def trained_on_discs(bundle: Path, folder: Path) -> Path:
+    """Copy a bundle, say that it was trained on discs of all colours, and return the copy."""
+    shutil.copytree(bundle, folder)
+    assistant = Assistant(folder)
+    discs = [picture(f"hsl({hue}, 100%, 50%)") for hue in range(0, 360, 20)]
+    pooled = torch.stack([pool(assistant.see(disc)) for disc in discs])
+    stated = {"what": "discs", "images": len(discs), "sentence": "It was trained on discs."}
+    stated |= make_reference(pooled, "discs").save(folder)
+    (folder / BUNDLE).write_text(json.dumps({**assistant.card, "trained_on": stated}))
     return folder
 
 
