@@ -1,7 +1,7 @@
 """Which patches of a grid hold what people marked with boxes.
 
-Boxes are in pixels of the image, patches in the part of it that the encoder sees, so boxes are moved
-there first; what lies outside is not there for the model.
+Boxes are in pixels of the image, patches in the part of it that the encoder sees, so boxes are
+moved there first; what lies outside is not there for the model.
 """
 
 from collections.abc import Sequence
