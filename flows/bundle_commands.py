@@ -11,14 +11,29 @@ from pipeline.errors import PipelineError
 from pipeline.interpreter import importing
 
 
-def ask(image: Path, question: str, /, *, store: Store = None, bundle: Path | None = None) -> None:
+def ask(
+    image: Path,
+    question: str,
+    /,
+    *,
+    store: Store = None,
+    bundle: Path | None = None,
+    why: Annotated[bool, Parameter(negative=())] = False,
+    output: Path | None = None,
+) -> None:
     """Answer a question about a picture with the published assistant.
 
     Args:
         image: A picture file.
         question: What to ask.
         bundle: Folder of a bundle, instead of the store's published one.
+        why: Print for each word which patches of the image mattered.
+        output: With --why, also write them to this PNG file, drawn over the image.
     """
+    if output is not None:
+        from flows.why_command import check_output
+
+        check_output(output, why=why)
     from flows.picture_file import read_picture
 
     picture = read_picture(image)
@@ -27,7 +42,12 @@ def ask(image: Path, question: str, /, *, store: Store = None, bundle: Path | No
 
         assistant = open_assistant(settings_of(store), bundle)
         check_picture(assistant, image, picture)
-    print(assistant.ask(picture, question))
+    answer = assistant.ask(picture, question)
+    print(answer)
+    if why:
+        from flows.why_command import print_why
+
+        print_why(assistant, picture, question, answer, output)
 
 
 def caption(*images: Path, store: Store = None, bundle: Path | None = None) -> None:

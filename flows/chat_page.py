@@ -45,7 +45,7 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
     name = str(talk.assistant.card["name"])
     with gr.Blocks(title=name, analytics_enabled=False, fill_height=True) as page:
         gr.Markdown(f"# {name}\nAdd or paste a picture, then ask about it.", elem_id="head")
-        gr.ChatInterface(
+        chat = gr.ChatInterface(
             _answering(talk),
             multimodal=True,
             chatbot=_conversation(examples),
@@ -60,6 +60,7 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
             api_name="chat",
             api_description="Answers a question about a picture.",
         )
+        _looking(talk, chat)
         with gr.Accordion("About this model", open=False, elem_id="about"):
             gr.Markdown(_card(talk), sanitize_html=True)
     page.queue(max_size=limits.waiting, default_concurrency_limit=limits.at_once)
@@ -118,6 +119,36 @@ def _answering(talk: Talk) -> Any:
             raise gr.Error(str(error), title="Not answered", print_exception=False) from None
 
     return answer
+
+
+def _looking(talk: Talk, chat: gr.ChatInterface) -> None:
+    """Add a button that shows which patches mattered for the words of the newest answer."""
+    button = gr.Button("Where it looked", size="sm", variant="secondary", elem_id="where")
+    shown = gr.Image(
+        elem_id="looked",
+        format="png",
+        label="For each word, the patches that mattered",
+        visible=False,
+        interactive=False,
+        buttons=[],
+    )
+
+    def look(history: list[dict[str, Any]]) -> Any:
+        try:
+            return gr.Image(talk.look(history), visible=True)
+        except ChatError as error:
+            raise gr.Error(str(error), title="Not shown", print_exception=False) from None
+
+    button.click(look, chat.chatbot, shown, api_name="look", concurrency_limit=1)
+    # What belongs to one answer is not shown below the next one.
+    gr.on(
+        [chat.textbox.submit, chat.chatbot.clear],
+        lambda: gr.Image(visible=False),
+        None,
+        shown,
+        queue=False,
+        api_visibility="private",
+    )
 
 
 def _checking(talk: Talk) -> Any:

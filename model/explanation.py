@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 from torch import Tensor
 
-from model.assistant import Assistant, Turn
+from model.assistant import Assistant, Turn, is_text
 from model.decoding import decode_image
 from model.errors import ModelError
 from model.importance import grid_side, importance_map
@@ -50,11 +50,13 @@ def explain(
         history: What was said about the image before, as it was given to `Assistant.stream`.
 
     Raises:
-        ModelError: There is no word in the answer, it is too long, or the patches form no square.
+        ModelError: The answer has no word, is too long or no text, or the patches form no square.
         BadImageError: The image cannot be used.
     """
     if not answer.strip():
         raise ModelError("the answer has no word that could be explained")
+    if not is_text(answer):
+        raise ModelError("the answer holds half a character: write it as UTF-8 text")
     template = assistant.template
     prompt = [] if question is None else assistant.prompt(question, history)
     ids = template.encode(answer) if question is None else template.answer(answer)
