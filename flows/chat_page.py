@@ -126,7 +126,7 @@ def _looking(talk: Talk, chat: gr.ChatInterface) -> None:
     button = gr.Button("Where it looked", size="sm", variant="secondary", elem_id="where")
     shown = gr.Image(
         elem_id="looked",
-        format="png",
+        format="jpeg",
         label="For each word, the patches that mattered",
         visible=False,
         interactive=False,

@@ -19,6 +19,7 @@ from model.errors import ModelError
 from model.explanation import explain
 
 MEGABYTE = 2**20
+LOOKED_AT = 12  # words of an answer that are drawn
 
 
 # Shown where the model ends its answer at once; it is no part of a later prompt.
@@ -144,7 +145,7 @@ class Talk:
             asked = question if question.strip() else None
             found = explain(self.assistant, picture, asked, answer, subject.turns)
             image = decode_image(picture, self.assistant.card["max_pixels"])
-        return sheet(image, found)
+        return sheet(image, found, LOOKED_AT)
 
     def _read(self, path: Path) -> bytes:
         real = path.resolve()

@@ -45,17 +45,26 @@ def overlay(
     return Image.fromarray(shown.clip(0, 255).astype(np.uint8))
 
 
-def sheet(image: Image.Image, explanation: Explanation) -> Image.Image:
-    """Return one image with an overlay for each word, and above it the word and its top patch."""
-    found = [overlay(image, explanation.view, values) for values in explanation.maps]
+def sheet(image: Image.Image, explanation: Explanation, most: int | None = None) -> Image.Image:
+    """Return one image with an overlay for each word, and above it the word and its top patch.
+
+    Args:
+        image: The upright RGB image.
+        explanation: What mattered for the words.
+        most: Words drawn, at most: those for which a patch mattered most; all if omitted.
+    """
+    peaks = explanation.maps.max(axis=1)
+    chosen = sorted(np.argsort(-peaks, kind="stable")[:most].tolist())
+    maps = [explanation.maps[number] for number in chosen]
+    words = [explanation.words[number] for number in chosen]
+    found = [overlay(image, explanation.view, values) for values in maps]
     width, height = found[0].width + 8, found[0].height + _TEXT + 8
     columns = min(_COLUMNS, len(found))
     rows = math.ceil(len(found) / columns)
     drawn = Image.new("RGB", (columns * width, rows * height), "white")
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(13)
-    for number, (word, part) in enumerate(zip(explanation.words, found, strict=True)):
+    for number, (word, values, part) in enumerate(zip(words, maps, found, strict=True)):
         x, y = number % columns * width + 4, number // columns * height + 4
-        values = explanation.maps[number]
         told = f"{word}\n{place(values)}" if values.max() > 0 else f"{word}\nno patch mattered"
         pen.multiline_text((x, y), told, fill="black", font=font)
         drawn.paste(part, (x, y + _TEXT))

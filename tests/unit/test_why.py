@@ -74,6 +74,7 @@ def test_a_sheet_has_an_overlay_for_each_word() -> None:
     drawn = sheet(Image.new("RGB", (96, 64)), explanation())
     assert drawn.width >= 3 * one.width
     assert drawn.height >= one.height
+    assert sheet(Image.new("RGB", (96, 64)), explanation(), 2).width < drawn.width
     many = Explanation(["a"] * 9, np.zeros((9, 9), np.float32), VIEW)
     assert sheet(Image.new("RGB", (96, 64)), many).height > 2 * one.height
 
