@@ -31,13 +31,21 @@ def ask(
     store: Store = None,
     run: OfRun = None,
     bundle: Bundle = None,
+    why: Annotated[bool, Parameter(negative=())] = False,
+    output: Path | None = None,
 ) -> None:
     """Answer a question about an image with the published assistant.
 
     Args:
         image: An image file.
         question: What to ask.
+        why: Print for each word which patches of the image mattered.
+        output: With --why, also write them to this PNG file, drawn over the image.
     """
+    if output is not None:
+        from flows.why_command import check_output
+
+        check_output(output, why=why)
     from flows.bundle_place import find_bundle
     from flows.picture_file import read_picture
 
@@ -48,7 +56,12 @@ def ask(
 
         assistant = open_assistant(settings, place)
         check_picture(assistant, image, picture)
-    print(assistant.ask(look_at(assistant, image, picture), question))
+    answer = assistant.ask(look_at(assistant, image, picture), question)
+    print(answer)
+    if why:
+        from flows.why_command import print_why
+
+        print_why(assistant, picture, question, answer, output)
 
 
 def caption(*images: Path, store: Store = None, run: OfRun = None, bundle: Bundle = None) -> None:

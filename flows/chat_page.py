@@ -50,7 +50,7 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
         unlike = gr.Markdown(elem_id="unlike", sanitize_html=True)
         conversation = _conversation(examples)
         conversation.clear(lambda: "", outputs=unlike, api_visibility="private")
-        gr.ChatInterface(
+        chat = gr.ChatInterface(
             _answering(talk),
             multimodal=True,
             chatbot=conversation,
@@ -66,6 +66,7 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
             api_name="chat",
             api_description="Answers a question about an image, then warns of an unusual one.",
         )
+        _looking(talk, chat)
         with gr.Accordion("About this model", open=False, elem_id="about"):
             gr.Markdown(_card(talk), sanitize_html=True)
     page.queue(max_size=limits.waiting, default_concurrency_limit=limits.at_once)
@@ -124,6 +125,36 @@ def _answering(talk: Talk) -> Any:
             raise gr.Error(str(error), title="Not answered", print_exception=False) from None
 
     return answer
+
+
+def _looking(talk: Talk, chat: gr.ChatInterface) -> None:
+    """Add a button that shows which patches mattered for the words of the newest answer."""
+    button = gr.Button("Where it looked", size="sm", variant="secondary", elem_id="where")
+    shown = gr.Image(
+        elem_id="looked",
+        format="jpeg",
+        label="For each word, the patches that mattered",
+        visible=False,
+        interactive=False,
+        buttons=[],
+    )
+
+    def look(history: list[dict[str, Any]]) -> Any:
+        try:
+            return gr.Image(talk.look(history), visible=True)
+        except ChatError as error:
+            raise gr.Error(str(error), title="Not shown", print_exception=False) from None
+
+    button.click(look, chat.chatbot, shown, api_name="look", concurrency_limit=1)
+    # What belongs to one answer is not shown below the next one.
+    gr.on(
+        [chat.textbox.submit, chat.chatbot.clear],
+        lambda: gr.Image(visible=False),
+        None,
+        shown,
+        queue=False,
+        api_visibility="private",
+    )
 
 
 def _checking(talk: Talk) -> Any:

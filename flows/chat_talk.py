@@ -10,11 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
+from flows.overlay import sheet
 from model.assistant import Assistant, Turn, is_text
 from model.decoding import KINDS, decode_image
 from model.errors import ModelError
+from model.explanation import explain
 
 MEGABYTE = 2**20
+LOOKED_AT = 12  # words of an answer that are drawn
 
 
 # Shown where the model ends its answer at once; it is no part of a later prompt.
@@ -132,6 +137,30 @@ class Talk:
         if not said:
             yield Reply(NOTHING, warning)
 
+    def look(self, history: Sequence[dict[str, Any]]) -> Image.Image:
+        """Return an image that shows for each word of the newest answer which patches mattered.
+
+        Args:
+            history: The messages, as Gradio's chat keeps them.
+
+        Raises:
+            ChatError: Nothing was answered yet, or the answer cannot be explained.
+        """
+        newest = max((at for at, each in enumerate(history) if _answered(each)), default=0)
+        subject, question = subject_of(history[: newest - 1]), ""
+        if newest:
+            question, files = _parts(history[newest - 1].get("content"))
+            subject = Subject(Path(files[-1])) if files else subject
+        if subject.picture is None:
+            raise ChatError("Ask something about a picture first.")
+        answer, _ = _parts(history[newest].get("content"))
+        with _explained():
+            picture = self._read(subject.picture)
+            asked = question if question.strip() else None
+            found = explain(self.assistant, picture, asked, answer, subject.turns)
+            image = decode_image(picture, self.assistant.card["max_pixels"])
+        return sheet(image, found, LOOKED_AT)
+
     def _read(self, path: Path) -> bytes:
         real = path.resolve()
         if not real.is_relative_to(self.folder) or not real.is_file():
@@ -160,6 +189,12 @@ def subject_of(history: Sequence[dict[str, Any]]) -> Subject:
             picture, turns = Path(files[-1]), []
         question = texts
     return Subject(picture, tuple(turns))
+
+
+def _answered(message: dict[str, Any]) -> bool:
+    """Return whether a message is an answer with words."""
+    text, _ = _parts(message.get("content"))
+    return message.get("role") == "assistant" and bool(text) and text != NOTHING
 
 
 def _parts(content: Any) -> tuple[str, list[str]]:

@@ -21,6 +21,7 @@ MAIN = (
     "pope_accuracy",
     "chair_i",
     "image_choice",
+    "pointing",
     "eos_rate",
     "nll",
 )

@@ -93,7 +93,7 @@ class Assistant:
         Raises:
             ModelError: The question is empty, too long or no text.
         """
-        return self._write([picture], [self._prompt(question, history)])[0]
+        return self._write([picture], [self.prompt(question, history)])[0]
 
     def stream(
         self, picture: Image, question: str | None, history: Sequence[Turn] = ()
@@ -111,7 +111,7 @@ class Assistant:
         Raises:
             ModelError: The question is empty, too long or no text.
         """
-        prompt = [] if question is None else self._prompt(question, history)
+        prompt = [] if question is None else self.prompt(question, history)
         decoding = decoding_of(self.card["beams"])
         if not isinstance(decoding, GreedyConfig):
             yield self._write([picture], [prompt])[0]
@@ -137,7 +137,12 @@ class Assistant:
             prefix = self.vlm.embed_images(patches).tokens.shape[1]
         return int(self.vlm.max_positions) - prefix - self.card["max_new_tokens"]
 
-    def _prompt(self, question: str, history: Sequence[Turn]) -> list[int]:
+    def prompt(self, question: str, history: Sequence[Turn] = ()) -> list[int]:
+        """Return the token ids after which the answer to a question is written.
+
+        Raises:
+            ModelError: The question is empty, too long or no text.
+        """
         if not question.strip():
             raise ModelError("the question is empty: ask something about the picture")
         if not all(map(is_text, (question, *chain.from_iterable(history)))):

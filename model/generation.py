@@ -68,7 +68,7 @@ def generate(
         return []
     language_model = vlm.language_model
     assert isinstance(language_model, GenerationMixin)
-    with _evaluating(vlm), torch.no_grad(), _seeded(decoding, patches.device):
+    with evaluating(vlm), torch.no_grad(), _seeded(decoding, patches.device):
         embeddings, attention = _left_padded(vlm, patches, prompts)
         vlm.check_length(embeddings.shape[1] + max_new_tokens)
         rows = language_model.generate(
@@ -123,7 +123,7 @@ def _stream_tokens(
     choose: Callable[[Tensor], Tensor],
 ) -> Iterator[int]:
     cache = DynamicCache(config=vlm.language_model.config)
-    with _evaluating(vlm):
+    with evaluating(vlm):
         for _ in range(max_new_tokens):
             # Entered anew for each token: the caller's code between two tokens keeps its own mode.
             with torch.no_grad():
@@ -201,7 +201,8 @@ def _until_eos(row: list[int], eos_id: int) -> Generated:
 
 
 @contextmanager
-def _evaluating(vlm: VisionLanguageModel) -> Generator[None]:
+def evaluating(vlm: VisionLanguageModel) -> Generator[None]:
+    """Keep a model in evaluation mode, and leave it in the mode that it was in."""
     was_training = vlm.training
     vlm.eval()
     try:

@@ -19,6 +19,7 @@ from pipeline.exam import TRAINED, Exam, prepare_exam
 from pipeline.floors import floor_captions
 from pipeline.likelihood import model_likelihood, text_likelihood
 from pipeline.measures import Measure
+from pipeline.pointing import IMPORTANCE, look, pointing_measures, table_rows
 from pipeline.probes import choice_scores, presence_answers
 from pipeline.progress import Ticker
 from pipeline.recipe_parts import EvaluatePart
@@ -34,7 +35,7 @@ HEADLINE = ("cider_d", "answer_accuracy", "eos_rate")
 
 
 def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summary:
-    """Write `predictions`, `metrics` and `metrics.json`.
+    """Write `predictions`, `importance`, `metrics` and `metrics.json`.
 
     Raises:
         PipelineError: There is no test picture with a caption.
@@ -42,13 +43,15 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     exam = prepare_exam(context, evaluate, seed)
     floors = _floor_rows(context, exam)
     predictions: list[Row] = []
+    looked: list[Row] = []
     metrics: list[Row] = []
     plain: list[Measure] = []
     with context.report.track("look at test pictures", exam.work) as tick:
         for stage in TRAINED:
             # One call for each, so that the first model is gone before the second is there.
-            rows, found = _conditions(context, exam, stage, tick)
+            rows, found, words = _conditions(context, exam, stage, tick)
             predictions += rows
+            looked += words
             for name, rows in floors.items():
                 found[name] = measures.caption_measures(rows)
                 if stage == "finetune":
@@ -62,6 +65,7 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
         for name in ("sha256", "mentions"):
             row.pop(name, None)
     write_table(context.out / "predictions.parquet", predictions, PREDICTIONS)
+    write_table(context.out / "importance.parquet", table_rows(looked), IMPORTANCE)
     write_table(context.out / "metrics.parquet", metrics, METRICS)
     (context.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     return _headline(metrics, len(predictions))
@@ -97,8 +101,8 @@ def _floor_rows(context: StageContext, exam: Exam) -> dict[str, list[Row]]:
 
 def _conditions(
     context: StageContext, exam: Exam, stage: str, tick: Ticker
-) -> tuple[list[Row], dict[str, list[Measure]]]:
-    """Return what the model of a stage says under every condition, and all measures of it."""
+) -> tuple[list[Row], dict[str, list[Measure]], list[Row]]:
+    """Return what a stage's model says under every condition, all measures, where it looked."""
     tick(0, f"load the model of {stage}")
     vlm = _load(context, exam, stage)
     said: list[Row] = []
@@ -109,7 +113,14 @@ def _conditions(
         said += [{"stage": stage, "condition": condition, **row} for row in rows]
     nats = text_likelihood(vlm, exam.texts, exam.evaluate.batch, exam.device, tick)
     found[TEXT_ONLY] = measures.likelihood_measures({"text_nll": nats})
-    return said, found
+    looked: list[Row] = []
+    if stage == "finetune":
+        tick(0, "hide one patch after the other")
+        batch = exam.evaluate.batch
+        looked = look(vlm, exam.template, said, exam.boxes, exam.shown, batch, tick)
+        for condition, pointing in pointing_measures(looked).items():
+            found[condition] += pointing
+    return said, found, looked
 
 
 def _examine(

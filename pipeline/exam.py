@@ -16,6 +16,8 @@ from pipeline.conditions import Shown
 from pipeline.devices import pick_device
 from pipeline.likelihood import held_out_rows
 from pipeline.pictures import open_patches
+from pipeline.pointing import CONDITIONS as POINTED
+from pipeline.pointing import Boxes, read_boxes
 from pipeline.presence import PresenceQuestion
 from pipeline.recipe_parts import EvaluatePart
 from pipeline.stage import StageContext
@@ -39,6 +41,7 @@ class Exam:
         examples: Held-out examples by kind, for likelihoods.
         objects: Marked objects.
         presence: Questions about presence, with the captions' tasks.
+        boxes: The images in which it is measured where the model looks.
         shown: Patch embeddings by condition.
         evaluate: The recipe's part.
         device: Where to compute.
@@ -52,6 +55,7 @@ class Exam:
     examples: dict[str, list[Row]]
     objects: MarkedObjects
     presence: list[tuple[Task, list[PresenceQuestion]]]
+    boxes: Boxes
     shown: Shown
     evaluate: EvaluatePart
     device: str
@@ -68,7 +72,9 @@ class Exam:
         choice = min(len(self.captions), self.evaluate.probes)
         both = len(TRAINED) * (len(self.captions) + captions + choice)
         last = len(self.questions) + spoken + len(self.presence)
-        return (both + last) * len(self.shown.conditions) + len(TRAINED) * len(self.texts)
+        looked = len(self.boxes.tasks) * sum(name in POINTED for name in self.shown.conditions)
+        texts = len(TRAINED) * len(self.texts)
+        return (both + last) * len(self.shown.conditions) + texts + looked
 
 
 def prepare_exam(context: StageContext, evaluate: EvaluatePart, seed: int) -> Exam:
@@ -98,6 +104,7 @@ def prepare_exam(context: StageContext, evaluate: EvaluatePart, seed: int) -> Ex
         {kind: held_out_rows(table, shown, kind, *each, seed) for kind, each in splits.items()},
         objects,
         objects.questions(captions, evaluate),
+        read_boxes(context, captions[: evaluate.pointing_images], objects.names),
         shown,
         evaluate,
         pick_device(context.settings),

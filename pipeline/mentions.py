@@ -37,15 +37,27 @@ class ObjectNames:
 
     def mentioned(self, caption: str) -> list[str]:
         """Return the category of every mention, in order; one named twice counts twice."""
-        words = tokenize(caption)
-        found: list[str] = []
+        return [category for category, _, _ in self.spans(tokenize(caption))]
+
+    def by_word(self, words: Sequence[str]) -> list[str | None]:
+        """Return for each word of a text, as it is written, the category that it names or None."""
+        tokens = [(token, number) for number, word in enumerate(words) for token in tokenize(word)]
+        found: list[str | None] = [None] * len(words)
+        for category, start, stop in self.spans([token for token, _ in tokens]):
+            for _, number in tokens[start:stop]:
+                found[number] = category
+        return found
+
+    def spans(self, words: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Return every mention among tokens: its category, its first token and the one behind."""
+        found: list[tuple[str, int, int]] = []
         at = 0
         while at < len(words):
             for length in range(min(self._longest, len(words) - at), 0, -1):
                 words_here = tuple(words[at : at + length])
                 if words_here in self._names:
                     category = self._names[words_here]
-                    found += [] if category is None else [category]
+                    found += [] if category is None else [(category, at, at + length)]
                     at += length
                     break
             else:

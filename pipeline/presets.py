@@ -141,6 +141,7 @@ DEMO = Recipe(
         presence_objects=3,
         presence_question="Is there {object}?",
         presence_answers=("yes", "no"),
+        pointing_images=60,
     ),
     publish=PublishPart(name="phivision-demo", metric="cider_d"),
 )
@@ -244,6 +245,8 @@ COCO = Recipe(
         presence_objects=3,
         presence_question="Is there {object} in the image?",
         presence_answers=("Yes", "No"),
+        # 50 variants of an image and its caption are some 20 TFLOP with Phi-2.
+        pointing_images=200,
     ),
     publish=PublishPart(name="phivision-coco", metric="cider_d"),
 )

@@ -297,6 +297,12 @@ class EvaluatePart(Part):
         "conversations spell them."
     )
 
+    pointing_images: int = Field(
+        ge=0,
+        description="Test images for whose texts it is measured which patches mattered, at most; "
+        "0: it is not. Each takes one pass per patch, under two conditions.",
+    )
+
     @field_validator("presence_question")
     @classmethod
     def _asks_for_an_object(cls, text: str) -> str:

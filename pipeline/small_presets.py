@@ -59,6 +59,7 @@ def small(coco: "Recipe") -> "Recipe":
             "evaluate.images": 1000,
             "evaluate.questions": 1000,
             "evaluate.batch": 64,
+            "evaluate.pointing_images": 50,
             "publish.name": "phivision-small",
         }
     )
@@ -103,6 +104,7 @@ def photos(coco: "Recipe") -> "Recipe":
             "evaluate.batch": 50,
             "evaluate.max_new_tokens": 32,
             "evaluate.probes": 150,
+            "evaluate.pointing_images": 20,
             "publish.name": "phivision-photos",
         }
     )

@@ -105,6 +105,10 @@ def question_tasks(
 class MarkedObjects:
     """What people marked in the pictures of an `images` artifact, for presence and CHAIR.
 
+    Attributes:
+        by_image: Categories of every picture.
+        names: Finds these categories in texts.
+
     Args:
         images: The artifact.
         seed: Seed of the random presence questions.
@@ -114,7 +118,7 @@ class MarkedObjects:
         table = read_table(images.path("objects.parquet"), ["image_id", "category"])
         self.by_image = objects_by_image(table.to_pylist())
         self._asker = PresenceAsker(self.by_image, seed)
-        self._names = ObjectNames({name for names in self.by_image.values() for name in names})
+        self.names = ObjectNames({name for names in self.by_image.values() for name in names})
 
     def questions(
         self, tasks: Sequence[Task], evaluate: EvaluatePart
@@ -134,7 +138,7 @@ class MarkedObjects:
         caption["hallucinated"] = caption["mentions"] = None
         if self.by_image:
             marked = self.by_image.get(caption["image_id"], [])
-            caption["hallucinated"], caption["mentions"] = self._names.hallucinated(
+            caption["hallucinated"], caption["mentions"] = self.names.hallucinated(
                 caption["prediction"], marked, caption["references"]
             )
 

@@ -23,6 +23,7 @@ from pipeline.training_plan import (
 )
 
 CONDITIONS = 3  # the own picture, another one, none
+POINTED = 2  # of them, under which it is measured which patches mattered
 NEGATIVES = 3  # sets of objects that are not there, in questions about presence
 QUESTION = CONVERSATION[0] - CONVERSATION[1]  # mean tokens that are asked with
 
@@ -103,10 +104,13 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
     captions, questions = min(evaluate.images, recipe.images.test_limit), evaluate.questions
     batches = math.ceil(captions / evaluate.batch)  # of the pretrained model
     batches += math.ceil((captions + questions) / evaluate.batch)
+    positions = CONDITIONS * _positions(recipe, examined.prefix_tokens, captions, questions)
+    # Every patch is hidden once, and the image is shown once as it is.
+    looked = POINTED * min(captions, evaluate.pointing_images) * (patches + 1)
     yield replace(
         examined,
         steps=CONDITIONS * batches * evaluate.max_new_tokens,
-        positions=CONDITIONS * _positions(recipe, examined.prefix_tokens, captions, questions),
+        positions=positions + looked * (examined.prefix_tokens + CAPTION[0]),
     )
     yield replace(
         examined,

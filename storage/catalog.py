@@ -31,6 +31,7 @@ TABLES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "features": ("features", "index-*.parquet"),
         "patches": ("features", "patches-*.parquet"),
         "predictions": ("evaluate", "predictions.parquet"),
+        "importance": ("evaluate", "importance.parquet"),
     }
 )
 _LISTS = re.compile(r"\s*SHOW\b", re.IGNORECASE)  # about the views themselves

@@ -55,8 +55,13 @@ def thumbnail(data: bytes | None, side: int = THUMBNAIL, *, torn: bool = False) 
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
     small.thumbnail((side, side))
+    return jpeg_uri(small)
+
+
+def jpeg_uri(image: Image.Image) -> str:
+    """Return an RGB image as a JPEG in a `data:` URI."""
     stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=82)
+    image.save(stream, "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.example_scores import MAIN, MEASURES, Row, scored_predictions
-from flows.pages import report_before, report_scores, report_training
+from flows.pages import report_before, report_looking, report_scores, report_training
 from flows.pages.page import figure, render
 from flows.pages.shown_pictures import pictures_of
 from pipeline.recipe import flatten
@@ -65,6 +65,7 @@ def write_report(store: ArtifactStore, run: str, pictures: int) -> str:
         verdict=_verdict(store, manifests),
         tiles=_tiles(metrics, manifests),
         **_scores(catalog, metrics, record["recipe"], pictures),
+        looked=report_looking.looked(catalog, report_looking.EXAMPLES if pictures else 0),
         training=report_training.training_charts(ask(catalog, ("training",), _TRAINING)),
         **_data(catalog),
         cost=report_training.cost_rows(manifests, record["made"]),

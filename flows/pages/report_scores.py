@@ -23,6 +23,8 @@ NAMES = {
     "chair_s": "CHAIR-s: captions with such an object (lower is better)",
     "pope_accuracy": "POPE: share of presence questions right",
     "pope_f1": "POPE: F1",
+    "pointing": "Share of what mattered for a word that lies on the object it names",
+    "pointing_game": "Share of named objects on which the patch lies that mattered most",
     "length_ratio": "Length of captions against people's",
     "repetition": "Share of repeated word groups (lower is better)",
     "answer_length_ratio": "Length of answers against people's",

@@ -14,12 +14,20 @@ def upload(client: httpx.Client, data: bytes, name: str = "picture.png") -> http
 def ask(client: httpx.Client, question: str, path: str | None) -> str:
     """Ask through the server's API and return the last event: the answer, or what went wrong."""
     files = [] if path is None else [{"path": path, "meta": {"_type": "gradio.FileData"}}]
-    body = {"data": [{"text": question, "files": files}]}
-    started = client.post("/gradio_api/call/chat", json=body)
+    return _event(client, "chat", {"text": question, "files": files})
+
+
+def look(client: httpx.Client, history: list[dict[str, Any]]) -> str:
+    """Ask where the newest answer came from and return the last event, as `ask` does."""
+    return _event(client, "look", history)
+
+
+def _event(client: httpx.Client, name: str, data: Any) -> str:
+    started = client.post(f"/gradio_api/call/{name}", json={"data": [data]})
     if started.status_code != 200:
         return f"error {started.status_code}"
     event = started.json()["event_id"]
-    with client.stream("GET", f"/gradio_api/call/chat/{event}") as events:
+    with client.stream("GET", f"/gradio_api/call/{name}/{event}") as events:
         return "".join(events.iter_text())
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.chat_client import ask, attach, paste, upload
+from tests.e2e.chat_client import ask, attach, look, paste, upload
 from tests.e2e.chat_server import ROOT, serving
 from tests.unit.tiny_bundle import picture, texture
 
@@ -127,6 +128,22 @@ def test_an_example_is_one_click(server: str, browser: Any, assistant: Any) -> N
     page.get_by_text("Is the disc blue?").first.click()
     page.get_by_text(assistant.ask(picture("blue"), "Is the disc blue?"), exact=True).wait_for()
     page.context.close()
+
+
+def test_a_button_shows_where_it_looked(visitor: httpx.Client, assistant: Any) -> None:
+    path = upload(visitor, picture()).json()[0]
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    asked = [{"type": "file", "file": file}, {"type": "text", "text": QUESTION}]
+    answer = [{"type": "text", "text": assistant.ask(picture(), QUESTION)}]
+    history = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    said = look(visitor, history)
+    assert "event: complete" in said
+    (shown,) = re.findall(r'"path": "([^"]+)"', said)
+    drawn = visitor.get(f"/gradio_api/file={shown}")
+    assert drawn.headers["content-type"] == "image/jpeg"
+    assert "Ask something about a picture first." in look(visitor, [])
+    file["path"] = "/etc/passwd"
+    assert "event: complete" not in look(visitor, history)
 
 
 # -- programs ----------------------------------------------------------------------------------

@@ -79,6 +79,34 @@ def test_presence_is_asked_fairly(demo: tuple[Cli, str]) -> None:
     assert metric(demo[0], "pope_accuracy", "real") >= 0.8
 
 
+def test_the_model_looks_at_what_is_asked_for_and_at_what_it_names(demo: tuple[Cli, str]) -> None:
+    (right,) = rows(
+        demo[0],
+        "SELECT count(*) AS n, avg(hit::INTEGER) AS hits FROM (SELECT DISTINCT prediction_id, "
+        "category, i.hit FROM importance i JOIN predictions p USING (prediction_id) "
+        "WHERE i.condition = 'real' AND i.hit IS NOT NULL AND p.kind = 'answer' AND p.score = 1)",
+    )
+    assert int(right["n"]) >= 30
+    assert float(right["hits"]) >= 0.8
+    assert metric(demo[0], "pointing", "real") > 2 * metric(demo[0], "pointing", "shuffled")
+    assert metric(demo[0], "pointing_gap", "shuffled", "low") > 0
+
+
+def test_ask_says_where_it_looked(demo: tuple[Cli, str], tmp_path: Path) -> None:
+    from pipeline.drawing import draw
+    from pipeline.scenes import make_scene
+
+    scene = next(s for s in (make_scene(4242, n) for n in range(99)) if len(s.objects) == 1)
+    draw(scene).save(tmp_path / "scene.png")
+    drawing = tmp_path / "why.png"
+    question = f"What colour is the {scene.objects[0].shape}?"
+    arguments = (str(tmp_path / "scene.png"), question, "--why", "--output", str(drawing))
+    printed = demo[0].ok("ask", *arguments)
+    row, column = divmod(scene.objects[0].quadrant, 2)
+    assert f"row {2 + 4 * row}, column {2 + 4 * column}" in printed
+    assert drawing.read_bytes().startswith(b"\x89PNG")
+
+
 def test_generations_stop_by_themselves(demo: tuple[Cli, str]) -> None:
     assert metric(demo[0], "eos_rate", "real") >= 0.99
 

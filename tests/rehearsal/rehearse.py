@@ -55,6 +55,7 @@ FEW: Mapping[str, object] = {
     "evaluate.questions": 4,
     "evaluate.max_new_tokens": 8,
     "evaluate.probes": 2,
+    "evaluate.pointing_images": 1,
     "evaluate.choices": 2,
     "evaluate.presence_objects": 1,
 }

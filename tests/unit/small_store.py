@@ -17,6 +17,7 @@ from PIL import Image
 from pipeline import schemas
 from pipeline.bootstrap import mean_interval
 from pipeline.materialize import Outcome
+from pipeline.pointing import IMPORTANCE
 from pipeline.presets import preset
 from pipeline.quarantine import Quarantine
 from pipeline.recipe import Recipe
@@ -246,6 +247,7 @@ def _evaluate(out: Path, run: int) -> Row:
     # Of the model before finetuning there are more figures than a person reads.
     metrics = [_pretrained(n, run) for n in range(90)] + metrics
     _write(out / "predictions.parquet", predictions, schemas.PREDICTIONS)
+    _write(out / "importance.parquet", _looked(predictions), IMPORTANCE)
     _write(out / "metrics.parquet", metrics, schemas.METRICS)
     import json
 
@@ -277,6 +279,30 @@ def _said(number: int, image_id: int, condition: str, *, right: bool) -> list[Ro
         "score": float(colour == truth),
     }
     return [{**fixed, "ended": True, "tokens": 4, **each} for each in (caption, answer)]
+
+
+def _looked(predictions: list[Row]) -> list[Row]:
+    """Return where a model looked that saw the square of each image in its upper left corner."""
+    return [
+        {
+            "prediction_id": row["prediction_id"],
+            "image_id": row["image_id"],
+            "condition": "real",
+            "number": number,
+            "word": word,
+            "importance": [1.5 if word == "square" else 0.25, 0.1, -0.2, 0.0],
+            "category": "square" if word == "square" else None,
+            "share": 0.9 if word == "square" else None,
+            "hit": True if word == "square" else None,
+            "view_left": 8.0,
+            "view_top": 0.0,
+            "view_width": 48.0,
+            "view_height": 48.0,
+        }
+        for row in predictions
+        if row["condition"] == "real"
+        for number, word in enumerate(row["prediction"].split())
+    ]
 
 
 def _pretrained(number: int, run: int) -> Row:

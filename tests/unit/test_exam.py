@@ -15,7 +15,7 @@ from model.assistant import load_assistant
 from pipeline.conditions import Shown
 from pipeline.evaluate import evaluate
 from pipeline.presets import preset
-from pipeline.schemas import EXAMPLES, OBJECTS, QUESTIONS
+from pipeline.schemas import EXAMPLES, IMAGES, OBJECTS, QUESTIONS
 from pipeline.tasks import spread
 from storage.tables import read_table, write_table
 from tests.unit.shown_pictures import key_of, write_pictures
@@ -70,6 +70,7 @@ def write_exam(root: Path, tiny_bundle: Path, spoken: str) -> None:
     template = assistant.template
     for name in ("backbones", "finetune"):
         shutil.copytree(tiny_bundle / "lm", root / name / "lm")
+    shutil.copytree(tiny_bundle / "clip", root / "backbones/clip")
     for name in ("pretrain", "finetune"):
         (root / name).mkdir(exist_ok=True)
         for file in tiny_bundle.glob("vision_prefix*"):
@@ -102,6 +103,8 @@ def write_exam(root: Path, tiny_bundle: Path, spoken: str) -> None:
         )
     (root / "images").mkdir()
     write_table(root / "images/objects.parquet", [], OBJECTS)
+    images = [{"image_id": picture, "width": 96, "height": 64} for picture in range(9)]
+    write_table(root / "images/images.parquet", images, IMAGES)
     write_table(root / "examples/examples.parquet", examples, EXAMPLES)
     write_table(root / "examples/questions.parquet", questions, QUESTIONS)
     stored = {"eos_id": template.eos_id, "user_prefix": "", "assistant_prefix": "\n"}
@@ -130,3 +133,23 @@ def test_questions_come_from_validation_where_none_is_about_a_test_picture(
         ("caption", "test"),
         ("answer", spoken),
     }
+    looked = read_table(context.out / "importance.parquet").to_pylist()
+    said = {row["prediction_id"]: row for row in rows}
+    assert {said[row["prediction_id"]]["condition"] for row in looked} == {"real"}
+    assert {row["image_id"] for row in looked} == {0, 1, 2, 3}
+    kinds = {"caption", "answer"} if spoken == "test" else {"caption"}
+    assert {said[row["prediction_id"]]["kind"] for row in looked} <= kinds
+    for number in {row["prediction_id"] for row in looked}:
+        words = [row["word"] for row in looked if row["prediction_id"] == number]
+        assert words == said[number]["prediction"].split()
+
+
+def test_without_images_to_look_at_nothing_is_looked_at(tmp_path: Path, tiny_bundle: Path) -> None:
+    write_exam(tmp_path / "in", tiny_bundle, "test")
+    shutil.rmtree(tmp_path / "in/backbones/clip")  # it is not even read
+    changes = {"evaluate.max_new_tokens": 4, "evaluate.pointing_images": 0}
+    context = context_of(tmp_path / "in", tmp_path / "work")
+    evaluate(context, preset("demo").override(changes).evaluate, 0)
+    assert read_table(context.out / "importance.parquet").to_pylist() == []
+    metrics = read_table(context.out / "metrics.parquet")["metric"].to_pylist()
+    assert not [name for name in metrics if name.startswith("pointing")]

@@ -110,6 +110,17 @@ def test_the_report_tells_conditions_floors_and_what_the_picture_is_worth(report
     assert "caption refusal 1" in words
 
 
+def test_the_report_shows_where_the_model_looked(report: str) -> None:
+    assert report.count('class="card looked"') == 12  # each of the test images once
+    part = report.partition('id="looked">')[2].partition("<h2")[0]
+    page = Page(part)
+    assert "square row 1, column 1, 1.5 nats" in page.words
+    uris = [uri for uri in page.addresses if uri.startswith("data:image/jpeg")]
+    assert len(uris) == 6 * 3 + 6  # three words of a caption, the one of an answer
+    image = Image.open(io.BytesIO(base64.b64decode(uris[0].partition(",")[2])))
+    assert max(image.size) == 144
+
+
 @pytest.mark.parametrize("order", [("real", "blind"), ("blind", "real")])
 def test_the_table_counts_what_the_right_pictures_were_asked(order: tuple[str, str]) -> None:
     fixed = {"stage": "finetune", "split": "test", "value": 0.5, "low": None, "high": None}

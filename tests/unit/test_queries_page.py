@@ -32,7 +32,7 @@ def exported(
 
 
 def test_every_query_of_the_page_is_run() -> None:
-    assert len(QUERIES) == PAGE.read_text().count("```sql") == 21
+    assert len(QUERIES) == PAGE.read_text().count("```sql") == 22
 
 
 @pytest.mark.parametrize(("title", "query"), QUERIES, ids=[title for title, _ in QUERIES])

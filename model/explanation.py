@@ -1,0 +1,94 @@
+"""Which patches mattered for each word of an answer, and where they lie in the image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+from torch import Tensor
+
+from model.assistant import Assistant, Turn, is_text
+from model.decoding import decode_image
+from model.errors import ModelError
+from model.importance import grid_side, importance_map
+from model.prompt import PromptTemplate
+from model.view import View, view_of
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where a model looked while it wrote a text.
+
+    Attributes:
+        words: The words of the text, as blanks part them.
+        maps: For each word, how much each patch mattered, in nats; float32 [word, patch], a square
+            grid row by row.
+        view: The part of the image that the grid divides.
+    """
+
+    words: list[str]
+    maps: Float32[np.ndarray, "word patch"]
+    view: View
+
+
+def explain(
+    assistant: Assistant,
+    picture: bytes,
+    question: str | None,
+    answer: str,
+    history: Sequence[Turn] = (),
+) -> Explanation:
+    """Return where an assistant looked for an answer that it gave.
+
+    The answer is encoded anew, so only its text is needed.
+
+    Args:
+        assistant: Who answered.
+        picture: The image file's content.
+        question: What was asked; None for a caption.
+        answer: What was said.
+        history: What was said about the image before, as it was given to `Assistant.stream`.
+
+    Raises:
+        ModelError: The answer has no word, is too long or no text, or the patches form no square.
+        BadImageError: The image cannot be used.
+    """
+    if not answer.strip():
+        raise ModelError("the answer has no word that could be explained")
+    if not is_text(answer):
+        raise ModelError("the answer holds half a character: write it as UTF-8 text")
+    template = assistant.template
+    prompt = [] if question is None else assistant.prompt(question, history)
+    ids = template.encode(answer) if question is None else template.answer(answer)
+    found = importance_map(assistant.vlm, assistant.see(picture), prompt, ids)
+    image = decode_image(picture, assistant.card["max_pixels"])
+    words, maps = by_word(template, ids, found)
+    return Explanation(words, maps, view_of(assistant.encoder.preprocess, *image.size))
+
+
+def by_word(
+    template: PromptTemplate, ids: Sequence[int], tokens: Float32[Tensor, "token patch"]
+) -> tuple[list[str], Float32[np.ndarray, "word patch"]]:
+    """Return the words of a text and for each the sum over its tokens.
+
+    A token belongs to the word that it ends in, one of blanks to the word behind it, so the sum is
+    how much less likely the word gets.
+
+    Args:
+        template: Whose tokenizer made the ids.
+        ids: Token ids of the text.
+        tokens: The importance of each patch for each of them.
+    """
+    words = template.decode(ids).split()
+    maps = np.zeros((len(words), tokens.shape[1]), np.float32)
+    for number, values in enumerate(tokens.numpy() if words else ()):
+        text = template.tokenizer.decode(list(ids[: number + 1]), skip_special_tokens=True)
+        begun = len(f"{text}.".split())
+        maps[min(begun, len(words)) - 1] += values
+    return words, maps
+
+
+def place(values: Float32[np.ndarray, "patch"]) -> str:
+    """Return in words where the patch lies that mattered most, as people count: from one."""
+    row, column = divmod(int(values.argmax()), grid_side(len(values)))
+    return f"row {row + 1}, column {column + 1}"
