@@ -35,12 +35,13 @@ def test_an_override_runs_exactly_what_depends_on_it(
 def test_the_same_result_stops_the_ripple(
     pipeline: Pipeline, reference: Reference, tmp_path: Path
 ) -> None:
-    # Nothing is above this share, so the pictures that come out are the same, and the
-    # conversations that are rendered beside them, too.
+    # Nothing is above this share, so the images that come out are the same, and the conversations
+    # that are rendered beside them, too. The bundle says where its images came from.
     change = {"images.max_bad_share": 0.5}
     recipe = preset("demo").override({**pipeline.changes, **change})
     assert plan(recipe, opened(reference.store))[0].status == "stale"
-    assert made(pipeline, reference, tmp_path / "store", change) == {"images", "conversations"}
+    remade = {"images", "conversations", "publish"}
+    assert made(pipeline, reference, tmp_path / "store", change) == remade
 
 
 @pytest.mark.parametrize(
