@@ -83,7 +83,6 @@ DEMO = Recipe(
         max_tokens=160,
         user_prefix="",
         assistant_prefix="\n",
-        caption_question="",
     ),
     pretrain=PretrainPart(
         objective=StandardConfig(),
@@ -103,7 +102,6 @@ DEMO = Recipe(
             reducer="none", tokens=49, experts=4, layers=2, balance_weight=0.01
         ),
         learning_rate=4e-3,
-        separator_learning_rate=4e-3,
     ),
     finetune=FinetunePart(
         objective=StandardConfig(),
@@ -186,7 +184,6 @@ COCO = Recipe(
         max_tokens=768,
         user_prefix="Instruct: ",
         assistant_prefix="\nOutput:",
-        caption_question="",
     ),
     pretrain=PretrainPart(
         objective=StandardConfig(),
@@ -209,7 +206,6 @@ COCO = Recipe(
             reducer="none", tokens=49, experts=6, layers=4, balance_weight=0.01
         ),
         learning_rate=1e-3,
-        separator_learning_rate=1e-3,
     ),
     finetune=FinetunePart(
         objective=StandardConfig(),

@@ -190,9 +190,7 @@ class Choices:
             "learning_rate": self.rate,
         }
         if self.stage == "pretrain":
-            return PretrainPart(
-                projector=self.projector, separator_learning_rate=self.rate, **shared
-            )
+            return PretrainPart(projector=self.projector, **shared)
         return FinetunePart(
             method=self.method,
             projector_learning_rate=self.rate,
