@@ -85,7 +85,7 @@ class Assistant:
 
     def caption(self, pictures: Sequence[Image]) -> list[str]:
         """Return a caption of each picture."""
-        return self._write(pictures, [[] for _ in pictures])
+        return self._write(pictures, [self.template.caption_prompt] * len(pictures))
 
     def ask(self, picture: Image, question: str, history: Sequence[Turn] = ()) -> str:
         """Return the answer to a question about a picture, after earlier turns if there are any.
@@ -111,7 +111,8 @@ class Assistant:
         Raises:
             ModelError: The question is empty, too long or no text.
         """
-        prompt = [] if question is None else self.prompt(question, history)
+        asked = question is not None
+        prompt = self.prompt(question, history) if asked else self.template.caption_prompt
         decoding = decoding_of(self.card["beams"])
         if not isinstance(decoding, GreedyConfig):
             yield self._write([picture], [prompt])[0]

@@ -58,8 +58,10 @@ def explain(
     if not is_text(answer):
         raise ModelError("the answer holds half a character: write it as UTF-8 text")
     template = assistant.template
-    prompt = [] if question is None else assistant.prompt(question, history)
-    ids = template.encode(answer) if question is None else template.answer(answer)
+    if question is None:
+        prompt, ids = template.caption_prompt, template.captioned(answer)
+    else:
+        prompt, ids = assistant.prompt(question, history), template.answer(answer)
     found = importance_map(assistant.vlm, assistant.see(picture), prompt, ids)
     image = decode_image(picture, assistant.card["max_pixels"])
     words, maps = by_word(template, ids, found)

@@ -39,25 +39,33 @@ class Tokens:
 class PromptTemplate:
     """The one way text is laid out, in training, evaluation and chat.
 
-    A caption is `caption EOS`, all of it supervised. A conversation is, for each turn,
-    `user_prefix question assistant_prefix` (not supervised) and ` answer EOS` (supervised). Behind
-    a prefix with control tokens the answer has no blank before it, as in chat templates.
+    A conversation is, for each turn, `user_prefix question assistant_prefix` (not supervised) and
+    ` answer EOS` (supervised). Behind a prefix with control tokens the answer has no blank before
+    it, as in chat templates. A caption answers `caption_question`; where that is empty, it is
+    `caption EOS` right after the image, all of it supervised.
 
     Attributes:
         tokenizer: A `tokenizers` tokenizer; its special tokens are switched off for text.
         eos_id: Id that ends every answer.
         user_prefix: Text before a question, control tokens included.
         assistant_prefix: Text between a question and its answer, control tokens included.
+        caption_question: The question that every caption answers, or "".
     """
 
     tokenizer: Tokenizer
     eos_id: int
     user_prefix: str
     assistant_prefix: str
+    caption_question: str = ""
 
     @classmethod
     def load(
-        cls, folder: Path, eos_id: int, user_prefix: str, assistant_prefix: str
+        cls,
+        folder: Path,
+        eos_id: int,
+        user_prefix: str,
+        assistant_prefix: str,
+        caption_question: str = "",
     ) -> "PromptTemplate":
         """Read `tokenizer.json` from a folder in the ordinary Hugging Face layout.
 
@@ -70,7 +78,7 @@ class PromptTemplate:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
-        return cls(tokenizer, eos_id, user_prefix, assistant_prefix)
+        return cls(tokenizer, eos_id, user_prefix, assistant_prefix, caption_question)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain text."""
@@ -82,8 +90,18 @@ class PromptTemplate:
 
     def caption(self, caption: str) -> Tokens:
         """Return a caption as an example of pretraining."""
-        ids = [*self.encode(caption), self.eos_id]
-        return Tokens(ids, [True] * len(ids))
+        prompt = self.caption_prompt
+        ids = [*self.captioned(caption), self.eos_id]
+        return Tokens([*prompt, *ids], [False] * len(prompt) + [True] * len(ids))
+
+    @property
+    def caption_prompt(self) -> list[int]:
+        """The ids after which the model is to write a caption."""
+        return self.question(self.caption_question) if self.caption_question else []
+
+    def captioned(self, text: str) -> list[int]:
+        """Return the ids of a caption after its prompt, without the end."""
+        return self.answer(text) if self.caption_question else self.encode(text)
 
     def conversation(self, turns: Sequence[tuple[str, str]]) -> Tokens:
         """Return a conversation of (question, answer) turns as an example of finetuning."""

@@ -4,7 +4,7 @@ Checkpoints hold only what is trained; the frozen rest is loaded from its artifa
 is drawn from (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,8 @@ class OptimizerConfig:
     """Learning rates and regularisation.
 
     Attributes:
-        projector_rate: Peak learning rate of projector and separator.
+        projector_rate: Peak learning rate of the projector.
+        separator_rate: Peak learning rate of the separator.
         language_rate: Peak learning rate of the language model's trainable weights.
         weight_decay: AdamW's decay, for matrices only.
         warmup_share: Share of the steps with a rising rate.
@@ -34,6 +35,7 @@ class OptimizerConfig:
     """
 
     projector_rate: float
+    separator_rate: float
     language_rate: float
     weight_decay: float
     warmup_share: float
@@ -240,12 +242,14 @@ class TrainingModule(L.LightningModule):
 
     def _groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
         config = self.optimizer_config
-        rooms: list[tuple[str, nn.Module, float]] = [
-            ("projector", self.vlm.vision_prefix, config.projector_rate),
-            ("language", self.vlm.language_model, config.language_rate),
+        prefix, language = self.vlm.vision_prefix, self.vlm.language_model
+        rooms: list[tuple[str, Iterable[tuple[str, nn.Parameter]], float]] = [
+            ("projector", prefix.projector.named_parameters(), config.projector_rate),
+            ("separator", [("separator", prefix.separator)], config.separator_rate),
+            ("language", language.named_parameters(), config.language_rate),
         ]
-        for room, module, rate in rooms:
-            trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        for room, named, rate in rooms:
+            trained = [(name, p) for name, p in named if p.requires_grad]
             # The biases of a mixture's experts are one matrix, but biases.
             decays = [p.ndim >= 2 and not name.endswith("bias") for name, p in trained]
             for decay, chosen in (

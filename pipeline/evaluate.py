@@ -192,7 +192,7 @@ def _choice(exam: Exam, vlm: VisionLanguageModel, condition: str, tick: Ticker) 
     scores = choice_scores(
         vlm,
         np.array([task.row for task in tasks], np.int64),
-        [exam.template.caption(task.fixed["references"][0]).input_ids for task in tasks],
+        [exam.template.caption(task.fixed["references"][0]) for task in tasks],
         exam.evaluate.choices,
         exam.shown,
         condition,

@@ -88,7 +88,7 @@ def prepare_exam(context: StageContext, evaluate: EvaluatePart, seed: int) -> Ex
     stored = json.loads(context.inputs["examples"].path("template.json").read_text())
     template = PromptTemplate.load(context.inputs["backbones"].directory("lm"), **stored)
     spoken, answers = _answers(read_table(context.inputs["examples"].path("questions.parquet")))
-    captions = caption_tasks(table, patches, evaluate)
+    captions = caption_tasks(table, patches, template, evaluate)
     questions = question_tasks(spread(answers, evaluate.questions, seed), patches, template)
     train = where(table, split="train")["sha256"].unique().to_pylist()
     tested = np.array([task.row for task in (*captions, *questions)], np.int64)

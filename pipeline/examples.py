@@ -46,7 +46,11 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
     del seed  # filters and tokens involve no chance
     folder = context.inputs["backbones"].directory("lm")
     template = PromptTemplate.load(
-        folder, eos_id(folder), examples.user_prefix, examples.assistant_prefix
+        folder,
+        eos_id(folder),
+        examples.user_prefix,
+        examples.assistant_prefix,
+        examples.caption_question,
     )
     captions, conversations = _filtered(context, examples)
     files = _file_names(context)
@@ -75,6 +79,7 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
         "eos_id": template.eos_id,
         "user_prefix": template.user_prefix,
         "assistant_prefix": template.assistant_prefix,
+        "caption_question": template.caption_question,
     }
     (context.out / "template.json").write_text(json.dumps(stored, indent=1))
     return _summary(rows, drops)

@@ -57,7 +57,7 @@ def prepare(context: StageContext, part: FinetunePart, seed: int) -> Training:
         check_quantization(context.settings)
     training, validation = open_examples(context, part, _shares(part.caption_share), seed)
     vlm = _opened(context, part, seed, packed=packed)
-    rates = (part.projector_learning_rate, part.learning_rate)
+    rates = (part.projector_learning_rate, part.projector_learning_rate, part.learning_rate)
     return Training("finetune", vlm, part, training, validation, rates, seed)
 
 

@@ -215,7 +215,7 @@ def table_rows(rows: Sequence[Row]) -> list[Row]:
 def _ids(row: Row, template: PromptTemplate) -> tuple[list[int], list[int]]:
     """Return the token ids of a prompt and of what was written after it."""
     if row["kind"] == "caption":
-        return [], template.encode(row["prediction"])
+        return template.caption_prompt, template.captioned(row["prediction"])
     return template.question(row["question"]), template.answer(row["prediction"])
 
 

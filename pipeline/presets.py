@@ -83,6 +83,7 @@ DEMO = Recipe(
         max_tokens=160,
         user_prefix="",
         assistant_prefix="\n",
+        caption_question="",
     ),
     pretrain=PretrainPart(
         objective=StandardConfig(),
@@ -102,6 +103,7 @@ DEMO = Recipe(
             reducer="none", tokens=49, experts=4, layers=2, balance_weight=0.01
         ),
         learning_rate=4e-3,
+        separator_learning_rate=4e-3,
     ),
     finetune=FinetunePart(
         objective=StandardConfig(),
@@ -184,6 +186,7 @@ COCO = Recipe(
         max_tokens=768,
         user_prefix="Instruct: ",
         assistant_prefix="\nOutput:",
+        caption_question="",
     ),
     pretrain=PretrainPart(
         objective=StandardConfig(),
@@ -206,6 +209,7 @@ COCO = Recipe(
             reducer="none", tokens=49, experts=6, layers=4, balance_weight=0.01
         ),
         learning_rate=1e-3,
+        separator_learning_rate=1e-3,
     ),
     finetune=FinetunePart(
         objective=StandardConfig(),

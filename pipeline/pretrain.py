@@ -60,5 +60,5 @@ def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:
     vlm = build_vlm(part.projector, width, count, language_model)
     vlm.vision_prefix.centre_on(training.some_patches(CENTRED_ON))
     freeze(vlm.language_model)
-    rates = (part.learning_rate, part.learning_rate)
+    rates = (part.learning_rate, part.separator_learning_rate, 0.0)  # words stay frozen
     return Training("pretrain", vlm, part, training, validation, rates, seed)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.prompt import PromptTemplate
+from model.prompt import PromptTemplate, Tokens
 from model.vlm import VisionLanguageModel
 from pipeline.conditions import Shown
 from pipeline.feed import collate
@@ -68,7 +68,7 @@ def presence_answers(
 def choice_scores(
     vlm: VisionLanguageModel,
     pictures: NDArray[np.int64],
-    captions: Sequence[Sequence[int]],
+    captions: Sequence[Tokens],
     choices: int,
     shown: Shown,
     condition: str,
@@ -84,7 +84,7 @@ def choice_scores(
     Args:
         vlm: The model.
         pictures: Row of patch embeddings of each picture, int64 [picture].
-        captions: Token ids of one caption of each, EOS included.
+        captions: One caption of each as an example of training, EOS included.
         choices: Pictures a caption is offered, its own among them.
         shown: Patch embeddings by condition.
         condition: `real`, `shuffled` or `blind`.
@@ -98,13 +98,14 @@ def choice_scores(
     for start in range(0, count, batch):
         here = np.arange(start, min(start + batch, count))
         offered = (here[:, None] - np.arange(choices)) % count  # captions that meet this picture
-        ids = [np.array(captions[caption], np.int64) for caption in offered.ravel()]
-        every = [np.ones(len(each), np.bool_) for each in ids]
+        meeting = [captions[caption] for caption in offered.ravel()]
+        ids = [np.array(each.input_ids, np.int64) for each in meeting]
+        judged = [np.array(each.supervised, np.bool_) for each in meeting]
         patches = shown.show(pictures[here], condition)
-        texts = collate(patches, ids, every, [choices] * len(here))
+        texts = collate(patches, ids, judged, [choices] * len(here))
         with torch.inference_mode():
             found = vlm(texts.to(device)).double().cpu().numpy()
-        ends = np.cumsum([len(each) for each in ids])[:-1]
+        ends = np.cumsum([each.sum() for each in judged])[:-1]
         sums = np.array([each.sum() for each in np.split(found, ends)]).reshape(offered.shape)
         nats[offered, np.arange(choices)] = sums
         tick(len(here))

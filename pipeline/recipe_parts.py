@@ -153,6 +153,10 @@ class ExamplesPart(Part):
     assistant_prefix: str = Field(
         description="Text between a question and its answer, control tokens likewise."
     )
+    caption_question: str = Field(
+        description="The question that every caption answers, between the two prefixes; empty: "
+        "captions follow the image without any."
+    )
 
     @field_validator("refusals", "forbidden_answers")
     @classmethod
@@ -234,6 +238,10 @@ class PretrainPart(TrainingPart):
 
     projector: ProjectorConfig = Field(description="Network between patches and words.")
     learning_rate: Rate = Field(description="Peak learning rate of the projector.")
+    separator_learning_rate: Rate = Field(
+        description="Peak learning rate of the separator, which carries what all captions have in "
+        "common; where it is slow, the projector does, and with it every image's tokens."
+    )
 
 
 class FinetunePart(TrainingPart):

@@ -13,9 +13,14 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
 # What SmolLM2-Instruct was trained on; its control tokens count as such in prefixes.
-CHAT = {
+SMOLLM2 = {
     "examples.user_prefix": "<|im_start|>user\n",
     "examples.assistant_prefix": "<|im_end|>\n<|im_start|>assistant\n",
+    # An image that is asked about tells the language model to write a caption at all, which the
+    # prefix would have to learn first: docs/photographs.md.
+    "examples.caption_question": "Describe the image in one sentence.",
+    "pretrain.learning_rate": 3e-4,
+    "pretrain.separator_learning_rate": 5e-3,
 }
 # A model of 135 million parameters has room on any device: nothing has to be computed twice.
 LIGHT = {
@@ -40,7 +45,7 @@ def small(coco: "Recipe") -> "Recipe":
     """Return the preset `small`."""
     return coco.override(
         {
-            **CHAT,
+            **SMOLLM2,
             **LIGHT,
             "images.limit": 10_000,
             "images.test_limit": 1000,
@@ -69,7 +74,7 @@ def photos(coco: "Recipe") -> "Recipe":
     """Return the preset `photos`; `images.source.root` and `.weights` are of the working folder."""
     return coco.override(
         {
-            **CHAT,
+            **SMOLLM2,
             **LIGHT,
             **LOCAL,
             "images.limit": 2000,

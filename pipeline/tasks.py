@@ -57,7 +57,9 @@ def spread(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
     return [rows[place] for place in sorted(place for _, _, place in sorted(ranked)[:limit])]
 
 
-def caption_tasks(table: pa.Table, patches: PatchTable, evaluate: EvaluatePart) -> list[Task]:
+def caption_tasks(
+    table: pa.Table, patches: PatchTable, template: PromptTemplate, evaluate: EvaluatePart
+) -> list[Task]:
     """Return one caption task per test picture, by image id; `sha256` is among the known columns.
 
     Raises:
@@ -75,7 +77,7 @@ def caption_tasks(table: pa.Table, patches: PatchTable, evaluate: EvaluatePart) 
         )
     rows = patches.rows_of([sha256 for _, sha256 in chosen])
     return [
-        Task("caption", int(row), [], _fixed("test", *key, by_image[key]))
+        Task("caption", int(row), template.caption_prompt, _fixed("test", *key, by_image[key]))
         for key, row in zip(chosen, rows, strict=True)
     ]
 

@@ -55,7 +55,7 @@ class Training:
         part: Batch, schedule, precision.
         training: Examples to learn from.
         validation: Held-out examples that choose the checkpoint.
-        rates: Peak learning rates of projector and language model.
+        rates: Peak learning rates of projector, separator and language model.
         seed: Seed of order, coins and dropout.
     """
 
@@ -64,7 +64,7 @@ class Training:
     part: TrainingPart
     training: ExampleSet
     validation: ExampleSet
-    rates: tuple[float, float]
+    rates: tuple[float, float, float]
     seed: int
 
 

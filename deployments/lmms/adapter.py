@@ -145,7 +145,7 @@ class PhiVision(lmms):
         context, second, visuals, place, task, split = arguments
         documents, template = self.task_dict[task][split], self.assistant.template
         asked = " ".join(context.replace(_MARK, " ").split())
-        ids = template.question(asked) if asked else []
+        ids = template.question(asked) if asked else template.caption_prompt
         judged: list[int] = []
         writing, room = NOTHING, self._longest - len(ids)
         if isinstance(second, Mapping):
@@ -154,7 +154,7 @@ class PhiVision(lmms):
             text = second if isinstance(second, str) else second(documents[place])
             # An answer may begin with a blank in training, a caption begins with its first word.
             said = str(text).strip()
-            judged = template.answer(said) if asked else template.encode(said)
+            judged = template.answer(said) if asked else template.captioned(said)
         if room < max(len(judged), 1):
             raise ModelError(
                 f"task {task}, document {place}: the question has {len(ids)} tokens and its answer "

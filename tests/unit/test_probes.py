@@ -1,5 +1,6 @@
 """Image choice and presence: what the model finds likeliest, beside a computation by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,10 @@ def choose(
     assistant: Assistant, shown: Shown, choices: int, condition: str = "real", batch: int = 2
 ) -> list[float]:
     """Image choice over all pictures and captions."""
-    ids = [assistant.template.caption(text).input_ids for text in CAPTIONS]
+    texts = [assistant.template.caption(text) for text in CAPTIONS]
     pictures = np.arange(TESTED)
     vlm = assistant.vlm
-    return choice_scores(vlm, pictures, ids, choices, shown, condition, batch, "cpu").tolist()
+    return choice_scores(vlm, pictures, texts, choices, shown, condition, batch, "cpu").tolist()
 
 
 @pytest.mark.parametrize("choices", [2, 3, 5])
@@ -65,6 +66,29 @@ def test_a_caption_chooses_among_its_picture_and_those_after_it(
         ]
         expected.append(float(nats[0] == min(nats)))
     assert choose(sighted, shown, choices, condition) == expected
+
+
+def test_the_question_that_a_caption_answers_is_not_judged(
+    sighted: Assistant, shown: Shown
+) -> None:
+    plain = sighted.template
+    asking = replace(plain, caption_question="What do you see?")
+    prompt = asking.caption_prompt
+    expected = []
+    for number, text in enumerate(CAPTIONS):
+        ids = asking.caption(text).input_ids
+        assert ids[: len(prompt)] == prompt
+        offered = (number + np.arange(3)) % TESTED
+        nats = [
+            float(nats_by_hand(sighted.vlm, patches, ids)[len(prompt) :].sum())
+            for patches in shown.show(offered, "real")
+        ]
+        expected.append(float(nats[0] == min(nats)))
+    sighted.template = asking
+    try:
+        assert choose(sighted, shown, 3) == expected
+    finally:
+        sighted.template = plain
 
 
 def test_the_batch_changes_no_choice(sighted: Assistant, shown: Shown) -> None:

@@ -1,5 +1,6 @@
 """Which token is trained, token by token, and that people's text never becomes control."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,16 @@ def test_a_caption_is_supervised_from_its_first_token_to_eos(template: PromptTem
     tokens = template.caption("a red circle")
     assert tokens.input_ids == [*template.encode("a red circle"), template.eos_id]
     assert tokens.supervised == [True] * len(tokens)
+
+
+def test_a_caption_may_answer_a_question(template: PromptTemplate) -> None:
+    asking = replace(template, caption_question="What is it?")
+    tokens = asking.caption("a red circle")
+    assert tokens == asking.conversation([("What is it?", "a red circle")])
+    assert asking.caption_prompt == asking.question("What is it?")
+    assert asking.captioned("a red circle") == asking.answer("a red circle")
+    assert template.caption_prompt == []
+    assert template.captioned("a red circle") == template.encode("a red circle")
 
 
 def test_a_conversation_trains_answers_and_their_ends_only(template: PromptTemplate) -> None:

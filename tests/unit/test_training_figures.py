@@ -15,7 +15,7 @@ from model.objectives import standard
 from model.projectors import LinearConfig, ProjectorConfig, SparseMixtureConfig
 from pipeline.feed import ExampleSet, TrainingFeed
 from pipeline.pictures import open_patches
-from pipeline.pretrain import prepare
+from pipeline.pretrain import prepare, pretrain
 from pipeline.progress import Ticker
 from pipeline.recipe_parts import PretrainPart
 from pipeline.stage import StageContext
@@ -196,6 +196,17 @@ def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(
     told = choices.run(context_of(inputs, tmp_path, report, device="cpu"))
     assert told["precision"] == precision
     assert any(f"computing in {precision}" in line for line in report.said)
+
+
+def test_the_separator_has_a_rate_of_its_own(inputs: Path, tmp_path: Path) -> None:
+    context = context_of(inputs, tmp_path)
+    part = Choices(epochs=2.5, rate=1e-3).part()
+    assert isinstance(part, PretrainPart)
+    pretrain(context, part.model_copy(update={"separator_learning_rate": 5e-3}), 3)
+    found = figures(context)
+    projector, separator = (found[f"learning_rate_{room}"] for room in ("projector", "separator"))
+    assert separator == pytest.approx([5 * rate for rate in projector])
+    assert max(separator) > 1e-3
 
 
 def test_a_share_of_one_is_captions_only(inputs: Path, tmp_path: Path) -> None:

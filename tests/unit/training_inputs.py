@@ -190,7 +190,9 @@ class Choices:
             "learning_rate": self.rate,
         }
         if self.stage == "pretrain":
-            return PretrainPart(projector=self.projector, **shared)
+            return PretrainPart(
+                projector=self.projector, separator_learning_rate=self.rate, **shared
+            )
         return FinetunePart(
             method=self.method,
             projector_learning_rate=self.rate,
