@@ -244,10 +244,16 @@ class TrainingModule(L.LightningModule):
         config = self.optimizer_config
         prefix, language = self.vlm.vision_prefix, self.vlm.language_model
         rooms: list[tuple[str, Iterable[tuple[str, nn.Parameter]], float]] = [
-            ("projector", prefix.projector.named_parameters(), config.projector_rate),
-            ("separator", [("separator", prefix.separator)], config.separator_rate),
+            ("projector", prefix.named_parameters(), config.projector_rate),
             ("language", language.named_parameters(), config.language_rate),
         ]
+        if config.separator_rate != config.projector_rate:
+            projector = prefix.projector.named_parameters()
+            separator = [("separator", prefix.separator)]
+            rooms[:1] = [
+                ("projector", projector, config.projector_rate),
+                ("separator", separator, config.separator_rate),
+            ]
         for room, named, rate in rooms:
             trained = [(name, p) for name, p in named if p.requires_grad]
             # The biases of a mixture's experts are one matrix, but biases.

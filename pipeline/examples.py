@@ -45,13 +45,13 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
     """
     del seed  # filters and tokens involve no chance
     folder = context.inputs["backbones"].directory("lm")
-    template = PromptTemplate.load(
-        folder,
-        eos_id(folder),
-        examples.user_prefix,
-        examples.assistant_prefix,
-        examples.caption_question,
-    )
+    stored = {
+        "eos_id": eos_id(folder),
+        "user_prefix": examples.user_prefix,
+        "assistant_prefix": examples.assistant_prefix,
+        "caption_question": examples.caption_question,
+    }
+    template = PromptTemplate.load(folder, **stored)
     captions, conversations = _filtered(context, examples)
     files = _file_names(context)
     known = read_table(context.inputs["images"].path("images.parquet"), ["file_name"])
@@ -75,12 +75,6 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
     write_table(context.out / "examples.parquet", rows, EXAMPLES)
     write_table(context.out / "questions.parquet", questions, QUESTIONS)
     write_table(context.out / "drops.parquet", drops, DROPS)
-    stored = {
-        "eos_id": template.eos_id,
-        "user_prefix": template.user_prefix,
-        "assistant_prefix": template.assistant_prefix,
-        "caption_question": template.caption_question,
-    }
     (context.out / "template.json").write_text(json.dumps(stored, indent=1))
     return _summary(rows, drops)
 

@@ -98,13 +98,12 @@ def choice_scores(
     for start in range(0, count, batch):
         here = np.arange(start, min(start + batch, count))
         offered = (here[:, None] - np.arange(choices)) % count  # captions that meet this picture
-        meeting = [captions[caption] for caption in offered.ravel()]
-        ids = [np.array(each.input_ids, np.int64) for each in meeting]
-        judged = [np.array(each.supervised, np.bool_) for each in meeting]
-        patches = shown.show(pictures[here], condition)
-        texts = collate(patches, ids, judged, [choices] * len(here))
+        ids = [np.array(captions[at].input_ids, np.int64) for at in offered.ravel()]
+        judged = [np.array(captions[at].supervised, np.bool_) for at in offered.ravel()]
+        seen = shown.show(pictures[here], condition)
         with torch.inference_mode():
-            found = vlm(texts.to(device)).double().cpu().numpy()
+            texts = collate(seen, ids, judged, [choices] * len(here)).to(device)
+            found = vlm(texts).double().cpu().numpy()
         ends = np.cumsum([each.sum() for each in judged])[:-1]
         sums = np.array([each.sum() for each in np.split(found, ends)]).reshape(offered.shape)
         nats[offered, np.arange(choices)] = sums
