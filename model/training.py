@@ -128,7 +128,8 @@ class TrainingModule(L.LightningModule):
         """Divide the weights over the devices under FSDP; Lightning calls this.
 
         Every module that is called with weights of its own is divided by itself, because training
-        enters the model below its root, where a division of the root would not notice it.
+        enters the model below its root, where a division of the root would not notice it. Tied
+        embeddings are one weight, so both of their modules are divided as one.
         """
         mesh = self.device_mesh
         if mesh is None:
@@ -136,15 +137,17 @@ class TrainingModule(L.LightningModule):
         from torch.distributed.fsdp import fully_shard
 
         language_model = self.vlm.language_model
-        body = language_model.get_submodule("model")
+        body, head = language_model.get_submodule("model"), language_model.get_submodule("lm_head")
+        words, layers = language_model.get_input_embeddings(), body.get_submodule("layers")
+        # The last norm has another name in every family.
+        others = [m for m in body.children() if m is not words and m is not layers]
         parts = [
             self.vlm.vision_prefix,
-            language_model.get_input_embeddings(),
-            *body.get_submodule("layers").children(),
-            body.get_submodule("final_layernorm"),
-            language_model.get_submodule("lm_head"),
+            *layers.children(),
+            *(module for module in others if any(True for _ in module.parameters())),
         ]
-        for part in parts:
+        tied = words.weight is head.weight
+        for part in [*parts, *([[words, head]] if tied else [words, head])]:
             fully_shard(part, mesh=mesh["data_parallel"])
 
     def training_step(self, batch: MicroBatch, index: int) -> Tensor:

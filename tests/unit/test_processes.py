@@ -26,6 +26,7 @@ from tests.unit.training_inputs import (
     run_stage,
     spoil,
     write_inputs,
+    write_tied_llama,
 )
 
 pytestmark = pytest.mark.timeout(600)
@@ -117,6 +118,17 @@ def test_a_training_of_one_process_goes_on_in_two_that_share_the_weights(
         torch.testing.assert_close(
             moments[1][name]["exp_avg"], state["exp_avg"], rtol=1e-2, atol=1e-4, msg=name
         )
+
+
+def test_two_processes_share_the_weights_of_a_llama_with_tied_embeddings(tmp_path: Path) -> None:
+    root = tmp_path / "inputs"
+    write_inputs(root)
+    write_tied_llama(root)
+    choices = Choices("finetune", epochs=1.0)
+    one = context_of(root, tmp_path / "one")
+    two = context_of(root, tmp_path / "two", devices=2, strategy="fsdp")
+    assert choices.run(one)["steps"] == choices.run(two)["steps"]
+    assert_same_training(one, two)
 
 
 def test_two_processes_end_with_a_killed_stage_and_go_on_bit_for_bit(
