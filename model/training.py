@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from model.errors import NotFiniteError
+from model.errors import ModelError, NotFiniteError
 from model.objective_configs import ObjectiveConfig
 from model.objectives import objective_loss
 from model.training_schedule import warmup_cosine
@@ -129,7 +129,11 @@ class TrainingModule(L.LightningModule):
 
         Every module that is called with weights of its own is divided by itself, because training
         enters the model below its root, where a division of the root would not notice it. Tied
-        embeddings are one weight, so both of their modules are divided as one.
+        embeddings are one weight of two modules, which FSDP divides only in a root: each device
+        keeps all of them where they are frozen.
+
+        Raises:
+            ModelError: Tied embeddings are to be trained.
         """
         mesh = self.device_mesh
         if mesh is None:
@@ -146,8 +150,14 @@ class TrainingModule(L.LightningModule):
             *layers.children(),
             *(module for module in others if any(True for _ in module.parameters())),
         ]
-        tied = words.weight is head.weight
-        for part in [*parts, *([[words, head]] if tied else [words, head])]:
+        if words.weight is not head.weight:
+            parts += [words, head]
+        elif words.weight.requires_grad:
+            raise ModelError(
+                "fsdp cannot divide this language model, whose embeddings are tied and trained: "
+                "take finetune.method=lora, or the strategy ddp"
+            )
+        for part in parts:
             fully_shard(part, mesh=mesh["data_parallel"])
 
     def training_step(self, batch: MicroBatch, index: int) -> Tensor:

@@ -124,11 +124,15 @@ def test_two_processes_share_the_weights_of_a_llama_with_tied_embeddings(tmp_pat
     root = tmp_path / "inputs"
     write_inputs(root)
     write_tied_llama(root)
-    choices = Choices("finetune", epochs=1.0)
+    pretrained(root, tmp_path / "before")
+    choices = Choices("finetune", method="lora", epochs=1.0, dropout=0.0, targets="all-linear")
     one = context_of(root, tmp_path / "one")
     two = context_of(root, tmp_path / "two", devices=2, strategy="fsdp")
     assert choices.run(one)["steps"] == choices.run(two)["steps"]
     assert_same_training(one, two)
+    full = context_of(root, tmp_path / "full", devices=2, strategy="fsdp")
+    with pytest.raises(PipelineError, match="embeddings are tied and trained"):
+        Choices("finetune", epochs=1.0).run(full)
 
 
 def test_two_processes_end_with_a_killed_stage_and_go_on_bit_for_bit(

@@ -195,6 +195,7 @@ class Choices:
     precision: str = "fp32"
     quantize: str = "none"
     checkpointing: bool = False
+    targets: Any = ("q_proj", "dense", "fc1")
 
     def part(self) -> PretrainPart | FinetunePart:
         """The recipe part of the stage."""
@@ -225,7 +226,7 @@ class Choices:
             lora_rank=4,
             lora_alpha=8,
             lora_dropout=self.dropout,
-            lora_targets=("q_proj", "dense", "fc1"),
+            lora_targets=self.targets,
             least_image_gain=0.0,
             quantize=self.quantize,
             **shared,
