@@ -166,7 +166,7 @@ def test_a_blind_guesser_fails() -> None:
     assert sum(guesses.get(turn.question) == turn.answer for turn in val) / len(val) <= 0.38
     kinds = Counter(turn.kind for turn in turns["train2017"])
     assert set(kinds) == set(KINDS)
-    assert kinds["presence"] <= 0.15 * kinds.total()
+    assert kinds["presence"] <= 0.18 * kinds.total()
 
 
 @pytest.mark.parametrize(
