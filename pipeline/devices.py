@@ -1,9 +1,12 @@
 """Which device computes, and with how many threads."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.errors import PipelineError
 from pipeline.recipe_parts import TrainingPart
@@ -48,6 +51,25 @@ def computes_bf16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)
     return any(has for name, has in capabilities().items() if "bf16" in name)
+
+
+@contextmanager
+def training_attention(device: str, precision: str) -> Iterator[None]:
+    """Compute attention as products and a softmax on a CPU in bf16, as torch chooses elsewhere.
+
+    The backward pass of torch's fused kernel for CPUs is slow in bf16. With SmolLM2-135M and 1,328
+    positions on two cores with AMX, a step took 3.26 s with it and 2.15 s without.
+    """
+    if device != "cpu" or precision != "bf16":
+        yield
+        return
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # of CPUs, too
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
 
 
 def check_quantization(settings: Settings) -> None:

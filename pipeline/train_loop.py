@@ -26,7 +26,7 @@ from model.errors import NotFiniteError
 from model.training import OptimizerConfig, TrainingModule
 from model.vlm import VisionLanguageModel, check_precision
 from pipeline.checkpoint_seals import drop_altered, seal
-from pipeline.devices import pick_device
+from pipeline.devices import pick_device, training_attention
 from pipeline.errors import PipelineError
 from pipeline.feed import ExampleSet, TrainingFeed
 from pipeline.processes import Place, run_processes
@@ -176,12 +176,13 @@ def _run(
             callbacks.append(Showcase(context, training.validation, rounds.count))
         try:
             trainer = _trainer(context, training.part, rounds, callbacks, logger, place)
-            trainer.fit(
-                module,
-                datamodule=rounds,
-                ckpt_path=last if last.is_file() else None,
-                weights_only=True,
-            )
+            with training_attention(pick_device(context.settings), training.part.precision):
+                trainer.fit(
+                    module,
+                    datamodule=rounds,
+                    ckpt_path=last if last.is_file() else None,
+                    weights_only=True,
+                )
         finally:
             if logger is not None:
                 logger.close()
