@@ -1,6 +1,6 @@
 """Which device computes, and with how many threads."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TypeVar
@@ -54,7 +54,7 @@ def computes_bf16(device: str) -> bool:
 
 
 @contextmanager
-def training_attention(device: str, precision: str) -> Iterator[None]:
+def training_attention(device: str, precision: str) -> Generator[None]:
     """Compute attention as products and a softmax on a CPU in bf16, as torch chooses elsewhere.
 
     The backward pass of torch's fused kernel for CPUs is slow in bf16. With SmolLM2-135M and 1,328
