@@ -40,7 +40,8 @@ class PatientLogger(WandbLogger):
         self.attempt(super().finalize, status)
 
     def close(self) -> None:
-        """Finish the run, so that the next training starts its own."""
+        """Finish the run, also one that stopped, so that what comes next starts its own."""
+        self._works = True
         self.attempt(lambda: self.experiment.finish())
 
     def attempt(self, log: Callable[..., None], *values: Any, **options: Any) -> None:

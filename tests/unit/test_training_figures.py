@@ -177,6 +177,7 @@ def test_a_training_outlives_an_image_that_wandb_cannot_keep(
     assert told["steps"] == 10
     (line,) = (line for line in report.said if "wandb stopped" in line)
     assert "its folder is gone" in line
+    assert wandb.run is None  # what comes next, the page of the report say, gets a run of its own
 
 
 @pytest.mark.parametrize(
