@@ -55,7 +55,7 @@ def computes_bf16(device: str) -> bool:
 
 @contextmanager
 def training_attention(device: str, precision: str) -> Generator[None]:
-    """Compute attention as products and a softmax on a CPU in bf16, as torch chooses elsewhere.
+    """Have attention computed as products and a softmax on a CPU in bf16; elsewhere torch chooses.
 
     The backward pass of torch's fused kernel for CPUs is slow in bf16. With SmolLM2-135M and 1,328
     positions on two cores with AMX, a step took 3.26 s with it and 2.15 s without.
