@@ -1,7 +1,6 @@
 """The command line: quick to start, because each command imports only what it needs."""
 
 import os
-import signal
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Literal
 from cyclopts import App, CycloptsError
 
 from flows.bundle_commands import ask, caption, chat, export
+from flows.interrupts import end_on_request
 from flows.looking_commands import LOOKING
 from flows.options import Count, Days, EveryMetric, OnlyList, Preset, Query, Rerun, Run, Set, Store
 from flows.options import changes_of as _changes
@@ -280,6 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; an expected error is one clear line and exit status 1 (2 for wrong usage)."""
     if arguments is None:  # the process is this command's
         leave_quickly()
+        end_on_request()
         print_anything()
         os.environ |= child_environment()  # Dask and others start more processes
     spare_loopback()
@@ -292,10 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _errors(*, debug: bool) -> Generator[None]:
-    from flows.failures import explain, was_asked_to_end
+    from flows.failures import explain
+    from flows.interrupts import was_asked_to_end
 
-    # A request to end is treated like Ctrl-C, so that the server of this run ends with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except CycloptsError as error:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.compare_table import markdown, measure
-from flows.failures import explain, was_asked_to_end
+from flows.failures import explain
+from flows.interrupts import was_asked_to_end
 from flows.options import changes_of
 from pipeline.errors import PipelineError
 from pipeline.presets import preset as load_preset

@@ -54,19 +54,6 @@ def _invalid(title: str, first: Mapping[str, Any]) -> str:
     return f"{line}\n  → mend {variable} or the option of that name; without it the default counts"
 
 
-def was_asked_to_end(error: BaseException) -> bool:
-    """Return whether an error only followed a request to end, such as Ctrl-C.
-
-    Prefect's engine fails while it handles one that arrives before its task run is made.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, KeyboardInterrupt) or type(cause).__name__ == "TerminationSignal":
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
 def may_pass(error: object) -> bool:
     """Return whether the same work may succeed a little later.
 

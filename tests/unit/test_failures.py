@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from flows.cli import main
-from flows.failures import explain, may_pass, was_asked_to_end
+from flows.failures import explain, may_pass
 from pipeline.errors import PipelineError, RecipeError, UnreachableError
 from pipeline.hub import fetching, hub_file
 from storage.errors import ChecksumError, StorageError, TransientError
@@ -35,19 +35,6 @@ from tests.unit.small_store import build_store
 )
 def test_only_what_may_pass_is_tried_again(error: object, *, again: bool) -> None:
     assert may_pass(error) is again
-
-
-@pytest.mark.parametrize(
-    ("first", "asked"), [(KeyboardInterrupt(), True), (TimeoutError(), False), (None, False)]
-)
-def test_what_fails_while_ctrl_c_is_handled_is_still_ctrl_c(
-    first: BaseException | None, *, asked: bool
-) -> None:
-    second = ValueError("Task run is not set")
-    second.__context__ = first
-    last = RuntimeError("the flow crashed")
-    last.__cause__ = second
-    assert was_asked_to_end(last) is asked
 
 
 def answer(status: int) -> HfHubHTTPError:
