@@ -102,13 +102,17 @@ DEMO = Recipe(
         projector=MixtureConfig(
             reducer="none", tokens=49, experts=4, layers=2, balance_weight=0.01
         ),
-        learning_rate=4e-3,
-        separator_learning_rate=4e-3,
+        # Captions teach a fast projector colours and places at the expense of shapes: of the
+        # variance of its tokens 22 % are between shapes at first, 6 % after pretraining at this
+        # rate and 3 % at 4e-3, where what is found by its shape was not learned in time (83 % of
+        # answers, half of yes and no, against 94 and 95 %; seed 0).
+        learning_rate=1e-3,
+        separator_learning_rate=1e-3,
     ),
     finetune=FinetunePart(
         objective=StandardConfig(),
-        # Looking one of two objects up is learned last, between 2.5 and 5 epochs (seed 0).
-        epochs=6.0,
+        # Looking one of two objects up is learned last, between 2 and 5 epochs.
+        epochs=7.0,
         batch=4,
         micro_batch=4,
         examples_per_row=6,
@@ -122,8 +126,10 @@ DEMO = Recipe(
         patience=0,
         method="full",
         learning_rate=1e-3,
-        projector_learning_rate=1e-3,
-        caption_share=0.3,
+        # Shapes have to come back: at 3e-4, 87 % of answers and no yes and no (seed 0).
+        projector_learning_rate=2e-3,
+        # A caption has five times as many tokens as an answer, and is learned sooner.
+        caption_share=0.15,
         lora_rank=16,
         lora_alpha=32,
         lora_dropout=0.05,
