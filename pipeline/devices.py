@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.errors import PipelineError
@@ -51,6 +53,21 @@ def computes_bf16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)
     return any(has for name, has in capabilities().items() if "bf16" in name)
+
+
+@contextmanager
+def fast_steps(device: str, precision: str, language_model: nn.Module) -> Generator[None]:
+    """Have the steps of a training computed as fast as its device and precision allow.
+
+    Under autocast a product casts its inputs itself, so that adapters share what was cast for the
+    layer that they adapt. peft would bring it back to float32 before, to the same result: 15 % of a
+    step with SmolLM2-135M on a CPU.
+    """
+    with (
+        training_attention(device, precision),
+        disable_input_dtype_casting(language_model, active=precision == "bf16"),
+    ):
+        yield
 
 
 @contextmanager

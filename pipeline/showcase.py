@@ -78,14 +78,16 @@ class Showcase(Callback):
         assert isinstance(pl_module, TrainingModule)
         if trainer.current_epoch + 1 not in self.rounds or not self.shown:
             return
-        written = generate(
-            pl_module.vlm,
-            torch.stack([each.patches for each in self.shown]).to(pl_module.device),
-            [each.prompt for each in self.shown],
-            eos_id=self.eos_id,
-            max_new_tokens=NEW_TOKENS,
-            decoding=GreedyConfig(),
-        )
+        patches = torch.stack([each.patches for each in self.shown]).to(pl_module.device)
+        with trainer.precision_plugin.forward_context():  # Lightning leaves it for callbacks
+            written = generate(
+                pl_module.vlm,
+                patches,
+                [each.prompt for each in self.shown],
+                eos_id=self.eos_id,
+                max_new_tokens=NEW_TOKENS,
+                decoding=GreedyConfig(),
+            )
         for logger in trainer.loggers:
             if isinstance(logger, PatientLogger):
                 ids = [each.ids for each in written]

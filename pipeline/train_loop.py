@@ -26,7 +26,7 @@ from model.errors import NotFiniteError
 from model.training import OptimizerConfig, TrainingModule
 from model.vlm import VisionLanguageModel, check_precision
 from pipeline.checkpoint_seals import drop_altered, seal
-from pipeline.devices import pick_device, training_attention
+from pipeline.devices import fast_steps, pick_device
 from pipeline.errors import PipelineError
 from pipeline.feed import ExampleSet, TrainingFeed
 from pipeline.processes import Place, run_processes
@@ -174,9 +174,10 @@ def _run(
             callbacks.append(Bar(tick, passes))
         if context.settings.wandb != "disabled":
             callbacks.append(Showcase(context, training.validation, rounds.count))
+        device = pick_device(context.settings)
         try:
             trainer = _trainer(context, training.part, rounds, callbacks, logger, place)
-            with training_attention(pick_device(context.settings), training.part.precision):
+            with fast_steps(device, training.part.precision, training.vlm.language_model):
                 trainer.fit(
                     module,
                     datamodule=rounds,

@@ -1,10 +1,13 @@
-"""How attention is computed where a CPU trains in bf16."""
+"""How a step is computed where a CPU trains in bf16."""
+
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from pipeline.devices import training_attention
+from model.language import add_lora, load_language_model
+from pipeline.devices import fast_steps, training_attention
 
 
 def gradients() -> list[torch.Tensor]:
@@ -43,3 +46,27 @@ def test_only_a_cpu_in_bf16_does_without_the_fused_kernel(
     assert seen == [fused]
     assert torch.backends.cuda.flash_sdp_enabled()
     assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+
+
+def test_adapters_share_the_cast_input_of_their_layer_to_the_same_gradients(inputs: Path) -> None:
+    model = load_language_model(inputs / "backbones/lm", torch.bfloat16)
+    add_lora(model, rank=2, alpha=4, dropout=0.0, targets="all-linear")
+    torch.manual_seed(0)
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        torch.nn.init.normal_(parameter, std=0.1)
+
+    def gradients_of_a_step() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=torch.arange(6)[None]).logits.float().square().mean()
+        loss.backward()
+        found = [p.grad for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        return found
+
+    with training_attention("cpu", "bf16"):
+        before = gradients_of_a_step()
+    with fast_steps("cpu", "bf16", model):
+        after = gradients_of_a_step()
+    assert len(after) > 4
+    assert any(gradient.any() for gradient in after)
+    torch.testing.assert_close(after, before, rtol=0, atol=0)

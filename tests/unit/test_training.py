@@ -124,6 +124,14 @@ def test_the_figures_show_loss_rates_gradient_experts_and_validation(
     assert_watched(context)
 
 
+def test_held_out_images_are_captioned_while_adapters_learn_in_bf16(
+    inputs: Path, tmp_path: Path
+) -> None:
+    context = context_of(inputs, tmp_path, wandb="offline")
+    Choices("finetune", method="lora", precision="bf16", epochs=1.0).run(context)
+    assert_watched(context)
+
+
 def test_the_model_is_that_of_the_best_validation_though_training_went_on_to_learn(
     inputs: Path, tmp_path: Path
 ) -> None:
