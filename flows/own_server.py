@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -47,6 +48,8 @@ class OwnServer:
         self._news = news
         self._words = words
         self._told = ""
+        self._ending = False
+        self._lost = False
 
     def wait(self) -> None:
         """Return when it is ready.
@@ -85,9 +88,32 @@ class OwnServer:
         how = f"status {status}" if status >= 0 else signal.Signals(-status).name
         return f"it ended with {how}{': ' if last else ''}{redact(last)}"
 
+    def watch(self) -> None:
+        """End this process, with the cause, as soon as the server dies before it."""
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        self._process.wait()
+        if self._ending:
+            return
+        os.kill(os.getpid(), signal.SIGTERM)  # stages put away what they hold
+        time.sleep(GRACE)  # Prefect's engine would try for minutes to tell the server of it
+        if not self._lost:
+            print(f"phivision: {self.lost()}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def lost(self, error: str = "") -> PipelineError:
+        """Return the error that tells of its death, or of this one where it has not died."""
+        self._lost = True
+        return PipelineError(
+            f"Prefect's server does not answer any more: {self.death or error}",
+            "run again, finished work is kept",
+        )
+
     def end(self) -> None:
         """End it."""
         assert self._process.stdin is not None
+        self._ending = True
         self._process.stdin.close()
         try:
             self._process.wait(GRACE)

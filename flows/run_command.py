@@ -66,6 +66,7 @@ def _run_flow(
         check_server()
     else:
         server.wait()
+        server.watch()
     try:
         finished = full_pipeline(
             preset=preset,
@@ -74,11 +75,17 @@ def _run_flow(
             settings=settings.model_dump(mode="json"),
         )
     except httpx.TransportError as error:  # the Hub's are told by the stage that asks it
-        died = server.death if server is not None else ""
+        told = str(error) or type(error).__name__
+        if server is not None:
+            raise server.lost(told) from None
         raise PipelineError(
-            f"Prefect's server does not answer any more: {died or error or type(error).__name__}",
+            f"Prefect's server does not answer any more: {told}",
             "look after the server and run again, finished work is kept",
         ) from None
+    except BaseException:
+        if server is not None and server.death:  # this run was ended for that reason
+            raise server.lost() from None
+        raise
     assert isinstance(finished, tuple)  # what a flow's state holds, not the state
     return finished
 

@@ -174,6 +174,26 @@ def test_a_run_that_ends_early_takes_its_server_along(
     pytest.fail("the server of the run is still there")
 
 
+def test_a_run_ends_with_one_line_as_soon_as_its_server_dies(
+    tiny: Mapping[str, object], tmp_path: Path
+) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", *assignments(tiny)],
+        env=Cli(tmp_path / "store").environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    assert any(line.startswith("images") for line in run.stdout)
+    os.kill(int(server_of(run.pid).name), signal.SIGKILL)
+    _, said = run.communicate(timeout=100)  # Prefect's engine alone took 143 s
+    assert run.returncode == 1
+    assert said.count("Prefect's server does not answer any more: it ended with SIGKILL") == 1
+    assert "finished work is kept" in said
+    assert not re.search("leaked|Traceback|Fatal", said)
+
+
 def server_of(pid: int) -> Path:
     """Return the folder in /proc of the server that a run has started."""
     lists = Path(f"/proc/{pid}/task").glob("*/children")
