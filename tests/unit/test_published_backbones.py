@@ -294,20 +294,29 @@ def test_a_repositorys_code_is_neither_fetched_nor_run(hub: FakeHub, tmp_path: P
 # -- folders and URLs ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["", "file://", "memory://", "hf://"])
+@pytest.mark.parametrize(
+    "scheme", ["", "file://", "memory://", "hf://", pytest.param("s3://", marks=pytest.mark.s3)]
+)
 def test_a_model_gives_the_same_artifact_from_every_place(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+    hub: FakeHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    scheme: str,
 ) -> None:
     made = make_backbones(tmp_path / "hub", published())
     report = Quiet()
     if scheme == "hf://":
         lm, clip = f"hf://{LM}@{hub.repositories[LM].head}", f"hf://{CLIP_REPOSITORY}"
-    elif scheme == "memory://":
-        lm, clip = "memory://models/phi", "memory://models/clip"
-        memory = fsspec.filesystem("memory")
+    elif scheme in ("memory://", "s3://"):
+        if scheme == "s3://":
+            request.getfixturevalue("s3_server")
+        lm, clip = f"{scheme}models/phi", f"{scheme}models/clip"
+        remote = fsspec.filesystem(scheme.removesuffix("://"))
+        remote.makedirs("models", exist_ok=True)  # the bucket
         for folder, files in ((lm, phi_files()), (clip, clip_files())):
             for name, data in files.items():
-                memory.pipe_file(f"{folder}/{name}", data)
+                remote.pipe_file(f"{folder}/{name}", data)
     else:
         lm = f"{scheme}{write_folder(tmp_path / 'phi', phi_files())}"
         clip = f"{scheme}{write_folder(tmp_path / 'clip', clip_files())}"
