@@ -14,7 +14,19 @@ from cyclopts import App, CycloptsError
 from flows.bundle_commands import ask, caption, chat, export
 from flows.interrupts import end_on_request
 from flows.looking_commands import LOOKING
-from flows.options import Count, Days, EveryMetric, OnlyList, Preset, Query, Rerun, Run, Set, Store
+from flows.options import (
+    Count,
+    Days,
+    Every,
+    EveryMetric,
+    OnlyList,
+    Preset,
+    Query,
+    Rerun,
+    Run,
+    Set,
+    Store,
+)
 from flows.options import changes_of as _changes
 from flows.options import open_catalog as _catalog
 from flows.options import open_own_store as _open_own
@@ -222,9 +234,10 @@ def rollback(*, store: Store = None, list_: OnlyList = False) -> None:
 
 @app.command
 def accept(
-    stage: str,
+    stage: str = "",
     /,
     *,
+    every: Every = False,
     preset: Preset = "demo",
     set_: Set = None,
     store: Store = None,
@@ -236,9 +249,9 @@ def accept(
         stage: The stage.
         made_as: Start of the fingerprint of the artifact to adopt, whatever else changed.
     """
-    from flows.store_commands import accept_stage
+    from flows.store_commands import accept_stages
 
-    accept_stage(stage, _recipe(preset, set_), _open_own(_settings(store)), made_as)
+    accept_stages(stage, _recipe(preset, set_), _open_own(_settings(store)), made_as, every=every)
 
 
 @app.command

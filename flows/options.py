@@ -21,6 +21,7 @@ Set = Annotated[
 EveryMetric = Annotated[
     bool, Parameter(name="--all", negative=(), help="All metrics, not just the main ones.")
 ]
+Every = Annotated[bool, Parameter(name="--all", negative=(), help="Every stage that is not fresh.")]
 OnlyList = Annotated[
     bool, Parameter(name="--list", negative=(), help="Only print what was published, and why.")
 ]

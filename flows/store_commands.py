@@ -101,16 +101,28 @@ def _downloads(store: ArtifactStore, settings: Settings) -> list["Garbage"]:
     return [Garbage("downloads", place, size, lambda: remove_all(settings.work))]
 
 
-def accept_stage(name: str, recipe: Recipe, store: ArtifactStore, made_as: str) -> None:
-    """Adopt an artifact under a stage's present fingerprint and print what changed since."""
-    from pipeline.adopt import accept
+def accept_stages(
+    name: str, recipe: Recipe, store: ArtifactStore, made_as: str, *, every: bool
+) -> None:
+    """Adopt artifacts under their stages' present fingerprints and print what changed since.
 
-    adoption = accept(name, recipe, store, made_as=made_as)
-    manifest = adoption.manifest
-    print(
-        f"{name}: digest {manifest.digest[:12]}, made as {manifest.accepted[:12]}, "
-        f"now stands as {manifest.fingerprint[:12]} ({'; '.join(adoption.differences)})"
-    )
+    Raises:
+        PipelineError: Not exactly one of a stage and all of them is meant, or nothing fits.
+    """
+    from pipeline.adopt import accept, accept_all
+
+    if every is bool(name) or (every and made_as):
+        raise PipelineError("name a stage, or all of them by --all, which goes without --made-as")
+    found = accept_all(recipe, store) if every else [accept(name, recipe, store, made_as=made_as)]
+    accepted = False
+    for adoption in found:
+        accepted, manifest = True, adoption.manifest
+        print(
+            f"{manifest.stage}: digest {manifest.digest[:12]}, made as {manifest.accepted[:12]}, "
+            f"now stands as {manifest.fingerprint[:12]} ({'; '.join(adoption.differences)})"
+        )
+    if not accepted:
+        print("every stage is fresh: there is nothing to accept")
 
 
 def print_diff(store: ArtifactStore, before: str, after: str) -> None:

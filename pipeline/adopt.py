@@ -4,7 +4,7 @@ The manifest of the adopted artifact is written anew under the stage's present f
 names the fingerprint it was made under, and shares the files, so nothing is copied.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.dag import DAG
@@ -69,6 +69,21 @@ def accept(
     manifest = publish(store, adopted, replace=True, warn=lambda _: None)
     store.note_use(manifest)
     return Adoption(manifest, list(differences(old.payload, payload)))
+
+
+def accept_all(
+    recipe: Recipe, store: ArtifactStore, stages: Sequence[Stage] = DAG
+) -> Iterator[Adoption]:
+    """Adopt, for every stage that is not fresh, the artifact that differs in its code only.
+
+    Raises:
+        PipelineError: There is none for a stage; those before it have been adopted.
+        StorageError: The store cannot be read or written.
+    """
+    for stage in stages:
+        steps = {step.stage: step for step in plan(recipe, store, (), stages)}
+        if steps[stage.name].status != "fresh":
+            yield accept(stage.name, recipe, store, stages=stages)
 
 
 def _refuse(step: Step) -> None:

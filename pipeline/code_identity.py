@@ -1,20 +1,21 @@
-"""What a stage's code is, for its fingerprint: its module and all it imports inside the project.
+"""What a stage's code is, for its fingerprint: its function and every definition it can reach.
 
-The digest is taken from the syntax tree without docstrings, comments and formatting, so that a
-cosmetic edit re-runs nothing and a real one re-runs exactly the stages that can notice it. The
-tree is written down by `_dump` and not by `ast.dump`, whose text changes with Python's minor
+A definition (a function, a class, a constant) is identified by its syntax tree and by what the
+names in it mean. No path enters a fingerprint: a file can be moved, and what a stage does not reach
+can be edited, without the stage running again. So can whatever shapes no result: docstrings,
+comments, formatting, annotations of functions, what errors and progress say.
+
+The tree is written down by `_Text` and not by `ast.dump`, whose text changes with Python's minor
 version: an upgrade of Python alone, or two machines with different ones, must not re-run anything.
 """
 
-import ast
 import hashlib
-import json
-import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from importlib.util import cache_from_source
 from pathlib import Path
+
+from pipeline.code_facts import EFFECTS, Facts, remembered_facts
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("pipeline", "model", "storage")
@@ -25,7 +26,7 @@ INFRASTRUCTURE = frozenset(
     {
         "model.encoder_table",
         "pipeline.adopt",
-        "pipeline.backbone_parts",
+        "pipeline.code_facts",
         "pipeline.code_identity",
         "pipeline.dag",
         "pipeline.devices",
@@ -38,7 +39,6 @@ INFRASTRUCTURE = frozenset(
         "pipeline.processes",
         "pipeline.progress",
         "pipeline.recipe",
-        "pipeline.recipe_parts",
         "pipeline.runs",
         "pipeline.settings",
         "pipeline.showcase",
@@ -76,120 +76,155 @@ INFRASTRUCTURE = frozenset(
     }
 )
 
-_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-_Known = dict[str, tuple[str, list[str]]]  # digest and imports, by hash of the source
-_KEPT = 500  # sources remembered, several times as many as there are modules
+# Of these, the types of fields are followed: a stage calls the methods of what a recipe names.
+DECLARATIONS = frozenset({"pipeline.backbone_parts", "pipeline.recipe_parts"})
+
+Definition = tuple[str, str]  # module and name
 
 
-def code_digests(module: str, root: Path = ROOT) -> dict[str, str]:
-    """Return the digest of every project file that can shape what a module computes.
+def code_digests(module: str, function: str, root: Path = ROOT) -> dict[str, str]:
+    """Return the digest of what a function can reach in each file of the project.
 
     Args:
         module: Dotted name, e.g. `pipeline.pretrain`.
+        function: Its name in that module.
         root: Folder of the packages.
 
     Returns:
         Digests by path relative to the project (`model/projectors.py`), sorted.
     """
-    seen: dict[str, str] = {}
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        path = _path(name, root)
-        if name in INFRASTRUCTURE or path is None or path in seen:
-            continue
-        digest, imports = read_module((root / path).read_bytes(), name, path)
-        seen[path] = digest
-        waiting += [*imports, *(name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1))]
-    return dict(sorted(seen.items()))
-
-
-def read_module(source: bytes, name: str, path: str) -> tuple[str, list[str]]:
-    """Return the digest of a module's source and the dotted names that it may import."""
-    known = _remembered()
-    key = hashlib.sha256(source + name.encode() + path.encode()).hexdigest()
-    if key not in known:
-        tree = ast.parse(source, path)
-        package = name if path.endswith("/__init__.py") else name.rpartition(".")[0]
-        imports = sorted(set(_imports(tree, package)))
-        known[key] = hashlib.sha256("".join(_dump(tree)).encode()).hexdigest()[:32], imports
-        _remember(known)
-    return known[key]
-
-
-def _path(module: str, root: Path) -> str | None:
-    if module.split(".")[0] not in ROOMS:
-        return None
-    base = module.replace(".", "/")
-    for candidate in (f"{base}.py", f"{base}/__init__.py"):
-        if (root / candidate).is_file():
-            return candidate
-    return None
-
-
-def _dump(node: object) -> Iterator[str]:
-    """Yield a text of a syntax tree in which what is absent or cosmetic leaves no trace."""
-    if isinstance(node, ast.AST):
-        yield f"({type(node).__name__}"
-        for field, value in ast.iter_fields(node):
-            if isinstance(node, _Documented) and field == "body":
-                value = _without_docstring(value)
-            # New versions of Python add optional fields; `kind` is the u of u"text".
-            if value is not None and value != [] and field not in ("kind", "type_comment"):
-                yield f" {field}="
-                yield from _dump(value)
-        yield ")"
-    elif isinstance(node, list):
-        yield "["
-        for item in node:
-            yield from _dump(item)
-            yield ","
-        yield "]"
-    else:
-        yield repr(node)
-
-
-def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
-    match body:
-        case [ast.Expr(value=ast.Constant(value=str())), *rest]:
-            return rest
-    return body
-
-
-def _imports(tree: ast.Module, package: str) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-# Parsing takes a third of `plan`'s second. Like Python's own byte code, what was found is kept
-# beside the code, under a name that tells Python's version; it is keyed by the source's hash, so
-# it can be missing or lost but not out of date.
-
-
-def _memory() -> Path:
-    return Path(cache_from_source(__file__)).with_suffix(".digests.json")
+    project = _ours() if root == ROOT else _Project(root)
+    reached = _reachable(project, module, function)
+    homes = Counter(name for _, name in reached)
+    files: dict[str, set[str]] = defaultdict(set)
+    for home, name in reached:
+        if home not in DECLARATIONS:
+            files[project.path(home)].add(project.digest(home, name, homes))
+    return {path: _sha(sorted(files[path])) for path in sorted(files)}
 
 
 @cache
-def _remembered() -> _Known:
-    with suppress(OSError, ValueError, TypeError, AttributeError):
-        values = json.loads(_memory().read_bytes())
-        return {str(key): (str(digest), list(names)) for key, (digest, names) in values.items()}
-    return {}
+def _ours() -> "_Project":
+    """Return this project; a process goes on with the code that it has loaded."""
+    return _Project(ROOT)
 
 
-def _remember(known: _Known) -> None:
-    if sys.dont_write_bytecode:
-        return
-    path = _memory()
-    temporary = path.with_suffix(f".{id(known):x}.tmp")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(dict([*known.items()][-_KEPT:])))
-        temporary.replace(path)
+def _sha(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _reachable(project: "_Project", module: str, function: str) -> set[Definition]:
+    """Return all that a function can reach, and what the modules of it do when imported."""
+    seen: set[Definition] = set()
+    imported: set[str] = set()
+    waiting = [(module, function)] if project.has(module) else []
+    while waiting:
+        home, name = waiting.pop()
+        if (home, name) in seen:
+            continue
+        if name in project.facts(home).definitions:
+            seen.add((home, name))
+            waiting += [target for _, target in project.references(home, name)]
+        if home not in imported:
+            imported.add(home)
+            waiting += [(other, EFFECTS) for other in (home, *project.imports(home))]
+    return seen
+
+
+class _Project:
+    """The modules of a project, and what a name in one of them means."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._facts: dict[str, Facts] = {}
+        self._paths: dict[str, str] = {}
+        self._imports: dict[str, list[str]] = {}
+        self._references: dict[Definition, list[tuple[str, Definition]]] = {}
+
+    def has(self, module: str) -> bool:
+        """Return whether this is a module of the project whose code bears identity."""
+        return module.split(".")[0] in ROOMS and module not in INFRASTRUCTURE and self._find(module)
+
+    def _find(self, module: str) -> bool:
+        if module not in self._paths:
+            base = module.replace(".", "/")
+            candidates = (f"{base}.py", f"{base}/__init__.py")
+            found = (path for path in candidates if (self._root / path).is_file())
+            self._paths[module] = next(found, "")
+        return bool(self._paths[module])
+
+    def path(self, module: str) -> str:
+        """Return the module's file, relative to the root."""
+        return self._paths[module] if self._find(module) else ""
+
+    def facts(self, module: str) -> Facts:
+        """Return what the module's source says."""
+        if module not in self._facts:
+            path = self.path(module)
+            self._facts[module] = remembered_facts((self._root / path).read_bytes(), module, path)
+        return self._facts[module]
+
+    def imports(self, module: str) -> list[str]:
+        """Return the modules that are imported with this one: those it names, and all packages."""
+        if module not in self._imports:
+            named = [name.split(".") for name in (module, *self.facts(module).modules)]
+            every = {".".join(parts[: end + 1]) for parts in named for end in range(len(parts))}
+            self._imports[module] = sorted(filter(self.has, every))
+        return self._imports[module]
+
+    def references(self, module: str, name: str) -> list[tuple[str, Definition]]:
+        """Return the project's names that a definition uses, as it spells them, and their meaning.
+
+        Names of other libraries, and those whose code bears no identity, are left out.
+        """
+        if (module, name) not in self._references:
+            self._references[module, name] = [
+                (spelled, target)
+                for spelled in self.facts(module).definitions[name].names
+                for target in self._resolve(module, spelled)
+            ]
+        return self._references[module, name]
+
+    def _resolve(self, module: str, spelled: str) -> Iterator[Definition]:
+        first, _, attribute = spelled.partition(".")
+        facts = self.facts(module)
+        if first in facts.definitions:
+            yield module, first
+        # Both, where an import is part of a statement such as `try:`.
+        for source, original in facts.imports.get(first, ()):
+            yield from self._imported(source, original, attribute)
+
+    def _imported(self, source: str, original: str, attribute: str) -> Iterator[Definition]:
+        inner = f"{source}.{original}" if original else source
+        if self.has(inner):  # a module itself, used by one of its names, or whole
+            for name in [attribute] if attribute else self.facts(inner).definitions:
+                yield from self._resolve(inner, name)
+        elif original and self.has(source):
+            yield from self._resolve(source, original)
+
+    def digest(self, module: str, name: str, homes: Mapping[str, int]) -> str:
+        """Return the digest of a definition and of what the names in it mean.
+
+        Args:
+            module: Where it is.
+            name: Its name.
+            homes: How many definitions have a name. Where several do, it tells nothing, and the
+                digest of the definition is added.
+        """
+        definition = self.facts(module).definitions[name]
+        named = {
+            f"{spelled}={other}"
+            + (self.facts(home).definitions[other].digest if homes[other] > 1 else "")
+            for spelled, (home, other) in self.references(module, name)
+        }
+        return _sha([definition.digest, *sorted(named), *self._outside(module, definition.names)])
+
+    def _outside(self, module: str, names: Iterable[str]) -> list[str]:
+        """Return what names mean that come from other libraries."""
+        imports = self.facts(module).imports
+        return sorted(
+            f"{first}={source}.{original}"
+            for first in {name.partition(".")[0] for name in names}
+            for source, original in imports.get(first, ())
+            if source.split(".")[0] not in ROOMS
+        )

@@ -75,7 +75,7 @@ def payload_of(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> dict[
     return {
         "stage": stage.name,
         "recipe": arguments,
-        "code": code_digests(stage.module),
+        "code": code_digests(stage.module, stage.name),
         "inputs": dict(inputs),
         "source": {name: dict(state) for name, state in stage.source_state(recipe).items()},
     }
@@ -275,10 +275,10 @@ class _Work:
             raise
 
 
-def _model_code(payload: Mapping[str, Any]) -> dict[str, str]:
+def _model_code(payload: Mapping[str, Any]) -> list[str]:
     """Return digests of the code that computes, apart from the code that handles files."""
     code = payload.get("code", {})
-    return {path: digest for path, digest in code.items() if path.startswith("model/")}
+    return sorted(digest for path, digest in code.items() if path.startswith("model/"))
 
 
 def _lacks_room(error: BaseException | None, folder: Path) -> bool:

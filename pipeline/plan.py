@@ -147,9 +147,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
 
 
 def changed_code(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the project files in whose code two payloads differ."""
-    paths = sorted({*old["code"], *new["code"]})
-    return [path for path in paths if old["code"].get(path) != new["code"].get(path)]
+    """Return the project files in whose code two payloads differ; one that has moved does not."""
+    before, after = set(old["code"].items()), set(new["code"].items())
+    moved = {digest for _, digest in before} & {digest for _, digest in after}
+    return sorted({path for path, digest in before ^ after if digest not in moved})
 
 
 def _short(value: object) -> str:

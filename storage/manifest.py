@@ -97,7 +97,13 @@ def canonical(value: object) -> bytes:
 
 
 def fingerprint_of(payload: Mapping[str, object]) -> str:
-    """Return the SHA-256 of everything that went into a stage, in hexadecimal."""
+    """Return the SHA-256 of everything that went into a stage, in hexadecimal.
+
+    Of `code`, digests by path, only the digests count: a file can be moved.
+    """
+    code = payload.get("code")
+    if isinstance(code, Mapping):
+        payload = {**payload, "code": sorted(code.values())}
     return hashlib.sha256(canonical(payload)).hexdigest()
 
 

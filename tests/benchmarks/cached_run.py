@@ -76,7 +76,7 @@ def same_shape(store: ArtifactStore, folder: Path) -> int:
     for stage in DAG:
         manifest = store.manifests(stage.name)[0]
         files += len(manifest.files)
-        code = list(code_digests(stage.module))
+        code = list(code_digests(stage.module, stage.name))
         for path in code:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / path, folder / path)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline import plan as plan_module
-from pipeline.adopt import accept
+from pipeline.adopt import accept, accept_all
 from pipeline.errors import PipelineError
 from pipeline.plan import check_stages, plan, why
 from pipeline.presets import preset
@@ -183,7 +183,7 @@ OLD = payload(
             "code changed: `model/projectors.py`",
         ),
         (
-            {"code": {f"model/{letter}.py": "1" for letter in "abcd"}},
+            {"code": {f"model/{letter}.py": letter for letter in "abcd"}},
             "code changed: `model/a.py`, `model/b.py`, `model/c.py`, `model/d.py` and 2 more",
         ),
     ],
@@ -224,6 +224,15 @@ def refactored(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_every_stage_can_be_accepted_at_once(
+    local: ArtifactStore, made: Mapping[str, Manifest], refactored: None
+) -> None:
+    adopted = list(accept_all(DEMO, local, FAKE_DAG))
+    assert [each.manifest.stage for each in adopted] == ["numbers", "sums", "report"]
+    assert all(each.manifest.accepted == made[each.manifest.stage].fingerprint for each in adopted)
+    assert verdicts(local) == [FRESH] * 3
+
+
 def test_accepting_keeps_the_artifact_and_says_what_changed(
     local: ArtifactStore, made: Mapping[str, Manifest], refactored: None
 ) -> None:
@@ -237,6 +246,7 @@ def test_accepting_keeps_the_artifact_and_says_what_changed(
         assert adoption.manifest.digest == made[name].digest
         assert adoption.manifest.folder == made[name].folder
     assert verdicts(local) == [FRESH] * 3
+    assert list(accept_all(DEMO, local, FAKE_DAG)) == []
     with pytest.raises(PipelineError, match="report is fresh"):
         accept("report", DEMO, local, stages=FAKE_DAG)
     store = again(local, Path(local.uri) / "elsewhere")

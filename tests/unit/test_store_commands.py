@@ -108,5 +108,8 @@ def test_diff_shows_fields_and_digests(
 def test_accept_needs_something_to_adopt(
     done: ArtifactStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert "name a stage, or all of them" in ask(capsys, done, "accept", status=1)
+    assert "name a stage" in ask(capsys, done, "accept", "images", "--all", status=1)
+    assert "images has no whole artifact" in ask(capsys, done, "accept", "--all", status=1)
     assert "images has no whole artifact" in ask(capsys, done, "accept", "images", status=1)
     assert "there is no stage 'imges'" in ask(capsys, done, "accept", "imges", status=1)

@@ -1,0 +1,246 @@
+"""What one source file defines and imports, read from its syntax tree and remembered.
+
+Parsing takes a third of `plan`'s second. Like Python's own byte code, what was found is kept beside
+the code, under a name that tells Python's version; it is keyed by the source's hash, so it can be
+missing or lost but not out of date.
+"""
+
+import ast
+import hashlib
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from importlib.util import cache_from_source
+from pathlib import Path
+from typing import Any, NamedTuple
+
+EFFECTS = ""  # name of what a module does when it is imported, apart from defining names
+_KEPT = 500  # sources remembered, several times as many as there are modules
+
+# What such an error says reaches people, and no artifact.
+_ERRORS = frozenset({"PipelineError", "RecipeError", "ModelError"})
+_PROGRESS = frozenset({"say", "track"})  # methods of a reporter
+_Import = ast.Import | ast.ImportFrom
+
+
+class DefinitionFacts(NamedTuple):
+    """One name that a module defines.
+
+    Attributes:
+        digest: Of its syntax tree.
+        names: The names that it uses, `name` or `name.attribute`, sorted.
+    """
+
+    digest: str
+    names: list[str]
+
+
+class Facts(NamedTuple):
+    """What a module's source says.
+
+    Attributes:
+        definitions: Its functions, classes and constants, and `EFFECTS`.
+        imports: What each imported name comes from: module, and the name in it or "".
+        modules: Dotted names that it may import.
+    """
+
+    definitions: dict[str, DefinitionFacts]
+    imports: dict[str, list[tuple[str, str]]]
+    modules: list[str]
+
+
+def read_facts(source: bytes, module: str, path: str) -> Facts:
+    """Return what a module's source says.
+
+    Args:
+        source: Its text.
+        module: Its dotted name.
+        path: Its file, for messages, and because a package's ends in `__init__.py`.
+    """
+    tree = ast.parse(source, path)
+    package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
+    imports: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    modules = set()
+    for name, origin, original in _imports(tree, package):
+        imports[name].append((origin, original))
+        modules |= {origin, f"{origin}.{original}"} if original else {origin}
+    parts: dict[str, list[_Text]] = defaultdict(list)
+    for statement in _run(tree.body):
+        text = _Text(statement)
+        for name in _bound(statement) or [EFFECTS]:
+            if not isinstance(statement, _Import):
+                parts[name].append(text)
+    found = {name: _joined(texts) for name, texts in parts.items()}
+    return Facts(found, {name: sorted(set(of)) for name, of in imports.items()}, sorted(modules))
+
+
+def _joined(texts: list["_Text"]) -> DefinitionFacts:
+    written = "".join("".join(text.written) for text in texts)
+    names = sorted({name for text in texts for name in text.names})
+    return DefinitionFacts(hashlib.sha256(written.encode()).hexdigest()[:32], names)
+
+
+def _imports(tree: ast.Module, package: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the name that each import binds, the module, and the name in it or ""."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.asname or alias.name.split(".")[0], alias.name, ""
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield alias.asname or alias.name, base, alias.name
+
+
+def _bound(statement: ast.stmt) -> list[str]:
+    """Return the names that a statement of a module defines, none where it only does something."""
+    match statement:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return [name]
+        case ast.Import() | ast.ImportFrom():
+            return [alias.asname or alias.name for alias in statement.names]
+    inner = [node for node in ast.iter_child_nodes(statement) if isinstance(node, ast.stmt)]
+    stored = [
+        node.id
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
+    return list(dict.fromkeys([*stored, *(name for node in inner for name in _bound(node))]))
+
+
+def _run(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements of a block that do anything: no texts, nothing for type checkers."""
+    for statement in body:
+        match statement:
+            case ast.Expr(value=ast.Constant(value=str())):
+                pass
+            case ast.If(test=ast.Name(id="TYPE_CHECKING"), orelse=otherwise):
+                yield from _run(otherwise)
+            case _:
+                yield statement
+
+
+class _Text:
+    """A text of a syntax tree in which what shapes no result leaves no trace, and its names."""
+
+    def __init__(self, tree: ast.AST) -> None:
+        self.written: list[str] = []
+        self.names: set[str] = set()
+        self._owners: set[int] = set()  # names that were noted with their attribute
+        self._in_class = False
+        self._write(tree)
+
+    def _write(self, node: Any) -> None:
+        match node:
+            case ast.AST():
+                self._note(node)
+                self._write_node(node)
+            case [ast.stmt(), *_]:
+                # What an import means is told beside the names: see `Facts.imports`.
+                self._write_list([s for s in _run(node) if not isinstance(s, _Import)])
+            case list():
+                self._write_list(node)
+            case _:
+                self.written.append(repr(node))
+
+    def _write_list(self, items: list[Any]) -> None:
+        self.written.append("[")
+        for item in items:
+            self._write(item)
+            self.written.append(",")
+        self.written.append("]")
+
+    def _write_node(self, node: ast.AST) -> None:
+        outside = self._in_class
+        self._in_class = isinstance(node, ast.ClassDef)
+        self.written.append(f"({type(node).__name__}")
+        for field, value in ast.iter_fields(node):
+            # New versions of Python add optional fields; `kind` is the u of u"text".
+            if value is None or value == [] or field in ("kind", "type_comment"):
+                continue
+            if field in ("annotation", "returns") and not (outside and field == "annotation"):
+                self.names |= _names_of_type(value)
+            elif not _is_speech(node, field):
+                self.written.append(f" {field}=")
+                self._write(_speechless(value) if isinstance(node, ast.Raise) else value)
+        self.written.append(")")
+        self._in_class = outside
+
+    def _note(self, node: ast.AST) -> None:
+        match node:
+            case ast.Attribute(value=ast.Name(id=name) as owner, attr=attribute):
+                self.names.add(f"{name}.{attribute}")
+                self._owners.add(id(owner))
+            case ast.Name(id=name) if id(node) not in self._owners:
+                self.names.add(name)
+
+
+def _names_of_type(annotation: ast.expr) -> set[str]:
+    """Return the names in a type: it shapes nothing, but its methods may be called."""
+    found = set()
+    for node in ast.walk(annotation):
+        match node:
+            case ast.Name(id=name):
+                found.add(name)
+            case ast.Constant(value=str() as text) if text.isidentifier():
+                found.add(text)
+    return found
+
+
+def _is_speech(node: ast.AST, field: str) -> bool:
+    """Whether a field holds what a reporter is to say."""
+    match node:
+        case ast.Call(func=ast.Attribute(attr=name)):
+            return name in _PROGRESS and field in ("args", "keywords")
+    return False
+
+
+def _speechless(raised: object) -> object:
+    """Return an exception without what it says, where that reaches people only."""
+    match raised:
+        case ast.Call(func=ast.Name(id=name)) if name in _ERRORS:
+            return raised.func
+    return raised
+
+
+def remembered_facts(source: bytes, module: str, path: str) -> Facts:
+    """Return the same as `read_facts`, from what was kept where this source was read before."""
+    known = _remembered()
+    key = hashlib.sha256(source + module.encode() + path.encode()).hexdigest()
+    if key not in known:
+        known[key] = read_facts(source, module, path)
+        _remember(known)
+    return known[key]
+
+
+def _memory() -> Path:
+    return Path(cache_from_source(__file__)).with_suffix(".facts.json")
+
+
+@cache
+def _remembered() -> dict[str, Facts]:
+    with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
+        values = json.loads(_memory().read_bytes())
+        return {str(key): _facts(*value) for key, value in values.items()}
+    return {}
+
+
+def _facts(definitions: Any, imports: Any, modules: Any) -> Facts:
+    found = {str(name): DefinitionFacts(*each) for name, each in definitions.items()}
+    origins = {str(name): [(str(m), str(n)) for m, n in of] for name, of in imports.items()}
+    return Facts(found, origins, [str(name) for name in modules])
+
+
+def _remember(known: dict[str, Facts]) -> None:
+    if sys.dont_write_bytecode:
+        return
+    path = _memory()
+    temporary = path.with_suffix(f".{id(known):x}.tmp")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(dict([*known.items()][-_KEPT:])))
+        temporary.replace(path)
