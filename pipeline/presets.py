@@ -66,7 +66,7 @@ DEMO = Recipe(
         lm_vocabulary=512,
         lm_width=96,
         lm_layers=2,
-        lm_heads=3,
+        lm_heads=6,  # with three, on the same data, 87 % of answers were right instead of 96 %
         lm_epochs=1,
         lm_batch=4,
         lm_learning_rate=3e-3,
@@ -111,8 +111,8 @@ DEMO = Recipe(
     ),
     finetune=FinetunePart(
         objective=StandardConfig(),
-        # Looking one of two objects up is learned last, between 2 and 5 epochs.
-        epochs=7.0,
+        # Looking one of two objects up is learned last, between 2 and 4 epochs.
+        epochs=6.0,
         batch=4,
         micro_batch=4,
         examples_per_row=6,
@@ -125,7 +125,7 @@ DEMO = Recipe(
         validation_examples=100_000,
         patience=0,
         method="full",
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         # Shapes have to come back: at 3e-4, 87 % of answers and no yes and no (seed 0).
         projector_learning_rate=2e-3,
         # A caption has five times as many tokens as an answer, and is learned sooner.

@@ -26,8 +26,10 @@ COLOURS: dict[str, Colour] = {
     "cyan": (90, 240, 250),
     "white": (250, 250, 250),
 }
-# Reading order; the index of a quadrant is 2 * row + column.
-QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+# Reading order; the index of a quadrant is 2 * row + column. A name is one word, which becomes one
+# token. By two words ("top left") an object was looked up last of all: on seed 6 half of such answers
+# were right, and 84 % of all after 5,000 steps, where with one word 96 % were.
+QUADRANTS = ("northwest", "northeast", "southwest", "southeast")
 
 # As parts of the central square's side. An object is about one seventh of it wide and stands near
 # the middle of one cell of the 7x7 grid, so that one patch of the tiny CLIP sees most of a shape.
@@ -70,7 +72,7 @@ class SceneObject:
 
     @property
     def place(self) -> str:
-        """The quadrant in words, such as "top left"."""
+        """The quadrant in a word, such as "northwest"."""
         return QUADRANTS[self.quadrant]
 
 

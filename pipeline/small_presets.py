@@ -89,15 +89,15 @@ def photos(coco: "Recipe") -> "Recipe":
             "pretrain.projector.layers": 2,
             "pretrain.batch": 8,
             "pretrain.micro_batch": 8,
-            "pretrain.epochs": 1.0,
-            "pretrain.warmup_share": 0.2,  # some 50 steps
+            "pretrain.epochs": 1.5,
+            "pretrain.warmup_share": 0.15,  # some 50 steps
             "pretrain.validate_every": 60,
             "pretrain.validation_examples": 250,
             "finetune.batch": 8,
             "finetune.micro_batch": 8,
             "finetune.examples_per_row": 5,
             "finetune.caption_share": 1.0,
-            "finetune.epochs": 1.5,
+            "finetune.epochs": 2.5,
             "finetune.learning_rate": 5e-4,
             "finetune.projector_learning_rate": 5e-4,
             "finetune.lora_rank": 16,
