@@ -15,7 +15,7 @@ def read_picture(path: Path) -> bytes:
         PipelineError: There is no such file, or it is too large to be a picture.
     """
     if not path.is_file():
-        raise PipelineError(f"{path} is no file", f"give the path of a {KINDS}")
+        raise PipelineError(f"No such file: {path}", f"give the path of a {KINDS}")
     if path.stat().st_size > MAX_BYTES:
         raise PipelineError(
             f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}",

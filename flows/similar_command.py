@@ -82,7 +82,7 @@ def _content(database: Database, image: str) -> tuple[str, bytes | None]:
         return found["sha256"][0].as_py(), None
     path = Path(image)
     if not path.is_file():
-        raise PipelineError(f"{path} is no file", "give an image id or the path of a picture")
+        raise PipelineError(f"No such file: {path}", "give an image id or the path of an image")
     data = path.read_bytes()
     return hashlib.sha256(data).hexdigest(), data
 

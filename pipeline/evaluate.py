@@ -46,7 +46,7 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     looked: list[Row] = []
     metrics: list[Row] = []
     plain: list[Measure] = []
-    with context.report.track("look at test pictures", exam.work) as tick:
+    with context.report.track("evaluate test images", exam.work) as tick:
         for stage in TRAINED:
             # One call for each, so that the first model is gone before the second is there.
             rows, found, words = _conditions(context, exam, stage, tick)

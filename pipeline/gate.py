@@ -171,7 +171,7 @@ def vision_fault(rows: list[dict[str, Any]], metric: str) -> str:
             return (
                 f"{metric} with the real picture is {row['value']:+.3f} "
                 f"[{row['low']:.3f}, {row['high']:.3f}] against a {condition} one: "
-                "it is not shown that the model uses the picture"
+                "there is no evidence that the model uses the image"
             )
     return ""
 

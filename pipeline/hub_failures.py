@@ -40,7 +40,7 @@ def _chain(error: Exception) -> Iterator[BaseException]:
 
 
 def _kind(error: Exception) -> type[PipelineError] | None:
-    """Return as what a failure is told, None where it is none of the Hub's."""
+    """Return the error to report for a failure of the Hub, None for any other failure."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,

@@ -135,7 +135,7 @@ def _ingest(
             if known.paths not in finders:
                 archive = stack.enter_context(ArchiveGroup(known.paths, limits, own=known.own))
                 finders[known.paths] = PictureFinder(archive, known)
-        tick = stack.enter_context(context.report.track("check pictures", len(chosen)))
+        tick = stack.enter_context(context.report.track("check images", len(chosen)))
         for record in chosen:  # threads gain nothing: Pillow decodes under the interpreter's lock
             tick()
             data = b""

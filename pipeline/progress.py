@@ -17,7 +17,7 @@ class Ticker(Protocol):
 
 
 def silent(amount: int = 1, note: str = "") -> None:
-    """Be a `Ticker` that nobody looks at."""
+    """Ignore progress: a `Ticker` for callers that show none."""
     del amount, note
 
 

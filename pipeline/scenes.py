@@ -27,8 +27,8 @@ COLOURS: dict[str, Colour] = {
     "white": (250, 250, 250),
 }
 # Reading order; the index of a quadrant is 2 * row + column. A name is one word, which becomes one
-# token. By two words ("top left") an object was looked up last of all: on seed 6 half of such answers
-# were right, and 84 % of all after 5,000 steps, where with one word 96 % were.
+# token. By two words ("top left") an object was looked up last of all: on seed 6 half of such
+# answers were right, and 84 % of all after 5,000 steps, where with one word 96 % were.
 QUADRANTS = ("northwest", "northeast", "southwest", "southeast")
 
 # As parts of the central square's side. An object is about one seventh of it wide and stands near

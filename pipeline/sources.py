@@ -66,7 +66,7 @@ def read_annotations(
         case DemoImages(train=train, test=test):
             from pipeline.rendering import render_coco  # numpy and Pillow: `plan` needs neither
 
-            with context.report.track("render pictures", train + test) as tick:
+            with context.report.track("render images", train + test) as tick:
                 target = _rendered(context)
                 render_coco(target, seed=seed, train_images=train, val_images=test, advance=tick)
             path = fetch_whole(context, _rendered(context).as_uri(), ANNOTATIONS, {})

@@ -58,7 +58,7 @@ def _clip(context: StageContext, tiny: TinyBackbones, seed: int, folder: Path) -
 
     def prepared(preprocess: Callable[[Image.Image], Tensor]) -> Tensor:
         found = {}
-        with context.report.track("prepare pictures", len(captions)) as tick:
+        with context.report.track("prepare images", len(captions)) as tick:
             for sha256, picture in pictures(context.inputs["images"], captions):
                 found[sha256] = preprocess(picture)
                 tick()

@@ -205,7 +205,7 @@ def state_of(path: Path) -> FileState:
 
 
 def unseen(amount: int) -> None:
-    """Take note of progress that nobody looks at."""
+    """Ignore progress, for callers that show none."""
     del amount
 
 

@@ -86,7 +86,7 @@ def test_a_model_that_does_not_look_is_refused_with_the_reason(
     finish(local, tmp_path, "blind", 1.0, gap=-0.01)
     decision = publish_run(local, DEMO, "blind")
     assert decision.action == "refused"
-    assert "not shown that the model uses the picture" in status_line(decision)
+    assert "no evidence that the model uses the image" in status_line(decision)
     with pytest.raises(PipelineError, match="no published assistant"):
         published_manifest(local)
 

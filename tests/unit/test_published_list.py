@@ -41,7 +41,7 @@ def test_the_history_is_listed_and_nothing_moves(
     main(command)
     assert "nothing was ever published" in capsys.readouterr().out
     decide(store, "published", "first", "the picture helps")
-    decide(store, "forced", "second", "it is not shown that the model uses the picture")
+    decide(store, "forced", "second", "there is no evidence that the model uses the image")
     decide(store, "refused", "third", "cider_d is 0.200 below the published run second")
     main(command)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
