@@ -153,9 +153,11 @@ def _terse(scene: Scene, rng: random.Random) -> str:
     In reading order, the words after "red" follow from the number of objects named so far. Here
     only the red object tells them, so a model learns to look things up from these captions: what
     is told next follows directly on the word that points. Where other words stand between, as in
-    "the triangle is red", it took several times as long, or did not come about at all.
+    "the triangle is red", it took several times as long, or did not come about at all. It begins
+    as `_located` does, so that a model that writes what is likeliest writes one of these two.
     """
-    return _sentence(", ".join(f"{_name(item)} {item.place}" for item in _shuffled(scene, rng)))
+    names = [f"{_with_article(_name(i))} {i.place}" for i in _shuffled(scene, rng)]
+    return _sentence(", ".join(names))
 
 
 def _placed(scene: Scene, rng: random.Random) -> str:
