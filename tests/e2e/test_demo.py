@@ -87,8 +87,8 @@ def test_the_model_looks_at_what_is_asked_for_and_at_what_it_names(demo: tuple[C
         "WHERE i.condition = 'real' AND i.hit IS NOT NULL AND p.kind = 'answer' AND p.score = 1)",
     )
     assert int(right["n"]) >= 30
-    # Two trainings gave 75 and 85 %. An object covers a few of the 49 patches.
-    assert float(right["hits"]) >= 0.5
+    # Four trainings gave 79 to 95 %. An object covers a few of the 49 patches.
+    assert float(right["hits"]) >= 0.65
     assert metric(demo[0], "pointing", "real") > 2 * metric(demo[0], "pointing", "shuffled")
     assert metric(demo[0], "pointing_gap", "shuffled", "low") > 0
 
