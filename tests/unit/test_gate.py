@@ -176,7 +176,7 @@ def test_publishing_anyway_is_recorded(local: ArtifactStore, tmp_path: Path) -> 
     publish_run(local, DEMO, "blind")
     forced = publish_run(local, DEMO, "blind", anyway=True)
     assert forced.action == "forced"
-    assert "not shown" in forced.reason
+    assert "no evidence" in forced.reason
     assert bundle(local) == "blind"
 
 
