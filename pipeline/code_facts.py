@@ -24,6 +24,8 @@ _KEPT = 500  # sources remembered, several times as many as there are modules
 _ERRORS = frozenset({"PipelineError", "RecipeError", "ModelError"})
 _PROGRESS = frozenset({"say", "track"})  # methods of a reporter
 _Import = ast.Import | ast.ImportFrom
+_Defined = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+_Binding = _Defined | _Import | ast.Assign | ast.AnnAssign | ast.AugAssign
 
 
 class DefinitionFacts(NamedTuple):
@@ -70,7 +72,11 @@ def read_facts(source: bytes, module: str, path: str) -> Facts:
     parts: dict[str, list[_Text]] = defaultdict(list)
     for statement in _run(tree.body):
         text = _Text(statement)
-        for name in _bound(statement) or [EFFECTS]:
+        names = _bound(statement)
+        # A loop or a `try:` may do more than to define its names.
+        if not names or not isinstance(statement, _Binding):
+            names = [*names, EFFECTS]
+        for name in names:
             if not isinstance(statement, _Import):
                 parts[name].append(text)
     found = {name: _joined(texts) for name, texts in parts.items()}

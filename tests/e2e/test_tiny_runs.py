@@ -146,16 +146,7 @@ def test_a_bucket_holds_the_same_as_a_folder(
 def test_a_run_that_ends_early_takes_its_server_along(
     tiny: Mapping[str, object], tmp_path: Path, ending: str
 ) -> None:
-    run = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", *assignments(tiny)],
-        env=Cli(tmp_path / "store").environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert run.stdout is not None
-    assert any(line.startswith("images") for line in run.stdout)
+    run = started(tiny, tmp_path)
     server = server_of(run.pid)
     if ending == "ctrl-c":  # a terminal tells the whole group
         os.killpg(run.pid, signal.SIGINT)
@@ -177,21 +168,28 @@ def test_a_run_that_ends_early_takes_its_server_along(
 def test_a_run_ends_with_one_line_as_soon_as_its_server_dies(
     tiny: Mapping[str, object], tmp_path: Path
 ) -> None:
-    run = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", *assignments(tiny)],
-        env=Cli(tmp_path / "store").environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert run.stdout is not None
-    assert any(line.startswith("images") for line in run.stdout)
+    run = started(tiny, tmp_path)
     os.kill(int(server_of(run.pid).name), signal.SIGKILL)
     _, said = run.communicate(timeout=100)  # Prefect's engine alone took 143 s
     assert run.returncode == 1
     assert said.count("Prefect's server does not answer any more: it ended with SIGKILL") == 1
     assert "finished work is kept" in said
     assert not re.search("leaked|Traceback|Fatal", said)
+
+
+def started(tiny: Mapping[str, object], tmp_path: Path) -> subprocess.Popen[str]:
+    """Return a run in a session of its own that has just made the images."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", *assignments(tiny)],
+        env=Cli(tmp_path / "store").environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert run.stdout is not None
+    assert any(line.startswith("images") for line in run.stdout)
+    return run
 
 
 def server_of(pid: int) -> Path:

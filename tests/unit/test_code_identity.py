@@ -112,6 +112,7 @@ def test_a_cosmetic_edit_changes_nothing(project: Path, old: str, new: str) -> N
         ("pipeline/stage_a.py", "least: int", "least: float"),  # a class may read its annotations
         ("pipeline/stage_a.py", "raise PipelineError", "raise ValueError"),
         ("pipeline/stage_a.py", "class Thing", "print('imported')\n\n\nclass Thing"),
+        ("pipeline/stage_a.py", "class Thing", "for n in '12':\n    print(n)\n\n\nclass Thing"),
         ("pipeline/stage_a.py", "x: int", "x: int = 3"),
         ("pipeline/stage_a.py", "return maths", "x += None or 1\n    return maths"),
         ("model/maths.py", "two() * x", "two() * x * 1"),
