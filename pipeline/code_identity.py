@@ -5,8 +5,9 @@ names in it mean. No path enters a fingerprint: a file can be moved, and what a 
 can be edited, without the stage running again. So can whatever shapes no result: docstrings,
 comments, formatting, annotations of functions, what errors and progress say.
 
-The tree is written down by `_Text` and not by `ast.dump`, whose text changes with Python's minor
-version: an upgrade of Python alone, or two machines with different ones, must not re-run anything.
+`pipeline.code_facts` writes the tree down, and not `ast.dump`, whose text changes with Python's
+minor version: an upgrade of Python alone, or two machines with different ones, must not re-run
+anything.
 """
 
 import hashlib
