@@ -79,7 +79,7 @@ faults: $(READY)  ## kill the pipeline fifty times at random instants
 	PHIVISION_SEED=$$seed PHIVISION_KILLS=50 $(BIN)/python -m pytest tests/faults --timeout 7200
 
 coverage: $(READY)  ## every branch of the store and of stages is taken by some unit test
-	$(BIN)/python -m pytest tests/unit --cov=storage --cov=pipeline.stage --cov-branch \
+	$(BIN)/python -m pytest tests/unit --cov=storage --cov=pipeline.engine.stage --cov-branch \
 	  --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 bench: $(READY)  ## print the figures of every benchmark

@@ -17,8 +17,8 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 
 from flows.full_pipeline import full_pipeline
 from flows.retrain import retrain
+from flows.runner.window import ENDINGS
 from flows.surroundings import spare_loopback
-from flows.window import ENDINGS
 
 NAME = "phivision: runs without a heartbeat have crashed"
 SILENCE = 120.0  # seconds; heartbeats come every 30, and a busy machine may be late with some

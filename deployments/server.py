@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from deployments.guard import Guard
-from flows.ports import refuse_taken
+from flows.commands.ports import refuse_taken
 from flows.surroundings import LOOPBACK
 from pipeline.errors import PipelineError
 

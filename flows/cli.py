@@ -11,10 +11,9 @@ from typing import Literal
 
 from cyclopts import App, CycloptsError
 
-from flows.bundle_commands import ask, caption, chat, export
-from flows.interrupts import end_on_request
-from flows.looking_commands import LOOKING
-from flows.options import (
+from flows.commands.bundle_commands import ask, caption, chat, export
+from flows.commands.looking_commands import LOOKING
+from flows.commands.options import (
     Count,
     Days,
     Every,
@@ -27,12 +26,13 @@ from flows.options import (
     Set,
     Store,
 )
-from flows.options import changes_of as _changes
-from flows.options import open_catalog as _catalog
-from flows.options import open_own_store as _open_own
-from flows.options import open_store as _open
-from flows.options import recipe_of as _recipe
-from flows.options import settings_of as _settings
+from flows.commands.options import changes_of as _changes
+from flows.commands.options import open_catalog as _catalog
+from flows.commands.options import open_own_store as _open_own
+from flows.commands.options import open_store as _open
+from flows.commands.options import recipe_of as _recipe
+from flows.commands.options import settings_of as _settings
+from flows.interrupts import end_on_request
 from flows.surroundings import print_anything, spare_loopback
 from pipeline.interpreter import child_environment, leave_quickly
 
@@ -67,7 +67,7 @@ def run(
         wandb: Mode of Weights & Biases; offline unless PHIVISION_WANDB says otherwise.
         publish_anyway: Publish whatever the gate says; it is recorded.
     """
-    from flows.run_command import run_pipeline
+    from flows.commands.run import run_pipeline
 
     settings = _settings(
         store, device=device, threads=threads, wandb=wandb, publish_anyway=publish_anyway
@@ -96,13 +96,13 @@ def plan(
         format: A table for people or JSON for programs.
     """
     if hardware is not None:
-        from flows.hardware_command import print_hardware
+        from flows.commands.hardware import print_hardware
 
         print_hardware(_recipe(preset, set_), hardware, peak, mfu, format)
         return
     import json
 
-    from pipeline.plan import plan as make_plan
+    from pipeline.engine.plan import plan as make_plan
 
     settings = _settings(store)
     steps = make_plan(_recipe(preset, set_), _open(settings), rerun or ())
@@ -110,7 +110,7 @@ def plan(
         rows = [{"stage": s.stage, "status": s.status, "reason": s.reason} for s in steps]
         print(json.dumps(rows, indent=1))
         return
-    from flows.tables import print_rows
+    from flows.printing import print_rows
 
     print_rows(["stage", "status", "reason"], [[s.stage, s.status, s.reason] for s in steps])
 
@@ -132,8 +132,8 @@ def sql(
         format: How the result is printed; parquet needs --output.
         output: File to write to instead of the screen.
     """
-    from flows.sql_command import print_result, query_once
-    from flows.sql_shell import shell
+    from flows.commands.sql import print_result, query_once
+    from flows.commands.sql_shell import shell
 
     catalog = _catalog(store, run)
     if query is None:
@@ -149,7 +149,7 @@ def show(image_id: int | None = None, /, *, store: Store = None) -> None:
     Args:
         image_id: COCO id of the image; one that was held out if omitted.
     """
-    from flows.show_command import show_image
+    from flows.commands.show import show_image
 
     show_image(_catalog(store), image_id)
 
@@ -157,7 +157,7 @@ def show(image_id: int | None = None, /, *, store: Store = None) -> None:
 @app.command
 def recipe(*, preset: Preset = "demo", set_: Set = None) -> None:
     """Print every field of a recipe with its value and meaning."""
-    from flows.recipe_command import print_recipe
+    from flows.commands.recipe import print_recipe
 
     print_recipe(_recipe(preset, set_))
 
@@ -169,8 +169,8 @@ def scores(*, store: Store = None, every: EveryMetric = False, java: bool = Fals
     Args:
         java: METEOR and SPICE of its captions instead; needs Java and phivision[java-metrics].
     """
-    from flows.java_scores import print_java_scores
-    from flows.scores_command import print_scores
+    from flows.commands.java_scores import print_java_scores
+    from flows.commands.scores import print_scores
 
     catalog = _catalog(store)
     if java:
@@ -182,8 +182,8 @@ def scores(*, store: Store = None, every: EveryMetric = False, java: bool = Fals
 @app.command
 def runs(*, store: Store = None) -> None:
     """List the finished runs of a store, newest first."""
-    from flows.tables import print_rows, when
-    from storage.runs import read_runs
+    from flows.printing import print_rows, when
+    from storage.store.runs import read_runs
 
     place = _open(_settings(store))
     records = read_runs(place)
@@ -202,7 +202,7 @@ def diff(before: str, after: str = "latest", /, *, store: Store = None) -> None:
         before: A run: its name, the start of it, or its tag.
         after: Another one.
     """
-    from flows.store_commands import print_diff
+    from flows.commands.store_commands import print_diff
 
     print_diff(_open(_settings(store)), before, after)
 
@@ -215,7 +215,7 @@ def tag(name: str, run: str = "latest", /, *, store: Store = None) -> None:
         name: The tag.
         run: The run; the latest one if omitted.
     """
-    from flows.store_commands import tag_run
+    from flows.commands.store_commands import tag_run
 
     tag_run(_open_own(_settings(store)), name, run)
 
@@ -223,8 +223,8 @@ def tag(name: str, run: str = "latest", /, *, store: Store = None) -> None:
 @app.command
 def rollback(*, store: Store = None, list_: OnlyList = False) -> None:
     """Publish again the assistant that was published before."""
-    from flows.store_commands import print_published
-    from pipeline.gate import roll_back, status_line
+    from flows.commands.store_commands import print_published
+    from pipeline.publishing.gate import roll_back, status_line
 
     if list_:
         print_published(_open(_settings(store)))
@@ -249,7 +249,7 @@ def accept(
         stage: The stage.
         made_as: Start of the fingerprint of the artifact to adopt, whatever else changed.
     """
-    from flows.store_commands import accept_stages
+    from flows.commands.store_commands import accept_stages
 
     accept_stages(stage, _recipe(preset, set_), _open_own(_settings(store)), made_as, every=every)
 
@@ -257,7 +257,7 @@ def accept(
 @app.command
 def verify(*, store: Store = None) -> None:
     """Hash every file of a store; `run` then makes again just what is damaged."""
-    from flows.store_commands import verify_store
+    from flows.commands.store_commands import verify_store
 
     verify_store(_open(_settings(store)))
 
@@ -279,7 +279,7 @@ def gc(
         downloads: Also forget archives and pictures that were fetched; more of them then come anew.
         dry_run: Only say what would go.
     """
-    from flows.store_commands import collect_garbage
+    from flows.commands.store_commands import collect_garbage
 
     settings = _settings(store)
     collect_garbage(_open_own(settings), settings, keep, days, dry_run=dry_run, downloads=downloads)

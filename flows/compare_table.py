@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.example_scores import MAIN, Row, scored_predictions, scores_of
-from pipeline.bootstrap import Interval
-from pipeline.pairing import difference
-from pipeline.runs import find_run
-from storage.artifacts import ArtifactStore
-from storage.catalog import Catalog
+from pipeline.engine.runs import find_run
+from pipeline.evaluation.intervals import Interval
+from pipeline.evaluation.pairing import difference
+from storage.sql.catalog import Catalog
+from storage.store.artifacts import ArtifactStore
 
 # Metric of the `metrics` view → heading, and the kind of text whose scores can be paired.
 METRICS: dict[str, tuple[str, str | None]] = {

@@ -6,21 +6,22 @@ of Prefect's cache, so a stage that was already there shows as *Cached*.
 
 import sys
 from collections.abc import Mapping
+from runpy import run_module
 from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
 
-from flows.parameters import Overrides, Preset, SettingValues, StageName
-from flows.stage_task import make_stages
-from flows.window import run_title, show_plan
+from flows.runner.parameters import Overrides, Preset, SettingValues, StageName
+from flows.runner.stage_task import make_stages
+from flows.runner.window import run_title, show_plan
+from pipeline.engine.plan import Step, plan
 from pipeline.errors import PipelineError
-from pipeline.plan import Step, plan
-from pipeline.presets import preset as load_preset
+from pipeline.recipe.presets import preset as load_preset
 from pipeline.settings import Settings
-from storage.artifacts import ArtifactStore
-from storage.leases import presence
+from storage.store.artifacts import ArtifactStore
+from storage.store.leases import presence
 
 
 def name_of_run() -> str:
@@ -57,7 +58,7 @@ def full_pipeline(
     explain_plan(steps)
     tunes = any(step.stage == "finetune" and step.status != "fresh" for step in steps)
     if tunes and recipe.finetune.quantize != "none":
-        from pipeline.devices import check_quantization  # costs torch
+        from pipeline.engine.devices import check_quantization  # costs torch
 
         check_quantization(chosen)  # before hours of other work
     with presence(store, chosen.work / "locks"):
@@ -89,7 +90,5 @@ def explain_plan(steps: list[Step]) -> None:
 
 
 if __name__ == "__main__":
-    from flows.cli import main
-
     sys.argv[1:1] = ["run"]
-    main()
+    run_module("flows.cli", run_name="__main__")  # the command line imports this flow

@@ -9,17 +9,17 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.full_pipeline import explain_plan, name_of_run, run_settings
-from flows.parameters import Overrides, Preset, SettingValues
-from flows.report_attach import attach_report
-from flows.report_command import find_report
-from flows.stage_task import make_stages
-from flows.window import NOTHING_NEW
-from pipeline.gate import decide, status_line
-from pipeline.plan import cached_outcomes, plan
-from pipeline.presets import preset as load_preset
-from pipeline.runs import record_run
-from storage.artifacts import ArtifactStore
-from storage.leases import presence
+from flows.pages.saved import find_report
+from flows.runner.parameters import Overrides, Preset, SettingValues
+from flows.runner.report_attach import attach_report
+from flows.runner.stage_task import make_stages
+from flows.runner.window import NOTHING_NEW
+from pipeline.engine.plan import cached_outcomes, plan
+from pipeline.engine.runs import record_run
+from pipeline.publishing.gate import decide, status_line
+from pipeline.recipe.presets import preset as load_preset
+from storage.store.artifacts import ArtifactStore
+from storage.store.leases import presence
 
 
 @flow(name="retrain", flow_run_name=name_of_run, validate_parameters=False, persist_result=False)

@@ -1,6 +1,6 @@
 """The local disk as a place for artifacts: every write is whole and durable, or not there at all.
 
-`storage.objects` has the same methods for fsspec's filesystems.
+`storage.store.objects` has the same methods for fsspec's filesystems.
 """
 
 import contextlib

@@ -15,7 +15,7 @@ _PRESENCE = r"run-[0-9a-f]{32}"
 _KEY = rf"{_STAGE}-{_START}"
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
 
-MARK = "phivision-store.json"  # in every store, see `storage.mark`
+MARK = "phivision-store.json"  # in every store, see `storage.store.mark`
 ATTEMPT = re.compile(_ATTEMPT)
 RUN = re.compile(_RUN)
 TAG = re.compile(_TAG)
@@ -23,9 +23,9 @@ NUMBERED = re.compile(r"\d{8}\.json")  # one object of a lease
 WORKSPACE = re.compile(rf"{_KEY}(\.{_RANDOM})?")
 IN_WORKSPACE = re.compile(rf"replaces|scratch|out-{_RANDOM}")
 LOCK = re.compile(rf"({WORKSPACE.pattern}|{_PRESENCE})\.lock")
-CACHED = re.compile(r"[0-9a-f]{32}(\.\w+)*")  # what `storage.readcache` keeps of an artifact
+CACHED = re.compile(r"[0-9a-f]{32}(\.\w+)*")  # what `storage.store.readcache` keeps of an artifact
 STAMP = re.compile(rf"({_ATTEMPT}|{CACHED.pattern})\.(json|[0-9a-f]+\.tmp)")
-DOWNLOAD = re.compile(r"[0-9a-f]{16}")  # a folder of `storage.download_cache`
+DOWNLOAD = re.compile(r"[0-9a-f]{16}")  # a folder of `storage.fetch.download_cache`
 
 # Files below each folder of a store.
 FORMS = {

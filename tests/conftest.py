@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.forks import run_command
+from tests.support.forks import run_command
 
 # Several processes on two cores: torch's own threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -161,8 +161,8 @@ def realdata() -> Path:
 
 # -- what several files share: bundles, a Hub, stores, the inputs of training -------------------
 pytest_plugins = (
-    "tests.unit.bundle_fixtures",
-    "tests.unit.hub_fixtures",
-    "tests.unit.store_fixtures",
-    "tests.unit.training_fixtures",
+    "tests.support.bundle_fixtures",
+    "tests.support.hub_fixtures",
+    "tests.support.store_fixtures",
+    "tests.support.training_fixtures",
 )

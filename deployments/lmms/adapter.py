@@ -15,13 +15,13 @@ from lmms_eval.api.model import lmms  # ty: ignore[import-not-found]
 from tqdm import tqdm
 
 from deployments.lmms.requests import NOTHING, Question, batches, one_picture, read_writing
-from flows.assistant_command import open_assistant
-from flows.options import settings_of
+from flows.commands.assistant import open_assistant
+from flows.commands.options import settings_of
 from model.decoding import decode_image
 from model.errors import ModelError
 from model.generation import generate
 from pipeline.errors import PipelineError
-from pipeline.feed import collate
+from pipeline.training.batches import collate
 
 _MARK = "<image>"  # some tasks write where the picture stands; here it stands before the text
 _ARGUMENTS = 6  # context, settings or answer, doc_to_visual, number of the document, task, split

@@ -1,13 +1,13 @@
 """The chat as a Hugging Face Space: `python app.py` in the Space, as the Space itself runs it.
 
-The page is `flows/chat_page.py`, the very one of `phivision chat`; `deployments.space.assemble`
+The page is `flows/chat/page.py`, the very one of `phivision chat`; `deployments.space.assemble`
 puts it beside this file. The model is the folder `bundle/`, or PHIVISION_BUNDLE=hf://owner/name.
 """
 
 import os
 from pathlib import Path
 
-from flows.chat_server import Door, serve_chat
+from flows.chat.server import Door, serve_chat
 from model.assistant import load_assistant
 
 

@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from flows.export_command import HUB, hub_name, hub_token, upload
+from flows.commands.export import HUB, hub_name, hub_token, upload
 from pipeline.errors import PipelineError
-from pipeline.export import new_folder
+from pipeline.publishing.export import new_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("app.py", "requirements.txt", "README.md")
@@ -39,7 +39,7 @@ def assemble(folder: Path, bundle: str) -> None:
         for name in FILES:
             shutil.copyfile(Path(__file__).parent / name, space / name)
         for name in modules_of(space / "app.py"):
-            (space / name).parent.mkdir(exist_ok=True)
+            (space / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, space / name)
         if is_remote:
             _fetch_at_start(space / "app.py", f"{HUB}{hub_name(bundle)}")

@@ -8,11 +8,11 @@ from flows.example_scores import MAIN, MEASURES, Row, scored_predictions
 from flows.pages import report_before, report_looking, report_scores, report_training
 from flows.pages.page import figure, render
 from flows.pages.shown_pictures import pictures_of
-from pipeline.recipe import flatten
-from storage.artifacts import ArtifactStore
-from storage.catalog import Catalog
-from storage.manifest import Manifest
-from storage.published import published, read_history
+from pipeline.recipe.recipe import flatten
+from storage.sql.catalog import Catalog
+from storage.store.artifacts import ArtifactStore
+from storage.store.manifest import Manifest
+from storage.store.published import published, read_history
 
 _METRICS = "SELECT * EXCLUDE (run) FROM metrics WHERE run = $run"
 _DROPS = (

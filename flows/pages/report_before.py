@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.compare_table import METRICS, estimate, measure, real_scores
+from pipeline.engine.runs import Change, compare_runs
 from pipeline.errors import PipelineError
-from pipeline.runs import Change, compare_runs
-from storage.artifacts import ArtifactStore
-from storage.catalog import Catalog
+from storage.sql.catalog import Catalog
+from storage.store.artifacts import ArtifactStore
 
 # Kinds of change in the order of reading; the finetuned model is the one that is published.
 _ORDER = ("field", "metric finetune", "metric", "digest")

@@ -7,9 +7,9 @@ from typing import Any
 
 from flows.example_scores import MAIN, MEASURES, Row, mean, scores_of
 from flows.pages.charts import COLOURS, Chart, Estimate, bars, intervals
-from flows.tables import condition_order, metric_name
-from pipeline.bootstrap import Interval
-from pipeline.pairing import difference
+from flows.printing import condition_order, metric_name
+from pipeline.evaluation.intervals import Interval
+from pipeline.evaluation.pairing import difference
 
 NAMES = {
     "cider_d": "CIDEr-D of captions",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from flows.example_scores import Row
 from flows.pages.charts import Chart, Estimate, bars, lines
-from storage.manifest import Manifest
+from storage.store.manifest import Manifest
 
 # What a stage works through, for its rate: the figure of its summary, and what that counts.
 _WORK = {

@@ -25,10 +25,10 @@ from pathlib import Path
 # A file run by its path finds only its own folder; the rooms lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pipeline.code_identity import code_digests
-from pipeline.dag import DAG
-from storage.artifacts import ArtifactStore
+from pipeline.engine.code_identity import code_digests
+from pipeline.engine.dag import DAG
 from storage.filesystem import LocalFiles
+from storage.store.artifacts import ArtifactStore
 from tests.conftest import TINY, assignments
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,17 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from flows.similar_command import find_similar
-from pipeline import schemas
-from pipeline.materialize import Outcome
-from pipeline.presets import preset
-from pipeline.runs import record_run
+from flows.commands.similar import find_similar
+from pipeline.data import schemas
+from pipeline.engine.materialize import Outcome
+from pipeline.engine.runs import record_run
+from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
-from storage.artifacts import ArtifactStore
-from storage.catalog import Catalog
-from storage.commits import Provenance, commit
-from storage.manifest import Manifest, fingerprint_of
-from storage.shards import ShardRows, write_shard
+from storage.features.shards import ShardRows, write_shard
+from storage.sql.catalog import Catalog
+from storage.store.artifacts import ArtifactStore
+from storage.store.commits import Provenance, commit
+from storage.store.manifest import Manifest, fingerprint_of
 from storage.tables import write_table
 
 SPLIT = "SELECT split, count(*) AS pictures FROM features GROUP BY split ORDER BY split"

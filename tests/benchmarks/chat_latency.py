@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import httpx
 
-from flows.assistant_command import open_assistant
-from flows.example_pictures import write_examples
+from flows.commands.assistant import open_assistant
+from flows.commands.example_images import write_examples
 from pipeline.errors import PipelineError
-from pipeline.export import trace
-from pipeline.gate import published_manifest
+from pipeline.publishing.export import trace
+from pipeline.publishing.gate import published_manifest
 from pipeline.settings import Settings
-from storage.artifacts import ArtifactStore
+from storage.store.artifacts import ArtifactStore
 from tests.e2e.chat_client import upload
 from tests.e2e.chat_server import serving
 

@@ -19,10 +19,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported
 
-from pipeline.measures import Measure, answer_measures, caption_measures, presence_measures
-from pipeline.presence import SETS
-from pipeline.scores import summarize
-from pipeline.vqa import answer_accuracy
+from pipeline.evaluation.metrics import (
+    Measure,
+    answer_measures,
+    caption_measures,
+    presence_measures,
+)
+from pipeline.evaluation.scorers.pope import SETS
+from pipeline.evaluation.scorers.vqa import answer_accuracy
+from pipeline.evaluation.scores import summarize
 
 Row = dict[str, Any]
 REFERENCES, WORDS, QUESTIONS = 5, 10, 3  # per caption; per text; per picture

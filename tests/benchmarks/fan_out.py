@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from distributed import LocalCluster
 
-from flows.fan_out import fan_out
-from pipeline.extraction import ShardJob, make_shard, make_shards, open_encoder
-from storage.shards import verify_shard
+from flows.runner.fan_out import fan_out
+from pipeline.features.extraction import ShardJob, make_shard, make_shards, open_encoder
+from storage.features.shards import verify_shard
 from tests.benchmarks.helpers.extraction_inputs import Inputs, add_options
 
 

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from pipeline.extraction import make_shards, open_encoder
-from storage.shards import verify_shard
+from pipeline.features.extraction import make_shards, open_encoder
+from storage.features.shards import verify_shard
 from tests.benchmarks.helpers.extraction_inputs import Inputs, add_options
 
 PEER = """

@@ -27,8 +27,8 @@ import numpy as np
 # A file run by its path finds only its own folder; the rooms lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from storage.patches import PatchTable
-from storage.shards import ShardRows, shard_paths, write_shard
+from storage.features.patches import PatchTable
+from storage.features.shards import ShardRows, shard_paths, write_shard
 
 PATCH, WIDTH, POOLED = 49, 768, 512
 

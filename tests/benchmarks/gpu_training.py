@@ -25,16 +25,16 @@ from transformers import PhiConfig, PhiForCausalLM
 # A file run by its path finds only its own folder; the rooms lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from flows.hardware_command import DEVICES
+from flows.commands.hardware import DEVICES
 from model.batch import Batch
 from model.flops import training_flops
 from model.language import add_lora
 from model.objectives import standard
 from model.vlm import VisionLanguageModel, build_vlm, freeze
-from pipeline.feed import collate
-from pipeline.presets import preset
-from pipeline.recipe import Recipe
-from pipeline.training_plan import Training, memory, trainings, vision_width
+from pipeline.costs.training import Training, memory, trainings, vision_width
+from pipeline.recipe.presets import preset
+from pipeline.recipe.recipe import Recipe
+from pipeline.training.batches import collate
 
 
 @dataclass(frozen=True)

@@ -25,19 +25,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from model.objective_configs import ObjectiveConfig, ScheduledSamplingConfig, StandardConfig
 from model.objectives import objective_loss
-from pipeline import evaluate as stage
-from pipeline.assemble import load_pretrained
-from pipeline.feed import TrainingFeed
-from pipeline.finetune import finetune, prepare
-from pipeline.measures import Measure, answer_measures, caption_measures
-from pipeline.presets import preset
-from pipeline.processes import Files
+from pipeline.engine.processes import Files
+from pipeline.engine.stage import InputArtifact, StageContext
+from pipeline.evaluation import evaluate as stage
+from pipeline.evaluation.metrics import Measure, answer_measures, caption_measures
+from pipeline.evaluation.scores import change, summarize
 from pipeline.progress import ConsoleReporter
-from pipeline.recipe import Recipe
-from pipeline.scores import change, summarize
+from pipeline.recipe.presets import preset
+from pipeline.recipe.recipe import Recipe
 from pipeline.settings import Settings
-from pipeline.stage import InputArtifact, StageContext
-from storage.artifacts import ArtifactStore
+from pipeline.training.assemble import load_pretrained
+from pipeline.training.batches import TrainingFeed
+from pipeline.training.finetune import finetune, prepare
+from storage.store.artifacts import ArtifactStore
 
 METHODS: Mapping[str, ObjectiveConfig] = {
     "standard": StandardConfig(),

@@ -21,12 +21,12 @@ import fsspec
 # A file run by its path finds only its own folder; the rooms lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from storage.archives import open_archive
-from storage.members import ArchiveLimits
-from storage.remote_zip import RemoteZip
-from storage.retries import Patience
-from storage.subset import fetch_members
-from tests.fault_server import FaultServer
+from storage.archives.archives import open_archive
+from storage.archives.members import ArchiveLimits
+from storage.fetch.remote_zip import RemoteZip
+from storage.fetch.retries import Patience
+from storage.fetch.subset import fetch_members
+from tests.support.fault_server import FaultServer
 
 
 def made_zip(members: int, mean: int) -> bytes:

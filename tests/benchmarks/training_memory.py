@@ -4,7 +4,7 @@ Run it from the repository root: `python tests/benchmarks/training_memory.py`. B
 LLaVA's projector before a frozen Phi of the demo's width on the same captions, five for each of 8
 pictures, with AdamW. Each side is a process of its own that makes a small step first and then
 measures a whole one twice: by torch's account of its tensors and by the peak of the resident set;
-both are beyond what there was before the step (`tests/peak_memory.py`). Goal: at most half.
+both are beyond what there was before the step (`tests/support/peak_memory.py`). Goal: at most half.
 """
 
 import argparse
@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from model.objectives import standard
 from model.projectors import Mlp2xGeluConfig
 from model.vlm import build_vlm, freeze
-from pipeline.feed import collate
-from tests.peak_memory import peak_allocated, peak_resident
-from tests.plain_training import PlainLlava, TinySizes
+from pipeline.training.batches import collate
+from tests.support.peak_memory import peak_allocated, peak_resident
+from tests.support.plain_training import PlainLlava, TinySizes
 
 PER_PICTURE = 5
 SIDES = {

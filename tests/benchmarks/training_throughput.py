@@ -3,9 +3,9 @@
 Run it from the repository root: `python tests/benchmarks/training_throughput.py`. Both sides train
 LLaVA's projector before a frozen Phi of the demo's size, with AdamW and clipping, on the very same
 captions of rendered pictures, five for each, in as many steps. The plain side is in
-`tests/plain_training.py`; its pixels are ready in memory. Ours reads patch embeddings from the
-feature shards. Every measure is also switched on alone, in our model with all of them off, and off
-alone. Weights are random, which costs the same. Goal: at least 3 times the samples/s.
+`tests/support/plain_training.py`; its pixels are ready in memory. Ours reads patch embeddings from
+the feature shards. Every measure is also switched on alone, in our model with all of them off, and
+off alone. Weights are random, which costs the same. Goal: at least 3 times the samples/s.
 """
 
 import argparse
@@ -32,15 +32,15 @@ from model.projectors import Mlp2xGeluConfig
 from model.shared_rows import predictors
 from model.training import MicroBatch
 from model.vlm import VisionLanguageModel, build_vlm, freeze
-from pipeline.dag import DAG
-from pipeline.feed import ExampleSet, TrainingFeed
-from pipeline.pictures import open_patches, pictures
-from pipeline.presets import preset
+from pipeline.data.stored_images import open_patches, pictures
+from pipeline.engine.dag import DAG
+from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
-from storage.artifacts import ArtifactStore
+from pipeline.training.batches import ExampleSet, TrainingFeed
+from storage.store.artifacts import ArtifactStore
 from storage.tables import read_table, where
-from tests.plain_training import PlainLlava, TinySizes, clip_tower
-from tests.unit.fake_stages import make
+from tests.support.fake_stages import make
+from tests.support.plain_training import PlainLlava, TinySizes, clip_tower
 
 PER_PICTURE = 5
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.dag import BY_NAME
-from pipeline.materialize import payload_of
-from pipeline.presets import preset
-from pipeline.rendering import render_coco, render_conversations
-from storage.artifacts import ArtifactStore
-from storage.leases import lease
-from storage.manifest import fingerprint_of
-from storage.published import published, read_history
+from pipeline.data.datasets.shapes.rendering import render_coco, render_conversations
+from pipeline.engine.dag import BY_NAME
+from pipeline.engine.materialize import payload_of
+from pipeline.recipe.presets import preset
+from storage.store.artifacts import ArtifactStore
+from storage.store.leases import lease
+from storage.store.manifest import fingerprint_of
+from storage.store.published import published, read_history
 from tests.conftest import assignments
 from tests.e2e.prefect_service import Service, as_json, freeze, kill_group
 

@@ -3,8 +3,8 @@
 import sys
 import time
 
-from flows.chat_server import Door, serve_chat
-from flows.chat_talk import Limits
+from flows.chat.server import Door, serve_chat
+from flows.chat.talk import Limits
 from model.assistant import load_assistant
 
 LIMITS = Limits(picture_bytes=50_000, at_once=1, waiting=2, keep_seconds=12, folder_bytes=400_000)

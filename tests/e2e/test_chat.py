@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.chat_client import ask, attach, look, paste, upload
 from tests.e2e.chat_server import ROOT, serving
-from tests.unit.tiny_bundle import picture, texture
+from tests.support.tiny_bundle import picture, texture
 
 pytest.importorskip("gradio", reason="the chat needs the extra `chat`")
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(600)]

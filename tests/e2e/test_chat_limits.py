@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.chat_client import ask, attach, upload
 from tests.e2e.chat_server import serving
 from tests.e2e.small_chat import LIMITS
-from tests.unit.tiny_bundle import picture
+from tests.support.tiny_bundle import picture
 
 pytest.importorskip("gradio", reason="the chat needs the extra `chat`")
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]

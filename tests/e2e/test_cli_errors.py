@@ -10,8 +10,8 @@ import pytest
 
 from deployments.server import main as start_server
 from flows.cli import main
+from flows.commands.ports import refuse_taken
 from flows.failures import explain
-from flows.ports import refuse_taken
 from pipeline.errors import PipelineError
 from tests.conftest import Cli
 
@@ -174,7 +174,7 @@ def test_a_prefect_server_that_went_away_is_told_in_a_line(
         raise httpx.ConnectError("All connection attempts failed")
 
     monkeypatch.setattr("flows.full_pipeline.full_pipeline", fail)
-    monkeypatch.setattr("flows.own_server.own_server", lambda: None)
+    monkeypatch.setattr("flows.runner.own_server.own_server", lambda: None)
     with pytest.raises(SystemExit, match="1"):
         main(["run", "--store", str(tmp_path / "store")])
     told = capsys.readouterr().err

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.drawing import draw
-from pipeline.scenes import COLOURS, SHAPES, make_scene
+from pipeline.data.datasets.shapes.drawing import draw
+from pipeline.data.datasets.shapes.scenes import COLOURS, SHAPES, make_scene
 from tests.conftest import Cli
-from tests.unit.tiny_bundle import texture
+from tests.support.tiny_bundle import texture
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
 
@@ -94,8 +94,8 @@ def test_the_model_looks_at_what_is_asked_for_and_at_what_it_names(demo: tuple[C
 
 
 def test_ask_says_where_it_looked(demo: tuple[Cli, str], tmp_path: Path) -> None:
-    from pipeline.drawing import draw
-    from pipeline.scenes import make_scene
+    from pipeline.data.datasets.shapes.drawing import draw
+    from pipeline.data.datasets.shapes.scenes import make_scene
 
     scene = next(s for s in (make_scene(4242, n) for n in range(99)) if len(s.objects) == 1)
     draw(scene).save(tmp_path / "scene.png")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Cli
-from tests.unit.small_store import build_store
+from tests.support.small_store import build_store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
 SIZES = ((1280, 800), (390, 844))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deployments.server import create_database
-from pipeline.dag import DAG
+from pipeline.engine.dag import DAG
 from tests.e2e.prefect_service import AUTH, Service
 from tests.e2e.secret_search import files_with
 

@@ -47,8 +47,8 @@ def test_the_readme_shows_the_main_commands() -> None:
 
 @pytest.mark.parametrize("command", [c for c in commands() if not any(e in c for e in ELSEWHERE)])
 def test_a_shown_command_works(demo: tuple[Cli, str], command: str, tmp_path: Path) -> None:
-    from pipeline.drawing import draw
-    from pipeline.scenes import make_scene
+    from pipeline.data.datasets.shapes.drawing import draw
+    from pipeline.data.datasets.shapes.scenes import make_scene
 
     photo = tmp_path / "photo.jpg"
     draw(make_scene(seed=7, index=1)).save(photo)

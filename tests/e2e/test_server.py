@@ -6,9 +6,9 @@ from collections.abc import Generator, Mapping
 import httpx
 import pytest
 
-from pipeline.dag import BY_NAME
-from storage.artifacts import ArtifactStore
-from storage.published import published, read_history
+from pipeline.engine.dag import BY_NAME
+from storage.store.artifacts import ArtifactStore
+from storage.store.published import published, read_history
 from tests.e2e.prefect_service import AUTH, Service, as_json
 from tests.e2e.secret_search import files_with
 from tests.e2e.service_story import TEST, TRAIN, Story, tell
@@ -130,7 +130,7 @@ def test_the_window_tells_the_plan_each_stage_the_scores_and_the_report(
 SLOW = """
 import time
 from prefect import flow, task
-from flows.prefect_reporter import PrefectReporter
+from flows.runner.reporter import PrefectReporter
 
 @task
 def slow():

@@ -127,8 +127,8 @@ def test_a_bucket_holds_the_same_as_a_folder(
 ) -> None:
     import s3fs
 
-    from pipeline.drawing import draw
-    from pipeline.scenes import make_scene
+    from pipeline.data.datasets.shapes.drawing import draw
+    from pipeline.data.datasets.shapes.scenes import make_scene
 
     del s3_server  # the environment names it
     s3fs.S3FileSystem().mkdir("tiny")
@@ -196,7 +196,9 @@ def server_of(pid: int) -> Path:
     """Return the folder in /proc of the server that a run has started."""
     lists = Path(f"/proc/{pid}/task").glob("*/children")
     mine = [child for children in lists for child in children.read_text().split()]
-    (server,) = [p for p in mine if b"flows.own_server" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    (server,) = [
+        p for p in mine if b"flows.runner.own_server" in Path(f"/proc/{p}/cmdline").read_bytes()
+    ]
     return Path(f"/proc/{server}")
 
 

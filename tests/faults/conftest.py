@@ -12,10 +12,10 @@ from typing import TextIO
 
 import pytest
 
-from pipeline.dag import DAG
-from storage.artifacts import ArtifactStore
+from pipeline.engine.dag import DAG
+from storage.store.artifacts import ArtifactStore
 from tests.faults.worker import work
-from tests.forks import FORKS
+from tests.support.forks import FORKS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dag import DAG
+from pipeline.engine.dag import DAG
 from tests.benchmarks.cached_run import same_shape
 from tests.faults.conftest import ROOT, Reference, environment, opened
 

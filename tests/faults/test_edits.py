@@ -79,7 +79,7 @@ def test_the_plan_of_a_finished_run_imports_nothing_heavy(checkout: Checkout) ->
 
 
 def test_a_filter_re_runs_the_examples_and_what_follows(checkout: Checkout) -> None:
-    path = "pipeline/filters.py"
+    path = "pipeline/data/filters.py"
     checkout.edit(path, '("empty", "caption = \'\'"),', '("blank", "caption = \'\'"),')
     found = checkout.stale()
     assert set(found) == AFTER_EXAMPLES

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.garbage import find_garbage
-from storage.maintenance import committed, verify
+from storage.store.garbage import find_garbage
+from storage.store.verify import committed, verify
 from tests.conftest import assignments
 from tests.faults.conftest import ROOT, Pipeline, Reference, digests, environment, opened
 

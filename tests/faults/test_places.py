@@ -3,11 +3,11 @@
 import pytest
 import s3fs
 
-from storage.artifacts import ArtifactStore
-from storage.maintenance import committed, verify
-from tests.fault_proxy import Fault, FaultProxy
+from storage.store.artifacts import ArtifactStore
+from storage.store.verify import committed, verify
 from tests.faults.conftest import Pipeline, Reference, digests
-from tests.unit.store_fixtures import environment
+from tests.support.fault_proxy import Fault, FaultProxy
+from tests.support.store_fixtures import environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.s3, pytest.mark.timeout(600)]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plan import plan
-from pipeline.presets import preset
+from pipeline.engine.plan import plan
+from pipeline.recipe.presets import preset
 from tests.faults.conftest import Pipeline, Reference, digests, opened
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pipeline.dag import DAG
-from pipeline.materialize import Outcome, materialize
-from pipeline.presets import preset
+from pipeline.engine.dag import DAG
+from pipeline.engine.materialize import Outcome, materialize
+from pipeline.engine.runs import record_run
 from pipeline.progress import ConsoleReporter
-from pipeline.runs import record_run
+from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
-from storage.artifacts import ArtifactStore
-from tests.forks import become
+from storage.store.artifacts import ArtifactStore
+from tests.support.forks import become
 
 
 def work(

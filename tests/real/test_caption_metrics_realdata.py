@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.caption_metrics import score_captions
-from pipeline.ptb import PUNCTUATION, ptb_tokens, tokenize
+from pipeline.evaluation.scorers.captions import score_captions
+from pipeline.evaluation.scorers.ptb_tokenizer import PUNCTUATION, ptb_tokens, tokenize
 
 pytestmark = [
     pytest.mark.realdata,

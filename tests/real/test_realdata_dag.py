@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.dag import DAG
+from pipeline.engine.dag import DAG
 from tests.conftest import TINY, Cli, ForkedCli, assignments
 
 pytestmark = [pytest.mark.realdata, pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -149,13 +149,13 @@ class FolderArtifact:
 def test_llava_records_about_absent_pictures_are_dropped_as_such(
     run: tuple[Cli, str], realdata: Path, tmp_path: Path
 ) -> None:
-    from pipeline.conversations import conversations
-    from pipeline.examples import examples
-    from pipeline.presets import preset
+    from pipeline.data.conversations import conversations
+    from pipeline.data.examples import examples
+    from pipeline.engine.stage import StageContext
     from pipeline.progress import ConsoleReporter
+    from pipeline.recipe.presets import preset
     from pipeline.settings import Settings
-    from pipeline.stage import StageContext
-    from storage.artifacts import ArtifactStore
+    from storage.store.artifacts import ArtifactStore
 
     instruct = realdata / "instruct"
     verbatim = json.loads((instruct / VERBATIM).read_text("utf-8"))

@@ -27,9 +27,9 @@ from pathlib import Path
 # A file run by its path finds only its own folder; the rooms lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pipeline.dag import BY_NAME
-from pipeline.presets import preset
-from storage.objects import ObjectFiles
+from pipeline.engine.dag import BY_NAME
+from pipeline.recipe.presets import preset
+from storage.store.objects import ObjectFiles
 from tests.rehearsal.hub_cache import PHI_2, write_clip, write_phi
 from tests.rehearsal.process_tree import Held, Watch
 

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from model.encoder import save_clip
-from pipeline.extraction import Extraction, ShardJob
-from pipeline.schemas import IMAGE_FILES
+from pipeline.data.schemas import IMAGE_FILES
+from pipeline.features.extraction import Extraction, ShardJob
 from storage.tables import write_table
 
 NAME = "ViT-B-32"

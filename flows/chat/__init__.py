@@ -1,0 +1,1 @@
+"""The chat page; imports `model` and Gradio, so that a Space needs no more."""

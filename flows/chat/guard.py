@@ -1,0 +1,86 @@
+"""What stands before Gradio: each request is looked at before it is read, each answer is marked."""
+
+import asyncio
+from typing import Any
+
+from flows.chat.uploads import Uploads
+
+# The browser asks nobody but this server; pictures may also be pasted (data:, blob:).
+_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'"
+)
+_HEADERS = (
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_FULL = "The server holds too many pictures now. Please try again later."
+
+
+def guards(uploads: Uploads) -> list[Any]:
+    """Return the middleware, as Gradio's server takes it."""
+    from starlette.middleware import Middleware
+
+    return [Middleware(_Guard, uploads)]
+
+
+class _Guard:
+    """Middleware: only our files are served, requests have an end, browsers ask nobody else."""
+
+    def __init__(self, app: Any, uploads: Uploads) -> None:
+        self.app, self.uploads = app, uploads
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), *_HEADERS]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        path = scope["path"]
+        if "file=http" in path or "/proxy=" in path:  # Gradio would fetch another server's page
+            scope = {**scope, "path": "/refused", "raw_path": b"/refused"}
+        if scope["method"] in ("POST", "PUT", "PATCH"):
+            await self._take(scope, receive, with_policy)
+        else:
+            await self.app(scope, receive, with_policy)
+
+    async def _take(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request with a body on, or refuse it before it is read."""
+        length = _length(scope)
+        if length is None:
+            await _refuse(411, "The request does not say how long it is.", scope, receive, send)
+        elif length > self.uploads.longest:
+            await _refuse(413, "The request is too long.", scope, receive, send)
+        elif "/upload" not in scope["path"]:
+            await self.app(scope, receive, send)
+        else:
+            with self.uploads.arriving(length):
+                if not await asyncio.to_thread(lambda: self.uploads.is_full):
+                    await self.app(scope, receive, send)
+                    return
+            await _drain(receive)  # a browser that still sends would not see the answer
+            await _refuse(507, _FULL, scope, receive, send)
+
+
+def _length(scope: Any) -> int | None:
+    """Return the bytes of a request's body, None where it does not say."""
+    headers = dict(scope["headers"])
+    found = headers.get(b"content-length", b"")
+    return int(found) if found.isdigit() and b"transfer-encoding" not in headers else None
+
+
+async def _drain(receive: Any) -> None:
+    while (await receive()).get("more_body", False):
+        continue
+
+
+async def _refuse(status: int, reason: str, scope: Any, receive: Any, send: Any) -> None:
+    from starlette.responses import PlainTextResponse
+
+    await PlainTextResponse(reason, status)(scope, receive, send)

@@ -1,0 +1,153 @@
+"""Serving the chat: on loopback unless told otherwise, reading only temporary files.
+
+The command `phivision chat` and the Space in `deployments/space` both end here, and this file
+knows neither stores nor Prefect, so that a Space needs only the model room and Gradio.
+"""
+
+import importlib
+import io
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from PIL import Image
+
+from flows.chat.guard import guards
+from flows.chat.talk import Limits, Talk
+from flows.chat.uploads import Uploads
+from flows.surroundings import spare_loopback
+from model.assistant import Assistant
+
+# Whatever else Gradio could offer; given here, no variable of the environment can switch it on.
+_CLOSED: Mapping[str, Any] = MappingProxyType(
+    {
+        "share": False,
+        "allowed_paths": [],
+        "footer_links": [],
+        "show_error": False,
+        "inbrowser": False,
+        "enable_monitoring": False,
+        "run_history": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "mcp_server": False,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where the chat listens and whom it lets in.
+
+    Attributes:
+        host: Address of a network interface.
+        port: Port; 0 takes a free one.
+        user: Name that visitors must give, empty for none.
+        password: Their password.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    user: str = ""
+    password: str = ""
+
+
+def serve_chat(
+    assistant: Assistant,
+    examples: Path | None,
+    door: Door,
+    limits: Limits | None = None,
+) -> None:
+    """Serve until interrupted.
+
+    Args:
+        assistant: Who answers.
+        examples: Folder with `examples.json`, a list of {picture, question}, and the pictures.
+        door: Where to listen.
+        limits: What visitors may ask.
+
+    Raises:
+        OSError: The port is in use.
+    """
+    with temporary_folder() as folder:
+        talk = Talk(assistant, folder, limits or Limits())
+        shown = read_examples(examples, folder) if examples is not None else []
+        uploads = Uploads(folder, talk.limits)
+        _warm(assistant)
+        from flows.chat.page import build_page, look  # Gradio reads its environment when imported
+
+        page = build_page(talk, shown)
+        _, address, _ = page.launch(
+            server_name=door.host,
+            server_port=door.port or _free_port(door.host),
+            auth=(door.user, door.password) if door.user else None,
+            max_file_size=talk.limits.picture_bytes,
+            prevent_thread_lock=True,
+            quiet=True,
+            app_kwargs={"docs_url": None, "redoc_url": None, "middleware": guards(uploads)},
+            **_CLOSED,
+            **look(),
+        )
+        print(f"{assistant.card['name']} answers at {address}  (Ctrl-C stops it)", flush=True)
+        with uploads.swept():
+            page.block_thread()
+
+
+@contextmanager
+def temporary_folder() -> Generator[Path]:
+    """Give Gradio a folder of its own for uploads, which goes when the server does.
+
+    It also tells Gradio to report nothing to anybody.
+    """
+    with tempfile.TemporaryDirectory(prefix="phivision-chat-") as name:
+        os.environ |= {
+            "GRADIO_TEMP_DIR": name,
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "GRADIO_ALLOWED_PATHS": "",  # an empty list in the call would not overrule it
+        }
+        spare_loopback()  # Gradio asks itself whether it is up
+        yield Path(name)
+
+
+def read_examples(source: Path, folder: Path) -> list[tuple[str, str]]:
+    """Copy the examples of a folder among the temporary files and return (picture, question)s."""
+    listed = source / "examples.json"
+    if not listed.is_file():
+        return []
+    found = []
+    for number, entry in enumerate(json.loads(listed.read_text("utf-8"))):
+        picture = source / Path(entry["picture"]).name
+        target = folder / f"examples-{secrets.token_hex(4)}" / f"{number}{picture.suffix}"
+        target.parent.mkdir(parents=True)
+        shutil.copyfile(picture, target)
+        found.append((str(target), str(entry["question"])))
+    return found
+
+
+def _warm(assistant: Assistant) -> None:
+    """Write one word, so that the first visitor does not wait for torch to get ready.
+
+    Gradio asks matplotlib, where there is one, for its backend at the first answer: 1 to 3 seconds.
+    """
+    with suppress(ImportError):
+        importlib.import_module("matplotlib.pyplot")
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(stream, "PNG")
+    next(assistant.stream(stream.getvalue(), None), None)
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]

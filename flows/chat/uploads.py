@@ -1,0 +1,112 @@
+"""The pictures that visitors send: a folder with an end, which everything leaves by age.
+
+Gradio forgets what it did not finish to receive and what came under another field's name, so the
+folder is looked at as it is, not as Gradio remembers it.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows.chat.talk import Limits
+
+_BLOCK = 4096  # what an empty file or folder costs on a disk
+_FORM = 64 * 1024  # what surrounds a picture in its request
+
+
+class Uploads:
+    """Looks after the folder of uploads.
+
+    Args:
+        folder: Where the server puts them.
+        limits: How much it holds and for how long.
+    """
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self.folder, self.limits = folder, limits
+        self._ours: frozenset[str] = frozenset()
+        self._arriving = 0
+
+    def used(self) -> int:
+        """Return the bytes of everything in the folder, and of what is on its way."""
+        found = sum(max(entry.stat.st_size, _BLOCK) for entry in _entries(self.folder))
+        return found + self._arriving
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest request that is read: a picture in its form."""
+        return self.limits.picture_bytes + _FORM
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is more than the folder may hold."""
+        return self.used() > self.limits.folder_bytes
+
+    @contextmanager
+    def arriving(self, length: int) -> Generator[None]:
+        """Count an upload as there while it is on its way."""
+        self._arriving += length
+        try:
+            yield
+        finally:
+            self._arriving -= length
+
+    @contextmanager
+    def swept(self) -> Generator[None]:
+        """Keep what is there now, and delete what comes later when it is too old."""
+        self._ours = frozenset(entry.path for entry in _entries(self.folder))
+        done = threading.Event()
+        pause = min(60.0, self.limits.keep_seconds / 4)
+
+        def sweep() -> None:
+            while not done.wait(pause):
+                self.sweep(time.time())
+
+        sweeper = threading.Thread(target=sweep, name="sweeper", daemon=True)
+        sweeper.start()
+        try:
+            yield
+        finally:
+            done.set()
+            sweeper.join()
+
+    def sweep(self, now: float) -> None:
+        """Delete what has been in the folder for longer than the limit.
+
+        Args:
+            now: Seconds since 1970.
+        """
+        for entry in _entries(self.folder):
+            # The time of the last rename: a picture that is sent again is new again.
+            if entry.path in self._ours or now - entry.stat.st_ctime <= self.limits.keep_seconds:
+                continue
+            try:
+                (os.rmdir if entry.is_folder else os.remove)(entry.path)
+            except OSError:  # a folder that holds something newer, or gone in the meantime
+                continue
+
+
+class _Entry:
+    def __init__(self, found: os.DirEntry[str]) -> None:
+        self.path = found.path
+        self.is_folder = found.is_dir(follow_symlinks=False)
+        self.stat = found.stat(follow_symlinks=False)
+
+
+def _entries(folder: str | Path) -> Iterator[_Entry]:
+    """Yield all files and folders below a folder, what a folder holds before itself."""
+    try:
+        found = list(os.scandir(folder))
+    except OSError:
+        return
+    for each in found:
+        try:
+            entry = _Entry(each)
+        except OSError:
+            continue
+        if entry.is_folder:
+            yield from _entries(entry.path)
+        yield entry

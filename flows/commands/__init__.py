@@ -1,0 +1,1 @@
+"""The commands of `phivision`; each imports only what it needs."""

@@ -1,0 +1,63 @@
+"""Loading an assistant, and whether it can use a picture and is made for such ones."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from model.assistant import Assistant, load_assistant
+from model.decoding import KINDS, BadImageError, decode_image
+from pipeline.engine.devices import pick_device
+from pipeline.errors import PipelineError
+from pipeline.publishing.gate import published_manifest
+from pipeline.settings import Settings
+from storage.store.artifacts import ArtifactStore
+from storage.store.manifest import Manifest
+
+
+def open_assistant(settings: Settings, bundle: Manifest | Path | str | None) -> Assistant:
+    """Return the assistant of a bundle, or else the one that the store's pointer names.
+
+    Args:
+        settings: Store and device.
+        bundle: A folder, an `hf://` address, or the manifest of one in the store.
+
+    Raises:
+        PipelineError: Nothing is published yet.
+    """
+    device = pick_device(settings)
+    if bundle is not None and not isinstance(bundle, Manifest):
+        return load_assistant(bundle, device)
+    store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+    manifest = published_manifest(store) if bundle is None else bundle
+    artifact = store.artifact(manifest)
+    for name in artifact.names:
+        artifact.path(name)
+    return Assistant(artifact.path("bundle.json").parent, device)
+
+
+def check_picture(assistant: Assistant, path: Path, data: bytes) -> None:
+    """Refuse a picture by its name before any of several is looked at.
+
+    Raises:
+        PipelineError: The picture cannot be used.
+    """
+    try:
+        decode_image(data, assistant.card["max_pixels"])
+    except BadImageError as error:
+        foreign = error.reason in ("unsupported format", "not an image")
+        # Of a foreign file the detail is only how it begins, which tells a person nothing.
+        fault = error.reason if foreign else str(error)
+        raise PipelineError(f"{path}: {fault}", f"give a {KINDS}" if foreign else "") from None
+
+
+def look_at(assistant: Assistant, path: Path, data: bytes) -> torch.Tensor:
+    """Return what the assistant sees of an image, and warn on stderr of one unlike its training's.
+
+    Raises:
+        BadImageError: The image cannot be used.
+    """
+    patches = assistant.see(data)
+    if warning := assistant.warning(patches):
+        print(f"{path}: {warning}", file=sys.stderr, flush=True)
+    return patches

@@ -1,0 +1,144 @@
+"""Commands that use the published assistant: `ask`, `caption`, `chat` and `export`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from flows.commands.options import Count, Store, settings_of
+from flows.waiting import waiting
+from pipeline.errors import PipelineError
+from pipeline.interpreter import importing
+
+OfRun = Annotated[
+    str | None,
+    Parameter(
+        help="Take the assistant of this run, published or not: its name, the start of it, or "
+        "its tag."
+    ),
+]
+Bundle = Annotated[
+    str | None,
+    Parameter(help="A bundle's folder or hf://owner/name, instead of the store's published one."),
+]
+
+
+def ask(
+    image: Path,
+    question: str,
+    /,
+    *,
+    store: Store = None,
+    run: OfRun = None,
+    bundle: Bundle = None,
+    why: Annotated[bool, Parameter(negative=())] = False,
+    output: Path | None = None,
+) -> None:
+    """Answer a question about an image with the published assistant.
+
+    Args:
+        image: An image file.
+        question: What to ask.
+        why: Print for each word which patches of the image mattered.
+        output: With --why, also write them to this PNG file, drawn over the image.
+    """
+    if output is not None:
+        from flows.commands.why import check_output
+
+        check_output(output, why=why)
+    from flows.commands.bundle_place import find_bundle
+    from flows.commands.image_file import read_picture
+
+    picture, settings = read_picture(image), settings_of(store)
+    place = find_bundle(settings, run, bundle)
+    with waiting("loading the assistant"), importing():
+        from flows.commands.assistant import check_picture, look_at, open_assistant
+
+        assistant = open_assistant(settings, place)
+        check_picture(assistant, image, picture)
+    answer = assistant.ask(look_at(assistant, image, picture), question)
+    print(answer)
+    if why:
+        from flows.commands.why import print_why
+
+        print_why(assistant, picture, question, answer, output)
+
+
+def caption(*images: Path, store: Store = None, run: OfRun = None, bundle: Bundle = None) -> None:
+    """Caption images with the published assistant.
+
+    Args:
+        images: Image files.
+    """
+    if not images:
+        raise PipelineError("no picture was given", "phivision caption PHOTO.jpg …")
+    from flows.commands.bundle_place import find_bundle
+    from flows.commands.image_file import read_picture
+
+    pictures, settings = [read_picture(path) for path in images], settings_of(store)
+    place = find_bundle(settings, run, bundle)
+    with waiting("loading the assistant"), importing():
+        from flows.commands.assistant import check_picture, look_at, open_assistant
+
+        assistant = open_assistant(settings, place)
+        for path, picture in zip(images, pictures, strict=True):
+            check_picture(assistant, path, picture)
+    seen = [look_at(assistant, path, data) for path, data in zip(images, pictures, strict=True)]
+    with waiting("writing captions"):
+        texts = assistant.caption(seen)
+    for path, text in zip(images, texts, strict=True):
+        print(f"{path}: {text}" if len(images) > 1 else text)
+
+
+def chat(
+    *,
+    store: Store = None,
+    run: OfRun = None,
+    bundle: Bundle = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    user: str = "",
+    password: Annotated[str, Parameter(env_var="PHIVISION_CHAT_PASSWORD")] = "",
+) -> None:
+    """Talk about pictures with the published assistant, in a browser.
+
+    Args:
+        host: Network address to listen on; any but loopback needs a user.
+        port: Port; 0 takes a free one.
+        user: Name that visitors must give.
+        password: Their password; better given in the environment.
+    """
+    from flows.commands.bundle_place import find_bundle
+
+    settings = settings_of(store)
+    named = run is not None or bundle is not None
+    # What is published is looked for later, so that a port in use is told first.
+    place = find_bundle(settings, run, bundle) if named else None
+    with waiting("starting the chat"), importing():  # the libraries alone take seconds
+        from flows.chat.server import Door
+        from flows.commands.chat import chat as serve
+
+    serve(settings, place, Door(host, port, user, password))
+
+
+def export(
+    target: str,
+    /,
+    *,
+    store: Store = None,
+    lora: Literal["merged", "beside"] = "merged",
+    pictures: Count = 0,
+    public: bool = False,
+) -> None:
+    """Write the published assistant as a Hugging Face repository with its model card.
+
+    Args:
+        target: A new folder, or hf://owner/name, which is uploaded with the token in HF_TOKEN.
+        lora: Adapters merged into the language model, or beside it in peft's format.
+        pictures: Test pictures to add as examples; mind their licence.
+        public: Let everybody see a new hf:// repository; otherwise it is private.
+    """
+    with waiting("starting the export"), importing():
+        from flows.commands.export import export_to
+
+    print(export_to(settings_of(store), target, lora, pictures, public=public))

@@ -1,0 +1,55 @@
+"""Which assistant a command means, found before anything that takes seconds is imported."""
+
+from pathlib import Path
+
+from flows.commands.options import open_store
+from pipeline.engine.runs import find_run
+from pipeline.errors import PipelineError
+from pipeline.publishing.gate import STAGE, published_manifest
+from pipeline.settings import Settings
+from storage.store.artifacts import ArtifactStore
+from storage.store.manifest import Manifest
+
+HUB = "hf://"
+
+
+def find_bundle(settings: Settings, run: str | None, bundle: str | None) -> Manifest | str:
+    """Return the bundle that was named, else the one that is published.
+
+    Args:
+        settings: Where the store is.
+        run: A run whose bundle is meant, published or not: its name, the start of it, or its tag.
+        bundle: A bundle's folder or `hf://` address, which only loading it can check.
+
+    Raises:
+        PipelineError: There is no such run or folder, nothing is published, or both were named.
+    """
+    if run is not None and bundle is not None:
+        raise PipelineError("--run and --bundle each name an assistant", "give one of them")
+    if bundle is not None:
+        _check_folder(bundle)
+        return bundle
+    store = open_store(settings)
+    return published_manifest(store) if run is None else _of_run(store, run)
+
+
+def _of_run(store: ArtifactStore, name: str) -> Manifest:
+    record = find_run(store, name)
+    made = record["stages"].get(STAGE)
+    manifest = store.find(STAGE, made["fingerprint"]) if made else None
+    if manifest is None:
+        raise PipelineError(
+            f"the assistant of run {record['run']} is gone", "make it again with that run's recipe"
+        )
+    return manifest
+
+
+def _check_folder(bundle: str) -> None:
+    if bundle.startswith(HUB):
+        return
+    if not Path(bundle).is_dir():
+        raise PipelineError(f"No such folder: {bundle}", "`phivision export DIR` writes a bundle")
+    if not (Path(bundle) / "bundle.json").is_file():
+        raise PipelineError(
+            f"{bundle} is no bundle: it has no bundle.json", "`phivision export DIR` writes one"
+        )

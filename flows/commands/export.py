@@ -1,0 +1,111 @@
+"""`phivision export`: the published assistant as a folder, or as a repository on the hub."""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from flows.commands.example_images import write_examples
+from flows.waiting import waiting
+from pipeline.errors import PipelineError
+from pipeline.publishing.export import Adapters, new_folder, trace, write_repository
+from pipeline.publishing.gate import published_manifest
+from pipeline.settings import Settings
+from storage.store.artifacts import ArtifactStore
+
+HUB = "hf://"
+TOKEN = "HF_TOKEN"  # noqa: S105 - the variable's name
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def export_to(
+    settings: Settings, target: str, adapters: Adapters, pictures: int, *, public: bool
+) -> str:
+    """Write the published assistant to a folder, or upload it; return where it is, in words.
+
+    Args:
+        settings: The store.
+        target: A new folder or `hf://owner/name`.
+        adapters: LoRA merged, or beside the language model.
+        pictures: Test pictures to add as examples.
+        public: Whether a new repository on the hub is open to everybody.
+
+    Raises:
+        PipelineError: Nothing is published, the folder is not empty, or the upload is refused.
+    """
+    if target.startswith(HUB):
+        name, token = hub_name(target), hub_token()
+        with tempfile.TemporaryDirectory(prefix="phivision-export-") as folder:
+            _write(settings, Path(folder) / "repository", adapters, pictures, name)
+            return upload(Path(folder) / "repository", name, token, "model", public=public)
+    _write(settings, Path(target), adapters, pictures, None)
+    return f"{target} is a model repository; its README.md says how to load it"
+
+
+def _write(
+    settings: Settings, target: Path, adapters: Adapters, pictures: int, name: str | None
+) -> None:
+    store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+    lineage = trace(store, published_manifest(store))
+    with waiting("writing the repository"), new_folder(target) as folder:
+        write_repository(lineage, folder, adapters, name)
+        if pictures > 0:
+            write_examples(lineage, folder / "examples", pictures)
+
+
+def hub_name(target: str) -> str:
+    """Return owner/name of an `hf://` target.
+
+    Raises:
+        PipelineError: It is none.
+    """
+    name = target.removeprefix(HUB)
+    if not _REPOSITORY.fullmatch(name):
+        raise PipelineError(f"{target} names no repository", "write hf://owner/name")
+    return name
+
+
+def hub_token() -> str:
+    """Return the token in the environment; none is read from disk.
+
+    Raises:
+        PipelineError: There is none.
+    """
+    token = os.environ.get(TOKEN, "").strip()
+    if not token:
+        raise PipelineError(
+            f"an upload needs a token and {TOKEN} is not set", f"export {TOKEN}=… and try again"
+        )
+    return token
+
+
+def upload(
+    folder: Path, name: str, token: str, kind: Literal["model", "space"], *, public: bool
+) -> str:
+    """Make a repository on the hub if it is not there, upload a folder, and return its address.
+
+    Raises:
+        PipelineError: The hub refused, or could not be reached.
+    """
+    from huggingface_hub import HfApi
+
+    # Its HTTP library's own: requests', httpx' or httpx2's, as the version may be.
+    from huggingface_hub.errors import HTTPError
+
+    hub = HfApi(token=token)
+    sdk = "gradio" if kind == "space" else None
+    try:
+        made = hub.create_repo(
+            name, repo_type=kind, private=not public, exist_ok=True, space_sdk=sdk
+        )
+        hub.upload_folder(
+            repo_id=name, repo_type=kind, folder_path=folder, commit_message="Upload by phivision"
+        )
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0].replace(token, "***")
+        raise PipelineError(
+            f"hf://{name} was not uploaded: {reason}",
+            f"check the network, the name and whether {TOKEN} may write there, then try again",
+        ) from None
+    return str(made)

@@ -1,0 +1,182 @@
+"""`phivision plan --hardware`: memory and time on a GPU, before anything is there."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+from flows.printing import print_rows
+from pipeline.costs.generation import (
+    all_seconds,
+    most_rows,
+    step_seconds,
+    writing_memory,
+    writings,
+)
+from pipeline.costs.training import Memory, Training, flops, largest_micro_batch, memory, trainings
+from pipeline.errors import PipelineError
+from pipeline.recipe.recipe import Recipe
+
+RESERVE = 0.1  # share of the device for CUDA itself, its libraries and holes between tensors
+
+
+class Device(NamedTuple):
+    """A GPU.
+
+    Attributes:
+        memory: Bytes.
+        peak: Operations per second in bf16, of dense matrices, by the maker's data sheet.
+        bandwidth: Bytes per second from its memory, by the same.
+    """
+
+    memory: float
+    peak: float
+    bandwidth: float
+
+
+DEVICES = {
+    "L4": Device(24e9, 121e12, 0.3e12),
+    "A100": Device(80e9, 312e12, 2.039e12),
+    "H100": Device(80e9, 989e12, 3.35e12),
+    "H200": Device(141e9, 989e12, 4.8e12),
+}
+# Columns that fit a terminal, and how each comes out of a row; --format json has all figures.
+COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "training": lambda row: row["training"] + (" *" if row["in_recipe"] else ""),
+    "ckpt": lambda row: row["checkpointing"],
+    "weights": lambda row: row["weights"],
+    "state": lambda row: round(row["gradients"] + row["optimizer"], 2),
+    "kept": lambda row: row["activations"],
+    "work": lambda row: row["transient"],
+    "total": lambda row: row["total"],
+    "most": lambda row: row["largest_micro_batch"],
+    "s/step": lambda row: row["step_seconds"],
+    "rows/s": lambda row: row["rows_per_second"],
+    "hours": lambda row: row["hours"],
+}
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?GB", re.IGNORECASE)
+
+
+def print_hardware(
+    recipe: Recipe, hardware: str, peak: float | None, mfu: float, style: Literal["table", "json"]
+) -> None:
+    """Print what each training, evaluation and chat need on a device.
+
+    Trainings come with and without gradient checkpointing.
+
+    Args:
+        recipe: What is to be trained.
+        hardware: A device's name, or its memory, e.g. 80GB.
+        peak: Its peak in TFLOP/s instead of the known one.
+        mfu: Share of the peak that training is taken to reach.
+        style: A table for people or JSON for programs.
+
+    Raises:
+        PipelineError: There is no such device, or the share is no share.
+    """
+    if not 0 < mfu <= 1:
+        raise PipelineError(f"--mfu {mfu} is no share of the peak", "give 0.4, for example")
+    device = device_of(hardware, peak)
+    rows = [*rows_of(recipe, device, mfu), *writing_rows(recipe, device, mfu)]
+    if style == "json":
+        print(json.dumps(rows, indent=1))
+        return
+    print_rows([*COLUMNS], [[_shown(cell(row)) for cell in COLUMNS.values()] for row in rows])
+    micro = {row["training"].split()[0]: row["micro_batch"] for row in rows}
+    print(
+        f"\n* the recipe's choice; ckpt: gradient checkpointing; state: gradients and AdamW's "
+        f"moments.\nGB at micro_batch ({', '.join(f'{n} {c}' for n, c in micro.items())}) of the "
+        f"longest rows the recipe allows; most: the largest\nmicro_batch in {1 - RESERVE:.0%} of "
+        f"{device.memory / 1e9:g} GB. Seconds of the mean step at {mfu:.0%} of "
+        f"{device.peak / 1e12:g} TFLOP/s,\nwhich is an assumption; hours: of all epochs over "
+        f"as many pictures\nas the recipe allows, on one device. Formula: docs/training.md\n"
+        f"evaluate, chat: kept: keys and values; a step writes a token of every row; hours: where "
+        f"each\ntext is written to its last token. Chat is one conversation, with the encoder."
+    )
+
+
+def device_of(hardware: str, peak: float | None) -> Device:
+    """Return a device by its name or memory.
+
+    Raises:
+        PipelineError: It is neither.
+    """
+    found = DEVICES.get(hardware.upper())
+    amount = _MEMORY.fullmatch(hardware)
+    if found is None and amount is None:
+        raise PipelineError(
+            f"there is no device '{hardware}'",
+            f"known are {', '.join(DEVICES)}; or give its memory, --hardware 80GB",
+        )
+    if found is None and amount is not None:
+        # The slowest of the known ones that has as much; a stated figure is better.
+        needed = float(amount[1]) * 1e9
+        enough = [d for d in DEVICES.values() if d.memory >= needed] or [DEVICES["H200"]]
+        found = min(enough, key=lambda d: (d.peak, d.bandwidth))._replace(memory=needed)
+    assert found is not None
+    return found if peak is None else found._replace(peak=peak * 1e12)
+
+
+def rows_of(recipe: Recipe, device: Device, mfu: float) -> Iterator[dict[str, Any]]:
+    """Yield one row per training, with and without checkpointing."""
+    for each in trainings(recipe):
+        packed = recipe.finetune.quantize != "none"
+        methods = ("frozen", recipe.finetune.method)
+        chosen = each.method in methods and (each.method != "lora" or each.packed == packed)
+        for checkpointing in (False, True):
+            training = replace(each, checkpointing=checkpointing)
+            in_recipe = chosen and checkpointing == each.checkpointing
+            yield {"training": each.name, "in_recipe": in_recipe, **_figures(training, device, mfu)}
+
+
+def writing_rows(recipe: Recipe, device: Device, mfu: float) -> Iterator[dict[str, Any]]:
+    """Yield a row for evaluation and one for chat, with the columns of a training's."""
+    available = (1 - RESERVE) * device.memory
+    for each in writings(recipe):
+        need, speed = writing_memory(each), (device.peak, device.bandwidth, mfu)
+        seconds = step_seconds(each, *speed) if each.half else None
+        hours = all_seconds(each, *speed) / 3600 if each.half and each.steps else None
+        yield {
+            "training": each.name,
+            "in_recipe": True,
+            "checkpointing": None,
+            **_gigabytes(need),
+            "micro_batch": each.rows,
+            "fits": need.total <= available,
+            "largest_micro_batch": most_rows(each, available),
+            "step_seconds": _rounded(seconds),
+            "rows_per_second": _rounded(seconds and each.rows / each.new / seconds),
+            "hours": _rounded(hours),
+        }
+
+
+def _figures(training: Training, device: Device, mfu: float) -> dict[str, Any]:
+    need, available = memory(training), (1 - RESERVE) * device.memory
+    # The peak is that of bf16; how fast float32 is depends on settings of torch.
+    seconds = sum(flops(training, training.batch)) / device.peak / mfu if training.half else None
+    return {
+        "checkpointing": training.checkpointing,
+        **_gigabytes(need),
+        "micro_batch": training.micro_batch,
+        "fits": need.total <= available,
+        "largest_micro_batch": largest_micro_batch(training, available),
+        "step_seconds": _rounded(seconds),
+        "rows_per_second": _rounded(seconds and training.batch / seconds),
+        "hours": _rounded(seconds and training.rows / training.batch * seconds / 3600),
+    }
+
+
+def _gigabytes(need: Memory) -> dict[str, float]:
+    parts = {**vars(need), "total": need.total}
+    return {part: round(value / 1e9, 2) for part, value in parts.items()}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.3g}")
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else value

@@ -1,0 +1,57 @@
+"""`phivision scores --java`: METEOR and SPICE of the captions that a run has stored.
+
+They are computed anew each time and kept nowhere, so that no artifact depends on a Java.
+"""
+
+from typing import Any
+
+from flows.commands.scores import print_conditions, run_of
+from flows.example_scores import MAIN
+from pipeline.engine.runs import find_run
+from pipeline.errors import PipelineError
+from pipeline.evaluation.intervals import mean_interval
+from pipeline.evaluation.scorers.java import Captions, meteor, spice
+from storage.sql.catalog import Catalog
+
+Row = dict[str, Any]
+_SQL = """
+SELECT condition, prediction, "references" FROM predictions
+WHERE stage = $stage AND kind = 'caption' AND len("references") > 0 ORDER BY prediction_id
+"""
+
+
+def print_java_scores(catalog: Catalog) -> None:
+    """Print both metrics of the finetuned model's captions and of the floors' ones.
+
+    SPICE is a mean over captions and has an interval; METEOR adds up counts and has none. METEOR
+    is printed even where SPICE does not run.
+
+    Raises:
+        PipelineError: No run has finished, or something is missing that the programs need.
+    """
+    run = run_of(catalog)
+    with catalog.open("SELECT * FROM predictions") as database:
+        rows = database.query(_SQL, {"stage": MAIN}).to_pylist()
+    if not rows:
+        raise PipelineError(f"run {run} has no captions with references", "`phivision run`")
+    groups: dict[str, Captions] = {
+        condition: [(r["prediction"], r["references"]) for r in rows if r["condition"] == condition]
+        for condition in dict.fromkeys(row["condition"] for row in rows)
+    }
+    found = [
+        _row("meteor", name, len(groups[name]), value) for name, value in meteor(groups).items()
+    ]
+    recipe = find_run(catalog.store, run)["recipe"]
+    try:
+        for name, values in spice(groups).items():
+            drawn = mean_interval(values, recipe["seed"], recipe["evaluate"]["resamples"])
+            found.append(
+                _row("spice", name, len(values), drawn.value, low=drawn.low, high=drawn.high)
+            )
+    finally:
+        print_conditions(run, found)
+
+
+def _row(metric: str, condition: str, count: int, value: float, **bounds: float) -> Row:
+    fixed = {"stage": MAIN, "split": "test", "metric": metric, "condition": condition}
+    return {**fixed, "count": count, "value": value, "low": None, "high": None, **bounds}

@@ -1,0 +1,120 @@
+"""Commands for looking: report, browse, similar, catalog, and compare."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from flows.commands.options import (
+    Count,
+    Preset,
+    Run,
+    Set,
+    Store,
+    changes_of,
+    open_catalog,
+    open_store,
+    settings_of,
+)
+
+Many = Parameter(negative=())
+
+
+def report(
+    run: str = "latest",
+    /,
+    *,
+    store: Store = None,
+    output: Path | None = None,
+    pictures: Count = 8,
+) -> None:
+    """Draw the report of a run: one HTML page that needs no network.
+
+    Args:
+        run: A run: its name, the start of it, or its tag.
+        output: File to write instead of the page in the store.
+        pictures: Pictures in each group of examples.
+    """
+    from flows.pages.saved import leave_report
+    from pipeline.engine.runs import find_run
+
+    place = open_store(settings_of(store))
+    print(leave_report(place, find_run(place, run)["run"], pictures, output))
+
+
+def browse(
+    *,
+    store: Store = None,
+    run: Run = None,
+    output: Path | None = None,
+    pictures: Count = 60,
+    drops: Count = 4,
+) -> None:
+    """Draw the dataset: pictures with their texts, what was left out, how it is spread.
+
+    Args:
+        output: File to write instead of the page in the store.
+        pictures: Pictures shown.
+        drops: Records shown for each reason to be left out.
+    """
+    from flows.pages.saved import leave_browse
+
+    print(leave_browse(open_catalog(store, run), pictures, drops, output))
+
+
+def similar(image: str, /, *, store: Store = None, count: Count = 10) -> None:
+    """Print the pictures nearest to one, by pooled embedding.
+
+    Args:
+        image: An image id of the store, or a picture file.
+        count: How many.
+    """
+    from flows.commands.similar import print_similar
+
+    print_similar(open_catalog(store), image, count, settings_of(store))
+
+
+def catalog(file: Path, /, *, store: Store = None, run: Run = None, copy: bool = False) -> None:
+    """Write the catalog as a DuckDB file, for any DuckDB client.
+
+    Args:
+        file: The file, e.g. catalog.duckdb.
+        copy: Copy all rows but pictures and embeddings, so that the file can leave this machine.
+    """
+    from storage.sql.catalog_file import export_catalog
+
+    names = export_catalog(open_catalog(store, run), file, copy=copy)
+    print(f"{file}: {', '.join(names)}")
+
+
+def compare(
+    *,
+    preset: Preset = "demo",
+    set_: Set = None,
+    grid: Annotated[list[str] | None, Many] = None,
+    variant: Annotated[list[str] | None, Many] = None,
+    store: Store = None,
+    output: Path | None = None,
+    format: Literal["markdown", "json"] = "markdown",  # noqa: A002 - the option's name
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    threads: int | None = None,
+) -> None:
+    """Run variants of a recipe, sharing what they have in common, and compare their scores.
+
+    Args:
+        grid: dotted.path=v1,v2 or a JSON list; several of them are crossed.
+        variant: "name: dotted.path=value …"; others are compared to the first one that ran.
+        output: File to write the table to as well.
+        format: A table for people or JSON for programs.
+        device: Device of the encoder and of training.
+        threads: CPU threads; all cores if omitted.
+    """
+    from flows.commands.compare import compare_variants
+
+    settings = settings_of(store, device=device, threads=threads)
+    compare_variants(
+        preset, changes_of(set_), grid or [], variant or [], settings, output, style=format
+    )
+
+
+LOOKING = (report, browse, similar, catalog, compare)

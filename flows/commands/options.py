@@ -1,0 +1,118 @@
+"""Options that many commands share, and what they become: recipe, settings, store."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter, validators
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.recipe.recipe import Recipe
+    from pipeline.settings import Settings
+    from storage.sql.catalog import Catalog
+    from storage.store.artifacts import ArtifactStore
+
+Preset = Annotated[str, Parameter(help="Complete recipe to start from: demo or coco.")]
+Set = Annotated[
+    list[str] | None,
+    Parameter(name="--set", help="Change one recipe field: dotted.path=value.", negative=()),
+]
+EveryMetric = Annotated[
+    bool, Parameter(name="--all", negative=(), help="All metrics, not just the main ones.")
+]
+Every = Annotated[bool, Parameter(name="--all", negative=(), help="Every stage that is not fresh.")]
+OnlyList = Annotated[
+    bool, Parameter(name="--list", negative=(), help="Only print what was published, and why.")
+]
+Store = Annotated[str | None, Parameter(help="Path or fsspec URL of the artifact store.")]
+Run = Annotated[
+    str | None,
+    Parameter(help="A run instead of the latest one: its name, the start of it, or its tag."),
+]
+Rerun = Annotated[
+    list[str] | None, Parameter(help="Make this stage again although it is fresh.", negative=())
+]
+
+# A query may begin with a comment, which looks like an option.
+Query = Annotated[
+    str | None, Parameter(allow_leading_hyphen=True, validator=lambda _, text: _refuse_option(text))
+]
+Count = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+Days = Annotated[float, Parameter(validator=validators.Number(gte=0))]
+
+
+def _refuse_option(text: str | None) -> None:
+    """Refuse an option that was mistyped: a comment of one line is no query.
+
+    Raises:
+        ValueError: It begins with a hyphen and has one line.
+    """
+    if text is not None and text.startswith("-") and "\n" not in text.strip():
+        raise ValueError(f"Unknown option {text}.")
+
+
+def changes_of(assignments: Sequence[str] | None) -> dict[str, object]:
+    """Return recipe changes by dotted path.
+
+    Raises:
+        PipelineError: One of them is no assignment.
+    """
+    changes: dict[str, object] = {}
+    for assignment in assignments or ():
+        path, separator, value = assignment.partition("=")
+        if not separator:
+            raise PipelineError(
+                f"--set {assignment} is no assignment", "write --set dotted.path=value"
+            )
+        changes[path.strip()] = value
+    return changes
+
+
+def recipe_of(preset: str, assignments: Sequence[str] | None) -> "Recipe":
+    """Return a preset with the changes made."""
+    from pipeline.recipe.presets import preset as load_preset
+
+    return load_preset(preset).override(changes_of(assignments))
+
+
+def settings_of(store: str | None, **values: Any) -> "Settings":
+    """Return the settings of the environment, with what was given on the command line."""
+    from pipeline.settings import Settings
+
+    given = {key: value for key, value in values.items() if value is not None}
+    given |= {} if store is None else {"store": store}
+    return Settings.model_validate(Settings().model_dump() | given)
+
+
+def open_store(settings: "Settings") -> "ArtifactStore":
+    """Return the artifact store of the settings."""
+    from storage.store.artifacts import ArtifactStore
+
+    return ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+
+
+def open_own_store(settings: "Settings") -> "ArtifactStore":
+    """Return the artifact store of the settings, for a command that removes or replaces things.
+
+    Raises:
+        StorageError: The place is no store of ours.
+    """
+    from storage.store.mark import require_store
+
+    store = open_store(settings)
+    require_store(store.files)
+    return store
+
+
+def open_catalog(store: str | None, run: str | None = None) -> "Catalog":
+    """Return the catalog of a store, of the latest run or of one by its name, its start or tag.
+
+    Raises:
+        PipelineError: No run or several runs are meant.
+    """
+    from pipeline.engine.runs import find_run
+    from storage.sql.catalog import Catalog
+
+    place = open_store(settings_of(store))
+    return Catalog(place, None if run is None else find_run(place, run)["run"])

@@ -1,0 +1,139 @@
+"""`phivision scores`: what a run's models do on held-out pictures, beside what floors do."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.printing import condition_order, metric_name, table_of
+from pipeline.errors import PipelineError
+from storage.sql.catalog import Catalog
+
+Row = dict[str, Any]
+
+# What says most; the gaps, splits and sums behind them are for `--all`.
+MAIN = (
+    "cider_d",
+    "bleu_4",
+    "rouge_l",
+    "answer_accuracy",
+    "pope_accuracy",
+    "chair_i",
+    "image_choice",
+    "pointing",
+    "eos_rate",
+    "nll",
+)
+
+_SQL = """
+SELECT stage, split, metric, condition, value, low, high, count FROM metrics WHERE run = $run
+"""
+
+
+def print_scores(catalog: Catalog, *, every: bool = False) -> None:
+    """Print the scores of each model under every condition, with their intervals.
+
+    Args:
+        catalog: Of the store.
+        every: Print all metrics, not just those that say most.
+
+    Raises:
+        PipelineError: No run has finished.
+    """
+    run = run_of(catalog)
+    with catalog.open("SELECT * FROM metrics") as database:
+        rows = database.query(_SQL, {"run": run}).to_pylist()
+    shown = [row for row in rows if every or row["metric"] in MAIN]
+    print_conditions(run, shown)
+    if not every:
+        more = len({row["metric"] for row in rows} - set(MAIN))
+        print(f"{more} more metrics: phivision scores --all")
+
+
+def run_of(catalog: Catalog) -> str:
+    """Return the name of the run that a catalog shows.
+
+    Raises:
+        PipelineError: No run has finished.
+    """
+    if not catalog.runs:
+        raise PipelineError(f"no run has finished in {catalog.store.uri}", "`phivision run`")
+    return str(catalog.run or catalog.runs[0]["run"])
+
+
+def print_conditions(run: str, rows: Sequence[Row]) -> None:
+    """Print rows of the `metrics` view, one table per model, as wide as the terminal allows.
+
+    A column per condition with whole intervals, or where these do not fit with half their width,
+    or where that does not fit either one line per condition.
+
+    Args:
+        run: The run they are of.
+        rows: `stage`, `split`, `metric`, `condition`, `value`, `low`, `high` and `count` of each.
+    """
+    conditions = condition_order(row["condition"] for row in rows)
+    print(f"held-out scores of run {run}: {' / '.join(conditions)}")
+    by_stage: dict[str, list[Row]] = {}
+    for row in rows:
+        by_stage.setdefault(row["stage"], []).append(row)
+    console = Console(soft_wrap=False)
+    tables, note = _that_fit(list(by_stage.values()), conditions, console.width)
+    for stage, table in zip(by_stage, tables, strict=True):
+        print(f"\nmodel of {stage}")
+        console.print(table)
+    print(f"\n{note}")
+
+
+def _that_fit(
+    groups: Sequence[Sequence[Row]], conditions: Sequence[str], width: int
+) -> tuple[list[Table], str]:
+    """Return a table per group, and what is said below them."""
+    forms = (
+        (_interval, "[low, high]: 95 % interval over pictures"),
+        (_half, "±: half a 95 % interval over pictures; a wider terminal shows both ends"),
+    )
+    endless = Console(width=10_000)
+    for form, note in forms:
+        tables = [_by_condition(rows, conditions, form) for rows in groups]
+        if all(endless.measure(table).maximum <= width for table in tables):
+            return tables, note
+    return [_by_line(rows) for rows in groups], "low, high: 95 % interval over pictures"
+
+
+def _by_condition(
+    rows: Sequence[Row], conditions: Sequence[str], form: Callable[[Row], str]
+) -> Table:
+    cells: dict[str, dict[str, object]] = {}
+    for row in rows:
+        found = cells.setdefault(metric_name(row), {"n": row["count"]})
+        found[row["condition"]] = form(row)
+    heads = [name.replace("_", "\n") for name in conditions]
+    lines = [[name, *map(found.get, conditions), found["n"]] for name, found in cells.items()]
+    return table_of(["metric", *heads, "n"], lines, whole=True)
+
+
+def _by_line(rows: Sequence[Row]) -> Table:
+    figures = ("value", "low", "high")
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    lines = [
+        [metric_name(row), row["condition"], *(_figure(row[name]) for name in figures)]
+        for row in sorted(rows, key=lambda row: metrics.index(row["metric"]))
+    ]
+    return table_of(["metric", "condition", *figures], lines)
+
+
+def _interval(row: Row) -> str:
+    bounds = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{_figure(row['value'])}{bounds}"
+
+
+def _half(row: Row) -> str:
+    if row["low"] is None:
+        return _figure(row["value"])
+    half = f"{(row['high'] - row['low']) / 2:.2f}"
+    return f"{_figure(row['value'])}±{half.removeprefix('0')}"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

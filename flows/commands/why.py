@@ -1,0 +1,64 @@
+"""`phivision ask --why`: where the assistant looked for each word of its answer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.waiting import waiting
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from model.assistant import Assistant
+
+
+def check_output(output: Path, *, why: bool) -> None:
+    """Refuse a file that cannot be written, before anything that takes seconds.
+
+    Raises:
+        PipelineError: Nothing would be drawn, or it is no PNG file in a folder that is there.
+    """
+    if not why:
+        raise PipelineError("--output is for the drawing of --why", "give --why as well")
+    if output.suffix.lower() != ".png" or output.is_dir():
+        raise PipelineError(f"{output} is no name of a PNG file", "name one that ends with .png")
+    if not output.absolute().parent.is_dir():
+        raise PipelineError(f"{output.parent} is no folder", "make it first, or name another file")
+
+
+def print_why(
+    assistant: "Assistant", picture: bytes, question: str, answer: str, output: Path | None
+) -> None:
+    """Print a grid for each word of an answer, and draw them where a file is named.
+
+    Args:
+        assistant: Who answered.
+        picture: The image file's content.
+        question: What was asked.
+        answer: What was said.
+        output: A PNG file to write, None for none.
+    """
+    from flows.commands.heat_text import heat_text, shows_shades
+    from flows.overlay import png, sheet
+    from model.decoding import decode_image
+    from model.explanation import explain
+
+    if not answer:
+        print("no word was written, so there is nothing to explain")
+        return
+    with waiting("hiding one patch after the other"):
+        found = explain(assistant, picture, question, answer)
+    image = decode_image(picture, assistant.card["max_pixels"])
+    print(f"\n{heat_text(found, plain=not shows_shades())}\n")
+    print("Each grid divides the part of the image that the encoder sees", end="")
+    view = found.view
+    if view.covers(*image.size):
+        print(", which is all of it.")
+    else:
+        right, bottom = view.left + view.width, view.top + view.height
+        print(
+            f": {max(view.left, 0):.0f} to {min(right, image.width):.0f} of {image.width} pixels "
+            f"across and {max(view.top, 0):.0f} to {min(bottom, image.height):.0f} of "
+            f"{image.height} down."
+        )
+    if output is not None:
+        output.write_bytes(png(sheet(image, found)))
+        print(output)

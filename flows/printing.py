@@ -1,0 +1,52 @@
+"""Printing rows for people."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows as a table on standard output; text is never read as markup."""
+    Console(soft_wrap=False).print(table_of(columns, rows))
+
+
+def table_of(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, whole: bool = False
+) -> Table:
+    """Return rows as a table.
+
+    Args:
+        columns: Headings.
+        rows: One cell per column; None is an empty one.
+        whole: Never break a cell over lines, whatever the width.
+    """
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=whole)
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    return table
+
+
+def metric_name(row: Mapping[str, Any]) -> str:
+    """Return the name of a row of the `metrics` view, with its split where that is not `test`."""
+    return row["metric"] if row["split"] == "test" else f"{row['metric']} ({row['split']})"
+
+
+def when(seconds: float) -> str:
+    """Return seconds since 1970 as a date and a time, in UTC."""
+    import datetime
+
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def condition_order(conditions: Iterable[str]) -> list[str]:
+    """Return conditions in the order of reading: real, shuffled, blind, then floors by name."""
+    from pipeline.data.schemas import CONDITIONS
+
+    found = set(conditions)
+    return [*(name for name in CONDITIONS if name in found), *sorted(found.difference(CONDITIONS))]

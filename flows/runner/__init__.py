@@ -1,0 +1,1 @@
+"""Prefect: the server, the task, the reporter. With the two flows the only users of it."""

@@ -1,0 +1,28 @@
+"""The report of a finished run, in Prefect's window and in Weights & Biases."""
+
+from prefect.artifacts import create_markdown_artifact
+
+from flows.pages.saved import report_after_run, report_name
+from pipeline.settings import Settings
+from pipeline.training.observers.tracking import log_page
+from storage.sql.catalog import Catalog
+from storage.store.artifacts import ArtifactStore
+
+
+def attach_report(store: ArtifactStore, settings: Settings, run: str) -> None:
+    """Draw the report of a run and attach it where people look; without one, nothing happens."""
+    place = report_after_run(store, run)
+    if place is None:
+        return
+    from flows.pages.report import summary_lines
+
+    table = "\n".join(summary_lines(Catalog(store, run), run))
+    link = place if "://" in place else f"file://{place}"
+    create_markdown_artifact(
+        f"# Report of run {run}\n\n[{place}]({link})\n\n{table}",
+        key="report",
+        description=f"Report of run {run}: {place}",
+    )
+    page = store.read(report_name(run))
+    if page is not None:
+        log_page(settings, f"report-{run}", page.decode(), print)

@@ -1,0 +1,1 @@
+"""The encoder and the language model: trained here, or published ones."""

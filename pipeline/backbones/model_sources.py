@@ -1,0 +1,119 @@
+"""What a recipe's text about a published model names, and whether that changed since.
+
+`plan` asks this on every look, so nothing heavy is imported here; `pipeline.backbones.model_places`
+fetches.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.encoder_table import ENCODERS, is_timm
+from pipeline.data.source_layout import local_folder
+from pipeline.engine.stage import SourceState
+from pipeline.errors import PipelineError
+from pipeline.hub.snapshots import HUB, Repository, hub_state, parse_address
+from pipeline.recipe.backbone_parts import HubBackbones
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+LM_FILES = (CONFIG, TOKENIZER, INDEX, WEIGHTS)  # what tells versions apart where nobody lists
+CLIP_CONFIG = "open_clip_config.json"
+CLIP_WEIGHTS = "open_clip_model.safetensors"
+CLIP_FILES = (CLIP_CONFIG, CLIP_WEIGHTS)
+TIMM_FILES = (CONFIG, WEIGHTS)
+GGUF = ".gguf"  # ends the name of a file that holds a whole language model, tokenizer included
+
+Source = Repository | Path | str
+
+
+def clip_source(choice: HubBackbones) -> Source:
+    """Return where the encoder's weights lie; a tag of open_clip names a repository of the Hub."""
+    if is_timm(choice.clip_name):
+        return find_source(choice.clip_pretrained, "main")
+    repository = ENCODERS[choice.clip_name].tags.get(choice.clip_pretrained)
+    if repository:
+        return Repository(repository, "main")
+    return find_source(choice.clip_pretrained, "main")
+
+
+def clip_files(choice: HubBackbones) -> tuple[str, str]:
+    """Return the names of the encoder's config and weights in a folder."""
+    return TIMM_FILES if is_timm(choice.clip_name) else CLIP_FILES
+
+
+def lm_source(choice: HubBackbones) -> Source:
+    """Return where the language model lies."""
+    return find_source(choice.lm_repository, choice.lm_revision)
+
+
+def find_source(text: str, revision: str) -> Source:
+    """Return what a text names: a repository of the Hub, a local folder or file, or a URL.
+
+    A path is told by its first character (`/`, `~`, `.`) or because it is there, as for
+    transformers.
+
+    Args:
+        text: `owner/name`, `hf://owner/name[@revision]`, a path, or any fsspec URL.
+        revision: Revision of a repository whose address names none.
+
+    Raises:
+        PipelineError: An `hf://` address names no repository of a model.
+    """
+    if text.startswith(HUB):
+        repository, file = parse_address(text, revision)
+        if file or repository.kind != "model":
+            raise PipelineError(f"{text} is no model", "write hf://owner/name[@revision]")
+        return repository
+    local = local_folder(text)
+    if local is None:
+        return text
+    is_path = text.startswith(("file:", "/", "~", ".")) or text.count("/") > 1
+    if is_path or is_one_file(text) or local.exists():
+        return local
+    return Repository(text, revision)
+
+
+def is_one_file(source: Source) -> bool:
+    """Return whether a path or URL names a file of weights and no folder."""
+    return not isinstance(source, Repository) and str(source).endswith((".safetensors", GGUF))
+
+
+def state_of(label: str, source: Source, names: Sequence[str]) -> SourceState:
+    """Return the state of a source, so that a new version is noticed.
+
+    Args:
+        label: Name of the state.
+        source: What `find_source` gave.
+        names: Files to look at where a place cannot be listed.
+
+    Raises:
+        PipelineError: The Hub refuses, and its cache does not know the branch.
+        StorageError: It is not there.
+    """
+    if isinstance(source, Repository):
+        return hub_state(label, source)
+    from storage.fetch.transfer import probe  # imports every way to fetch something
+    from storage.fetch.web import is_http
+
+    url = str(source)
+    if not is_http(url) or is_one_file(url):
+        return {label: probe(url)}
+    states = {name: probe_if_there(f"{url.rstrip('/')}/{name}") for name in names}
+    return {label: {f"{n} {key}": v for n, state in states.items() for key, v in state.items()}}
+
+
+def probe_if_there(url: str) -> dict[str, str]:
+    """Return the state of a remote file, nothing where there is none.
+
+    Raises:
+        StorageError: The place cannot be reached.
+    """
+    from storage.errors import MissingError
+    from storage.fetch.transfer import probe
+
+    try:
+        return probe(url)
+    except MissingError:
+        return {}

@@ -1,0 +1,205 @@
+"""How much memory and time it takes to let the model write, in evaluation and in chat; no torch.
+
+The formula is derived in docs/training.md and checked there against measured passes, like that of
+`pipeline.costs.training`. Memory is that of the longest texts that a recipe allows.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from model.encoder_table import ENCODERS, is_timm
+from model.language_table import LanguageLine
+from model.projector_costs import ProjectorCosts, projector_costs
+from pipeline.costs.backbone_sizes import language_line, vision_width
+from pipeline.costs.training import (
+    CAPTION,
+    CONVERSATION,
+    LOGIT_ROWS,
+    Memory,
+    most,
+)
+from pipeline.recipe.backbone_parts import BackbonesChoice, TinyBackbones
+from pipeline.recipe.recipe import Recipe
+
+CONDITIONS = 3  # the own picture, another one, none
+POINTED = 2  # of them, under which it is measured which patches mattered
+NEGATIVES = 3  # sets of objects that are not there, in questions about presence
+QUESTION = CONVERSATION[0] - CONVERSATION[1]  # mean tokens that are asked with
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A use of the finished model as far as its cost goes.
+
+    Attributes:
+        name: For people.
+        language: The language model.
+        prefix: Projector and separator, in float32.
+        prefix_tokens: Positions of a picture, the separator included.
+        encoder: Bytes of the encoder where it is in memory too, else 0.
+        half: Whether the language model is in bf16.
+        rows: Texts that are written together, times the beams of each.
+        prompt: Tokens of the longest prompt.
+        new: Tokens that are written, at most.
+        read: Tokens of the longest text that is only read, for its likelihood; 0: none is.
+        steps: Forward passes of all writing, each of which adds a token to every row.
+        positions: Positions of everything that is read, prompts and likelihoods.
+    """
+
+    name: str
+    language: LanguageLine
+    prefix: ProjectorCosts
+    prefix_tokens: int
+    encoder: int
+    half: bool
+    rows: int
+    prompt: int
+    new: int
+    read: int
+    steps: float
+    positions: float
+
+    @property
+    def element(self) -> int:
+        """Bytes of a number of the language model."""
+        return 2 if self.half else 4
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights."""
+        return self.element * self.language.parameters + 4 * self.prefix.parameters + self.encoder
+
+    @property
+    def cache(self) -> int:
+        """Bytes of the keys and values of full rows."""
+        length = self.prefix_tokens + self.prompt + self.new
+        kept = 2 * self.language.layers * self.language.keys
+        return self.element * kept * self.rows * length
+
+
+def writings(recipe: Recipe) -> Iterator[Writing]:
+    """Yield evaluation and chat as the recipe has them.
+
+    Raises:
+        PipelineError: The dimensions of the recipe's language model are not known.
+    """
+    evaluate, language = recipe.evaluate, language_line(recipe.backbones)
+    patches = recipe.features.patches
+    width = vision_width(recipe)
+    examined = Writing(
+        name="evaluate",
+        language=language,
+        prefix=projector_costs(recipe.pretrain.projector, width, patches, language.width),
+        prefix_tokens=recipe.pretrain.projector.tokens_out(patches) + 1,
+        encoder=0,
+        half=recipe.finetune.precision == "bf16",
+        rows=evaluate.batch * evaluate.beams,
+        prompt=recipe.examples.max_tokens,
+        new=evaluate.max_new_tokens,
+        read=recipe.examples.max_tokens,
+        steps=0,
+        positions=0,
+    )
+    captions, questions = min(evaluate.images, recipe.images.test_limit), evaluate.questions
+    batches = math.ceil(captions / evaluate.batch)  # of the pretrained model
+    batches += math.ceil((captions + questions) / evaluate.batch)
+    positions = CONDITIONS * _positions(recipe, examined.prefix_tokens, captions, questions)
+    # Every patch is hidden once, and the image is shown once as it is.
+    looked = POINTED * min(captions, evaluate.pointing_images) * (patches + 1)
+    yield replace(
+        examined,
+        steps=CONDITIONS * batches * evaluate.max_new_tokens,
+        positions=positions + looked * (examined.prefix_tokens + CAPTION[0]),
+    )
+    yield replace(
+        examined,
+        name="chat",
+        encoder=_encoder_bytes(recipe.backbones),
+        rows=evaluate.beams,
+        # A conversation may grow as long as the model reads.
+        prompt=language.positions - examined.prefix_tokens - evaluate.max_new_tokens,
+        read=0,
+    )
+
+
+def _positions(recipe: Recipe, prefix: int, captions: int, questions: int) -> float:
+    """Return the mean positions that both models read under one condition."""
+    evaluate = recipe.evaluate
+    probes = min(captions, evaluate.probes)
+    asked = evaluate.presence_objects * (1 + NEGATIVES)
+    written = 2 * captions * prefix + questions * (prefix + QUESTION)
+    likelihoods = 2 * captions * (prefix + CAPTION[0]) + questions * (prefix + CONVERSATION[0])
+    choices = 2 * probes * (prefix + evaluate.choices * CAPTION[0])
+    return written + likelihoods + choices + probes * (prefix + asked * QUESTION)
+
+
+def _encoder_bytes(backbones: BackbonesChoice) -> int:
+    """Return the bytes of the encoder's layers and patch matrix, in float32."""
+    if isinstance(backbones, TinyBackbones):
+        width, layers, patch = backbones.clip_width, backbones.clip_layers, backbones.patch_size
+    elif is_timm(backbones.clip_name):
+        from model.timm_encoder import timm_shape
+
+        return 4 * timm_shape(backbones.clip_name, -1).parameters
+    else:
+        line = ENCODERS[backbones.clip_name]
+        width, layers, patch = line.width, line.layers, line.patch
+    return 4 * (12 * layers * width**2 + 3 * patch**2 * width)
+
+
+def writing_memory(writing: Writing) -> Memory:
+    """Return the memory at the peak: while texts are written, or while they are only read."""
+    language, element = writing.language, writing.element
+    width, inner = language.width, language.inner
+    # Of the layer that is at work: GELU's parts, and what stands beside the MLP.
+    inside = element * ((2 if language.fused_gelu else 4) * inner + 5 * width)
+    length = writing.prefix_tokens + writing.prompt
+    # The last token: one layer's keys grow, and the word is chosen from scores in float32.
+    last = writing.cache // (2 * language.layers)
+    last += (element + 8) * language.vocabulary * writing.rows
+    # The prompt, where the cache has no written token yet; with a mask, as prompts are padded.
+    prompt = writing.rows * length * (inside + length)
+    prompt -= writing.cache * writing.new // (length + writing.new)
+    reading = 0
+    if writing.read:
+        texts = writing.rows * writing.read
+        layer = writing.rows * (writing.prefix_tokens + writing.read) * inside
+        logits = 8 * language.vocabulary * min(texts, LOGIT_ROWS)  # and their softmax
+        reading = max(layer, logits) - writing.cache
+    return Memory(
+        weights=writing.weights,
+        gradients=0,
+        optimizer=0,
+        activations=writing.cache,
+        transient=max(last, prompt, reading),
+    )
+
+
+def step_seconds(writing: Writing, peak: float, bandwidth: float, share: float) -> float:
+    """Return the seconds of a step, which adds a token to every row.
+
+    It reads all weights and half of what the cache will hold, and mostly waits for that; with many
+    rows it waits for the products.
+
+    Args:
+        writing: What is written.
+        peak: Operations per second of the device.
+        bandwidth: Bytes per second of its memory.
+        share: Share of either that is taken to be reached.
+    """
+    language = writing.language
+    moved = writing.element * (language.layer_matrices + language.head) + writing.cache / 2
+    products = 2 * writing.rows * (language.layer_matrices + language.head)
+    return max(moved / bandwidth, products / peak) / share
+
+
+def all_seconds(writing: Writing, peak: float, bandwidth: float, share: float) -> float:
+    """Return the seconds of everything that is written, each to its last token, and read."""
+    read = 2 * writing.language.layer_matrices * writing.positions / peak / share
+    return writing.steps * step_seconds(writing, peak, bandwidth, share) + read
+
+
+def most_rows(writing: Writing, available: float) -> int:
+    """Return how many texts can be written together in so many bytes; 0 where not one can."""
+    return most(lambda rows: writing_memory(replace(writing, rows=rows)).total <= available)

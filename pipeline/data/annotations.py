@@ -1,0 +1,243 @@
+"""What a dataset says about its pictures: COCO's annotation files as checked records.
+
+A record that has not the format's shape becomes a row of `drops` that names file, place and fault;
+a file that is not JSON, or not COCO's, stops the run with its name. Numbers that were written as
+text or with a point are read as what they mean.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.coco_files import JSON_LIMITS, read_document
+from pipeline.data.name_forms import composed
+from pipeline.data.schemas import drop
+from storage.archives.archives import open_archive
+from storage.tables import as_int64, is_number, is_text
+
+Json = dict[str, Any]
+_FLAGS = {"0": False, "1": True, "false": False, "true": True}  # how people write iscrowd
+BROKEN = "broken record"
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The records of one origin.
+
+    Attributes:
+        images: Records with `id`, `file_name` and `origin`, one per file, sorted by id.
+        captions: Rows of the captions' table; `caption_id` is None where a record has no id.
+        objects: Rows of the objects' table, likewise.
+    """
+
+    images: list[Json]
+    captions: list[Json]
+    objects: list[Json]
+
+
+def read_coco(path: Path, split: str, drops: list[Json], *, own: bool = False) -> Annotations:
+    """Return the annotations of one split; boxes may be absent.
+
+    Args:
+        path: Folder or archive of the annotation files.
+        split: Such as ``train2017``; it becomes the origin of the pictures.
+        drops: Receives a row for each record that cannot be used.
+        own: Whether the folder is the user's own, so that links in it are followed.
+
+    Raises:
+        PipelineError: A file is missing, no JSON, or not COCO's.
+        StorageError: The archive cannot be read.
+    """
+    names = (f"captions_{split}.json", f"instances_{split}.json")
+    with open_archive(path, limits=JSON_LIMITS, own=own) as archive:
+        captions = read_document(archive, path, names[0], required=True)
+        instances = read_document(archive, path, names[1], required=False)
+    unique: dict[int, Json] = {}
+    for name, document in zip(names, (captions, instances), strict=True):
+        _gather_images(document.get("images", ()), name, split, unique, drops)
+    images, meant = _by_file(unique)
+    listed = _Listed(meant, drops)
+    categories = {
+        key: record["name"]
+        for record in instances.get("categories", ())
+        if isinstance(record, dict) and (key := as_int64(record.get("id"))) is not None
+        if is_text(record.get("name"))
+    }
+    return Annotations(
+        images=images,
+        captions=[*listed.captions(captions.get("annotations", ()), names[0])],
+        objects=[*listed.objects(instances.get("annotations", ()), names[1], categories)],
+    )
+
+
+def _gather_images(
+    records: Iterable[Any], name: str, split: str, unique: dict[int, Json], drops: list[Json]
+) -> None:
+    """Add the image records of one file to those that are known, by id."""
+    for place, record in enumerate(records):
+        fault = _image_fault(record)
+        if fault:
+            drops.append(_broken("image", name, f"images[{place}]", fault, record))
+            continue
+        key = as_int64(record["id"])
+        assert key is not None  # the fault would tell
+        first = unique.setdefault(key, {**record, "id": key, "origin": split})
+        if composed(record["file_name"]) != composed(first["file_name"]):
+            detail = f"{first['file_name']} has this id"
+            drops.append(drop("images", "image", key, record["file_name"], "id is taken", detail))
+
+
+def _by_file(unique: Mapping[int, Json]) -> tuple[list[Json], dict[int, int]]:
+    """Return one record per file, by id, and the id that each id means.
+
+    Flickr's lists have a record for each caption, so that one picture has five ids.
+    """
+    first: dict[str, int] = {}
+    meant = {
+        key: first.setdefault(composed(unique[key]["file_name"]), key) for key in sorted(unique)
+    }
+    return [unique[key] for key, own in meant.items() if key == own], meant
+
+
+class _Listed:
+    """Reads records about the images of a list.
+
+    Args:
+        meant: The id of the image by each id that it has in the list.
+        drops: Receives a row for each record that cannot be used.
+    """
+
+    def __init__(self, meant: Mapping[int, int], drops: list[Json]) -> None:
+        self.meant, self.drops = meant, drops
+
+    def captions(self, records: Iterable[Any], name: str) -> Iterator[Json]:
+        """Yield the rows of captions."""
+        for record, image in self._about_images("caption", records, name, _caption_fault):
+            key = as_int64(record.get("id"))
+            yield {"caption_id": key, "image_id": image, "caption": record["caption"]}
+
+    def objects(
+        self, records: Iterable[Any], name: str, categories: Mapping[int, str]
+    ) -> Iterator[Json]:
+        """Yield the rows of boxes with the names of their categories."""
+
+        def fault(record: Json) -> str:
+            return _object_fault(record, categories)
+
+        for record, image in self._about_images("object", records, name, fault):
+            category = as_int64(record["category_id"])
+            assert category is not None  # the fault would tell
+            sides = dict(
+                zip(("x", "y", "width", "height"), map(float, record["bbox"]), strict=True)
+            )
+            yield {
+                "object_id": as_int64(record.get("id")),
+                "image_id": image,
+                "category": categories[category],
+                **sides,
+                "area": float(record.get("area", 0)),
+                "iscrowd": _flag(record.get("iscrowd", 0)),
+            }
+
+    def _about_images(
+        self, kind: str, records: Iterable[Any], name: str, fault_of: Any
+    ) -> Iterator[tuple[Json, int]]:
+        """Yield the whole records of listed images, and the image's id."""
+        for place, record in enumerate(records):
+            fault = "not an object" if not isinstance(record, dict) else _id_fault(record)
+            if fault:
+                self.drops.append(_broken(kind, name, f"annotations[{place}]", fault, record))
+                continue
+            image = as_int64(record["image_id"])
+            if image is None or image not in self.meant:
+                key, detail = record.get("id", ""), f"image_id {image}"
+                self.drops.append(drop("images", kind, key, "", "image not listed", detail))
+            elif fault := fault_of(record):
+                self.drops.append(_broken(kind, name, f"annotations[{place}]", fault, record))
+            else:
+                yield record, self.meant[image]
+
+
+def read_image_ids(path: Path, name: str) -> set[int]:
+    """Return the ids of the images that one annotation file lists.
+
+    Raises:
+        PipelineError: As `read_coco`.
+        StorageError: As `read_coco`.
+    """
+    with open_archive(path, limits=JSON_LIMITS) as archive:
+        images = read_document(archive, path, name, required=True).get("images", ())
+    found = (as_int64(record["id"]) for record in images if not _image_fault(record))
+    return {key for key in found if key is not None}
+
+
+def captions_of(origins: Iterable[Annotations], wanted: set[int]) -> list[Json]:
+    """Return the captions of all chosen pictures; `examples` drops those of quarantined ones."""
+    return _of_images([row for each in origins for row in each.captions], wanted, "caption_id")
+
+
+def objects_of(origins: Iterable[Annotations], good: set[int]) -> list[Json]:
+    """Return the boxes of usable pictures."""
+    return _of_images([row for each in origins for row in each.objects], good, "object_id")
+
+
+def _of_images(rows: list[Json], images: set[int], key: str) -> list[Json]:
+    """Return the rows about some images; those without an id get the next that is free."""
+    free = count(max((row[key] for row in rows if row[key] is not None), default=0) + 1)
+    named = (row if row[key] is not None else {**row, key: next(free)} for row in rows)
+    return [row for row in named if row["image_id"] in images]
+
+
+def _broken(kind: str, file: str, place: str, fault: str, record: object) -> Json:
+    return drop("images", kind, place, file, BROKEN, f"{fault}: {record!r}")
+
+
+def _image_fault(record: object) -> str:
+    """Return why a record is no image's, "" if it is one."""
+    if not isinstance(record, dict):
+        return "not an object"
+    if as_int64(record.get("id")) is None:
+        return _no_number("id", record)
+    return "" if is_text(record.get("file_name")) else "'file_name' is no text"
+
+
+def _id_fault(record: Json) -> str:
+    """Return what is wrong with the ids of a record about an image; its own may be absent."""
+    for name in ("id", "image_id"):
+        absent = name == "id" and record.get(name) is None
+        if not absent and as_int64(record.get(name)) is None:
+            return _no_number(name, record)
+    return ""
+
+
+def _no_number(name: str, record: Json) -> str:
+    return f"'{name}' is no whole number" if record.get(name) is not None else f"no '{name}'"
+
+
+def _caption_fault(record: Json) -> str:
+    return "" if is_text(record.get("caption")) else "'caption' is no text"
+
+
+def _object_fault(record: Json, categories: Mapping[int, str]) -> str:
+    """Return why a record is no box, "" if it is one."""
+    match record.get("bbox"):
+        case [x, y, w, h] if all(map(is_number, (x, y, w, h))):
+            pass
+        case _:
+            return "'bbox' is no list of four numbers"
+    if as_int64(record.get("category_id")) not in categories:
+        return "'category_id' is none of the categories"
+    if not is_number(record.get("area", 0)):
+        return "'area' is no number"
+    return "" if _flag(record.get("iscrowd", 0)) is not None else "'iscrowd' is neither 0 nor 1"
+
+
+def _flag(value: object) -> bool | None:
+    """Return what a flag means, None where it is no flag; null is 0, as where it is absent."""
+    if value is None:
+        return False
+    if isinstance(value, str):
+        return _FLAGS.get(value.strip().lower())
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None

@@ -1,0 +1,130 @@
+"""COCO's annotation files: which file of a folder or an archive is meant, and what it holds.
+
+People keep copies beside their annotations. The file nearest to the top is read, or none: where
+two lie equally near, or one lies in a folder below that of another, nobody knows which are meant.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.data.json_text import json_text
+from pipeline.data.name_forms import folded
+from pipeline.data.source_layout import SPLITS
+from pipeline.errors import PipelineError
+from storage.archives.archives import Archive, ArchiveLimits
+
+JSON_LIMITS = ArchiveLimits(members=64, member_bytes=4 * 2**30, total_bytes=16 * 2**30, ratio=200.0)
+_ENDS = ("", ".gz")  # what may follow a file's name
+_LISTS = ("images", "annotations", "categories")
+
+Json = dict[str, Any]
+
+
+def read_document(archive: Archive, path: Path, name: str, *, required: bool) -> Json:
+    """Return an annotation file as an object with COCO's lists, {} where there is none.
+
+    Args:
+        archive: The folder or archive of the annotations.
+        path: Its path, for people.
+        name: Base name of the file, such as ``captions_val2017.json``.
+        required: Whether the file must be there.
+
+    Raises:
+        PipelineError: It is missing, may be one of several, is no JSON, or not COCO's.
+    """
+    found = _find(archive, path, name)
+    if found is None:
+        if required:
+            raise PipelineError(
+                f"{path} holds no {name}{_instead(archive, name)}",
+                "COCO's annotation files are needed",
+            )
+        return {}
+    try:
+        value = json.loads(json_text(archive.read(found)), object_hook=_without_outline)
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(
+            f"{path}: {found} is not valid JSON: {error}", "fetch that file again"
+        ) from None
+    value = _unwrapped(value)
+    if not isinstance(value, dict) or any(not isinstance(value.get(k, []), list) for k in _LISTS):
+        raise PipelineError(
+            f"{path}: {found} is JSON but not COCO's format",
+            "it must be an object with the lists 'images' and 'annotations'",
+        )
+    return value
+
+
+def is_document(member: str) -> bool:
+    """Whether a member may be an annotation file."""
+    return member.endswith(tuple(f".json{end}" for end in _ENDS))
+
+
+def _unwrapped(value: object) -> object:
+    """Return what the one field of an object holds, where that is all the object has."""
+    if isinstance(value, dict) and len(value) == 1:
+        inner = next(iter(value.values()))
+        if isinstance(inner, dict) and {"images", "annotations"} <= inner.keys():
+            return inner
+    return value
+
+
+def _without_outline(record: Json) -> Json:
+    """Return an object without its polygons, which are most of an instances file and unused."""
+    record.pop("segmentation", None)
+    return record
+
+
+def _find(archive: Archive, path: Path, name: str) -> str | None:
+    """Return the member that a base name means, None where there is none.
+
+    Raises:
+        PipelineError: It may mean several.
+    """
+    found = _nearest(archive, name)
+    if len(found) > 1:
+        raise PipelineError(
+            f"{path} holds {' and '.join(found)}, and which one is meant is not known",
+            "move all but one elsewhere",
+        )
+    if not found:
+        return None
+    for other in _others(archive, name):
+        above, own = PurePosixPath(other).parent, PurePosixPath(found[0]).parent
+        if above != own and above in own.parents:
+            raise PipelineError(
+                f"{path} holds {found[0]} in a folder below that of {other}: it looks like a copy",
+                "put the annotation files that belong together into one folder",
+            )
+    return found[0]
+
+
+def _others(archive: Archive, name: str) -> Iterator[str]:
+    for kind in ("captions", "instances"):
+        for split in SPLITS:
+            if f"{kind}_{split}.json" != name:
+                yield from _nearest(archive, f"{kind}_{split}.json")
+
+
+def _nearest(archive: Archive, name: str) -> list[str]:
+    """Return the members of that name that lie nearest to the top; one as it is before a packed."""
+    ranked = [
+        (member.count("/"), rank, member)
+        for member in archive.names()
+        for rank, end in enumerate(_ENDS)
+        if member.rsplit("/", 1)[-1] == f"{name}{end}"
+    ]
+    return [member for *rank, member in ranked if rank == list(min(ranked)[:2])]
+
+
+def _instead(archive: Archive, name: str) -> str:
+    """Return in words what lies there in its place, "" where nothing looks like it."""
+    for member, reason in archive.refused.items():
+        if member.rsplit("/", 1)[-1] == name:
+            return f": {member} was refused ({reason})"
+    for member in archive.names():
+        if folded(member.rsplit("/", 1)[-1]) in {folded(f"{name}{end}") for end in _ENDS}:
+            return f"; there is {member}"
+    return ""

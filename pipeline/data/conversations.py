@@ -1,0 +1,144 @@
+"""Stage `conversations`: LLaVA-Instruct JSON becomes one table of multi-turn conversations.
+
+Rows are kept as they are, blank and odd ones included, because `examples` says in SQL what it
+leaves out and why; only records that have not the shape of the format are dropped here.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.datasets.shapes.rendering import render_conversations
+from pipeline.data.llava import is_turn, read_records, record_id
+from pipeline.data.schemas import CONVERSATIONS, DROPS, drop
+from pipeline.engine.stage import StageContext, Summary
+from pipeline.errors import PipelineError
+from pipeline.hub.snapshots import HUB, Repository, at_commit, parse_address, repository_file
+from pipeline.recipe.parts import (
+    ConversationsPart,
+    DemoImages,
+    FileConversations,
+    HubConversations,
+    ImagesPart,
+    NoConversations,
+)
+from storage.errors import redact
+from storage.fetch.transfer import download
+from storage.tables import is_text, write_table
+
+
+def conversations(
+    context: StageContext,
+    conversations: ConversationsPart,
+    images: ImagesPart | None = None,
+    *,
+    seed: int,
+) -> Summary:
+    """Write `conversations` and `drops`; both are empty where there are captions only.
+
+    Args:
+        context: The stage's folders.
+        conversations: The recipe's part.
+        images: The part of the pictures, where the demo's conversations are to be written.
+        seed: Seed of these.
+
+    Raises:
+        PipelineError: The file is no LLaVA-Instruct JSON, or holds no conversation.
+        StorageError: The file cannot be fetched.
+    """
+    drops: list[dict[str, Any]] = []
+    if isinstance(conversations.source, NoConversations):
+        return _write(context, [], drops)
+    path, name = _locate(context, conversations, images, seed)
+    rows = list(_rows(read_records(path, name), drops))
+    if not rows:
+        first = f"; the first: {drops[0]['reason']}, {drops[0]['detail']}" if drops else ""
+        raise PipelineError(
+            f"{redact(name)} holds no conversation about a picture; "
+            f"broken records: {len(drops)}{first}",
+            "give a file in LLaVA-Instruct's format, or choose conversations.source.kind=none",
+        )
+    return _write(context, rows, drops)
+
+
+def _write(
+    context: StageContext, rows: list[dict[str, Any]], drops: list[dict[str, Any]]
+) -> Summary:
+    write_table(context.out / "conversations.parquet", rows, CONVERSATIONS)
+    write_table(context.out / "drops.parquet", drops, DROPS)
+    turns = sum(len(row["turns"]) for row in rows)
+    return {"conversations": len(rows), "turns": turns // 2, "broken_records": len(drops)}
+
+
+def _locate(
+    context: StageContext, part: ConversationsPart, images: ImagesPart | None, seed: int
+) -> tuple[Path, str]:
+    """Return the local file, and the name by which its owner knows it."""
+    target = context.scratch / "conversations.json"
+    match part.source:
+        case FileConversations(path=path, sha256=sha256) if path.startswith(HUB):
+            repository, file = parse_address(path, "main")
+            url, checksum = str(_hub_file(context, repository, file)), sha256
+        case FileConversations(path=path, sha256=sha256):
+            url, checksum = path if "://" in path else str(Path(path).expanduser()), sha256
+        case HubConversations(repository=repository, filename=name, revision=revision):
+            there = Repository(repository, revision, "dataset")
+            return _hub_file(context, there, name), f"{repository}/{name}"
+        case _:
+            assert images is not None  # the DAG gives them to such a source
+            assert isinstance(images.source, DemoImages)
+            rendered = context.scratch / "rendered.json"
+            counts = {"train_images": images.source.train, "val_images": images.source.test}
+            total = sum(counts.values())
+            with context.report.track("write conversations", total) as tick:
+                render_conversations(rendered, seed=seed, advance=tick, **counts)
+            url, checksum = rendered.resolve().as_uri(), None
+    with context.report.track("fetch conversations", None) as tick:
+        path = download(
+            url,
+            target,
+            checksum=f"sha256:{checksum}" if checksum else None,
+            size=None,
+            advance=tick,
+        )
+    return path, url
+
+
+def _hub_file(context: StageContext, repository: Repository, file: str) -> Path:
+    """Return a file of the Hub at the commit that the fingerprint holds."""
+    if not file:
+        raise PipelineError(
+            f"hf://{repository.name} names no file", "write hf://datasets/owner/name/file.json"
+        )
+    return repository_file(at_commit(repository, "conversations", context.source), file)
+
+
+def _rows(records: list[Any], drops: list[dict]) -> Iterator[dict[str, Any]]:
+    for number, record in enumerate(records):
+        match record:
+            case {"conversations": [*turns], "image": image} if is_text(image) and all(
+                map(is_turn, turns)
+            ):
+                yield {
+                    "conversation_id": number,
+                    "record_id": record_id(record, number),
+                    "image_name": image,
+                    "turns": [{"speaker": t["from"], "text": t["value"]} for t in turns],
+                }
+            case {"conversations": list()} if record.get("image") is None:
+                key = record_id(record, number)
+                drops.append(drop("conversations", "conversation", key, "", "no image"))
+            case _:
+                told = ("broken record", f"{_fault(record)}: {json.dumps(record)[:200]}")
+                drops.append(drop("conversations", "conversation", number, "", *told))
+
+
+def _fault(record: object) -> str:
+    """Return why a record is no conversation about a picture."""
+    if not isinstance(record, dict):
+        return "not an object"
+    turns = record.get("conversations")
+    if not isinstance(turns, list):
+        return "no list 'conversations'"
+    return "'image' is no text" if all(map(is_turn, turns)) else "a turn without 'from' or 'value'"

@@ -1,0 +1,262 @@
+"""How files below a root URL come to this machine: whole, in part, or one by one.
+
+Over HTTP only the chosen pictures are moved, out of the remote archive or by their own addresses.
+Where that saves nothing, or the server gives whole files only, the archive comes whole.
+
+What came is shared by all recipes of this machine (`storage.fetch.download_cache`), so that one
+that wants more pictures moves the difference. Pictures by address are not: nobody says their
+version.
+"""
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.image_files import PictureFinder, Pictures, picture_limits
+from pipeline.engine.stage import StageContext
+from pipeline.recipe.parts import ImagesPart
+from storage.errors import NoRangeError, StorageError
+from storage.filesystem import replace_file
+
+if TYPE_CHECKING:
+    from storage.archives.members import ArchiveLimits
+    from storage.fetch.remote_folder import RemoteFolder
+    from storage.fetch.remote_zip import RemoteZip
+    from storage.fetch.retries import Patience
+
+# Above this share of an archive's bytes the whole one is fetched, because its checksum is known.
+_MOST = 0.9
+
+Known = Mapping[str, tuple[str, int]]
+
+
+def fetch_whole(context: StageContext, root: str, name: str, known: Known) -> Path:
+    """Return the local copy of one file below `root`.
+
+    Args:
+        context: The stage's folders.
+        root: Any fsspec URL.
+        name: Path below it.
+        known: Checksum and bytes of published files, by name.
+
+    Raises:
+        StorageError: It cannot be fetched, or is another file than the known one.
+    """
+    from storage.fetch.transfer import download, probe
+
+    url, (checksum, size) = f"{root.rstrip('/')}/{name}", known.get(name, (None, None))
+    noted = _noted(context, name)
+    if noted is not None:
+        return noted.paths[0]
+    folder = _scratch(context)
+    if not root.startswith("file:"):  # which are here already
+        folder = _folder(context, url, {"checksum": checksum} if checksum else probe(url))
+    with context.report.track(f"fetch {name}", size) as tick:
+        path = download(url, folder / name, checksum=checksum, size=size, advance=tick)
+    _note(context, name, Pictures((path,)))
+    return path
+
+
+def fetch_some_of(
+    context: StageContext,
+    root: str,
+    name: str,
+    known: Known,
+    images: ImagesPart,
+    records: Sequence[Mapping[str, Any]],
+) -> Pictures:
+    """Return the chosen members of an archive below `root`, or all of it where that is better.
+
+    Args:
+        context: The stage's folders.
+        root: Any fsspec URL; over HTTP, members of a zip can be chosen.
+        name: Path of the archive below it.
+        known: Checksum and bytes of published files, by name.
+        images: The recipe's part, for its limits.
+        records: Image records with `file_name`.
+
+    Raises:
+        StorageError: It cannot be fetched, or is another file than the known one.
+    """
+    from storage.fetch.web import is_http
+
+    if is_http(root) and name.endswith(".zip") and _noted(context, name) is None:
+        url, (_, size) = f"{root.rstrip('/')}/{name}", known.get(name, ("", None))
+        found = fetch_some(context, url, name, images, records, size)
+        if found is not None:
+            return found
+    return Pictures((fetch_whole(context, root, name, known),))
+
+
+def fetch_some(
+    context: StageContext,
+    url: str,
+    name: str,
+    images: ImagesPart,
+    records: Sequence[Mapping[str, Any]],
+    size: int | None = None,
+) -> Pictures | None:
+    """Return the members of a zip that the records name, None where it should come whole.
+
+    Members that came for another recipe are not fetched again. A member is checked against the
+    zip's own CRC-32; the zip's checksum needs the whole of it.
+
+    Raises:
+        StorageError: It cannot be fetched, or does not have `size` bytes.
+    """
+    from storage.fetch.download_cache import gather
+    from storage.fetch.retries import Patience
+    from storage.fetch.subset import fetch_members
+
+    noted, patience = _noted(context, f"{name}.members"), Patience()
+    if noted is not None:
+        return noted
+    archive = _opened(context, url, images, size, patience)
+    if archive is None:
+        return None
+    names = PictureFinder(archive).find_all(record["file_name"] for record in records)
+    useful = sum(map(archive.packed, names))
+    if useful > _MOST * archive.size_bytes:
+        return None
+    wanted = {name: (archive.size(name), archive.crc(name)) for name in names}
+    folder = _folder(context, url, archive.version) / f"{name}.members"
+    with context.report.track(f"fetch {len(names)} pictures of {name}", useful) as tick:
+
+        def here(known: Collection[str]) -> None:
+            tick(sum(map(archive.packed, known)))
+
+        def fetch(missing: Collection[str], target: Path) -> Mapping[str, str]:
+            return fetch_members(archive, missing, target, advance=tick, patience=patience)
+
+        paths, faults = gather(folder, wanted, here, fetch)
+    return _note(
+        context, f"{name}.members", Pictures(tuple(paths), refused=archive.refused, faults=faults)
+    )
+
+
+def _opened(
+    context: StageContext, url: str, images: ImagesPart, size: int | None, patience: "Patience"
+) -> "RemoteZip | None":
+    """Return a remote zip of `size` bytes, None where its server gives no parts of a file."""
+    from storage.fetch.remote_zip import RemoteZip
+
+    try:
+        archive = RemoteZip(url, picture_limits(images.max_bytes), patience)
+    except NoRangeError as error:
+        context.report.say(f"{error.args[0]}: the whole archive is fetched")
+        return None
+    if size not in {None, archive.size_bytes}:
+        raise StorageError(
+            f"{archive.title} has {archive.size_bytes} bytes, expected {size}", "Check the address"
+        )
+    return archive
+
+
+def fetch_below(
+    context: StageContext,
+    root: str,
+    name: str,
+    limits: "ArchiveLimits",
+    choose: Callable[["RemoteFolder"], Collection[str]],
+) -> Pictures:
+    """Return chosen files of a folder below `root`, each fetched by itself.
+
+    All of them are fetched anew once any file of the folder has changed.
+
+    Args:
+        context: The stage's folders.
+        root: Any fsspec URL whose filesystem lists folders.
+        name: Path of the folder below it.
+        limits: What the folder may hold.
+        choose: Called with the folder; returns the files that are wanted.
+
+    Raises:
+        StorageError: It cannot be reached or has no room here; a file that is gone is a fault.
+    """
+    from storage.fetch.download_cache import gather
+    from storage.fetch.remote_folder import RemoteFolder
+    from storage.fetch.retries import Patience
+    from storage.fetch.subset import fetch_objects
+
+    url, patience = f"{root.rstrip('/')}/{name}", Patience()
+    below = RemoteFolder(url, limits)
+    names = choose(below)
+    folder = _folder(context, url, below.version) / f"{name}.members"
+    with context.report.track(
+        f"fetch {len(names)} files of {name}", sum(map(below.size, names))
+    ) as tick:
+
+        def here(known: Collection[str]) -> None:
+            tick(sum(map(below.size, known)))
+
+        def fetch(missing: Collection[str], target: Path) -> Mapping[str, str]:
+            return fetch_objects(below, missing, target, advance=tick, patience=patience)
+
+        paths, faults = gather(folder, dict.fromkeys(names), here, fetch)
+    return Pictures(tuple(paths), refused=below.refused, faults=faults)
+
+
+def fetch_by_address(
+    context: StageContext, name: str, images: ImagesPart, records: Sequence[Mapping[str, Any]]
+) -> Pictures:
+    """Return the chosen pictures, each fetched from the `coco_url` of its record.
+
+    Raises:
+        StorageError: The network stays away; a picture that is not there is a fault.
+    """
+    from storage.fetch.download_cache import gather
+    from storage.fetch.retries import Patience
+    from storage.fetch.subset import fetch_files
+    from storage.names import name_fault, normal
+
+    urls = {
+        normal(record["file_name"]): str(record.get("coco_url", ""))
+        for record in records
+        if not name_fault(record["file_name"])
+    }
+    folder = _scratch(context) / f"{name}.addresses"
+    with context.report.track(f"fetch pictures of {name} one by one", len(urls)) as tick:
+
+        def fetch(missing: Collection[str], target: Path) -> Mapping[str, str]:
+            some, patience = {each: urls[each] for each in missing}, Patience()
+            return fetch_files(
+                some, target, largest=images.max_bytes, advance=tick, patience=patience
+            )
+
+        paths, faults = gather(folder, dict.fromkeys(urls), lambda known: tick(len(known)), fetch)
+    return Pictures(tuple(paths), faults=faults, fault="not at its address")
+
+
+def _scratch(context: StageContext) -> Path:
+    return context.scratch / "downloads"
+
+
+def _folder(context: StageContext, url: str, version: Mapping[str, str]) -> Path:
+    """Return the folder that all recipes share, or this one's own where versions look alike."""
+    from storage.fetch.download_cache import folder_of
+
+    return folder_of(context.settings.work, url, version) or _scratch(context)
+
+
+def _note(context: StageContext, name: str, pictures: Pictures) -> Pictures:
+    """Write down what came, so that a run that was killed later needs no network for it.
+
+    Members that could not be had are asked for again.
+    """
+    if not pictures.faults:
+        path = _scratch(context) / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        paths = [str(each.resolve()) for each in pictures.paths]
+        replace_file(path, json.dumps({"paths": paths, "refused": dict(pictures.refused)}).encode())
+    return pictures
+
+
+def _noted(context: StageContext, name: str) -> Pictures | None:
+    """Return what an earlier try of this recipe has brought, None where it is not all here."""
+    try:
+        known = json.loads((_scratch(context) / f"{name}.json").read_text())
+        paths, refused = tuple(map(Path, known["paths"])), dict(known["refused"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return Pictures(paths, refused=refused) if all(path.is_file() for path in paths) else None

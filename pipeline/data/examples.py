@@ -1,0 +1,284 @@
+"""Stage `examples`: filtered text about usable images becomes token ids with their loss mask.
+
+Every caption and conversation either becomes an example or a row of `drops` with one reason.
+"""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from model.prompt import PromptTemplate, Tokens
+from pipeline.data.filters import (
+    CAPTION_FILTERS,
+    CAPTIONS_SQL,
+    CONVERSATION_FILTERS,
+    CONVERSATIONS_SQL,
+    LEAKS_SQL,
+    MACROS,
+    first_reason,
+    parameters,
+)
+from pipeline.data.lm_folder import eos_id
+from pipeline.data.name_forms import Alikes
+from pipeline.data.schemas import DROPS, EXAMPLES, QUESTIONS, drop
+from pipeline.engine.stage import StageContext, Summary
+from pipeline.errors import PipelineError
+from pipeline.recipe.parts import ExamplesPart
+from pipeline.recipe.user_filters import apply_filters
+from storage.sql.queries import Database
+from storage.tables import read_table, where, write_table
+
+Row = dict[str, Any]
+_VALIDATING = 4  # pictures with a conversation that the proposed validation split would have
+
+
+def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summary:
+    """Write `examples`, `questions`, `drops` and the prompt template.
+
+    Raises:
+        PipelineError: Nothing is left to train on or to validate with, or a picture is both
+            trained on and tested with.
+    """
+    del seed  # filters and tokens involve no chance
+    folder = context.inputs["backbones"].directory("lm")
+    stored = {
+        "eos_id": eos_id(folder),
+        "user_prefix": examples.user_prefix,
+        "assistant_prefix": examples.assistant_prefix,
+        "caption_question": examples.caption_question,
+    }
+    template = PromptTemplate.load(folder, **stored)
+    captions, conversations = _filtered(context, examples)
+    files = _file_names(context)
+    known = read_table(context.inputs["images"].path("images.parquet"), ["file_name"])
+    alikes = Alikes(known["file_name"].to_pylist())
+    drops: list[Row] = []
+    rows: list[Row] = []
+    with context.report.track("tokenize", len(captions) + len(conversations)) as tick:
+        for record in (*captions, *conversations):
+            made = _example(record, template, examples, files, alikes, drops)
+            if made is not None:
+                rows.append({"example_id": len(rows), **made})
+            tick()
+    rows = _user_filtered(context, examples, rows, drops)
+    spoken = read_table(context.inputs["conversations"].path("conversations.parquet"), [])
+    kinds = ("caption", "conversation") if len(spoken) else ("caption",)
+    _refuse_empty(rows, drops, kinds)
+    _refuse_leaks(rows)
+    questions = [{"question_id": number, **row} for number, row in enumerate(_questions(rows))]
+    for row in rows:
+        del row["pairs"]
+    write_table(context.out / "examples.parquet", rows, EXAMPLES)
+    write_table(context.out / "questions.parquet", questions, QUESTIONS)
+    write_table(context.out / "drops.parquet", drops, DROPS)
+    (context.out / "template.json").write_text(json.dumps(stored, indent=1))
+    return _summary(rows, drops)
+
+
+def _filtered(context: StageContext, examples: ExamplesPart) -> tuple[list[Row], list[Row]]:
+    images, conversations = context.inputs["images"], context.inputs["conversations"]
+    sources = {
+        "images": read_table(images.path("images.parquet")),
+        "captions": read_table(images.path("captions.parquet")),
+        "conversations": read_table(conversations.path("conversations.parquet")),
+    }
+    with Database(sources, macros=MACROS) as database:
+        captions = database.query(
+            CAPTIONS_SQL.format(reason=first_reason(CAPTION_FILTERS)),
+            parameters(
+                examples,
+                ("refusals", "caption_max_characters", "caption_min_words", "max_aspect_ratio"),
+            ),
+        )
+        spoken = database.query(
+            CONVERSATIONS_SQL.format(reason=first_reason(CONVERSATION_FILTERS)),
+            parameters(examples, ("forbidden_answers", "max_aspect_ratio")),
+        )
+    return _rows(captions, "caption"), _rows(spoken, "conversation")
+
+
+def _rows(table: pa.Table, kind: str) -> list[Row]:
+    return [{"kind": kind, **row} for row in table.to_pylist()]
+
+
+def _file_names(context: StageContext) -> dict[int, str]:
+    """Return the file name of every image by id, of those that could not be used, too."""
+    images = context.inputs["images"]
+    lost = where(read_table(images.path("drops.parquet")), kind="image").to_pylist()
+    names = {
+        int(row["record"]): row["file"] for row in lost if row["record"].lstrip("-").isdecimal()
+    }
+    known = read_table(images.path("images.parquet"), ["image_id", "file_name"]).to_pylist()
+    return names | {row["image_id"]: row["file_name"] for row in known}
+
+
+def _example(
+    record: Row,
+    template: PromptTemplate,
+    examples: ExamplesPart,
+    files: Mapping[int, str],
+    alikes: Alikes,
+    drops: list[Row],
+) -> Row | None:
+    """Return an example row, or None after writing down why there is none."""
+    kind = record["kind"]
+    key = record[f"{kind}_id"]
+    reason = record["reason"]
+    pairs: list[tuple[str, str]] = []
+    tokens: Tokens | None = None
+    if reason is None and kind == "caption":
+        tokens = template.caption(record["caption"])
+    elif reason is None:
+        texts = record["texts"]
+        pairs = list(zip(texts[::2], texts[1::2], strict=True))[: examples.max_turns]
+        pairs, tokens = _fit(template, pairs, examples.max_tokens)
+    if reason is None:
+        reason = _token_reason(tokens, examples.max_tokens)
+    if reason is not None or tokens is None:
+        text = record.get("caption") or str(record.get("texts", ""))
+        file = record["image_name"] if kind == "conversation" else files.get(record["image_id"], "")
+        if hint := alikes.hint(file) if reason == "image missing" else "":
+            text = f"{hint}; {text}"
+        drops.append(drop("examples", kind, key, file, str(reason), text))
+        return None
+    return {
+        "kind": kind,
+        "split": record["split"],
+        "image_id": record["image_id"],
+        "sha256": record["sha256"],
+        "source_id": key,
+        "turns": len(pairs),
+        "text": record["caption"] if kind == "caption" else _spoken(template, pairs),
+        "input_ids": tokens.input_ids,
+        "supervised": tokens.supervised,
+        "pairs": pairs,
+    }
+
+
+def _spoken(template: PromptTemplate, pairs: list[tuple[str, str]]) -> str:
+    """Return a conversation as the model reads it, with a line break for each end of an answer."""
+    return "\n".join(f"{template.ask(question)} {answer}" for question, answer in pairs)
+
+
+def _fit(
+    template: PromptTemplate, pairs: list[tuple[str, str]], limit: int
+) -> tuple[list[tuple[str, str]], Tokens]:
+    """Return the longest run of first turns within the limit; at least one turn is kept."""
+    tokens = template.conversation(pairs)
+    while len(tokens) > limit and len(pairs) > 1:
+        pairs = pairs[:-1]
+        tokens = template.conversation(pairs)
+    return pairs, tokens
+
+
+def _token_reason(tokens: Tokens | None, limit: int) -> str | None:
+    if tokens is None or not any(tokens.supervised):
+        return "no supervised token"
+    return "too many tokens" if len(tokens) > limit else None
+
+
+def _questions(rows: list[Row]) -> Iterator[Row]:
+    for row in rows:
+        if row["split"] == "train":
+            continue
+        for turn, (question, answer) in enumerate(row["pairs"]):
+            yield {
+                "example_id": row["example_id"],
+                "split": row["split"],
+                "image_id": row["image_id"],
+                "sha256": row["sha256"],
+                "turn": turn,
+                "question": question,
+                "answer": answer,
+            }
+
+
+def _user_filtered(
+    context: StageContext, examples: ExamplesPart, rows: list[Row], drops: list[Row]
+) -> list[Row]:
+    """Return the rows that the recipe's own filters keep, numbered again; the others are drops."""
+    if not examples.filters:
+        return rows
+    pictures = {
+        row["image_id"]: row
+        for row in read_table(context.inputs["images"].path("images.parquet")).to_pylist()
+    }
+    seen = (_visible(row, pictures[row["image_id"]]) for row in rows)
+    reasons = apply_filters(examples.filters, list(seen))
+    kept = []
+    for number, row in enumerate(rows):
+        if number in reasons:
+            file = pictures[row["image_id"]]["file_name"]
+            told = (row["kind"], row["source_id"], file, reasons[number], row["text"])
+            drops.append(drop("examples", *told))
+        else:
+            kept.append({**row, "example_id": len(kept)})
+    return kept
+
+
+def _visible(row: Row, picture: Row) -> Row:
+    """Return what a filter of the recipe may look at."""
+    shared = {name: row[name] for name in ("kind", "split", "image_id", "text", "turns")}
+    return {
+        **shared,
+        **{name: picture[name] for name in ("file_name", "width", "height")},
+        "characters": len(row["text"]),
+        "tokens": len(row["input_ids"]),
+        "questions": [question for question, _ in row["pairs"]],
+        "answers": [answer for _, answer in row["pairs"]],
+    }
+
+
+def _refuse_empty(rows: list[Row], drops: list[Row], kinds: Sequence[str]) -> None:
+    """Raise if a training would find nothing to learn from, or nothing to be held to."""
+    pictures: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in rows:
+        pictures[row["split"], row["kind"]].add(row["sha256"])
+    for kind in kinds:
+        trained = len(pictures["train", kind])
+        if not trained:
+            raise PipelineError(
+                f"no {kind} is left to train on; dropped: {_reasons(kind, drops)}",
+                "mend the source, or the fields of examples.* that drop them",
+            )
+        if not pictures["validation", kind]:
+            share = min(0.5, math.ceil(100 * _VALIDATING / trained) / 100)
+            raise PipelineError(
+                f"no {kind} is about a validation picture, and {trained} training pictures have "
+                f"one: training could not tell its best checkpoint",
+                f"--set images.validation_share={share} holds more pictures out",
+            )
+
+
+def _reasons(kind: str, drops: list[Row]) -> str:
+    counts = Counter(row["reason"] for row in drops if row["kind"] == kind)
+    told = (f"{count} {reason}" for reason, count in counts.most_common())
+    return ", ".join(told) or "none, there was none"
+
+
+def _refuse_leaks(rows: list[Row]) -> None:
+    """Raise if a picture, by content, is both trained on (or chosen by) and tested with."""
+    columns = ("split", "image_id", "sha256")
+    pictures = pa.table({name: [row[name] for row in rows] for name in columns})
+    with Database({"pictures": pictures}) as database:
+        leaks = database.query(LEAKS_SQL).to_pylist()
+    if leaks:
+        first = leaks[0]
+        raise PipelineError(
+            f"image {first['image_id']} ({first['split']}) and image {first['test_id']} (test) "
+            f"are the same picture; {len(leaks)} such pictures in all",
+            "remove one of each pair from the dataset: a test picture must not be trained on",
+        )
+
+
+def _summary(rows: list[Row], drops: list[Row]) -> Summary:
+    counts = Counter(f"{row['split']}_{row['kind']}s" for row in rows)
+    return {
+        "examples": len(rows),
+        **dict(sorted(counts.items())),
+        "dropped": dict(sorted(Counter(row["reason"] for row in drops).items())),
+    }

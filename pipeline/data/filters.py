@@ -1,0 +1,109 @@
+"""Filters as SQL: each row that is left out gets exactly one reason, the first that applies.
+
+A filter is a reason and a predicate over the columns of its relation (below). Adding one is one
+line here.
+"""
+
+from pipeline.data.image_names import FOUND_SQL
+from pipeline.data.spaceless import UNIT_SQL
+from pipeline.recipe.parts import ExamplesPart
+
+Filter = tuple[str, str]
+
+# Relation: captions joined with images (width, height are null where the image is missing).
+CAPTION_FILTERS: tuple[Filter, ...] = (
+    ("image missing", "width IS NULL"),
+    ("empty", "caption = ''"),
+    ("refusal", "list_any_in(lower(caption), $refusals)"),
+    ("too many characters", "length(caption) >= $caption_max_characters"),
+    ("too few words", "words(caption) < $caption_min_words"),
+    ("aspect ratio", "greatest(width, height) > $max_aspect_ratio * least(width, height)"),
+    ("duplicate", "copy > 1"),
+)
+
+# Relation: conversations joined with images; `turns` is a list of {speaker, text}.
+CONVERSATION_FILTERS: tuple[Filter, ...] = (
+    ("ambiguous image", "pictures > 1"),
+    ("image missing", "width IS NULL"),
+    ("odd turns", "len(turns) = 0 OR len(turns) % 2 = 1"),
+    ("speakers do not alternate", "NOT alternating"),
+    (
+        "image marker count",
+        "markers <> 1 OR NOT contains(turns[1].text, '<image>')",
+    ),
+    ("empty turn", "len(list_filter(turns, lambda t: bare(t.text) = '')) > 0"),
+    (
+        "speaks of captions or boxes",
+        "len(list_filter(turns, lambda t: t.speaker = 'gpt' "
+        "AND list_any_in(lower(t.text), $forbidden_answers))) > 0",
+    ),
+    ("aspect ratio", "greatest(width, height) > $max_aspect_ratio * least(width, height)"),
+    ("duplicate", "copy > 1"),
+)
+
+CAPTIONS_SQL = """
+WITH cleaned AS (
+    SELECT caption_id, image_id, tidy(caption) AS caption FROM captions
+), joined AS (
+    SELECT c.*, i.width, i.height, i.split, i.sha256,
+        row_number() OVER (
+            PARTITION BY c.image_id, lower(c.caption) ORDER BY c.caption_id
+        ) AS copy
+    FROM cleaned c LEFT JOIN images i USING (image_id)
+)
+SELECT caption_id, image_id, caption, split, sha256, {reason} AS reason
+FROM joined ORDER BY caption_id
+"""
+
+CONVERSATIONS_SQL = """
+WITH {found}, joined AS (
+    SELECT n.*, f.pictures, i.image_id, i.width, i.height, i.split, i.sha256,
+        list_sum([
+            len(string_split(t.text, '<image>')) - 1 FOR t IN n.turns
+        ]) AS markers,
+        list_aggregate([
+            t.speaker = CASE WHEN p % 2 = 1 THEN 'human' ELSE 'gpt' END FOR t, p IN n.turns
+        ], 'bool_and') AS alternating,
+        row_number() OVER (
+            PARTITION BY coalesce(i.image_id::VARCHAR, n.path), n.turns::VARCHAR
+            ORDER BY n.conversation_id
+        ) AS copy
+    FROM named n LEFT JOIN found f USING (conversation_id)
+    LEFT JOIN images i ON i.image_id = f.image_id AND f.pictures = 1
+)
+SELECT conversation_id, record_id, image_name, image_id, split, sha256,
+    [bare(t.text) FOR t IN turns] AS texts, {reason} AS reason
+FROM joined ORDER BY conversation_id
+""".replace("{found}", FOUND_SQL)
+
+# Empty if no picture is on both sides; pictures are told apart by content, not by id or name.
+LEAKS_SQL = """
+WITH trained AS (SELECT DISTINCT split, image_id, sha256 FROM pictures WHERE split <> 'test'),
+tested AS (SELECT sha256, min(image_id) AS test_id FROM pictures WHERE split = 'test' GROUP BY ALL)
+SELECT image_id, split, test_id FROM trained JOIN tested USING (sha256) ORDER BY ALL
+"""
+
+MACROS = (
+    # Blanks of every kind (a no-break space too) become one; the ends are stripped. RE2's \s knows
+    # ASCII only: \p{Z} are Unicode's separators, \p{Cc} its control characters.
+    r"CREATE MACRO tidy(t) AS "
+    r"trim(regexp_replace(t, '[\p{Z}\p{Cc}\x{200B}\x{FEFF}]+', ' ', 'g'))",
+    "CREATE MACRO bare(t) AS tidy(replace(t, '<image>', ' '))",
+    # Of scripts without blanks each character is a word.
+    f"CREATE MACRO words(t) AS "
+    rf"len(string_split(tidy(regexp_replace(t, '({UNIT_SQL})', ' \1 ', 'g')), ' '))",
+    "CREATE MACRO list_any_in(t, parts) AS "
+    "len(list_filter(parts, lambda part: contains(t, part))) > 0",
+)
+
+
+def first_reason(filters: tuple[Filter, ...]) -> str:
+    """Return the SQL expression of a row's first reason to be dropped, null if there is none."""
+    cases = " ".join(f"WHEN {predicate} THEN '{reason}'" for reason, predicate in filters)
+    return f"CASE {cases} END"
+
+
+def parameters(examples: ExamplesPart, names: tuple[str, ...]) -> dict[str, object]:
+    """Return the recipe's values that a statement binds."""
+    values = examples.model_dump()
+    return {n: list(v) if isinstance(v := values[n], tuple) else v for n in names}

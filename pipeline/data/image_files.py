@@ -1,0 +1,131 @@
+"""A picture's bytes by the `file_name` of its record, wherever the source has put them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from model.decoding import BadImageError
+from pipeline.data.name_forms import Alikes, composed
+from storage.archives.archives import Archive, ArchiveLimits, resolve_member
+from storage.names import name_fault
+
+_SHOWN = 4  # members named where a name may mean several
+
+
+def picture_limits(max_bytes: int) -> ArchiveLimits:
+    """Return what an archive of pictures may hold; LCS-558K is the largest that is known here."""
+    return ArchiveLimits(
+        members=1_000_000, member_bytes=max_bytes, total_bytes=256 * 2**30, ratio=200.0
+    )
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where the pictures of one origin are on this machine.
+
+    Attributes:
+        paths: The folder, the archive, or the archives that hold them together.
+        refused: Members that must not be read, with the reason, beyond those found in `paths`.
+        faults: Members that the source could not give, with the detail.
+        fault: The reason that counts them.
+        own: Whether they lie in a folder of the user's own, whose links are followed.
+    """
+
+    paths: tuple[Path, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
+    fault: str = "unreadable member"
+    own: bool = False
+
+
+class PictureFinder:
+    """Finds a picture by its `file_name`, with or without the folders that lead to it.
+
+    Where a name is no member's, it means the one member of which it is the end, by whole parts of
+    the path, or that is its own end. A like base name alone is another picture. Names are compared
+    after Unicode's normalisation, which differs between systems; of two members that differ in it
+    alone, the one written as the record writes it is meant.
+    """
+
+    def __init__(self, archive: Archive, known: Pictures | None = None) -> None:
+        self.archive, self.names = archive, set(archive.names())
+        known = known or Pictures(())
+        self._refused = {**known.refused, **archive.refused}
+        self._faults, self._fault = known.faults, known.fault
+        self._ends = {
+            kind: _by_base(names)
+            for kind, names in (
+                ("served", self.names),
+                ("refused", self._refused),
+                ("faults", self._faults),
+            )
+        }
+
+    def find(self, file_name: str) -> str | None:
+        """Return the member that a `file_name` means, or None if there is none.
+
+        Raises:
+            UnsafeArchiveError: It is no safe relative path.
+            BadImageError: It may mean several members.
+        """
+        found = self._candidates(file_name)
+        if len(found) > 1:
+            raise BadImageError("ambiguous file name", f"{file_name}: {', '.join(found[:_SHOWN])}")
+        return found[0] if found else None
+
+    def find_all(self, file_names: Iterable[str]) -> set[str]:
+        """Return every member that names may mean; what is missing or unsafe is left out."""
+        return {
+            found for name in file_names if not name_fault(name) for found in self._candidates(name)
+        }
+
+    def read(self, file_name: str) -> bytes:
+        """Return a picture's bytes.
+
+        Raises:
+            BadImageError: It is missing, ambiguous, was refused, or could not be fetched.
+            StorageError: It cannot be read.
+        """
+        found = self.find(file_name)
+        if found is not None:
+            return self.archive.read(found)
+        name = resolve_member("", file_name)
+        for member in self._alike("faults", name):
+            raise BadImageError(self._fault, self._faults[member])
+        for member in self._alike("refused", name):
+            raise BadImageError("file refused", self._refused[member])
+        hint = self._alikes.hint(name)
+        raise BadImageError("file missing", f"{name}; {hint}" if hint else name)
+
+    @cached_property
+    def _alikes(self) -> Alikes:
+        return Alikes(self.names)
+
+    def _candidates(self, file_name: str) -> list[str]:
+        for name in (resolve_member("images", file_name), resolve_member("", file_name)):
+            if name in self.names:
+                return [name]
+        return self._alike("served", name)
+
+    def _alike(self, kind: str, name: str) -> list[str]:
+        name = composed(name)
+        near = {member: composed(member) for member in self._ends[kind].get(_base(name), ())}
+        same = [member for member, form in near.items() if form == name]
+        ends = (m for m, form in near.items() if _ends_with(form, name) or _ends_with(name, form))
+        return same or [*ends]
+
+
+def _by_base(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found.setdefault(composed(_base(name)), []).append(name)
+    return found
+
+
+def _ends_with(path: str, end: str) -> bool:
+    return f"/{path}".endswith(f"/{end}")
+
+
+def _base(name: str) -> str:
+    return name.rsplit("/", 1)[-1]

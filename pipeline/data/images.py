@@ -1,0 +1,251 @@
+"""Stage `images`: a COCO-format dataset becomes tables and shards of pictures that all decode.
+
+Each picture is read once, decoded once to prove that it can be, and kept as its original bytes.
+What cannot be used is quarantined in `drops` with its file, its record and the reason; its bytes
+are kept apart.
+"""
+
+import csv
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from model.decoding import BadImageError, decode_image
+from pipeline.data.annotations import BROKEN, Annotations, captions_of, objects_of
+from pipeline.data.image_files import PictureFinder, Pictures, picture_limits
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.schemas import CAPTIONS, DROPS, IMAGE_FILES, IMAGES, OBJECTS, drop
+from pipeline.data.sources import TEST_ORIGINS, fetch_pictures, read_annotations
+from pipeline.engine.stage import StageContext, Summary
+from pipeline.errors import PipelineError
+from pipeline.recipe.parts import ImagesPart
+from storage.archives.archive_group import ArchiveGroup
+from storage.errors import StorageError, UnsafeArchiveError
+from storage.tables import is_text, write_table
+
+SHARD_BYTES = 256 * 2**20
+_TABLES = {"image": "bad_pictures.csv", "caption": "bad_captions.csv"}  # for people, by kind
+_SHOWN = 120  # characters of the first fault
+
+
+def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
+    """Write `images`, `captions`, `objects`, `drops` and the picture shards.
+
+    Raises:
+        PipelineError: Annotations are unreadable, or too many pictures are bad.
+        StorageError: The source cannot be fetched or is an unsafe archive.
+    """
+    drops: list[dict[str, Any]] = []
+    annotations = read_annotations(context, images, seed, drops)
+    chosen = _choose(annotations, images, seed)
+    by_origin = {o: [r for r in chosen if r["origin"] == o] for o in annotations}
+    pictures = fetch_pictures(context, images, by_origin)
+    bad: list[dict[str, Any]] = []
+    rows = list(_ingest(context, pictures, chosen, images, bad))
+    _divide(rows, images.validation_share, seed)
+    good = {row["image_id"] for row in rows}
+    _refuse_too_many_bad(context, len(chosen), len(good), images.max_bad_share, bad or drops)
+    captions = captions_of(annotations.values(), {record["id"] for record in chosen})
+    _refuse_silence(context, annotations, drops)
+    objects = objects_of(annotations.values(), good)
+    drops += bad
+    write_table(context.out / "images.parquet", rows, IMAGES)
+    write_table(context.out / "captions.parquet", captions, CAPTIONS)
+    write_table(context.out / "objects.parquet", objects, OBJECTS)
+    write_table(context.out / "drops.parquet", drops, DROPS)
+    return {
+        "images": len(rows),
+        "captions": len(captions),
+        "objects": len(objects),
+        "quarantined": len(chosen) - len(good),
+    }
+
+
+def split_of(origin: str, image_id: int, validation_share: float, seed: int) -> str:
+    """Return the split of an image: val2017 is the test split, other origins are divided by id.
+
+    The hash makes the choice independent of which other images there are, so a growing dataset
+    never moves an image between splits.
+    """
+    if origin in TEST_ORIGINS:
+        return "test"
+    return "validation" if _draw("split", image_id, seed) < validation_share else "train"
+
+
+def _divide(rows: list[dict[str, Any]], validation_share: float, seed: int) -> None:
+    """Give every row its split; equal pictures go together, whatever their ids and names.
+
+    The one that `images.limit` would choose first decides for all, so that a larger limit moves
+    none of them.
+    """
+    deciding: dict[str, int] = {}
+    for row in sorted(rows, key=lambda row: _rank(row["image_id"], seed)):
+        if row["origin"] not in TEST_ORIGINS:
+            deciding.setdefault(row["sha256"], row["image_id"])
+    for row in rows:
+        one = deciding.get(row["sha256"], row["image_id"])
+        row["split"] = split_of(row["origin"], one, validation_share, seed)
+
+
+def _rank(image_id: int, seed: int) -> tuple[float, int]:
+    """Return what images are chosen by, lowest first."""
+    return _draw("subset", image_id, seed), image_id
+
+
+def _draw(purpose: str, image_id: int, seed: int) -> float:
+    text = f"{purpose}:{seed}:{image_id}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
+
+
+def _choose(
+    annotations: Mapping[str, Annotations], images: ImagesPart, seed: int
+) -> list[dict[str, Any]]:
+    """Return the chosen image records by id; a larger limit keeps all that a smaller one chose."""
+    chosen = []
+    limits = (images.limit, images.test_limit)
+    for found, limit in zip(annotations.values(), limits, strict=True):
+        ranked = sorted(found.images, key=lambda r: _rank(r["id"], seed))
+        chosen += ranked[:limit]
+    train = {r["id"] for r in chosen if r["origin"] not in TEST_ORIGINS}
+    clash = sorted(r["id"] for r in chosen if r["origin"] in TEST_ORIGINS and r["id"] in train)
+    if clash:
+        raise PipelineError(
+            f"image ids {clash[:5]} are in {' and in '.join(annotations)}",
+            "test images must not be trained on: give them ids of their own",
+        )
+    return sorted(chosen, key=lambda record: record["id"])
+
+
+def _ingest(
+    context: StageContext,
+    pictures: Mapping[str, Pictures],
+    chosen: list[dict[str, Any]],
+    images: ImagesPart,
+    drops: list[dict],
+) -> Iterator[dict[str, Any]]:
+    """Yield a row per usable picture, its split left out; write the pictures' bytes on the way."""
+    limits = picture_limits(images.max_bytes)
+    shards, quarantine = _PictureShards(context.out), Quarantine()
+    with ExitStack() as stack:
+        finders: dict[tuple[Path, ...], PictureFinder] = {}
+        for known in pictures.values():
+            if known.paths not in finders:
+                archive = stack.enter_context(ArchiveGroup(known.paths, limits, own=known.own))
+                finders[known.paths] = PictureFinder(archive, known)
+        tick = stack.enter_context(context.report.track("check images", len(chosen)))
+        for record in chosen:  # threads gain nothing: Pillow decodes under the interpreter's lock
+            tick()
+            data = b""
+            try:
+                data = finders[pictures[record["origin"]].paths].read(record["file_name"])
+                picture = decode_image(data, images.max_pixels)
+            except (BadImageError, StorageError) as error:
+                key, name = record["id"], record["file_name"]
+                drops.append(drop("images", "image", key, name, *_reason(error)))
+                quarantine.add(record, data)
+                continue
+            row = _row(record, data, picture.size)
+            shards.add(row["sha256"], data)
+            yield row
+    shards.flush()
+    quarantine.write(context.out)
+
+
+class _PictureShards:
+    """Collects the pictures' own bytes into Parquet shards of about `SHARD_BYTES`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: dict[str, bytes] = {}
+        self.size = self.number = 0
+        self.seen: set[str] = set()
+
+    def add(self, sha256: str, data: bytes) -> None:
+        if sha256 in self.seen:
+            return
+        self.seen.add(sha256)
+        self.rows[sha256] = data
+        self.size += len(data)
+        if self.size >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.rows or not self.number:
+            rows = ({"sha256": key, "data": data} for key, data in self.rows.items())
+            write_table(self.folder / f"files-{self.number:05d}.parquet", rows, IMAGE_FILES)
+            self.rows, self.size = {}, 0
+            self.number += 1
+
+
+def _reason(error: BadImageError | StorageError) -> tuple[str, str]:
+    if isinstance(error, BadImageError):
+        return error.reason, error.detail
+    unsafe = isinstance(error, UnsafeArchiveError)
+    return "unsafe file name" if unsafe else "unreadable member", str(error)
+
+
+def _row(record: Mapping[str, Any], data: bytes, size: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "image_id": record["id"],
+        "origin": record["origin"],
+        "file_name": record["file_name"],
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "width": size[0],
+        "height": size[1],
+        "url": url if is_text(url := record.get("coco_url", "")) else "",
+    }
+
+
+def _refuse_too_many_bad(
+    context: StageContext, chosen: int, good: int, limit: float, bad: list[dict[str, Any]]
+) -> None:
+    """Raise where too many pictures are bad, after writing down which."""
+    if good and (chosen - good) / chosen <= limit:
+        return
+    told = _written_down(context, "image", bad)
+    if not good:
+        raise PipelineError("no picture of the dataset can be used", told)
+    raise PipelineError(
+        f"{chosen - good} of {chosen} pictures are bad, above images.max_bad_share {limit}",
+        f"{told}; mend the source or raise the limit",
+    )
+
+
+def _refuse_silence(
+    context: StageContext, annotations: Mapping[str, Annotations], drops: list[dict[str, Any]]
+) -> None:
+    """Raise where an origin has captions and none of them can be read."""
+    for origin in (origin for origin, found in annotations.items() if not found.captions):
+        broken = [
+            row
+            for row in drops
+            if (row["kind"], row["reason"]) == ("caption", BROKEN) and origin in row["file"]
+        ]
+        if broken:
+            told = _written_down(context, "caption", broken)
+            raise PipelineError(f"no caption of {origin} can be used", told)
+
+
+def _written_down(context: StageContext, kind: str, drops: list[dict[str, Any]]) -> str:
+    """Write down what was dropped, and return it in words with the place.
+
+    Nothing of the stage becomes visible then, so the table lies beside what a kill would leave.
+    """
+    path = (context.scratch / _TABLES[kind]).resolve()
+    rows = [row for row in drops if row["kind"] == kind]
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+        table = csv.DictWriter(stream, DROPS.names)
+        table.writeheader()
+        table.writerows(rows)
+    counts = Counter(row["reason"] for row in rows)
+    told = [f"{count} {reason}" for reason, count in counts.most_common()]
+    if rows:
+        first = rows[0]
+        place = f"{first['file']} {first['record']}: " if first["reason"] == BROKEN else ""
+        detail = first["detail"][:_SHOWN] or first["file"]
+        told.append(f"the first: {place}{detail}")
+    return f"{', '.join(told) or 'it lists none'}; {path} names each"

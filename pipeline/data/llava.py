@@ -1,0 +1,92 @@
+"""LLaVA's JSON: records of a picture and the turns of a conversation about it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.json_text import json_text
+from pipeline.errors import PipelineError
+from storage.errors import redact
+from storage.tables import is_text
+
+
+def read_records(path: Path, name: str) -> list[Any]:
+    """Return the records of a JSON list, of an object around one, or of JSON lines.
+
+    Published files lie about it: JSON lines named `.json` are common.
+
+    Raises:
+        PipelineError: It is none of them; `name` is how its owner knows it.
+    """
+    try:
+        text = json_text(path.read_bytes())
+        if text.lstrip()[:1] == "[":
+            return json.loads(text)
+        return _read_lines(text)
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(
+            f"{redact(name)} is neither a JSON list nor JSON lines: {error}",
+            "give a file in LLaVA-Instruct's format",
+        ) from None
+
+
+def _read_lines(text: str) -> list[Any]:
+    """Return the values of JSON lines, or the records of one object on several lines.
+
+    Raises:
+        ValueError: It is neither, with the line of the file.
+    """
+    found: list[Any] = []
+    # Not splitlines: it also cuts at characters that JSON allows inside a text (U+2028).
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if not found:  # an object that goes on in the next line; else the error names the line
+                return _records_of(json.loads(text))
+            raise ValueError(f"line {number} column {error.colno}: {error.msg}") from None
+    return _records_of(found[0]) if len(found) == 1 else found
+
+
+def _records_of(value: Any) -> list[Any]:
+    """Return the records of an object that holds a list of them, else the value as one record.
+
+    Raises:
+        ValueError: It holds several lists.
+    """
+    if not isinstance(value, dict) or "image" in value:
+        return [value]
+    lists = {
+        key: each
+        for key, each in value.items()
+        if isinstance(each, list) and any(isinstance(record, dict) for record in each)
+    }
+    talking = {
+        key: each for key, each in lists.items() if any("conversations" in _keys(r) for r in each)
+    }
+    if "conversations" in lists and not talking:
+        return [value]  # a conversation without an image
+    lists = talking or lists
+    if len(lists) > 1:
+        raise ValueError(
+            f"it is an object with the lists {', '.join(map(repr, lists))}, not a list"
+        )
+    return next(iter(lists.values()), [value])
+
+
+def _keys(record: object) -> set[str]:
+    return set(record) if isinstance(record, dict) else set()
+
+
+def is_turn(turn: object) -> bool:
+    """Return whether a value is one turn: who speaks, and what."""
+    return isinstance(turn, dict) and is_text(turn.get("from")) and is_text(turn.get("value"))
+
+
+def record_id(record: Mapping[str, Any], number: int) -> str:
+    """Return a record's own id as text, its number where it has none."""
+    name = str(record.get("id", number))
+    return name if is_text(name) else ascii(name)

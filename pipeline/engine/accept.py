@@ -1,0 +1,119 @@
+"""Adopting an artifact: after a refactor that changes code but no result, keep what was made.
+
+The manifest of the adopted artifact is written anew under the stage's present fingerprint. It
+names the fingerprint it was made under, and shares the files, so nothing is copied.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.engine.dag import DAG
+from pipeline.engine.plan import Step, check_stages, differences, plan, present_payload
+from pipeline.engine.stage import Stage
+from pipeline.errors import PipelineError
+from pipeline.recipe.recipe import Recipe
+from storage.store.artifacts import ArtifactStore
+from storage.store.commits import publish
+from storage.store.manifest import Manifest, fingerprint_of
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What was adopted.
+
+    Attributes:
+        manifest: The new manifest.
+        differences: What changed since it was made, in words.
+    """
+
+    manifest: Manifest
+    differences: list[str]
+
+
+def accept(
+    name: str,
+    recipe: Recipe,
+    store: ArtifactStore,
+    *,
+    made_as: str = "",
+    stages: Sequence[Stage] = DAG,
+) -> Adoption:
+    """Adopt the newest artifact of a stage that differs from the present one in its code only.
+
+    Args:
+        name: The stage.
+        recipe: The recipe under which it is to be fresh.
+        store: The store.
+        made_as: Adopt the artifact whose fingerprint starts so, whatever else differs.
+        stages: The DAG.
+
+    Raises:
+        PipelineError: There is no such stage, it is fresh, its inputs are not, or nothing fits.
+        StorageError: The store cannot be read or written.
+    """
+    check_stages([name], stages)
+    steps = {step.stage: step for step in plan(recipe, store, (), stages)}
+    _refuse(steps[name])
+    stage = next(stage for stage in stages if stage.name == name)
+    payload = present_payload(stage, recipe, store, steps)
+    old = _choose(store, name, payload, made_as)
+    adopted = old.model_copy(
+        update={
+            "fingerprint": fingerprint_of(payload),
+            "payload": payload,
+            "accepted": old.accepted or old.fingerprint,
+            "replaced": "",
+        }
+    )
+    store.note_use(old)  # before `gc` can take it away
+    manifest = publish(store, adopted, replace=True, warn=lambda _: None)
+    store.note_use(manifest)
+    return Adoption(manifest, list(differences(old.payload, payload)))
+
+
+def accept_all(
+    recipe: Recipe, store: ArtifactStore, stages: Sequence[Stage] = DAG
+) -> Iterator[Adoption]:
+    """Adopt, for every stage that is not fresh, the artifact that differs in its code only.
+
+    Raises:
+        PipelineError: There is none for a stage; those before it have been adopted.
+        StorageError: The store cannot be read or written.
+    """
+    for stage in stages:
+        steps = {step.stage: step for step in plan(recipe, store, (), stages)}
+        if steps[stage.name].status != "fresh":
+            yield accept(stage.name, recipe, store, stages=stages)
+
+
+def _refuse(step: Step) -> None:
+    """Raise if a stage needs no acceptance, or its fingerprint is not known yet."""
+    if step.status == "fresh":
+        raise PipelineError(f"{step.stage} is fresh: there is nothing to accept")
+    if step.status == "unknown":
+        raise PipelineError(
+            f"{step.stage} {step.reason}, so its fingerprint is not known yet",
+            "accept or run those stages first",
+        )
+
+
+def _choose(store: ArtifactStore, name: str, payload: dict[str, object], made_as: str) -> Manifest:
+    usable = [each for each in store.manifests(name) if not store.damage(each)]
+    if not usable:
+        raise PipelineError(f"{name} has no whole artifact to adopt", "`phivision run` makes one")
+    if made_as:
+        found = [each for each in usable if each.fingerprint.startswith(made_as)]
+        if len(found) == 1:
+            return found[0]
+        raise PipelineError(
+            f"{len(found)} artifacts of {name} have a fingerprint that starts with {made_as}",
+            f"there are: {', '.join(each.fingerprint[:12] for each in usable[:8])}",
+        )
+    for each in usable:
+        if all(each.payload[part] == payload[part] for part in ("recipe", "inputs", "source")):
+            return each
+    rest = [text for text in differences(usable[0].payload, payload) if text[:4] != "code"]
+    raise PipelineError(
+        f"no artifact of {name} differs in its code only; the newest has {'; '.join(rest[:4])}",
+        f"--made-as {usable[0].fingerprint[:12]} adopts it all the same",
+    )

@@ -1,0 +1,70 @@
+"""The whole DAG on one screen: which stage reads which artifacts and which parts of the recipe."""
+
+from pipeline.engine.stage import Stage
+
+DAG: tuple[Stage, ...] = (
+    Stage(
+        "images",
+        "pipeline.data.images",
+        reads=("images",),
+        network=True,
+        probe="pipeline.data.source_layout:probe_images",
+    ),
+    Stage(
+        "conversations",
+        "pipeline.data.conversations",
+        reads=("conversations",),
+        # Only those that we render speak about the pictures that we render.
+        also=lambda recipe: ("images",) if recipe.conversations.source.kind == "demo" else (),
+        network=True,
+        probe="pipeline.data.source_layout:probe_conversations",
+    ),
+    Stage(
+        "backbones",
+        "pipeline.backbones.backbones",
+        inputs=("images", "conversations"),
+        reads=("backbones",),
+        network=True,
+        probe="pipeline.backbones.backbones:probe_backbones",
+        standalone=lambda recipe: recipe.backbones.kind == "hub",
+    ),
+    Stage(
+        "features",
+        "pipeline.features.features",
+        inputs=("images", "backbones"),
+        reads=("features",),
+    ),
+    Stage(
+        "examples",
+        "pipeline.data.examples",
+        inputs=("images", "conversations", "backbones"),
+        reads=("examples",),
+    ),
+    Stage(
+        "pretrain",
+        "pipeline.training.pretrain",
+        inputs=("images", "examples", "features", "backbones"),
+        reads=("pretrain",),
+    ),
+    Stage(
+        "finetune",
+        "pipeline.training.finetune",
+        inputs=("images", "examples", "features", "backbones", "pretrain"),
+        reads=("finetune",),
+    ),
+    Stage(
+        "evaluate",
+        "pipeline.evaluation.evaluate",
+        inputs=("images", "examples", "features", "backbones", "pretrain", "finetune"),
+        reads=("evaluate",),
+    ),
+    Stage(
+        "publish",
+        "pipeline.publishing.publish",
+        inputs=("examples", "features", "backbones", "pretrain", "finetune", "evaluate"),
+        # The bundle says what kind of images it was made for.
+        reads=("publish", "features", "evaluate", "images"),
+    ),
+)
+
+BY_NAME = {stage.name: stage for stage in DAG}

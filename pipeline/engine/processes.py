@@ -1,0 +1,192 @@
+"""Training on several devices: one process for each, started by the stage or by a launcher.
+
+Lightning's own launcher would start the whole command again in every process, up to the lock that
+the stage holds. Here only the training is started: a process gets the paths of the inputs and the
+recipe part, prepares the training as the stage does, and joins the others
+(`pipeline.training.worker`). The stage starts the processes of one machine itself; those of several
+are started by torchrun, as `settings.launcher` says, and all machines must see the work folder.
+"""
+
+import json
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine.stage import InputArtifact, StageContext
+from pipeline.errors import PipelineError
+from pipeline.interpreter import ROOT, child_environment
+from pipeline.recipe.parts import TrainingPart
+from pipeline.settings import Settings
+
+WORKER = "pipeline.training.worker"
+POLL = 0.2  # seconds between looks at the processes
+GRACE = 10.0  # seconds that the others have to end after one has failed
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process of how many; the defaults are those of the only one.
+
+    Attributes:
+        rank: Number of this process among all.
+        processes: All processes, on all machines.
+        machines: Machines, each with as many processes.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    machines: int = 1
+
+
+class Files(InputArtifact):
+    """An artifact as its local files by name, which can travel to another process."""
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self.files = {name: Path(path) for name, path in files.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all files, sorted."""
+        return sorted(self.files)
+
+    def path(self, name: str) -> Path:
+        """Return the local path of one file."""
+        return self.files[name]
+
+    def paths(self, pattern: str) -> list[Path]:
+        """Return local paths of the files that match a glob, sorted by name."""
+        return [self.files[name] for name in self.names if Path(name).match(pattern)]
+
+    def directory(self, prefix: str) -> Path:
+        """Return the local directory with all files below a prefix."""
+        name = next(name for name in self.names if name.startswith(f"{prefix}/"))
+        return self.files[name].parents[len(Path(name).relative_to(prefix).parts) - 1]
+
+
+def run_processes(context: StageContext, stage: str, part: TrainingPart, seed: int) -> None:
+    """Run a stage's training in several processes and wait for them.
+
+    Raises:
+        PipelineError: A process failed; the message is the one it ended with. Or the launcher
+            cannot be started.
+    """
+    with tempfile.TemporaryDirectory(dir=context.scratch, prefix="processes-") as name:
+        folder = Path(name).resolve()
+        request = {
+            "stage": stage,
+            "part": part.model_dump(mode="json"),
+            "seed": seed,
+            "inputs": {key: _files(value) for key, value in context.inputs.items()},
+            "out": str(context.out.resolve()),
+            "scratch": str(context.scratch.resolve()),
+            "settings": context.settings.model_dump(mode="json"),
+        }
+        (folder / "request.json").write_text(json.dumps(request))
+        running = _started(context.settings, folder)
+        try:
+            _wait(running, folder)
+        finally:
+            _end(running)
+
+
+def _started(settings: Settings, folder: Path) -> list[subprocess.Popen[Any]]:
+    """Return the started processes: all of this machine, or the launcher that starts them.
+
+    Their standard input is a pipe that nobody writes to. It ends with this process, killed or
+    not, and so do they: a launcher hands it on, over several machines too.
+    """
+    worker = ["-m", WORKER, str(folder)]
+    if settings.launcher:
+        command = [*shlex.split(settings.launcher), *worker]
+        try:
+            environment = child_environment()
+            return [subprocess.Popen(command, env=environment, cwd=ROOT, stdin=subprocess.PIPE)]
+        except OSError as error:
+            raise PipelineError(
+                f"the launcher {command[0]} cannot be started: {error.strerror}",
+                "PHIVISION_LAUNCHER is a torchrun command, e.g. torchrun --nproc-per-node 2",
+            ) from error
+    count = str(settings.devices)
+    shared = {
+        **child_environment(),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, *worker],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+        )
+        for rank in range(settings.devices)
+    ]
+
+
+def _files(artifact: InputArtifact) -> dict[str, str]:
+    """Return the local paths of an artifact's files; of the pictures' bytes the first shard only.
+
+    Training shows a few pictures to people and reads no other.
+    """
+    pictures = [name for name in artifact.names if Path(name).match("files-*.parquet")]
+    return {
+        name: str(artifact.path(name).resolve())
+        for name in artifact.names
+        if name not in pictures[1:]
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _wait(running: Sequence[subprocess.Popen[Any]], folder: Path) -> None:
+    """Return when all have ended well; raise with the words of the one that knows best."""
+    while any(process.poll() is None for process in running):
+        if any(process.poll() for process in running):
+            # The others may be about to say the same, and better.
+            deadline = time.monotonic() + GRACE
+            while time.monotonic() < deadline and any(p.poll() is None for p in running):
+                time.sleep(POLL)
+            break
+        time.sleep(POLL)
+    failed = [rank for rank, process in enumerate(running) if process.poll() != 0]
+    if not failed:
+        return
+    said = [json.loads(path.read_text()) for path in sorted(folder.glob("error-*.json"))]
+    if said:
+        # A loss that is not finite on one device makes the gradient of all so; the others name
+        # examples that are innocent.
+        raise PipelineError(min(said, key=lambda each: each["hearsay"])["message"])
+    rank = failed[0]
+    name = "the launcher" if len(running) == 1 else f"training process {rank} of {len(running)}"
+    raise PipelineError(
+        f"{name} ended with status {running[rank].poll()}",
+        "its own message is above; a killed process may have run out of memory",
+    )
+
+
+def _end(running: Sequence[subprocess.Popen[Any]]) -> None:
+    """End what still runs, by ending its standard input; kill what does not listen."""
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.close()
+    for process in running:
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

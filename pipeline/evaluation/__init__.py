@@ -1,0 +1,1 @@
+"""What models do with held-out images, against baselines, with intervals."""

@@ -1,0 +1,61 @@
+"""What the model is shown: the real picture, another one, or none; the weights stay the same."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.data.schemas import CONDITIONS
+from storage.features.patches import PatchTable
+
+MEAN_ROWS = 1024  # pictures whose mean stands for "no picture"
+
+
+class Shown:
+    """Patch embeddings of pictures under a condition.
+
+    `shuffled` shows each picture another one by a fixed derangement of the test pictures. `blind`
+    shows the mean patch embeddings of training pictures: the scale the model knows, and nothing
+    about the picture.
+
+    Args:
+        patches: Patch embeddings of all pictures.
+        tested: Rows of the test pictures.
+        trained: Rows of training pictures, for the mean.
+        seed: Seed of the derangement.
+    """
+
+    def __init__(
+        self,
+        patches: PatchTable,
+        tested: NDArray[np.int64],
+        trained: NDArray[np.int64],
+        seed: int,
+    ) -> None:
+        self.patches = patches
+        ring = np.random.default_rng([seed, 11]).permutation(np.unique(tested))
+        self._other = dict(zip(ring.tolist(), np.roll(ring, 1).tolist(), strict=True))
+        hashes = patches.index["sha256"].take(ring).to_pylist()
+        self._hashes = frozenset(hashes)
+        mean = patches.gather(np.sort(trained)[:MEAN_ROWS]).astype(np.float32).mean(axis=0)
+        self._mean = torch.from_numpy(mean)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What can be shown: a picture that is the only one has no other to be mistaken for."""
+        return tuple(name for name in CONDITIONS if name != "shuffled" or len(self._other) > 1)
+
+    def knows(self, sha256: str) -> bool:
+        """Return whether a picture is among the test pictures that are shown."""
+        return sha256 in self._hashes
+
+    def show(self, rows: Sequence[int] | NDArray[np.int64], condition: str) -> Tensor:
+        """Return float32 patches [picture, patch, vision] for rows under a condition."""
+        rows = np.asarray(rows, np.int64)
+        if condition == "blind":
+            return self._mean.expand(len(rows), -1, -1)
+        if condition == "shuffled":
+            rows = np.array([self._other[row] for row in rows.tolist()], np.int64)
+        return torch.from_numpy(self.patches.gather(rows)).float()

@@ -1,0 +1,120 @@
+"""All that `evaluate` asks the models of a run, and what it shows them; decided before any answer.
+
+Where no conversation is about a test picture (none of LLaVA-Instruct's is about COCO's val2017),
+questions come from the validation split, and their figures say so.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model.prompt import PromptTemplate
+from pipeline.data.stored_images import open_patches
+from pipeline.engine.devices import pick_device
+from pipeline.engine.stage import StageContext
+from pipeline.evaluation.conditions import Shown
+from pipeline.evaluation.likelihood import held_out_rows
+from pipeline.evaluation.pointing import CONDITIONS as POINTED
+from pipeline.evaluation.pointing import Boxes, read_boxes
+from pipeline.evaluation.scorers.pope import PresenceQuestion
+from pipeline.evaluation.tasks import MarkedObjects, Task, caption_tasks, question_tasks, spread
+from pipeline.recipe.parts import EvaluatePart
+from storage.tables import read_table, where
+
+Row = dict[str, Any]
+TRAINED = ("pretrain", "finetune")  # whose models are examined
+
+
+@dataclass(frozen=True)
+class Exam:
+    """All that a model is asked, and what it is shown.
+
+    Attributes:
+        template: The prompt template.
+        captions: One task per test picture.
+        questions: One task per held-out question.
+        spoken: Split of the questions and conversations: `test`, or `validation`.
+        answers: Rows of the `questions` table of that split.
+        examples: Held-out examples by kind, for likelihoods.
+        objects: Marked objects.
+        presence: Questions about presence, with the captions' tasks.
+        boxes: The images in which it is measured where the model looks.
+        shown: Patch embeddings by condition.
+        evaluate: The recipe's part.
+        device: Where to compute.
+    """
+
+    template: PromptTemplate
+    captions: list[Task]
+    questions: list[Task]
+    spoken: str
+    answers: list[Row]
+    examples: dict[str, list[Row]]
+    objects: MarkedObjects
+    presence: list[tuple[Task, list[PresenceQuestion]]]
+    boxes: Boxes
+    shown: Shown
+    evaluate: EvaluatePart
+    device: str
+
+    @property
+    def texts(self) -> list[Row]:
+        """Examples about test pictures, which are also read without any picture."""
+        return [row for kind in self.examples.values() for row in kind if row["split"] == "test"]
+
+    @property
+    def work(self) -> int:
+        """How many texts and pictures are looked at in all, over stages and conditions."""
+        captions, spoken = (len(self.examples[kind]) for kind in ("caption", "conversation"))
+        choice = min(len(self.captions), self.evaluate.probes)
+        both = len(TRAINED) * (len(self.captions) + captions + choice)
+        last = len(self.questions) + spoken + len(self.presence)
+        looked = len(self.boxes.tasks) * sum(name in POINTED for name in self.shown.conditions)
+        texts = len(TRAINED) * len(self.texts)
+        return (both + last) * len(self.shown.conditions) + texts + looked
+
+
+def prepare_exam(context: StageContext, evaluate: EvaluatePart, seed: int) -> Exam:
+    """Return what a recipe asks of the models of a run.
+
+    Raises:
+        PipelineError: There is no test picture with a caption.
+    """
+    patches = open_patches(context.inputs["features"])
+    table = read_table(context.inputs["examples"].path("examples.parquet"))
+    stored = json.loads(context.inputs["examples"].path("template.json").read_text())
+    template = PromptTemplate.load(context.inputs["backbones"].directory("lm"), **stored)
+    spoken, answers = _answers(read_table(context.inputs["examples"].path("questions.parquet")))
+    captions = caption_tasks(table, patches, template, evaluate)
+    questions = question_tasks(spread(answers, evaluate.questions, seed), patches, template)
+    train = where(table, split="train")["sha256"].unique().to_pylist()
+    tested = np.array([task.row for task in (*captions, *questions)], np.int64)
+    shown = Shown(patches, tested, patches.rows_of(train), seed)
+    splits = {"caption": ("test", evaluate.images), "conversation": (spoken, evaluate.questions)}
+    objects = MarkedObjects(context.inputs["images"], seed)
+    return Exam(
+        template,
+        captions,
+        questions,
+        spoken,
+        answers,
+        {kind: held_out_rows(table, shown, kind, *each, seed) for kind, each in splits.items()},
+        objects,
+        objects.questions(captions, evaluate),
+        read_boxes(context, captions[: evaluate.pointing_images], objects.names),
+        shown,
+        evaluate,
+        pick_device(context.settings),
+    )
+
+
+def _answers(table: pa.Table) -> tuple[str, list[Row]]:
+    """Return the questions about test pictures, or where there is none those of validation."""
+    for split in ("test", "validation"):
+        rows = where(table, split=split).to_pylist()
+        if rows:
+            return split, rows
+    return "test", []

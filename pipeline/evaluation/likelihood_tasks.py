@@ -1,0 +1,135 @@
+"""What is asked of a model by likelihood alone: is an object there, which picture is meant.
+
+Texts about one picture share its prefix in one row, so a picture is read once for all of them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.prompt import PromptTemplate, Tokens
+from model.vlm import VisionLanguageModel
+from pipeline.evaluation.conditions import Shown
+from pipeline.progress import Ticker, silent
+from pipeline.training.batches import collate
+
+TIE = 1e-4  # nats within which two pictures are equally likely
+
+
+def presence_answers(
+    vlm: VisionLanguageModel,
+    template: PromptTemplate,
+    pictures: NDArray[np.int64],
+    questions: Sequence[Sequence[str]],
+    answers: tuple[str, str],
+    shown: Shown,
+    condition: str,
+    batch: int,
+    device: str,
+    tick: Ticker = silent,
+) -> list[list[bool]]:
+    """Return whether the model finds yes likelier than no, for every question.
+
+    What the two words have in common in tokens belongs to the prompt; the first token in which
+    they differ decides.
+
+    Args:
+        vlm: The model.
+        template: The prompt template.
+        pictures: Row of patch embeddings of each picture, int64 [picture].
+        questions: The questions about each picture.
+        answers: How the conversations spell yes and no.
+        shown: Patch embeddings by condition.
+        condition: `real`, `shuffled` or `blind`.
+        batch: Pictures per forward pass.
+        device: Where to compute.
+        tick: Told of every finished picture.
+    """
+    lead, yes, no = _fork(*(template.answer(answer) for answer in answers))
+    found: list[list[bool]] = []
+    for start in range(0, len(pictures), batch):
+        asked = questions[start : start + batch]
+        texts = [[*template.question(text), *lead, yes] for texts in asked for text in texts]
+        logits = _last_logits(
+            vlm,
+            shown.show(pictures[start : start + batch], condition),
+            texts,
+            [len(each) for each in asked],
+            device,
+        )
+        said = iter((logits[:, yes] > logits[:, no]).tolist())
+        found += [[next(said) for _ in each] for each in asked]
+        tick(len(asked))
+    return found
+
+
+def choice_scores(
+    vlm: VisionLanguageModel,
+    pictures: NDArray[np.int64],
+    captions: Sequence[Tokens],
+    choices: int,
+    shown: Shown,
+    condition: str,
+    batch: int,
+    device: str,
+    tick: Ticker = silent,
+) -> NDArray[np.float64]:
+    """Return for every caption whether its own picture makes it likeliest, float64 [picture].
+
+    Caption i is offered picture i and the `choices` - 1 pictures after it, as on a ring. Of n
+    equally likely pictures each gets 1 / n, so a blind model scores 1 / `choices`.
+
+    Args:
+        vlm: The model.
+        pictures: Row of patch embeddings of each picture, int64 [picture].
+        captions: One caption of each as an example of training, EOS included.
+        choices: Pictures a caption is offered, its own among them.
+        shown: Patch embeddings by condition.
+        condition: `real`, `shuffled` or `blind`.
+        batch: Pictures per forward pass.
+        device: Where to compute.
+        tick: Told of every finished picture.
+    """
+    count = len(pictures)
+    choices = min(choices, count)
+    nats = np.empty((count, choices))  # of caption i with picture i + step
+    for start in range(0, count, batch):
+        here = np.arange(start, min(start + batch, count))
+        offered = (here[:, None] - np.arange(choices)) % count  # captions that meet this picture
+        ids = [np.array(captions[at].input_ids, np.int64) for at in offered.ravel()]
+        judged = [np.array(captions[at].supervised, np.bool_) for at in offered.ravel()]
+        seen = shown.show(pictures[here], condition)
+        with torch.inference_mode():
+            texts = collate(seen, ids, judged, [choices] * len(here)).to(device)
+            found = vlm(texts).double().cpu().numpy()
+        ends = np.cumsum([each.sum() for each in judged])[:-1]
+        sums = np.array([each.sum() for each in np.split(found, ends)]).reshape(offered.shape)
+        nats[offered, np.arange(choices)] = sums
+        tick(len(here))
+    best = nats <= nats.min(axis=1, keepdims=True) + TIE
+    return best[:, 0] / best.sum(axis=1)
+
+
+def _fork(first: Sequence[int], second: Sequence[int]) -> tuple[list[int], int, int]:
+    """Return the ids that two words share at their start, and the next id of each."""
+    shared = 0
+    while first[shared] == second[shared]:
+        shared += 1
+    return list(first[:shared]), first[shared], second[shared]
+
+
+def _last_logits(
+    vlm: VisionLanguageModel,
+    patches: torch.Tensor,
+    texts: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    device: str,
+) -> torch.Tensor:
+    """Return the scores with which the last token of each text is predicted [text, word]."""
+    ids = [np.array(text, np.int64) for text in texts]
+    last = [np.arange(len(each)) == len(each) - 1 for each in ids]
+    with torch.inference_mode():
+        states = vlm.supervised_states(collate(patches, ids, last, counts).to(device)).states
+        return vlm.logits(states).cpu()

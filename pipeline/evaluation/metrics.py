@@ -1,0 +1,200 @@
+"""Metrics as what images add up to, so that every one of them can have a paired interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.data.spaceless import words
+from pipeline.evaluation.intervals import Statistic
+from pipeline.evaluation.likelihood import Nats
+from pipeline.evaluation.scorers.captions import MAX_ORDER, bleu, score_captions
+from pipeline.evaluation.scorers.pope import SETS
+from pipeline.evaluation.scorers.vqa import answer_type
+
+Row = dict[str, Any]
+Totals = NDArray[np.float64]
+_REPEATED = 4  # words of a piece that counts as repeated (Welleck et al. 2020, seq-rep-4)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric under one condition.
+
+    Attributes:
+        metric: Its name.
+        images: The image of each row; several rows may be about one.
+        parts: What each row adds to each sum, [row, part].
+        statistic: What the metric makes of the sums.
+        count: Predictions or tokens that it is about.
+        better: 1 where more is better, -1 where less is, 0 where neither is.
+        split: The split that the pictures are of.
+    """
+
+    metric: str
+    images: Sequence[int]
+    parts: Totals
+    statistic: Statistic
+    count: int
+    better: int
+    split: str = "test"
+
+
+def ratio(
+    metric: str, images: Sequence[int], above: ArrayLike, below: ArrayLike, better: int = 1
+) -> Measure:
+    """Return a measure that divides one sum by another; its count is the lower sum."""
+    parts = np.stack([np.asarray(above, float), np.asarray(below, float)], axis=1)
+    return Measure(metric, images, parts, _divide, int(parts[:, 1].sum()), better)
+
+
+def mean(metric: str, images: Sequence[int], values: ArrayLike, better: int = 1) -> Measure:
+    """Return a measure that is the mean of its rows."""
+    return ratio(metric, images, values, np.ones(len(images)), better)
+
+
+def caption_measures(rows: Sequence[Row]) -> list[Measure]:
+    """Return the measures of captions: CIDEr-D, BLEU, ROUGE-L, lengths, repetition, CHAIR.
+
+    It also writes each caption's CIDEr-D into its row as `score`.
+
+    Args:
+        rows: Captions of one stage and condition, with `mentions` where objects are known.
+    """
+    texts = [row["prediction"] for row in rows]
+    scores = score_captions(texts, [row["references"] for row in rows])
+    images = [row["image_id"] for row in rows]
+    for row, score in zip(rows, scores.per_image["cider_d"].tolist(), strict=True):
+        row["score"] = score
+    found = [mean(name, images, scores.per_image[name]) for name in ("cider_d", "rouge_l")]
+    for order in range(MAX_ORDER):
+        name = f"bleu_{order + 1}"
+        found.append(Measure(name, images, scores.counts, _bleu_of(order), len(rows), 1))
+    written, nearest = scores.counts[:, -2], scores.counts[:, -1]
+    lengths = ratio("length_ratio", images, written, nearest, better=0)
+    found += [lengths, _repetition("repetition", images, texts)]
+    known = [row for row in rows if row["mentions"] is not None]
+    if known:
+        images = [row["image_id"] for row in known]
+        wrong = [len(row["hallucinated"]) for row in known]
+        found.append(ratio("chair_i", images, wrong, [row["mentions"] for row in known], -1))
+        found.append(mean("chair_s", images, [float(each > 0) for each in wrong], -1))
+    return found
+
+
+def answer_measures(rows: Sequence[Row]) -> list[Measure]:
+    """Return the accuracy of answers, whole and by the type of the expected one; their form."""
+    groups: dict[str, list[Row]] = {"answer_accuracy": list(rows)}
+    for row in rows:
+        groups.setdefault(f"accuracy_{answer_type(row['references'][0])}", []).append(row)
+    found = [
+        mean(name, [row["image_id"] for row in group], [row["score"] for row in group])
+        for name, group in sorted(groups.items())
+        if group
+    ]
+    images, texts = [row["image_id"] for row in rows], [row["prediction"] for row in rows]
+    written = [len(words(text)) for text in texts]
+    expected = [len(words(row["references"][0])) for row in rows]
+    found.append(ratio("answer_length_ratio", images, written, expected, better=0))
+    return [*found, _repetition("answer_repetition", images, texts)]
+
+
+def presence_measures(rows: Sequence[Row]) -> list[Measure]:
+    """Return POPE's five figures for each set, as `pope_random_accuracy`, …, and over all sets.
+
+    Over all sets a question counts once for every set that asks it, as in POPE's three files: what
+    is there is asked in each, so a model that always says no is right in half of the cases.
+    """
+    found: list[Measure] = []
+    for name in (*SETS, None):
+        mine = [row for row in rows if name is None or name in row["sets"]]
+        images = [row["image_id"] for row in mine]
+        cells = np.array([_cell(row) for row in mine]).reshape(len(mine), 4)
+        if name is None:
+            cells *= np.array([[len(row["sets"])] for row in mine])
+        start = "pope" if name is None else f"pope_{name}"
+        for figure, (statistic, better) in _PRESENCE.items():
+            if name is not None or figure in ("accuracy", "f1"):
+                metric = f"{start}_{figure}"
+                found.append(Measure(metric, images, cells, statistic, len(mine), better))
+    return found
+
+
+def likelihood_measures(found: dict[str, list[Nats]]) -> list[Measure]:
+    """Return mean nats per token, by metric name; less is better."""
+    return [
+        ratio(
+            name,
+            [each.image_id for each in nats],
+            [each.nats for each in nats],
+            [each.tokens for each in nats],
+            better=-1,
+        )
+        for name, nats in found.items()
+        if nats
+    ]
+
+
+def ending_measure(rows: Sequence[Row]) -> Measure:
+    """Return the share of texts that the model ended itself."""
+    ended = [float(row["ended"]) for row in rows]
+    return mean("eos_rate", [row["image_id"] for row in rows], ended, better=0)
+
+
+def _repetition(metric: str, images: Sequence[int], texts: Sequence[str]) -> Measure:
+    pieces = []
+    for text in texts:
+        said = words(text.lower())
+        pieces.append([tuple(said[at : at + _REPEATED]) for at in range(len(said) - _REPEATED + 1)])
+    again = [len(each) - len(set(each)) for each in pieces]
+    return ratio(metric, images, again, [len(each) for each in pieces], better=0)
+
+
+def _bleu_of(order: int) -> Statistic:
+    return lambda totals: bleu(totals)[..., order]
+
+
+def _divide(totals: Totals) -> Totals:
+    return totals[..., 0] / totals[..., 1]
+
+
+def _cell(row: Row) -> tuple[float, float, float, float]:
+    """True positive, false positive, true negative, false negative."""
+    said, true = row["prediction"] == "yes", row["references"][0] == "yes"
+    return (
+        float(said and true),
+        float(said and not true),
+        float(not (said or true)),
+        float(true and not said),
+    )
+
+
+def _accuracy(t: Totals) -> Totals:
+    return (t[..., 0] + t[..., 2]) / t.sum(axis=-1)
+
+
+def _precision(t: Totals) -> Totals:
+    return t[..., 0] / (t[..., 0] + t[..., 1])
+
+
+def _recall(t: Totals) -> Totals:
+    return t[..., 0] / (t[..., 0] + t[..., 3])
+
+
+def _f1(t: Totals) -> Totals:
+    return 2 * t[..., 0] / (2 * t[..., 0] + t[..., 1] + t[..., 3])
+
+
+def _yes_ratio(t: Totals) -> Totals:
+    return (t[..., 0] + t[..., 1]) / t.sum(axis=-1)
+
+
+_PRESENCE: dict[str, tuple[Statistic, int]] = {
+    "accuracy": (_accuracy, 1),
+    "precision": (_precision, 1),
+    "recall": (_recall, 1),
+    "f1": (_f1, 1),
+    "yes_ratio": (_yes_ratio, 0),
+}

@@ -1,0 +1,102 @@
+"""From measures to rows of the `metrics` table: values, intervals, and what the picture is worth.
+
+`X` is a metric's value under a condition. `X_gap` is by how much the real picture is better than
+that condition: positive always speaks for the picture, also where less of X is better. Its interval
+is paired: real and condition saw the same redrawn pictures.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.intervals import resampled_totals
+from pipeline.evaluation.metrics import Measure
+
+Row = dict[str, Any]
+REAL = "real"
+_BOUNDS = (0.025, 0.975)  # of the 95 % intervals
+
+
+def summarize(
+    stage: str, measures: Mapping[str, Sequence[Measure]], resamples: int, seed: int
+) -> list[Row]:
+    """Return the rows of one stage, conditions in the given order, each metric before its gaps.
+
+    A metric without a value, such as the precision of a model that never says yes, has no row.
+
+    Args:
+        stage: Whose metrics they are.
+        measures: Measures by condition; gaps are made where `real` is among them.
+        resamples: Bootstrap resamples.
+        seed: Seed of the bootstrap.
+    """
+    drawn = _Drawn(measures, resamples, seed)
+    rows: list[Row] = []
+
+    def add(condition: str, metric: str, sample: NDArray[np.float64], of: Measure) -> None:
+        if not np.isfinite(sample[0]):
+            return
+        low, high = drawn.bounds(sample[1:])
+        place = {"stage": stage, "split": of.split, "condition": condition, "metric": metric}
+        value = {"value": float(sample[0]), "low": low, "high": high, "count": of.count}
+        rows.append({**place, **value})
+
+    real = {each.metric: each for each in measures.get(REAL, ())}
+    for condition, found in measures.items():
+        for each in found:
+            add(condition, each.metric, drawn.sample(each), each)
+        for each in found if condition != REAL else ():
+            if each.better and each.metric in real:
+                gap = each.better * (drawn.sample(real[each.metric]) - drawn.sample(each))
+                add(condition, f"{each.metric}_gap", gap, each)
+    return rows
+
+
+def change(
+    metric: str, stage: str, before: Measure, after: Measure, resamples: int, seed: int
+) -> list[Row]:
+    """Return one row: by how much a metric rose from one model to another, on the same pictures."""
+    found = {"before": [before], "after": [after]}
+    drawn = _Drawn(found, resamples, seed)
+    sample = drawn.sample(after) - drawn.sample(before)
+    low, high = drawn.bounds(sample[1:])
+    place = {"stage": stage, "split": "test", "condition": "text_only", "metric": metric}
+    value = float(sample[0])
+    return [{**place, "value": value, "low": low, "high": high, "count": after.count}]
+
+
+class _Drawn:
+    """All measures of a stage on the same redrawn pictures."""
+
+    def __init__(
+        self, measures: Mapping[str, Sequence[Measure]], resamples: int, seed: int
+    ) -> None:
+        listed = [each for found in measures.values() for each in found]
+        images = np.unique(np.concatenate([np.asarray(each.images) for each in listed]))
+        self._single = len(images) < 2
+        self._places: dict[int, slice] = {}
+        columns, width = [], 0
+        for each in listed:
+            sums = np.zeros((len(images), each.parts.shape[1]))
+            np.add.at(sums, np.searchsorted(images, each.images), each.parts)
+            columns.append(sums)
+            self._places[id(each)] = slice(width, width + sums.shape[1])
+            width += sums.shape[1]
+        parts = np.concatenate(columns, axis=1)
+        # The first row is the pictures as they are.
+        self._totals = np.vstack([parts.sum(axis=0), resampled_totals(parts, seed, resamples)])
+
+    def sample(self, measure: Measure) -> NDArray[np.float64]:
+        """Return a measure's value, then its value on every redrawn set of pictures."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return measure.statistic(self._totals[:, self._places[id(measure)]])
+
+    def bounds(self, values: NDArray[np.float64]) -> tuple[float | None, float | None]:
+        """Return the bounds of an interval, None where there is nothing to draw from."""
+        values = values[np.isfinite(values)]
+        if self._single or not len(values):
+            return None, None
+        low, high = np.quantile(values, _BOUNDS)
+        return float(low), float(high)

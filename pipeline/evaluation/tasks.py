@@ -1,0 +1,156 @@
+"""What a model is asked about test pictures: captions, questions, presence, all by the recipe."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model.prompt import PromptTemplate
+from pipeline.engine.stage import InputArtifact
+from pipeline.errors import PipelineError
+from pipeline.evaluation.scorers.chair import ObjectNames
+from pipeline.evaluation.scorers.pope import PresenceAsker, PresenceQuestion, objects_by_image
+from pipeline.recipe.parts import EvaluatePart
+from storage.features.patches import PatchTable
+from storage.tables import read_table, where
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to generate on: a picture, a prompt, and what people wrote.
+
+    Attributes:
+        kind: `caption` or `answer`.
+        row: Row of the picture's patch embeddings.
+        prompt: Token ids after the picture.
+        fixed: Columns of the prediction that are known beforehand.
+    """
+
+    kind: str
+    row: int
+    prompt: list[int]
+    fixed: Row
+
+
+def spread(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
+    """Return at most so many rows in their own order, as evenly over the pictures as can be.
+
+    The first rows of a table are about its first pictures, so that a limit would leave most
+    pictures out. Here no picture has a third row before every picture that has two got its second.
+
+    Args:
+        rows: Rows with an `image_id`.
+        limit: How many, at most.
+        seed: Seed of the choice among a picture's rows, and of the pictures that come last.
+    """
+    taken: Counter[int] = Counter()
+    ranked: list[tuple[int, int, int]] = []
+    for turn, place in enumerate(np.random.default_rng([seed, 17]).permutation(len(rows)).tolist()):
+        image = rows[place]["image_id"]
+        ranked.append((taken[image], turn, place))
+        taken[image] += 1
+    return [rows[place] for place in sorted(place for _, _, place in sorted(ranked)[:limit])]
+
+
+def caption_tasks(
+    table: pa.Table, patches: PatchTable, template: PromptTemplate, evaluate: EvaluatePart
+) -> list[Task]:
+    """Return one caption task per test picture, by image id; `sha256` is among the known columns.
+
+    Raises:
+        PipelineError: There is no test picture with a caption.
+    """
+    test = where(table, split="test", kind="caption")
+    by_image: dict[tuple[int, str], list[str]] = {}
+    for row in test.select(["image_id", "sha256", "text"]).to_pylist():
+        by_image.setdefault((row["image_id"], row["sha256"]), []).append(row["text"])
+    chosen = sorted(by_image)[: evaluate.images]
+    if not chosen:
+        raise PipelineError(
+            "no test picture has a usable caption",
+            "raise images.test_limit, or look at the drops",
+        )
+    rows = patches.rows_of([sha256 for _, sha256 in chosen])
+    return [
+        Task("caption", int(row), template.caption_prompt, _fixed("test", *key, by_image[key]))
+        for key, row in zip(chosen, rows, strict=True)
+    ]
+
+
+def question_tasks(
+    questions: Sequence[Row],
+    patches: PatchTable,
+    template: PromptTemplate,
+) -> list[Task]:
+    """Return one answer task per question."""
+    rows = patches.rows_of([row["sha256"] for row in questions])
+    return [
+        Task(
+            "answer",
+            int(at),
+            template.question(row["question"]),
+            {
+                **_fixed(row["split"], row["image_id"], row["sha256"], [row["answer"]]),
+                "question_id": row["question_id"],
+                "question": row["question"],
+            },
+        )
+        for row, at in zip(questions, rows, strict=True)
+    ]
+
+
+class MarkedObjects:
+    """What people marked in the pictures of an `images` artifact, for presence and CHAIR.
+
+    Attributes:
+        by_image: Categories of every picture.
+        names: Finds these categories in texts.
+
+    Args:
+        images: The artifact.
+        seed: Seed of the random presence questions.
+    """
+
+    def __init__(self, images: InputArtifact, seed: int) -> None:
+        table = read_table(images.path("objects.parquet"), ["image_id", "category"])
+        self.by_image = objects_by_image(table.to_pylist())
+        self._asker = PresenceAsker(self.by_image, seed)
+        self.names = ObjectNames({name for names in self.by_image.values() for name in names})
+
+    def questions(
+        self, tasks: Sequence[Task], evaluate: EvaluatePart
+    ) -> list[tuple[Task, list[PresenceQuestion]]]:
+        """Return the presence questions about the pictures of caption tasks that have any."""
+        asked = [
+            (task, self._asker.ask(task.fixed["image_id"], evaluate.presence_objects))
+            for task in tasks[: evaluate.probes]
+        ]
+        return [(task, questions) for task, questions in asked if questions]
+
+    def judge(self, caption: Row) -> None:
+        """Write into a caption's row which objects it names that are not there, of how many.
+
+        Both are None where the dataset marks no objects.
+        """
+        caption["hallucinated"] = caption["mentions"] = None
+        if self.by_image:
+            marked = self.by_image.get(caption["image_id"], [])
+            caption["hallucinated"], caption["mentions"] = self.names.hallucinated(
+                caption["prediction"], marked, caption["references"]
+            )
+
+
+def _fixed(split: str, image_id: int, sha256: str, references: list[str]) -> Row:
+    return {
+        "split": split,
+        "image_id": image_id,
+        "sha256": sha256,
+        "question_id": None,
+        "question": "",
+        "references": references,
+    }

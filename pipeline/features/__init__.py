@@ -1,0 +1,1 @@
+"""Frozen patch embeddings of every image, in shards."""

@@ -1,0 +1,230 @@
+"""Making feature shards: decoding, encoding and writing at once, in this or any other process.
+
+The invariant: a shard's bytes follow from its pictures and the encoder alone. Every forward pass
+has the same size, so it does not matter which pictures share it, which process makes the shard, or
+which of its rows were embedded before.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from model.decoding import decode_image
+from model.encoder import PatchEncoder
+from pipeline.data.stored_images import NO_LIMIT
+from pipeline.errors import PipelineError
+from pipeline.features.known_rows import KnownRow, read_known
+from storage.features.shards import ShardRows, publish_shard
+
+STREAMED = 64  # rows of a picture shard in memory at once
+
+Shrunk = NDArray[np.uint8]  # [height, width, 3]
+Embedded = tuple[NDArray[np.float16], NDArray[np.float32]]  # of one picture
+PictureFile = tuple[Path, int]  # a shard of pictures and the row in it
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What all shards of one artifact have in common; it travels to other processes.
+
+    Attributes:
+        clip: Folder of the encoder.
+        layer: Layer whose output is kept, counted from the end.
+        batch: Pictures per forward pass, at most.
+        patches: Patches per picture that the recipe expects.
+        device: Where to compute.
+        threads: CPU threads, None for all cores.
+        folder: Where finished shards go; every process must see it.
+    """
+
+    clip: Path
+    layer: int
+    batch: int
+    patches: int
+    device: str
+    threads: int | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to be made.
+
+    Attributes:
+        number: Its number.
+        rows: sha256, image_id, width, height and split of each row, in order.
+        known: Where the embeddings of a content lie already, by sha256.
+        files: Where the pictures of the others lie, by sha256.
+    """
+
+    number: int
+    rows: Sequence[Mapping[str, Any]]
+    known: Mapping[str, KnownRow]
+    files: Mapping[str, PictureFile]
+
+    @property
+    def missing(self) -> list[int]:
+        """Places of the rows that must be computed."""
+        return [at for at, row in enumerate(self.rows) if row["sha256"] not in self.known]
+
+
+def make_shards(
+    extraction: Extraction, jobs: Sequence[ShardJob], tick: Callable[[int], None]
+) -> None:
+    """Make shards one after the other; `tick` is told how many pictures were embedded.
+
+    Threads decode ahead, and while a shard is written and checked the next one is computed. At
+    most two shards are in memory. A batch goes on into the next shard.
+
+    Raises:
+        PipelineError: The encoder gives another number of patches than the recipe says.
+        ShardError: A shard cannot be written, or does not read back as it was written.
+    """
+    encoder = open_encoder(extraction)
+    with ExitStack() as stack:
+        decoders = stack.enter_context(ThreadPoolExecutor(decoding_threads(extraction)))
+        writer = stack.enter_context(ThreadPoolExecutor(1))
+        wanted = [job.files[job.rows[at]["sha256"]] for job in jobs for at in job.missing]
+        pictures = _ahead(
+            decoders,
+            lambda data: encoder.shrink(decode_image(data, NO_LIMIT)),
+            _read(wanted),
+            2 * extraction.batch,
+        )
+        embedded = _embed(encoder, extraction, pictures, tick)
+        key = row_key(encoder, extraction.batch)
+        writing: Future[None] | None = None
+        for job in jobs:
+            rows = _collect(job, embedded)
+            _check_patches(rows.patches.shape[1], extraction)  # of reused rows, too
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(publish_shard, extraction.folder, job.number, rows, key)
+        if writing is not None:
+            writing.result()
+
+
+def make_shard(extraction: Extraction, job: ShardJob) -> int:
+    """Make one shard, in a worker process, and return how many pictures were embedded."""
+    if extraction.threads is not None:
+        torch.set_num_threads(extraction.threads)
+    make_shards(extraction, [job], lambda _: None)
+    return len(job.missing)
+
+
+@lru_cache(maxsize=1)  # a worker makes many shards with one encoder
+def open_encoder(extraction: Extraction) -> PatchEncoder:
+    """Return the encoder of an extraction, loaded once per process."""
+    return PatchEncoder(extraction.clip, extraction.layer, extraction.device)
+
+
+def _check_patches(given: int, extraction: Extraction) -> None:
+    if given != extraction.patches:
+        raise PipelineError(
+            f"the encoder gives {given} patches, features.patches says {extraction.patches}",
+            f"set features.patches={given}",
+        )
+
+
+def row_key(encoder: PatchEncoder, batch: int) -> str:
+    """Return the identity of what an encoder makes of a picture, down to the last bit.
+
+    The size of the forward pass is part of it: a matrix product adds up in another order when it
+    has another number of rows, which was seen to change float16 bits of a small model. So is the
+    kind of device, whose products round in ways of their own.
+    """
+    kind = torch.device(encoder.device).type
+    return hashlib.sha256(f"{encoder.fingerprint}/{batch}/{kind}".encode()).hexdigest()
+
+
+def decoding_threads(extraction: Extraction) -> int:
+    """Return how many threads decode: all cores feed a GPU, but the forward pass needs a CPU's."""
+    cores = extraction.threads or os.cpu_count() or 1
+    return max(1, cores if extraction.device != "cpu" else cores // 4)
+
+
+def _read(wanted: Sequence[PictureFile]) -> Iterator[bytes]:
+    """Yield pictures' own bytes in order; rows of one shard of pictures come in rising order."""
+    for path, group in groupby(wanted, key=lambda place: place[0]):
+        rows, first = [row for _, row in group], 0
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            left = deque(rows)
+            for batch in file.iter_batches(STREAMED, columns=["data"]):
+                while left and left[0] < first + len(batch):
+                    yield batch["data"][left.popleft() - first].as_py()
+                first += len(batch)
+                if not left:
+                    break
+
+
+def _ahead(
+    pool: ThreadPoolExecutor,
+    shrink: Callable[[bytes], Shrunk],
+    source: Iterable[bytes],
+    limit: int,
+) -> Iterator[Shrunk]:
+    """Yield decoded pictures in order, with up to `limit` on their way."""
+    coming: deque[Future[Shrunk]] = deque()
+    stream = iter(source)
+    coming.extend(pool.submit(shrink, data) for data in islice(stream, limit))
+    while coming:
+        picture = coming.popleft().result()
+        coming.extend(pool.submit(shrink, data) for data in islice(stream, 1))
+        yield picture
+
+
+def _embed(
+    encoder: PatchEncoder,
+    extraction: Extraction,
+    pictures: Iterator[Shrunk],
+    tick: Callable[[int], None],
+) -> Iterator[Embedded]:
+    """Yield patches [patch, width] and pooled embedding [pooled] of each picture, in order."""
+    while batch := list(islice(pictures, extraction.batch)):
+        found = encoder.encode_shrunk(np.stack(batch), extraction.batch)
+        _check_patches(found.patches.shape[1], extraction)
+        half = found.patches.to(torch.float16).cpu().numpy()
+        tick(len(batch))
+        yield from zip(half, found.pooled.cpu().numpy(), strict=True)
+
+
+def _collect(job: ShardJob, embedded: Iterator[Embedded]) -> ShardRows:
+    """Return the rows of a shard, reused and computed, in its order."""
+    known = [at for at, row in enumerate(job.rows) if row["sha256"] in job.known]
+    found: dict[int, Embedded] = {}
+    if known:
+        reused = read_known([job.known[job.rows[at]["sha256"]] for at in known])
+        found = dict(zip(known, zip(*reused, strict=True), strict=True))
+    places = range(len(job.rows))
+    both = [found[at] if at in found else next(embedded) for at in places]
+    return _shard_rows(
+        job, np.stack([patches for patches, _ in both]), np.stack([pooled for _, pooled in both])
+    )
+
+
+def _shard_rows(
+    job: ShardJob, patches: NDArray[np.float16], pooled: NDArray[np.float32]
+) -> ShardRows:
+    rows = job.rows
+    return ShardRows(
+        sha256=[row["sha256"] for row in rows],
+        image_id=np.array([row["image_id"] for row in rows], np.int64),
+        width=np.array([row["width"] for row in rows], np.int32),
+        height=np.array([row["height"] for row in rows], np.int32),
+        split=[row["split"] for row in rows],
+        pooled=pooled,
+        patches=patches,
+    )

@@ -1,0 +1,137 @@
+"""Stage `features`: frozen patch embeddings of every picture, in shards committed one by one."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine.devices import pick_device
+from pipeline.engine.stage import StageContext, Summary
+from pipeline.features.extraction import (
+    Extraction,
+    PictureFile,
+    ShardJob,
+    make_shard,
+    make_shards,
+    open_encoder,
+    row_key,
+)
+from pipeline.features.known_rows import find_known
+from pipeline.recipe.parts import FeaturesPart
+from storage.features.shards import ShardError, shard_paths, verify_shard
+from storage.tables import read_table
+
+COLUMNS = ("sha256", "image_id", "width", "height", "split")
+
+
+def features(context: StageContext, features: FeaturesPart, seed: int) -> Summary:
+    """Write the shards `index-*.parquet` and `patches-*.parquet`.
+
+    A killed run resumes at the first shard that is not whole, and a picture that this encoder has
+    seen in any earlier artifact of the store is not embedded again.
+
+    Raises:
+        PipelineError: The encoder gives another number of patches than the recipe says.
+    """
+    del seed  # no chance is involved
+    extraction = Extraction(
+        clip=context.inputs["backbones"].directory("clip"),
+        layer=features.layer,
+        batch=features.batch,
+        patches=features.patches,
+        device=pick_device(context.settings),
+        threads=context.settings.threads,
+        folder=context.scratch / "shards",
+    )
+    rows = _unique(context)
+    encoder = row_key(open_encoder(extraction), features.batch)
+    _remove_torn(extraction.folder)
+    jobs = _jobs(context, extraction, encoder, rows, features.rows_per_shard)
+    embedded = sum(len(job.missing) for job in jobs)
+    _make(context, extraction, jobs, len(rows), embedded)
+    open_encoder.cache_clear()  # training comes next in this process and needs the memory
+    shards = -(-len(rows) // features.rows_per_shard)
+    for path in (
+        path for number in range(shards) for path in shard_paths(extraction.folder, number)
+    ):
+        os.link(path, context.out / path.name)
+    return {
+        "images": len(rows),
+        "embedded": embedded,
+        "shards": shards,
+        "encoder": encoder[:16],
+        "bytes": sum(path.stat().st_size for path in context.out.iterdir()),
+    }
+
+
+def _remove_torn(folder: Path) -> None:
+    """Remove what writers that were killed have left, which may be a shard's hundreds of MB."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _make(
+    context: StageContext, extraction: Extraction, jobs: Sequence[ShardJob], images: int, left: int
+) -> None:
+    """Make all shards here, or spread them over other processes."""
+    with context.report.track("embed images", images, images - left) as tick:
+        if context.fan_out is None or not jobs:
+            make_shards(extraction, jobs, tick)
+            return
+        for done in context.fan_out(partial(make_shard, extraction), jobs):
+            tick(done)
+
+
+def _jobs(
+    context: StageContext,
+    extraction: Extraction,
+    encoder: str,
+    rows: Sequence[dict[str, Any]],
+    size: int,
+) -> list[ShardJob]:
+    """Return the shards that are not there yet, with where each picture or its row lies."""
+    shards = [rows[start : start + size] for start in range(0, len(rows), size)]
+    missing = {
+        number: shard
+        for number, shard in enumerate(shards)
+        if not _is_whole(context, extraction.folder, number)
+    }
+    wanted = {row["sha256"] for shard in missing.values() for row in shard}
+    known = find_known(context.earlier() if wanted else (), encoder, wanted)
+    if known:
+        context.report.say(f"  {len(known)} of {len(rows)} images were embedded before")
+    return [
+        ShardJob(
+            number,
+            [{key: row[key] for key in COLUMNS} for row in shard],
+            {row["sha256"]: known[row["sha256"]] for row in shard if row["sha256"] in known},
+            {row["sha256"]: row["file"] for row in shard if row["sha256"] not in known},
+        )
+        for number, shard in missing.items()
+    ]
+
+
+def _is_whole(context: StageContext, folder: Path, number: int) -> bool:
+    """Return whether a shard that a killed run has left is there and reads back as written."""
+    if not shard_paths(folder, number)[0].is_file():
+        return False
+    try:
+        verify_shard(folder, number)
+    except ShardError as error:
+        context.report.say(f"  shard {number} is made again: {error}".partition("; delete")[0])
+        return False
+    return True
+
+
+def _unique(context: StageContext) -> list[dict[str, Any]]:
+    """Return one row per picture content, with its `file`, in the order of the picture shards."""
+    images = context.inputs["images"]
+    files: dict[str, PictureFile] = {}
+    for path in images.paths("files-*.parquet"):
+        for row, sha256 in enumerate(read_table(path, ["sha256"])["sha256"].to_pylist()):
+            files.setdefault(sha256, (path, row))
+    by_hash: dict[str, dict[str, Any]] = {}
+    for row in read_table(images.path("images.parquet")).to_pylist():
+        by_hash.setdefault(row["sha256"], row | {"file": files[row["sha256"]]})
+    return sorted(by_hash.values(), key=lambda row: row["file"])

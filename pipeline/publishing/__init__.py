@@ -1,0 +1,1 @@
+"""The gate, the bundle, its model card, and its export."""

@@ -1,0 +1,260 @@
+"""Whether a run's assistant may be published, and the pointer that says which one is.
+
+The artifact is made in any case. The pointer moves only to a model that provably looks at the
+picture, beats captions that need no model, and is not worse, beyond noise, than the one that is
+published.
+"""
+
+import json
+from typing import Any
+
+from pipeline.data.schemas import CONDITIONS, FLOORS
+from pipeline.errors import PipelineError
+from pipeline.recipe.recipe import Recipe
+from pipeline.settings import Settings
+from storage.store.artifacts import ArtifactStore
+from storage.store.manifest import Manifest
+from storage.store.published import Entry, add_entry, previous, published, read_history
+from storage.store.runs import read_run
+
+STAGE = "publish"
+_KINDS = {"cider_d": "caption", "answer_accuracy": "answer"}
+_RESAMPLES = 2000
+_BASELINES = {
+    "most_frequent": "the commonest training caption for every picture",
+    "nearest_neighbour": "the caption of the most similar training picture",
+}
+
+
+def decide(store: ArtifactStore, recipe: Recipe, run: str, settings: Settings) -> Entry | None:
+    """Return what is decided about a finished run, None where its settings keep the gate out."""
+    if not settings.judge:
+        return None
+    return publish_run(store, recipe, run, anyway=settings.publish_anyway)
+
+
+def publish_run(store: ArtifactStore, recipe: Recipe, run: str, *, anyway: bool = False) -> Entry:
+    """Judge a finished run, move the pointer if it may, and return the decision.
+
+    A refusal that is on record is not recorded again, so a cached run writes nothing. It is judged
+    again: another main metric, or scores that are back, may let it pass now.
+
+    Args:
+        store: The store.
+        recipe: The run's recipe; `publish.metric` is the main metric.
+        run: Name of the run.
+        anyway: Publish whatever the verdict is; this is recorded.
+
+    Raises:
+        PipelineError: The run's artifacts are gone.
+    """
+    candidate = _manifest(store, run, STAGE)
+    entry = None
+    while entry is None:  # where somebody else decided in between, the verdict may be another
+        entry = _decision(store, recipe, run, candidate, anyway=anyway)
+    return entry
+
+
+def _decision(
+    store: ArtifactStore, recipe: Recipe, run: str, candidate: Manifest, *, anyway: bool
+) -> Entry | None:
+    """Return the decision about a run, None where another one was recorded meanwhile."""
+    history = read_history(store)
+    now = published(history)
+    if now is not None and now.digest == candidate.digest:
+        return now
+    against = now.digest if now else ""
+    fault = _withdrawn(history, candidate.digest) or _fault(store, recipe, run, now)
+    if fault and not anyway:
+        told = ("refused", candidate.digest, against, fault)
+        for each in history:
+            if (each.action, each.digest, each.against, each.reason) == told:
+                return each
+    action = ("forced" if anyway else "refused") if fault else "published"
+    return add_entry(
+        store,
+        history,
+        action=action,
+        run=run,
+        fingerprint=candidate.fingerprint,
+        digest=candidate.digest,
+        reason=fault or "the picture helps, and it is not worse beyond noise",
+        against=against,
+    )
+
+
+def roll_back(store: ArtifactStore) -> Entry:
+    """Move the pointer to what was published before, and return the decision.
+
+    Raises:
+        PipelineError: There is nothing to go back to, or it is gone.
+    """
+    entry = None
+    while entry is None:  # where somebody else decided in between, it is another one to go back to
+        entry = _step_back(store)
+    return entry
+
+
+def _step_back(store: ArtifactStore) -> Entry | None:
+    history = read_history(store)
+    now, before = published(history), previous(history)
+    if now is None or before is None:
+        raise PipelineError("nothing was published before", "`phivision runs` lists the runs")
+    if store.find(STAGE, before.fingerprint) is None:
+        raise PipelineError(
+            f"the assistant of run {before.run} is gone", "make it again with that run's recipe"
+        )
+    return add_entry(
+        store,
+        history,
+        action="rolled back",
+        run=before.run,
+        fingerprint=before.fingerprint,
+        digest=before.digest,
+        reason=f"back from run {now.run}",
+        against=now.digest,
+    )
+
+
+def published_manifest(store: ArtifactStore) -> Manifest:
+    """Return the manifest of the published assistant.
+
+    Raises:
+        PipelineError: Nothing is published, or it is gone.
+    """
+    now = published(read_history(store))
+    if now is None:
+        raise PipelineError(
+            f"{store.uri} holds no published assistant",
+            "`phivision run` makes one; --publish-anyway publishes it whatever its scores are",
+        )
+    manifest = store.find(STAGE, now.fingerprint)
+    if manifest is None:
+        raise PipelineError(
+            f"the published assistant of run {now.run} is gone",
+            "make it again with that run's recipe, or `phivision rollback`",
+        )
+    return manifest
+
+
+def status_line(entry: Entry | None) -> str:
+    """Return a decision in one line; None is that of a run that was not to be judged."""
+    if entry is None:
+        return "not judged: this run is not to be published"
+    match entry.action:
+        case "refused":
+            return f"not published: {entry.reason}\n  → --publish-anyway publishes it all the same"
+        case "forced":
+            return f"published anyway: {entry.reason}"
+        case "rolled back":
+            return f"published: run {entry.run}, by rollback"
+    return f"published: run {entry.run}"
+
+
+def vision_fault(rows: list[dict[str, Any]], metric: str) -> str:
+    """Return why metrics do not prove that the picture is used, or an empty string.
+
+    Args:
+        rows: Rows of `metrics.json`.
+        metric: The main metric.
+    """
+    found = {
+        row["condition"]: row
+        for row in rows
+        if row["stage"] == "finetune" and row["metric"] == f"{metric}_gap"
+    }
+    for condition in CONDITIONS[1:]:
+        row = found.get(condition)
+        if row is None or row["low"] is None:
+            return f"{metric} has no interval for real against {condition} pictures"
+        if row["low"] <= 0:
+            return (
+                f"{metric} with the real picture is {row['value']:+.3f} "
+                f"[{row['low']:.3f}, {row['high']:.3f}] against a {condition} one: "
+                "there is no evidence that the model uses the image"
+            )
+    return ""
+
+
+def baseline_fault(rows: list[dict[str, Any]], metric: str) -> str:
+    """Return which caption without a language model beats the model, or an empty string.
+
+    Args:
+        rows: Rows of `metrics.json`.
+        metric: The main metric; only captions have baselines.
+    """
+    found = {
+        (row["condition"], row["metric"]): row["value"]
+        for row in rows
+        if row["stage"] == "finetune"
+    }
+    for name in FLOORS:
+        value, real = found.get((name, metric)), found.get(("real", metric))
+        if value is not None and real is not None and real < value:
+            return (
+                f"{metric} with the real picture is {real:.3f}, below {value:.3f} of the baseline "
+                f"{name}: {_BASELINES[name]}, which needs no model, is better"
+            )
+    return ""
+
+
+def _withdrawn(history: list[Entry], digest: str) -> str:
+    """Return that an assistant was rolled back from, as long as nobody published it again."""
+    newest = next(
+        (each for each in history if each.moved and digest in (each.digest, each.against)), None
+    )
+    if newest is not None and newest.action == "rolled back" and newest.against == digest:
+        return "it was published before and rolled back from"
+    return ""
+
+
+def _fault(store: ArtifactStore, recipe: Recipe, run: str, now: Entry | None) -> str:
+    metric = recipe.publish.metric
+    evaluated = _manifest(store, run, "evaluate")
+    rows = json.loads(store.artifact(evaluated).path("metrics.json").read_text())
+    fault = vision_fault(rows, metric) or baseline_fault(rows, metric)
+    if fault or now is None:
+        return fault
+    record = read_run(store, now.run)
+    made = record["stages"].get("evaluate") if record else None
+    known = store.find("evaluate", made["fingerprint"]) if made else None
+    if known is None:
+        return f"the scores of the published run {now.run} are gone, so nothing can be compared"
+    return _worse(store, metric, known, evaluated, recipe.seed, now.run)
+
+
+def _worse(
+    store: ArtifactStore, metric: str, before: Manifest, after: Manifest, seed: int, run: str
+) -> str:
+    """Return that a model is worse on the pictures both were tested on, or an empty string."""
+    from pipeline.evaluation.pairing import difference
+
+    old, new = _scores(store, metric, before), _scores(store, metric, after)
+    found = difference(new, old, seed, _RESAMPLES)
+    if found is None:
+        return f"it was tested on other pictures than the published run {run}"
+    if found.high >= 0:
+        return ""
+    return (
+        f"{metric} is {-found.value:.3f} [{-found.high:.3f}, {-found.low:.3f}] "
+        f"below the published run {run}"
+    )
+
+
+def _scores(store: ArtifactStore, metric: str, evaluated: Manifest) -> dict[Any, float]:
+    from pipeline.evaluation.pairing import scores_by_question
+    from storage.tables import read_table, where
+
+    columns = ["stage", "condition", "kind", "image_id", "question", "references", "score"]
+    table = read_table(store.artifact(evaluated).path("predictions.parquet"), columns)
+    rows = where(table, stage="finetune", condition="real", kind=_KINDS[metric])
+    return scores_by_question(rows.to_pylist())
+
+
+def _manifest(store: ArtifactStore, run: str, stage: str) -> Manifest:
+    record = read_run(store, run)
+    made = record["stages"].get(stage) if record else None
+    manifest = store.find(stage, made["fingerprint"]) if made else None
+    if manifest is None:
+        raise PipelineError(f"run {run} has no artifact of {stage}", "`phivision run` makes it")
+    return manifest

@@ -1,0 +1,97 @@
+"""What may be done with the data and the weights of a recipe, as far as their owners say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from model.encoder_table import is_place, is_timm
+from pipeline.hub.snapshots import is_name
+
+_OURS = "Apache-2.0"
+_THEIRS = "to be stated by whoever trained this"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where one part of an assistant comes from.
+
+    Attributes:
+        part: pictures, conversations, encoder or language model.
+        what: Its name.
+        licence: Its licence, in words.
+        repository: Its repository on the Hugging Face Hub, if it has one.
+    """
+
+    part: str
+    what: str
+    licence: str
+    repository: str = ""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether phivision made it."""
+        return self.licence == _OURS
+
+
+# Licences as stated by the owners' pages.
+_KNOWN: Mapping[str, str] = MappingProxyType(
+    {
+        "liuhaotian/LLaVA-Instruct-150K": "CC BY-NC 4.0, and OpenAI's terms of use: "
+        "**not for commercial use**",
+        "microsoft/phi-2": "MIT",
+        "openai": "MIT",
+    }
+)
+
+
+def origins(recipe: Mapping[str, Any]) -> list[Origin]:
+    """Return where pictures, conversations, if there are any, and weights of a recipe come from."""
+    backbones = recipe["backbones"]
+    if backbones["kind"] == "tiny":
+        models = [
+            Origin("encoder", "a tiny CLIP, trained on these pictures", _OURS),
+            Origin("language model", "a tiny Phi, trained on these texts", _OURS),
+        ]
+    else:
+        models = [_encoder(backbones), _language_model(backbones)]
+    talk = recipe["conversations"]["source"]
+    spoken = [] if talk["kind"] == "none" else [_conversations(talk)]
+    return [_pictures(recipe["images"]["source"]), *spoken, *models]
+
+
+def _encoder(backbones: Mapping[str, Any]) -> Origin:
+    name, weights = backbones["clip_name"], backbones["clip_pretrained"]
+    name = name if is_timm(name) else f"CLIP {name}"
+    if is_place(weights):  # a path or an address that is nobody else's business
+        return Origin("encoder", f"{name}, with weights of another place", _THEIRS)
+    return Origin("encoder", f"{name} ({weights})", _licence(weights))
+
+
+def _language_model(backbones: Mapping[str, Any]) -> Origin:
+    name = backbones["lm_repository"].removeprefix("hf://").partition("@")[0]
+    if not is_name(name):
+        return Origin("language model", "a language model of another place", _THEIRS)
+    return Origin("language model", name, _licence(name), name)
+
+
+def _pictures(source: Mapping[str, Any]) -> Origin:
+    if source["kind"] == "demo":
+        return Origin("pictures", "coloured shapes, rendered by phivision", _OURS)
+    if source["kind"] == "coco2017":
+        licence = "annotations CC BY 4.0; pictures under Flickr's terms and each owner's licence"
+        return Origin("pictures", "COCO 2017", licence)
+    return Origin("pictures", "a dataset in COCO's format", _THEIRS)
+
+
+def _conversations(source: Mapping[str, Any]) -> Origin:
+    if source["kind"] == "demo":
+        return Origin("conversations", "questions about the rendered shapes", _OURS)
+    if source["kind"] == "hub":
+        name = source["repository"]
+        return Origin("conversations", name, _licence(name), name)
+    return Origin("conversations", "a file in LLaVA-Instruct's format", _THEIRS)
+
+
+def _licence(name: str) -> str:
+    return _KNOWN.get(name, "stated by its repository")

@@ -1,0 +1,65 @@
+"""Stage `publish`: one self-describing folder with everything the assistant needs, and its card."""
+
+import json
+import shutil
+from typing import Any
+
+from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG
+from pipeline.engine.stage import StageContext, Summary
+from pipeline.publishing.model_card import model_card
+from pipeline.publishing.trained_images import reference_of, trained_images
+from pipeline.recipe.parts import EvaluatePart, FeaturesPart, ImagesPart, PublishPart
+from storage.clones import clone_folder
+
+MAX_PIXELS = 50_000_000  # of a picture a person sends; about 8,000 by 6,000
+
+
+def publish(
+    context: StageContext,
+    publish: PublishPart,
+    features: FeaturesPart,
+    evaluate: EvaluatePart,
+    images: ImagesPart,
+    seed: int,
+) -> Summary:
+    """Write the bundle: `clip/`, `lm/`, the vision prefix, `bundle.json` and `README.md`.
+
+    `reference.safetensors` holds embeddings of training images, for `model.training_reference`.
+    """
+    del seed
+    clone_folder(context.inputs["backbones"].directory("clip"), context.out / "clip")
+    clone_folder(context.inputs["finetune"].directory("lm"), context.out / "lm")
+    for name in (PREFIX, PREFIX_CONFIG):
+        shutil.copyfile(context.inputs["finetune"].path(name), context.out / name)
+    trained_on = _trained_on(context, images.source.phrase)
+    metrics = json.loads(context.inputs["evaluate"].path("metrics.json").read_text())
+    card: dict[str, Any] = {
+        "format": FORMAT,
+        "name": publish.name,
+        "layer": features.layer,
+        "patches": features.patches,
+        "template": json.loads(context.inputs["examples"].path("template.json").read_text()),
+        "beams": evaluate.beams,
+        "max_new_tokens": evaluate.max_new_tokens,
+        "max_pixels": MAX_PIXELS,
+        "trained_on": trained_on,
+        "metrics": [row for row in metrics if row["stage"] == "finetune"],
+    }
+    (context.out / BUNDLE).write_text(json.dumps(card, indent=1, sort_keys=True))
+    (context.out / "README.md").write_text(model_card(card), encoding="utf-8")
+    size = sum(path.stat().st_size for path in context.out.rglob("*") if path.is_file())
+    return {
+        "name": publish.name,
+        "bytes": size,
+        "trained_on": trained_on["sentence"],
+        "least_similarity": trained_on.get("least_similarity"),
+    }
+
+
+def _trained_on(context: StageContext, what: str) -> dict[str, Any]:
+    """Return what the card says of the training images, after writing those that are kept."""
+    trained = trained_images(context.inputs["examples"])
+    sentence = f"It was trained on {len(trained):,} images: {what}."
+    stated = {"what": what, "images": len(trained), "sentence": sentence}
+    reference = reference_of(trained, context.inputs["features"], what)
+    return stated if reference is None else stated | reference.save(context.out)

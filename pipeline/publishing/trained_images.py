@@ -1,0 +1,42 @@
+"""The training images that a bundle keeps, so that it can tell when an image is unlike all of them.
+
+Which ones is a fixed rule without chance: those whose file has the smallest SHA-256, which are as
+good as drawn at random, in whatever order a dataset comes.
+"""
+
+import torch
+
+from model.training_reference import FEWEST, TrainingReference, make_reference, pool
+from pipeline.data.stored_images import open_patches
+from pipeline.engine.stage import InputArtifact
+from storage.tables import read_table, where
+
+MOST = 2000  # images kept: 3 MB of embeddings of CLIP ViT-B/32
+_AT_ONCE = 128  # images whose patches are in memory together
+
+
+def trained_images(examples: InputArtifact) -> list[str]:
+    """Return the SHA-256 of every image that a training example is about, sorted."""
+    table = read_table(examples.path("examples.parquet"), ["sha256", "split"])
+    return sorted(set(where(table, split="train")["sha256"].to_pylist()))
+
+
+def reference_of(
+    trained: list[str], features: InputArtifact, what: str
+) -> TrainingReference | None:
+    """Return what a bundle compares images to, None where too few were trained on.
+
+    Args:
+        trained: SHA-256 of the training images, sorted.
+        features: The `features` artifact.
+        what: What kind of images they are, in one phrase.
+    """
+    if len(trained) < FEWEST:
+        return None
+    patches = open_patches(features)
+    rows = patches.rows_of(trained[:MOST])
+    parts = [
+        pool(torch.from_numpy(patches.gather(rows[start : start + _AT_ONCE])).float())
+        for start in range(0, len(rows), _AT_ONCE)
+    ]
+    return make_reference(torch.cat(parts), what)

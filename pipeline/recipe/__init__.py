@@ -1,0 +1,1 @@
+"""Every choice that shapes an artifact, with its checks, and the presets."""

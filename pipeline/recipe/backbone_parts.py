@@ -1,0 +1,116 @@
+"""The recipe's part `backbones`: which CLIP and which language model, trained here or published."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from model.encoder_table import ENCODERS, is_place, is_timm
+from model.language_table import line_of
+from pipeline.recipe.parts import Part, Positive, Rate
+
+# As in model/tiny_clip.py and model/tiny_phi.py, which would import torch; a test compares them.
+CLIP_HEAD = 32
+TINY_POSITIONS = 1024
+
+
+class TinyBackbones(Part):
+    """A small open_clip model and a small Phi, trained on the training split itself."""
+
+    kind: Literal["tiny"] = "tiny"
+    image_size: Positive = Field(description="Side of the square the encoder sees, in pixels.")
+    patch_size: Positive = Field(description="Side of one patch, in pixels.")
+    clip_width: Positive = Field(description="Width of the vision transformer.")
+    clip_layers: Positive = Field(description="Layers of the vision transformer.")
+    clip_text_width: Positive = Field(description="Width of the text tower.")
+    clip_text_layers: Positive = Field(description="Layers of the text tower.")
+    clip_embed: Positive = Field(description="Width of the shared embedding.")
+    clip_epochs: Positive = Field(description="Passes over the training images.")
+    clip_batch: Positive = Field(description="Images per contrastive step.")
+    clip_learning_rate: Rate = Field(description="Peak learning rate of the contrastive phase.")
+    lm_vocabulary: Positive = Field(description="Size of the BPE vocabulary, at most.")
+    lm_width: Positive = Field(description="Hidden width of the language model.")
+    lm_layers: Positive = Field(description="Layers of the language model.")
+    lm_heads: Positive = Field(description="Attention heads of the language model.")
+    lm_epochs: Positive = Field(description="Passes over the training text.")
+    lm_batch: Positive = Field(description="Texts per step.")
+    lm_learning_rate: Rate = Field(description="Peak learning rate of the language model.")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+            )
+        for name in ("clip_width", "clip_text_width"):
+            if getattr(self, name) % CLIP_HEAD:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is no multiple of {CLIP_HEAD}, "
+                    "the width of an attention head"
+                )
+        # Phi turns half of each head by the position, in pairs of dimensions.
+        if self.lm_width % (4 * self.lm_heads):
+            raise ValueError(
+                f"lm_width {self.lm_width} does not divide into {self.lm_heads} lm_heads "
+                "of a multiple of 4"
+            )
+        return self
+
+
+class HubBackbones(Part):
+    """Published weights: an encoder of open_clip or timm, and a language model of transformers."""
+
+    kind: Literal["hub"] = "hub"
+    clip_name: str = Field(
+        description="open_clip architecture, e.g. ViT-B-32-quickgelu, or timm/ and an architecture "
+        "of timm with a grid of features, e.g. timm/tf_efficientnet_lite0."
+    )
+    clip_pretrained: str = Field(
+        description="open_clip's tag of the weights, e.g. openai, or where they lie: a "
+        ".safetensors file, or a folder or Hub repository with open_clip_model.safetensors (of "
+        "timm: model.safetensors), as path, URL or hf://owner/name[@revision]."
+    )
+    lm_repository: str = Field(
+        description="Where the language model lies: owner/name on the Hub, "
+        "hf://owner/name[@revision], a folder, a .gguf file, or any fsspec URL of one."
+    )
+    lm_revision: str = Field(
+        description="Commit or branch on the Hub, where lm_repository names none; a commit makes "
+        "the run repeatable."
+    )
+
+    @model_validator(mode="after")
+    def _encoder_is_known(self) -> Self:
+        if is_timm(self.clip_name):
+            if not is_place(self.clip_pretrained):
+                raise ValueError(
+                    f"{self.clip_name} needs a place of its weights, not '{self.clip_pretrained}': "
+                    "hf://timm/NAME, or the path or URL of a folder or .safetensors file"
+                )
+            return self
+        if self.clip_name not in ENCODERS:
+            raise ValueError(
+                f"no encoder '{self.clip_name}'; there are {', '.join(ENCODERS)}, and any of timm "
+                "as timm/NAME"
+            )
+        if self.clip_pretrained == "openai" and not self.clip_name.endswith("-quickgelu"):
+            raise ValueError(
+                f"OpenAI's weights were trained with QuickGELU: use {self.clip_name}-quickgelu"
+            )
+        tags = ENCODERS[self.clip_name].tags
+        if self.clip_pretrained not in tags and not is_place(self.clip_pretrained):
+            raise ValueError(
+                f"{self.clip_name} has no weights '{self.clip_pretrained}': "
+                f"use {' or '.join(tags)}, or the path or URL of a .safetensors file"
+            )
+        return self
+
+
+BackbonesChoice = Annotated[TinyBackbones | HubBackbones, Field(discriminator="kind")]
+
+
+def positions_of(backbones: BackbonesChoice) -> int | None:
+    """Return how many positions the language model has, None where that is not known here."""
+    if isinstance(backbones, TinyBackbones):
+        return TINY_POSITIONS
+    line = line_of(backbones.lm_repository)
+    return line.positions if line else None

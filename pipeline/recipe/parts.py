@@ -1,0 +1,345 @@
+"""The parts of a recipe, one class per stage; every field bears identity and has no default.
+
+A part holds values only. It is imported by `plan`, so it must not import torch, pyarrow or
+Prefect; what the values mean in code lives with the stage that reads them.
+
+A source's `phrase` tells in a bundle what the model was trained on. It is no field, so that wording
+it better re-runs nothing.
+"""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from model.objective_configs import ObjectiveConfig
+from model.projectors import ProjectorConfig
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Part(BaseModel):
+    """A frozen, complete group of choices; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DemoImages(Part):
+    """A dataset that phivision renders itself, as COCO-format archives behind a `file://` URL."""
+
+    kind: Literal["demo"] = "demo"
+    phrase: ClassVar[str] = "rendered shapes"
+    train: Positive = Field(description="Images rendered for train2017.")
+    test: Positive = Field(description="Images rendered for val2017, never trained on.")
+
+
+class FolderImages(Part):
+    """COCO-format images anywhere: a folder, or a URL that ends where COCO's layout begins."""
+
+    kind: Literal["folder"] = "folder"
+    phrase: ClassVar[str] = "images out of its maker's own folder"
+    root: str = Field(
+        description="Path or fsspec URL with annotations, train2017 and val2017, each an archive "
+        "(.zip, .tar, .tar.gz) there or in annotations/ and zips/, or a folder, but behind HTTP."
+    )
+
+
+class Coco2017Images(Part):
+    """The published COCO 2017 archives, checked against their MD5 sums."""
+
+    kind: Literal["coco2017"] = "coco2017"
+    phrase: ClassVar[str] = "photographs of COCO 2017"
+    root: str = Field(description="URL under which zips/ and annotations/ lie.")
+    fetch: Literal["members", "whole", "addresses"] = Field(
+        description="How pictures come: only the chosen members of the remote zip (whole where "
+        "the server has no Range), the whole zip, or each by the `coco_url` of its record."
+    )
+    exclude_val2014: bool = Field(
+        description="Leave out pictures of val2014, on which older test sets (Karpathy's, POPE, "
+        "VQA v2) are built."
+    )
+
+
+class LcsImages(Part):
+    """LCS-558K, LLaVA's captioned pictures for alignment, from the Hugging Face Hub."""
+
+    kind: Literal["lcs558k"] = "lcs558k"
+    phrase: ClassVar[str] = "images of LCS-558K, from the web"
+    repository: str = Field(description="Dataset repository, owner/name.")
+    annotations: str = Field(description="LLaVA JSON inside the repository.")
+    pictures: str = Field(description="Zip of the pictures inside the repository.")
+    revision: str = Field(description="Commit or tag; a commit makes the run repeatable.")
+    test_share: Share = Field(description="Share of the pictures held out as test pictures.")
+
+
+class ImagesPart(Part):
+    """Which images enter, how they are split, and what makes one unfit."""
+
+    source: DemoImages | FolderImages | Coco2017Images | LcsImages = Field(discriminator="kind")
+    limit: Positive = Field(description="Training and validation images at most.")
+    test_limit: Positive = Field(description="Test images at most.")
+    validation_share: Share = Field(
+        description="Share of the training images held out to choose checkpoints."
+    )
+    max_pixels: Positive = Field(description="Pixels above which an image is quarantined.")
+    max_bytes: Positive = Field(description="Bytes above which an image file is quarantined.")
+    max_bad_share: Share = Field(
+        description="Share of quarantined images above which the run stops."
+    )
+
+
+class DemoConversations(Part):
+    """Conversations about the rendered images, written as LLaVA-Instruct JSON."""
+
+    kind: Literal["demo"] = "demo"
+
+
+class FileConversations(Part):
+    """A LLaVA-Instruct JSON file, local or behind any fsspec URL."""
+
+    kind: Literal["file"] = "file"
+    path: str = Field(description="Path or URL of the JSON (or JSON lines) file, gzipped or not.")
+    sha256: str | None = Field(description="Expected SHA-256 of the file, or null.")
+
+
+class HubConversations(Part):
+    """A LLaVA-Instruct JSON file in a Hugging Face dataset repository."""
+
+    kind: Literal["hub"] = "hub"
+    repository: str = Field(description="Dataset repository, owner/name.")
+    filename: str = Field(description="File inside the repository.")
+    revision: str = Field(description="Commit or tag; a commit makes the run repeatable.")
+
+
+class NoConversations(Part):
+    """None: pictures with captions alone, so that finetuning and evaluation are about captions."""
+
+    kind: Literal["none"] = "none"
+
+
+class ConversationsPart(Part):
+    """Where the instruction conversations come from."""
+
+    source: DemoConversations | FileConversations | HubConversations | NoConversations = Field(
+        discriminator="kind"
+    )
+
+
+class ExamplesPart(Part):
+    """Filters, prompt template and token limits: what a training example looks like."""
+
+    caption_max_characters: Positive = Field(description="Captions must be shorter than this.")
+    caption_min_words: Positive = Field(
+        description="Captions need at least this many words; of scripts without blanks between "
+        "words (Chinese, Japanese, Thai, ...) each character counts as one."
+    )
+    refusals: tuple[str, ...] = Field(
+        description="Lower-case fragments that mark a caption as a refusal to describe."
+    )
+    forbidden_answers: tuple[str, ...] = Field(
+        description="Lower-case fragments; an answer with one speaks of captions or boxes."
+    )
+    max_aspect_ratio: float = Field(gt=1, description="Longer over shorter side, at most.")
+    filters: dict[str, str] = Field(
+        description="SQL predicates by name, over the columns in pipeline/recipe/user_filters.py; "
+        "a row for which one is true is dropped, with the name as its reason."
+    )
+    max_turns: Positive = Field(description="Question/answer turns kept per conversation.")
+    max_tokens: Positive = Field(description="Text tokens of one example, at most.")
+    user_prefix: str = Field(
+        description="Text before a question; control tokens of the language model count as such."
+    )
+    assistant_prefix: str = Field(
+        description="Text between a question and its answer, control tokens likewise."
+    )
+    caption_question: str = Field(
+        description="The question that every caption answers, between the two prefixes; empty: "
+        "captions follow the image without any."
+    )
+
+    @field_validator("refusals", "forbidden_answers")
+    @classmethod
+    def _lower_case(cls, fragments: tuple[str, ...]) -> tuple[str, ...]:
+        for fragment in fragments:
+            if fragment != fragment.lower() or not fragment:
+                raise ValueError(f"{fragment!r} must be non-empty and in lower case")
+        return fragments
+
+    @field_validator("filters")
+    @classmethod
+    def _predicates(cls, filters: dict[str, str]) -> dict[str, str]:
+        if filters:
+            from pipeline.recipe.user_filters import (
+                filters_fault,  # costs DuckDB, which few need here
+            )
+
+            if fault := filters_fault(filters):
+                raise ValueError(f"filter {fault}")
+        return filters
+
+
+class FeaturesPart(Part):
+    """Which patch embeddings are kept and how they are sharded."""
+
+    layer: int = Field(lt=0, description="Transformer layer, counted from the end: -1 the last.")
+    patches: Positive = Field(description="Patch tokens the encoder gives per image.")
+    batch: Positive = Field(description="Images per forward pass.")
+    rows_per_shard: Positive = Field(description="Images per feature shard.")
+
+
+class TrainingPart(Part):
+    """What both trainings share: schedule, batch and precision."""
+
+    objective: ObjectiveConfig = Field(description="Training method.")
+    epochs: float = Field(gt=0, description="Passes over the examples; a fraction is allowed.")
+    batch: Positive = Field(
+        description="Rows per optimizer step, over all devices; a row is a picture and the "
+        "examples that share its prefix."
+    )
+    micro_batch: Positive = Field(description="Rows per forward pass and device.")
+    examples_per_row: Positive = Field(
+        description="Examples about one picture that share its image prefix in one row; "
+        "1 shares nothing."
+    )
+    weight_decay: float = Field(ge=0, description="AdamW's decoupled weight decay.")
+    warmup_share: Share = Field(description="Share of the steps with a rising learning rate.")
+    clip_norm: float = Field(gt=0, description="Largest norm of the gradient.")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        description="Arithmetic of the forward pass; auto: bf16 where the device has instructions "
+        "for it, else fp32."
+    )
+    gradient_checkpointing: bool = Field(description="Recompute activations to save memory.")
+    validate_every: Positive = Field(description="Optimizer steps between validations.")
+    validation_examples: Positive = Field(
+        description="Held-out examples of a validation, at most; the seed chooses among more. Each "
+        "validation sees the same ones, so that checkpoints are compared on equal terms."
+    )
+    patience: int = Field(
+        ge=0,
+        description="Validations without a better one after which training stops; 0: it never "
+        "stops early.",
+    )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_half_precision(cls, precision: object) -> object:
+        if precision in ("fp16", "16", "float16"):
+            raise ValueError("Phi's attention overflows in fp16 and gives NaN: use bf16 or fp32")
+        return precision
+
+    @model_validator(mode="after")
+    def _batch_is_whole(self) -> Self:
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
+        return self
+
+
+class PretrainPart(TrainingPart):
+    """Alignment: the projector learns captions through frozen backbones."""
+
+    projector: ProjectorConfig = Field(description="Network between patches and words.")
+    learning_rate: Rate = Field(description="Peak learning rate of the projector.")
+    separator_learning_rate: Rate = Field(
+        description="Peak learning rate of the separator, which carries what all captions have in "
+        "common; where it is slow, the projector does, and with it every image's tokens."
+    )
+
+
+class FinetunePart(TrainingPart):
+    """Instructions: projector and language model learn conversations."""
+
+    method: Literal["full", "lora"] = Field(description="All weights, or low-rank adapters.")
+    learning_rate: Rate = Field(description="Peak learning rate of the language model.")
+    projector_learning_rate: Rate = Field(description="Peak learning rate of the projector.")
+    caption_share: Share = Field(
+        description="Share of the examples that are captions, so that captioning is kept."
+    )
+    lora_rank: Positive = Field(description="Rank of the adapters.")
+    lora_alpha: Positive = Field(description="Scale of the adapters, before division by rank.")
+    lora_dropout: Share = Field(description="Dropout in front of the adapters.")
+    lora_targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="Names of the adapted linear layers; all-linear is every one but the output "
+        "layer, whatever a model calls them."
+    )
+    least_image_gain: float = Field(
+        ge=0,
+        description="Nats per token that a held-out caption's own image must be worth against "
+        "another one after pretraining, or finetuning does not start; 0: it always does.",
+    )
+    quantize: Literal["none", "nf4"] = Field(
+        description="How the frozen layers below the adapters are kept while they are trained: as "
+        "they are, or in 4 bits (QLoRA); the adapters are merged into the layers as they are."
+    )
+
+    @model_validator(mode="after")
+    def _only_frozen_layers_are_quantized(self) -> Self:
+        if self.quantize != "none" and self.method != "lora":
+            raise ValueError(
+                f"quantize {self.quantize} needs method lora: 4 bits cannot be trained"
+            )
+        return self
+
+
+class EvaluatePart(Part):
+    """What is generated and scored on the test images."""
+
+    images: Positive = Field(description="Test images captioned, at most.")
+    questions: Positive = Field(description="Test questions answered, at most.")
+    batch: Positive = Field(description="Prompts generated together.")
+    max_new_tokens: Positive = Field(description="Tokens after which a generation is cut.")
+    beams: Positive = Field(description="Beams of the search; 1 is greedy.")
+    resamples: Positive = Field(description="Bootstrap resamples of every interval.")
+    probes: Positive = Field(
+        description="Test images of presence questions and of image choice, at most."
+    )
+    choices: int = Field(ge=2, description="Images among which a caption's own is to be found.")
+    presence_objects: Positive = Field(
+        description="Objects asked for per image that are there, and as many in each set that are "
+        "not, at most."
+    )
+    presence_question: str = Field(
+        description="How presence is asked for; {object} stands for an object with its article.",
+        pattern=r"\{object\}",
+    )
+    presence_answers: tuple[str, str] = Field(
+        description="The two answers whose likelihoods are compared, yes before no, spelt as the "
+        "conversations spell them."
+    )
+
+    pointing_images: int = Field(
+        ge=0,
+        description="Test images for whose texts it is measured which patches mattered, at most; "
+        "0: it is not. Each takes one pass per patch, under two conditions.",
+    )
+
+    @field_validator("presence_question")
+    @classmethod
+    def _asks_for_an_object(cls, text: str) -> str:
+        try:
+            asked = text.format(object="a cup")
+        except (LookupError, ValueError, AttributeError):
+            raise ValueError(f"{text!r} has braces that are not those of {{object}}") from None
+        if "a cup" not in asked:
+            raise ValueError(f"{text!r} does not ask for {{object}}")
+        return text
+
+    @field_validator("presence_answers")
+    @classmethod
+    def _answers_part(cls, answers: tuple[str, str]) -> tuple[str, str]:
+        yes, no = answers
+        if yes.startswith(no) or no.startswith(yes):
+            raise ValueError(
+                f"{yes!r} and {no!r} cannot be told apart: one is the beginning of the other"
+            )
+        return answers
+
+
+class PublishPart(Part):
+    """How the bundle is named and what decides whether it is published."""
+
+    name: str = Field(description="Name of the assistant in its card.", pattern=r"^[\w.-]+$")
+    metric: Literal["cider_d", "answer_accuracy"] = Field(
+        description="Main metric: the picture must help it, and it must not fall below the "
+        "published model's beyond noise."
+    )

@@ -1,0 +1,116 @@
+"""Two presets between the toy and Phi-2, told by what differs from `coco`.
+
+`small` is for a person with a network: SmolLM2-135M on 10,000 of COCO's images, meant for one
+consumer GPU or a patient CPU. `photos` is for photographs and needs no network but a package index:
+captioned images in COCO's layout, weights out of two packages (`deployments.photo_weights`), two
+CPU cores. docs/photographs.md has the trials that set the rates of pretraining, for both, and what
+was not tried. `small` has not been run at its size, `photos` not with all of its steps.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.recipe.recipe import Recipe
+
+# What SmolLM2-Instruct was trained on; its control tokens count as such in prefixes.
+SMOLLM2 = {
+    "examples.user_prefix": "<|im_start|>user\n",
+    "examples.assistant_prefix": "<|im_end|>\n<|im_start|>assistant\n",
+    # An image that is asked about tells the language model to write a caption at all, which the
+    # prefix would have to learn first: docs/photographs.md.
+    "examples.caption_question": "Describe the image in one sentence.",
+    "pretrain.learning_rate": 3e-4,
+    "pretrain.separator_learning_rate": 5e-3,
+}
+# A model of 135 million parameters has room on any device: nothing has to be computed twice.
+LIGHT = {
+    # Not every CPU has instructions for bf16, and so small a model has room in fp32, too.
+    "pretrain.precision": "auto",
+    "finetune.precision": "auto",
+    "pretrain.gradient_checkpointing": False,
+    "finetune.gradient_checkpointing": False,
+}
+# Images and weights beside the person who runs it; make photos fetches the weights.
+LOCAL = {
+    "images.source.kind": "folder",
+    "images.source.root": "photos",
+    "conversations.source.kind": "none",
+    "backbones.clip_name": "timm/tf_efficientnet_lite0",
+    "backbones.clip_pretrained": "./.weights/tf_efficientnet_lite0",
+    "backbones.lm_repository": "./.weights/SmolLM2-135M-Instruct.Q4_1.gguf",
+}
+
+
+def small(coco: "Recipe") -> "Recipe":
+    """Return the preset `small`."""
+    return coco.override(
+        {
+            **SMOLLM2,
+            **LIGHT,
+            "images.limit": 10_000,
+            "images.test_limit": 1000,
+            "backbones.lm_repository": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "backbones.lm_revision": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+            "examples.max_tokens": 512,
+            "pretrain.epochs": 2.0,
+            "pretrain.batch": 16,
+            "pretrain.micro_batch": 16,
+            "finetune.batch": 16,
+            "finetune.micro_batch": 16,
+            "finetune.learning_rate": 5e-4,
+            "finetune.projector_learning_rate": 2e-4,
+            "finetune.lora_rank": 64,
+            "finetune.lora_alpha": 128,
+            "evaluate.images": 1000,
+            "evaluate.questions": 1000,
+            "evaluate.batch": 64,
+            "evaluate.pointing_images": 50,
+            "publish.name": "phivision-small",
+        }
+    )
+
+
+def photos(coco: "Recipe") -> "Recipe":
+    """Return the preset `photos`; `images.source.root` and `.weights` are of the working folder."""
+    return coco.override(
+        {
+            **SMOLLM2,
+            **LIGHT,
+            **LOCAL,
+            "images.limit": 2000,
+            "images.test_limit": 300,
+            "images.validation_share": 0.05,
+            "features.batch": 50,
+            "features.rows_per_shard": 512,
+            "examples.max_tokens": 64,
+            "pretrain.projector.reducer": "pool",
+            "pretrain.projector.tokens": 16,
+            "pretrain.projector.experts": 4,
+            "pretrain.projector.layers": 2,
+            "pretrain.batch": 8,
+            "pretrain.micro_batch": 8,
+            "pretrain.epochs": 1.5,
+            "pretrain.warmup_share": 0.15,  # some 50 steps
+            "pretrain.validate_every": 60,
+            "pretrain.validation_examples": 250,
+            "finetune.batch": 8,
+            "finetune.micro_batch": 8,
+            "finetune.examples_per_row": 5,
+            "finetune.caption_share": 1.0,
+            "finetune.epochs": 2.5,
+            "finetune.learning_rate": 5e-4,
+            "finetune.projector_learning_rate": 5e-4,
+            "finetune.lora_rank": 16,
+            "finetune.lora_alpha": 32,
+            "finetune.lora_dropout": 0.0,  # with it a step took 5.2 s on two cores, without 3.5
+            "finetune.validate_every": 60,
+            "finetune.validation_examples": 250,
+            "evaluate.images": 300,
+            "evaluate.questions": 1,
+            "evaluate.batch": 50,
+            "evaluate.max_new_tokens": 32,
+            "evaluate.probes": 150,
+            "evaluate.pointing_images": 20,
+            "publish.name": "phivision-photos",
+        }
+    )

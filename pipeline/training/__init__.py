@@ -1,0 +1,1 @@
+"""Pretraining and finetuning: batches, the loop, checkpoints."""

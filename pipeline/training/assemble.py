@@ -1,0 +1,40 @@
+"""Putting a vision-language model together from artifacts, and taking it apart into files."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import BitsAndBytesConfig
+
+from model.bundle import PREFIX, PREFIX_CONFIG, load_vlm
+from model.vlm import VisionLanguageModel
+from pipeline.engine.stage import InputArtifact
+
+
+def load_pretrained(
+    lm_folder: Path,
+    trained: InputArtifact,
+    dtype: torch.dtype = torch.float32,
+    quantization: BitsAndBytesConfig | None = None,
+    device: str = "cpu",
+) -> VisionLanguageModel:
+    """Return a model of a language model's folder and the prefix of a trained artifact."""
+    files = trained.path(PREFIX_CONFIG), trained.path(PREFIX)
+    return load_vlm(lm_folder, *files, dtype, quantization, device)
+
+
+def save_prefix(vlm: VisionLanguageModel, pretrained: InputArtifact, folder: Path) -> None:
+    """Write a model's prefix beside the unchanged config of the one it came from."""
+    state = {name: tensor.contiguous() for name, tensor in vlm.vision_prefix.state_dict().items()}
+    save_file(state, folder / PREFIX)
+    shutil.copyfile(pretrained.path(PREFIX_CONFIG), folder / PREFIX_CONFIG)
+
+
+def save_language_model(vlm: VisionLanguageModel, backbones: InputArtifact, folder: Path) -> None:
+    """Write a language model in Hugging Face's layout, with the tokenizer it came with."""
+    vlm.language_model.save_pretrained(folder)
+    source = backbones.directory("lm")
+    for path in sorted(source.iterdir()):
+        if path.suffix in (".json", ".txt") and not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)

@@ -1,0 +1,307 @@
+"""Training batches as a pure function of (seed, step): resuming needs no state of a loader.
+
+A batch is made of rows; a row is a picture with one or more examples about it, so that the work
+on the image prefix is done once for all of them.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from model.batch import Batch
+from model.training import MicroBatch
+from pipeline.data.stored_images import open_patches
+from pipeline.engine.stage import InputArtifact, StageContext
+from pipeline.errors import PipelineError
+from pipeline.recipe.parts import TrainingPart
+from storage.features.patches import PatchTable
+from storage.tables import read_table, where
+
+BUCKET = 32  # batches whose rows are sorted by length together
+
+
+class ExampleSet:
+    """Tokenized examples of one split beside their patch embeddings, in rows by picture.
+
+    Attributes:
+        example_ids: Ids of the examples, int64 [example].
+        rows: The examples of each row, by number and in the order of their ids.
+        lengths: Text tokens of each row, int64 [row].
+        targets: Supervised tokens of each row, int64 [row].
+
+    Args:
+        examples: The `examples` artifact.
+        patches: Patch embeddings of all pictures.
+        split: Which split.
+        shares: How many examples of each kind, as a number relative to the first kind's count;
+            `{"conversation": 1.0, "caption": 0.25}` takes all conversations and captions until
+            they are a quarter as many.
+        seed: Chooses which examples of a kind that is cut short.
+        examples_per_row: Examples of one picture that share a row, at most. A picture with more
+            gets several rows, as equal as can be.
+        limit: Examples, at most; the seed chooses them among those of all kinds.
+    """
+
+    def __init__(
+        self,
+        examples: InputArtifact,
+        patches: PatchTable,
+        split: str,
+        shares: dict[str, float],
+        seed: int,
+        examples_per_row: int = 1,
+        limit: int | None = None,
+    ) -> None:
+        table = where(read_table(examples.path("examples.parquet")), split=split)
+        kinds = np.array(table["kind"].to_pylist())
+        chosen = _chosen(kinds, shares, seed)
+        if limit is not None and len(chosen) > limit:
+            chosen = np.sort(np.random.default_rng([seed, 8]).permutation(chosen)[:limit])
+        table = table.take(chosen)
+        self.patches = patches
+        self.example_ids = table["example_id"].to_numpy()
+        self._sha256 = table["sha256"].to_pylist()
+        self.rows = _rows_by_picture(table["sha256"].to_numpy(), self.example_ids, examples_per_row)
+        self._input_ids = _ragged(table["input_ids"])
+        self._supervised = _ragged(table["supervised"])
+        self._pictures = patches.rows_of(self._sha256)
+        self.lengths = _sums([len(ids) for ids in self._input_ids], self.rows)
+        self.targets = _sums([int(mask.sum()) for mask in self._supervised], self.rows)
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.example_ids)
+
+    def micro_batch(self, rows: NDArray[np.int64], tokens: int) -> MicroBatch:
+        """Return rows as one forward pass.
+
+        Args:
+            rows: Numbers of rows.
+            tokens: Supervised tokens of the whole optimizer step.
+        """
+        chosen = [self.rows[row] for row in rows]
+        examples = np.concatenate(chosen)
+        batch = collate(
+            torch.from_numpy(self.patches.gather(self._pictures[[row[0] for row in chosen]])),
+            [self._input_ids[example] for example in examples],
+            [self._supervised[example] for example in examples],
+            [len(row) for row in chosen],
+        )
+        return MicroBatch(
+            batch,
+            tokens,
+            self.example_ids[examples].tolist(),
+            text_tokens=int(self.lengths[rows].sum()),
+            targets=int(self.targets[rows].sum()),
+        )
+
+    def in_order(self, size: int, rank: int = 0, processes: int = 1) -> Iterator[MicroBatch]:
+        """Yield one process's share of all rows, shortest first, `size` at a time, for validation.
+
+        All processes get the same number of batches, since they wait for each other in each. One
+        that has no row left for the last batch gets a row again, marked by 0 tokens.
+        """
+        order = np.argsort(self.lengths, kind="stable")
+        for start in range(0, len(order), size * processes):
+            chosen = order[start : start + size * processes]
+            mine = chosen[rank::processes]
+            if len(mine):
+                yield self.micro_batch(mine, int(self.targets[mine].sum()))
+            else:
+                yield self.micro_batch(chosen[:1], 0)
+
+    def some_patches(self, most: int) -> torch.Tensor:
+        """Return patch embeddings of at most so many images, [image, patch, vision] float32."""
+        rows = np.unique(self._pictures)[:most]
+        return torch.from_numpy(self.patches.gather(rows)).float()
+
+    def one_row_per_image(self) -> NDArray[np.int64]:
+        """Return the number of the first row of each image, by the row of its patches."""
+        images = self._pictures[[row[0] for row in self.rows]]
+        return np.unique(images, return_index=True)[1].astype(np.int64)
+
+    def opening(self, example: int) -> tuple[list[int], list[int]]:
+        """Return the token ids before an example's first answer, and that answer's ids."""
+        ids, supervised = self._input_ids[example], self._supervised[example]
+        first = int(supervised.argmax())
+        rest = np.flatnonzero(~supervised[first:])
+        stop = first + int(rest[0]) if len(rest) else len(ids)
+        return ids[:first].tolist(), ids[first:stop].tolist()
+
+    def picture(self, example: int) -> tuple[str, torch.Tensor]:
+        """Return an example's picture: the hash of its file and its patch embeddings."""
+        patches = self.patches.gather(self._pictures[example : example + 1])[0]
+        return self._sha256[example], torch.from_numpy(patches)
+
+
+def open_examples(
+    context: StageContext, part: TrainingPart, shares: dict[str, float], seed: int
+) -> tuple[ExampleSet, ExampleSet]:
+    """Return the examples that a training stage learns from, and those that it is held to.
+
+    Args:
+        context: Its inputs hold the artifacts `examples` and `features`.
+        part: How many examples share a row, and how many are held out at most.
+        shares: See `ExampleSet`.
+        seed: See `ExampleSet`.
+
+    Raises:
+        PipelineError: A split has no example.
+    """
+    patches = open_patches(context.inputs["features"])
+    found = []
+    for split, limit in (("train", None), ("validation", part.validation_examples)):
+        examples = ExampleSet(
+            context.inputs["examples"], patches, split, shares, seed, part.examples_per_row, limit
+        )
+        if not len(examples):
+            raise PipelineError(
+                f"the {split} split has no example",
+                "raise images.limit or images.validation_share, or look at the drops",
+            )
+        found.append(examples)
+    return found[0], found[1]
+
+
+def collate(
+    patches: torch.Tensor,
+    input_ids: Sequence[NDArray],
+    supervised: Sequence[NDArray],
+    counts: Sequence[int] | None = None,
+) -> Batch:
+    """Return examples as one batch, padded on the right by position.
+
+    Args:
+        patches: Patch embeddings of each row [row, patch, vision].
+        input_ids: Token ids of each example [text], row after row.
+        supervised: Which of these tokens are targets.
+        counts: Examples of each row; None where each row is one example.
+    """
+    lengths = np.array([len(ids) for ids in input_ids], np.int64)
+    in_row = np.ones_like(lengths) if counts is None else np.array(counts, np.int64)
+    first = np.cumsum(in_row) - in_row
+    totals = np.add.reduceat(lengths, first)
+    attention = np.arange(totals.max()) < totals[:, None]
+
+    def padded(values: NDArray) -> torch.Tensor:
+        # A mask is filled row by row, which is the order in which the examples are given.
+        rows = np.zeros(attention.shape, values.dtype)
+        rows[attention] = values
+        return torch.from_numpy(rows)
+
+    segments = np.repeat(np.arange(len(lengths)) - np.repeat(first, in_row), lengths)
+    return Batch(
+        patches,
+        padded(np.concatenate(input_ids).astype(np.int64)),
+        torch.from_numpy(attention),
+        padded(np.concatenate(supervised).astype(np.bool_)),
+        padded(segments) if in_row.max() > 1 else None,
+    )
+
+
+class TrainingFeed:
+    """The micro-batches of every optimizer step.
+
+    Args:
+        examples: What to train on.
+        batch: Rows per optimizer step, over all processes.
+        micro_batch: Rows per forward pass of one process, at most.
+        seed: Seed of the order.
+        rank: Number of this process.
+        processes: Number of all processes.
+
+    Raises:
+        PipelineError: The batch is too small to give every process a row for every pass.
+    """
+
+    def __init__(
+        self,
+        examples: ExampleSet,
+        *,
+        batch: int,
+        micro_batch: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.examples, self.seed, self.batch = examples, seed, batch
+        self.rank, self.processes = rank, processes
+        # All processes take the same number of passes; the largest share decides.
+        self.passes = math.ceil(math.ceil(batch / processes) / micro_batch)
+        if batch // processes < self.passes:
+            raise PipelineError(
+                f"a batch of {batch} rows cannot be shared by {processes} devices",
+                f"choose a batch that is a multiple of {processes}",
+            )
+        self.steps_per_epoch = max(1, len(examples.rows) // batch)
+        self._epoch = lru_cache(maxsize=2)(self._shuffled)
+
+    def step(self, number: int) -> list[MicroBatch]:
+        """Return this process's forward passes of one optimizer step."""
+        epoch, place = divmod(number, self.steps_per_epoch)
+        chosen = self._epoch(epoch)[place]
+        tokens = int(self.examples.targets[chosen].sum())
+        mine = chosen[self.rank :: self.processes]
+        return [
+            self.examples.micro_batch(part, tokens) for part in np.array_split(mine, self.passes)
+        ]
+
+    def _shuffled(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Return the batches of an epoch: shuffled, of similar length, in random order."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.examples.rows))
+        if len(order) < self.batch:
+            order = np.resize(order, self.batch)
+        order = order[: self.steps_per_epoch * self.batch]
+        for start in range(0, len(order), BUCKET * self.batch):
+            part = order[start : start + BUCKET * self.batch]
+            order[start : start + len(part)] = part[
+                np.argsort(self.examples.lengths[part], kind="stable")
+            ]
+        batches = order.reshape(self.steps_per_epoch, self.batch)
+        return list(batches[rng.permutation(len(batches))])
+
+
+def _rows_by_picture(
+    sha256: NDArray[np.object_], example_ids: NDArray[np.int64], examples_per_row: int
+) -> list[NDArray[np.int64]]:
+    """Return the numbers of the examples of each row; rows follow their pictures' hashes."""
+    picture = np.unique(sha256, return_inverse=True)[1]
+    order = np.lexsort((example_ids, picture))
+    ends = np.flatnonzero(np.diff(picture[order])) + 1
+    rows = []
+    for group in np.split(order, ends) if len(order) else []:
+        rows += np.array_split(group, math.ceil(len(group) / examples_per_row))
+    return rows
+
+
+def _sums(values: Sequence[int], rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return the sum of the examples' values in each row."""
+    starts = np.cumsum([0, *map(len, rows)])[:-1]
+    in_rows = np.array(values, np.int64)[np.concatenate([np.empty(0, np.int64), *rows])]
+    return np.add.reduceat(in_rows, starts)
+
+
+def _ragged(column: pa.ChunkedArray) -> list[NDArray]:
+    chunk = column.combine_chunks()
+    values = chunk.values.to_numpy(zero_copy_only=False)
+    offsets = chunk.offsets.to_numpy()
+    return [values[a:b] for a, b in pairwise(offsets)]
+
+
+def _chosen(kinds: NDArray, shares: dict[str, float], seed: int) -> NDArray[np.int64]:
+    first = next(iter(shares))
+    base = int((kinds == first).sum())
+    rng = np.random.default_rng([seed, 7])
+    parts = []
+    for kind, share in shares.items():
+        rows = np.flatnonzero(kinds == kind)
+        count = min(len(rows), round(share * base))
+        parts.append(np.sort(rng.permutation(rows)[:count]))
+    return np.concatenate(parts).astype(np.int64)

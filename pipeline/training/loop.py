@@ -1,0 +1,344 @@
+"""One training run with Lightning: rounds of steps, validation and a checkpoint; resumable.
+
+`fit` is what every process of a training does. With one device the stage calls it itself; with
+more, `pipeline.engine.processes` starts as many processes, each of which calls it.
+"""
+
+import gc
+import json
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor
+
+from model.errors import NotFiniteError
+from model.training import OptimizerConfig, TrainingModule
+from model.vlm import VisionLanguageModel, check_precision
+from pipeline.data.schemas import TRAINING
+from pipeline.engine.devices import fast_steps, pick_device
+from pipeline.engine.processes import Place, run_processes
+from pipeline.engine.stage import StageContext
+from pipeline.errors import PipelineError
+from pipeline.recipe.parts import TrainingPart
+from pipeline.settings import Settings
+from pipeline.training.batches import ExampleSet, TrainingFeed
+from pipeline.training.checkpoint_seals import drop_altered, seal
+from pipeline.training.history import History
+from pipeline.training.observers.samples import Showcase
+from pipeline.training.observers.throughput import Bar, Throughput
+from pipeline.training.observers.tracking import open_wandb
+from pipeline.training.rounds import Rounds
+from storage.tables import read_table, write_table
+
+FIGURES = "training.parquet"
+SPEED = "speed.json"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a stage prepares for the loop.
+
+    Attributes:
+        stage: Name of the stage, for progress and wandb.
+        vlm: The model; what requires gradients is trained.
+        part: Batch, schedule, precision.
+        training: Examples to learn from.
+        validation: Held-out examples that choose the checkpoint.
+        rates: Peak learning rates of projector, separator and language model.
+        seed: Seed of order, coins and dropout.
+    """
+
+    stage: str
+    vlm: VisionLanguageModel
+    part: TrainingPart
+    training: ExampleSet
+    validation: ExampleSet
+    rates: tuple[float, float, float]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run gives: the best weights by validation, and how it went."""
+
+    state: dict[str, Tensor]
+    summary: dict[str, Any]
+
+
+def train(context: StageContext, training: Training) -> Trained:
+    """Train a model's trainable parameters and return the best ones by validation.
+
+    Writes `training.parquet`. Checkpoints stay in the scratch folder; a killed training goes on
+    from the last one.
+
+    Raises:
+        PipelineError: A loss was not finite, or a process of several has failed.
+    """
+    check_precision(training.part.precision)
+    drop_altered(_checkpoints(context), context.report.say)
+    if context.settings.devices > 1 or context.settings.launcher:
+        run_processes(context, training.stage, training.part, training.seed)
+    else:
+        fit(context, training, Place())
+    # The trainer and its module hold each other, and with them the optimizer's moments.
+    gc.collect()
+    training.vlm.zero_grad(set_to_none=True)
+    best = _checkpoints(context) / "best.ckpt"
+    saved = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
+    rows = read_table(context.out / FIGURES).to_pylist()
+    losses = [row["value"] for row in rows if row["metric"] == "val_nll"]
+    summary = {
+        "steps": rows[-1]["step"],
+        "examples": len(training.training),
+        "val_nll": round(min(losses), 4),
+        "last_val_nll": round(losses[-1], 4),
+        # In the manifest, which is no part of the digest: a clock's figures differ every time.
+        **_speed(context.scratch / SPEED),
+    }
+    state = {name.removeprefix("vlm."): value for name, value in saved["state_dict"].items()}
+    return Trained(state, summary)
+
+
+def fit(context: StageContext, training: Training, place: Place) -> None:
+    """Train as one of several processes, or as the only one.
+
+    Args:
+        context: Its scratch folder keeps the checkpoints; the first process writes the figures
+            into its `out`.
+        training: What to train.
+        place: Which process of how many this is.
+
+    Raises:
+        PipelineError: A loss or gradient was not finite; a file in the scratch folder has the
+            examples.
+    """
+    part = training.part
+    # What was loaded from files is in evaluation mode, and Lightning leaves modes as it finds them.
+    # In that mode transformers recomputes no activations, and the model's own dropout is off.
+    training.vlm.train()
+    if part.gradient_checkpointing:
+        training.vlm.enable_gradient_checkpointing()
+    feed = TrainingFeed(
+        training.training,
+        batch=part.batch,
+        micro_batch=part.micro_batch,
+        seed=training.seed,
+        rank=place.rank,
+        processes=place.processes,
+    )
+    steps = max(1, round(part.epochs * feed.steps_per_epoch))
+    optimizer = OptimizerConfig(
+        *training.rates, part.weight_decay, part.warmup_share, part.clip_norm, steps
+    )
+    module = TrainingModule(training.vlm, part.objective, optimizer, feed.passes, training.seed)
+    rounds = Rounds(feed, training.validation, part, steps)
+    history = History(feed.passes, part.patience)
+    try:
+        _run(context, training, module, rounds, history, place)
+    except NotFiniteError as error:
+        raise _stopped(context, error, place) from error
+    if place.rank == 0:
+        write_table(context.out / FIGURES, history.rows, TRAINING)
+
+
+def _run(
+    context: StageContext,
+    training: Training,
+    module: TrainingModule,
+    rounds: Rounds,
+    history: History,
+    place: Place,
+) -> None:
+    """Run Lightning from the last checkpoint, if there is one."""
+    last = _checkpoints(context) / "last.ckpt"
+    passes = rounds.feed.passes
+    logger = open_wandb(context, training.stage) if place.rank == 0 else None
+    report, label = context.report, training.stage
+    with report.track(label, rounds.steps) as tick, warnings.catch_warnings():
+        _silence_lightning()
+        patches = rounds.feed.examples.patches.shape
+        speed = Throughput(passes, patches, label, report, context.scratch / SPEED)
+        callbacks: list[Callback] = [history, speed]
+        if place.rank == 0:
+            callbacks.append(Bar(tick, passes))
+        if context.settings.wandb != "disabled":
+            callbacks.append(Showcase(context, training.validation, rounds.count))
+        device = pick_device(context.settings)
+        try:
+            trainer = _trainer(context, training.part, rounds, callbacks, logger, place)
+            with fast_steps(device, training.part.precision, training.vlm.language_model):
+                trainer.fit(
+                    module,
+                    datamodule=rounds,
+                    ckpt_path=last if last.is_file() else None,
+                    weights_only=True,
+                )
+        finally:
+            if logger is not None:
+                logger.close()
+
+
+def _speed(path: Path) -> dict[str, float]:
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def _checkpoints(context: StageContext) -> Path:
+    return context.scratch / "checkpoints"
+
+
+def _keepers(folder: Path) -> list[Callback]:
+    """Return what keeps the best weights, and then, to resume from, the last state of all."""
+    best = _Keeper(
+        folder,
+        filename="best",
+        monitor="val_nll",
+        save_weights_only=True,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+    last = _Keeper(
+        folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    return [best, last]
+
+
+class _Keeper(ModelCheckpoint):
+    """Remembers what it has kept by its place in the folder, which may have moved meanwhile."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score; Lightning alone would forget it where the folder has moved."""
+        folder = Path(self.dirpath or "")
+
+        def here(path: str) -> str:
+            return str(folder / Path(path).name) if path else path
+
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        super().load_state_dict(
+            {
+                **state_dict,
+                "dirpath": self.dirpath,
+                **{name: here(state_dict[name]) for name in names},
+                "best_k_models": {here(k): v for k, v in state_dict["best_k_models"].items()},
+            }
+        )
+
+
+class _AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its name, syncs it, and only then gives it the name."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.tmp")
+        with temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        seal(temporary, target)
+        temporary.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or a crash of the machine may forget the new name
+        finally:
+            os.close(folder)
+
+
+def _trainer(
+    context: StageContext,
+    part: TrainingPart,
+    rounds: Rounds,
+    callbacks: list[Callback],
+    logger: WandbLogger | None,
+    place: Place,
+) -> L.Trainer:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return L.Trainer(
+        accelerator="gpu" if pick_device(context.settings) == "cuda" else "cpu",
+        devices=place.processes // place.machines,
+        num_nodes=place.machines,
+        strategy=_strategy(context.settings, place),
+        precision="bf16-mixed" if part.precision == "bf16" else "32-true",
+        # No max_steps: with it, Lightning takes every checkpoint for the middle of a round, and a
+        # resumed round ends without validation. The last round is as short as it must be.
+        max_epochs=rounds.count,
+        accumulate_grad_batches=rounds.feed.passes,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks, *_keepers(_checkpoints(context))],
+        logger=logger or False,
+        # Named, because Lightning would take a Slurm job's variables for its own.
+        plugins=[
+            _AtomicCheckpointIO(),
+            LightningEnvironment() if place.processes == 1 else TorchElasticEnvironment(),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=context.scratch,
+    )
+
+
+def _strategy(settings: Settings, place: Place) -> Strategy | str:
+    if place.processes == 1:
+        return "auto"
+    if settings.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=place.processes,
+            tensor_parallel_size=1,
+            # One file, which any number of devices can read, sharded or not: `TrainingModule`
+            # names the optimizer's states.
+            save_distributed_checkpoint=False,
+        )
+    if settings.strategy in ("auto", "ddp"):
+        return DDPStrategy()
+    raise PipelineError(
+        f"there is no training strategy '{settings.strategy}'",
+        "PHIVISION_STRATEGY is ddp (each device has all weights) or fsdp (each has a share)",
+    )
+
+
+def _stopped(context: StageContext, error: NotFiniteError, place: Place) -> PipelineError:
+    """Save which examples spoiled a step and return the error that tells it."""
+    path = context.scratch / f"not-finite-{place.rank}.json"
+    found = {
+        "step": error.step,
+        "losses": [str(loss) for loss in error.losses],
+        "gradient_norm": str(error.gradient_norm),
+        "example_ids": error.example_ids,
+    }
+    path.write_text(json.dumps(found, indent=1))
+    return PipelineError(
+        str(error),
+        f"lower the learning rate, or look at these examples: all their ids are in {path}",
+    )
+
+
+def _silence_lightning() -> None:
+    """Ignore advice about loaders and folders that does not apply to rounds."""
+    for text in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*find the total length of your data.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*Starting from v.*",
+        ".*resuming from a checkpoint.*",
+        ".*The number of training batches.*",
+        ".*module\\(s\\) in eval mode.*",
+        ".*anonymous setting has no effect.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)

@@ -1,0 +1,112 @@
+"""What the model writes about a few held-out pictures during training, as a table in wandb.
+
+It is for people: nothing of it enters the artifact, and it draws no random number.
+"""
+
+import io
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from tokenizers import Tokenizer
+
+from model.generation import generate
+from model.generation_configs import GreedyConfig
+from model.training import TrainingModule
+from pipeline.data.lm_folder import eos_id
+from pipeline.engine.stage import InputArtifact, StageContext
+from pipeline.training.batches import ExampleSet
+from pipeline.training.observers.wandb_logger import PatientLogger
+from storage.tables import read_table
+
+PICTURES = 8
+TIMES = 4  # tables per training: writing token by token costs as much as many steps of training
+NEW_TOKENS = 32
+SIDE = 160  # pixels of a picture in the table
+COLUMNS = ("step", "picture", "prompt", "people wrote", "the model writes")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One held-out example of the table."""
+
+    picture: Image.Image
+    patches: torch.Tensor
+    prompt: list[int]
+    answer: str
+
+
+class Showcase(Callback):
+    """Logs a table of free-running generations a few times per training, the last at its end.
+
+    Every process generates, since under FSDP the weights are spread over all; one logs.
+
+    Args:
+        context: Its inputs hold the pictures and the tokenizer.
+        validation: Examples to show.
+        rounds: Rounds of the training.
+    """
+
+    def __init__(self, context: StageContext, validation: ExampleSet, rounds: int) -> None:
+        folder = context.inputs["backbones"].directory("lm")
+        self.eos_id = eos_id(folder)
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        images = context.inputs.get("images")
+        self.shown = [] if images is None else self._choose(images, validation)
+        self.rounds = {round(rounds * part / TIMES) for part in range(1, TIMES + 1)}
+
+    def _choose(self, images: InputArtifact, validation: ExampleSet) -> list[Shown]:
+        """Return examples about the first pictures that are at hand, one for each picture."""
+        shard = next(name for name in images.names if name.startswith("files-"))
+        table = read_table(images.path(shard))
+        data = dict(zip(table["sha256"].to_pylist(), table["data"], strict=True))
+        found: dict[str, Shown] = {}
+        for row in validation.rows:
+            sha256, patches = validation.picture(int(row[0]))
+            if sha256 in data and sha256 not in found:
+                prompt, answer = validation.opening(int(row[0]))
+                text = self.tokenizer.decode(answer, skip_special_tokens=True).strip()
+                found[sha256] = Shown(_small(data[sha256].as_py()), patches, prompt, text)
+            if len(found) == PICTURES:
+                break
+        return list(found.values())
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write a table after some of the rounds."""
+        assert isinstance(pl_module, TrainingModule)
+        if trainer.current_epoch + 1 not in self.rounds or not self.shown:
+            return
+        patches = torch.stack([each.patches for each in self.shown]).to(pl_module.device)
+        with trainer.precision_plugin.forward_context():  # Lightning leaves it for callbacks
+            written = generate(
+                pl_module.vlm,
+                patches,
+                [each.prompt for each in self.shown],
+                eos_id=self.eos_id,
+                max_new_tokens=NEW_TOKENS,
+                decoding=GreedyConfig(),
+            )
+        for logger in trainer.loggers:
+            if isinstance(logger, PatientLogger):
+                ids = [each.ids for each in written]
+                logger.attempt(self._log, logger, trainer.global_step, ids)
+
+    def _log(self, logger: PatientLogger, step: int, written: list[list[int]]) -> None:
+        import wandb
+
+        def text(ids: list[int]) -> str:
+            return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+        rows = [
+            [step, wandb.Image(each.picture), text(each.prompt), each.answer, text(ids)]
+            for each, ids in zip(self.shown, written, strict=True)
+        ]
+        logger.log_table("held_out", columns=list(COLUMNS), data=rows)
+
+
+def _small(data: bytes) -> Image.Image:
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    picture.thumbnail((SIDE, SIDE))
+    return picture

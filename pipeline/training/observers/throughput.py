@@ -1,0 +1,156 @@
+"""How fast a training is: for the progress bar, the log, wandb and the manifest's summary.
+
+Clocks differ from run to run, and an artifact must not: nothing of this is in its files.
+"""
+
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch.callbacks import Callback
+
+from model.flops import passes_before, size_of, training_flops
+from model.training import MicroBatch, TrainingModule
+from pipeline.progress import Reporter, Ticker
+from pipeline.training.history import INTERVAL
+
+
+def known_peak(device: torch.device) -> float | None:
+    """Return a device's peak in bf16 operations per second, or None where it is not known."""
+    if device.type != "cuda":
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where it does not know, which is no fault
+        return get_available_flops(device, torch.bfloat16)
+
+
+class Throughput(Callback):
+    """Logs examples and tokens per second and, where the device is known, how well it is used.
+
+    Tokens are positions of the language model without padding, those of pictures included. `mfu`
+    is the share of the devices' peak that the model's own operations take. Time between rounds,
+    validation above all, is not counted. A resume goes on counting.
+
+    Args:
+        passes: Forward passes per optimizer step.
+        patches: Patches of a picture and their width.
+        stage: Name of the stage, for the log.
+        report: Where the log goes.
+        path: Where the figures of the whole training go, as JSON.
+    """
+
+    def __init__(
+        self, passes: int, patches: tuple[int, int], stage: str, report: Reporter, path: Path
+    ) -> None:
+        self.passes, self.patches, self.stage, self.report = passes, patches, stage, report
+        self.path = path
+        self._done = np.zeros(4)  # examples, tokens, operations, seconds
+        self._whole = np.zeros(4)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the model and look the device up."""
+        assert isinstance(pl_module, TrainingModule)
+        vlm = pl_module.vlm
+        with torch.no_grad():
+            patches = torch.zeros(1, *self.patches, device=pl_module.device)
+            prefix_tokens = vlm.vision_prefix(patches).tokens.shape[1]
+        self.size = size_of(vlm, prefix_tokens)
+        self.before = passes_before(pl_module.objective)
+        self.peak = known_peak(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._done[:] = 0
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: MicroBatch,
+        batch_idx: int,
+    ) -> None:
+        """Add the work of a forward pass, and log the speed of a finished interval."""
+        rows, texts = len(batch.batch.attention), batch.text_tokens
+        flops = training_flops(
+            self.size, rows=rows, text_tokens=texts, targets=batch.targets, before=self.before
+        )
+        tokens = rows * self.size.prefix_tokens + texts
+        now = time.perf_counter()
+        self._done += (len(batch.example_ids), tokens, flops, now - self._began)
+        self._began = now
+        if (batch_idx + 1) % (self.passes * INTERVAL) == 0:
+            self._log(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the speed of what is left of a round."""
+        if self._done[3]:
+            self._log(trainer)
+
+    def _log(self, trainer: L.Trainer) -> None:
+        figures = self._speed(self._done, trainer.world_size)
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, trainer.global_step)
+        self._whole += self._done
+        self._done[:] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint keeps."""
+        return {"whole": self._whole.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the work of the rounds before."""
+        self._whole = np.array(state_dict["whole"])
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell the speed of the whole training."""
+        if self._whole[3] and trainer.is_global_zero:
+            figures = self._speed(self._whole, trainer.world_size)
+            self.path.write_text(json.dumps(figures))
+            text = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
+            self.report.say(f"  {self.stage}: {text}")
+
+    def _speed(self, work: np.ndarray, processes: int) -> dict[str, float]:
+        examples, tokens, flops, seconds = work.tolist()
+        figures = {
+            "examples_per_second": processes * examples / seconds,
+            "tokens_per_second": processes * tokens / seconds,
+        }
+        if self.peak is not None:
+            figures["mfu"] = flops / seconds / self.peak
+        return figures
+
+
+class Bar(Callback):
+    """Moves the progress bar once per optimizer step."""
+
+    def __init__(self, tick: Ticker, passes: int) -> None:
+        self.tick, self.passes = tick, passes
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the bar where the checkpoint ended."""
+        self.tick(trainer.global_step)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Move the bar after the last pass of a step."""
+        if (batch_idx + 1) % self.passes == 0:
+            assert isinstance(pl_module, TrainingModule)
+            assert pl_module.last is not None
+            note = f"loss {pl_module.last.nll * trainer.world_size:.3f}"
+            if "val_nll" in trainer.callback_metrics:
+                note += f"  val_nll {float(trainer.callback_metrics['val_nll']):.3f}"
+            self.tick(1, note)

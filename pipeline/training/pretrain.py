@@ -1,0 +1,64 @@
+"""Stage `pretrain`: the projector learns captions; language model and encoder stay frozen."""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+
+from model.bundle import PREFIX, PREFIX_CONFIG
+from model.language import load_language_model
+from model.vlm import build_vlm, freeze
+from pipeline.engine.devices import pick_device, settle_precision
+from pipeline.engine.stage import StageContext, Summary
+from pipeline.recipe.parts import PretrainPart
+from pipeline.training.batches import open_examples
+from pipeline.training.image_effect import measure_effect, write_effect
+from pipeline.training.loop import Training, train
+
+CENTRED_ON = 1024  # training images whose patches are averaged; 154 MB at ViT-B/32
+
+
+def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summary:
+    """Write `vision_prefix.safetensors`, its config and the training's figures.
+
+    Raises:
+        PipelineError: There is nothing to train on or to validate with, or a loss is not finite.
+    """
+    pretrain = settle_precision(pretrain, context)
+    training = prepare(context, pretrain, seed)
+    trained = train(context, training)
+    prefix = {name.removeprefix("vision_prefix."): t for name, t in trained.state.items()}
+    prefix |= dict(training.vlm.vision_prefix.named_buffers())
+    save_file(prefix, context.out / PREFIX)
+    training.vlm.load_state_dict(trained.state, strict=False)
+    effect = measure_effect(
+        training.vlm,
+        training.validation,
+        pretrain.micro_batch,
+        pick_device(context.settings),
+        half=pretrain.precision == "bf16",
+    )
+    write_effect(effect, context.out)
+    count, width = training.training.patches.shape
+    config = {
+        "projector": pretrain.projector.model_dump(mode="json"),
+        "vision_width": width,
+        "patches": count,
+    }
+    (context.out / PREFIX_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
+    told = {"precision": pretrain.precision, **trained.summary}
+    return {**told, "image_gain": round(effect.gain, 4)}
+
+
+def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:
+    """Return a new projector before a frozen language model, and the captions to learn."""
+    training, validation = open_examples(context, part, {"caption": 1.0}, seed)
+    dtype = torch.bfloat16 if part.precision == "bf16" else torch.float32
+    language_model = load_language_model(context.inputs["backbones"].directory("lm"), dtype)
+    torch.manual_seed(seed)
+    count, width = training.patches.shape
+    vlm = build_vlm(part.projector, width, count, language_model)
+    vlm.vision_prefix.centre_on(training.some_patches(CENTRED_ON))
+    freeze(vlm.language_model)
+    rates = (part.learning_rate, part.separator_learning_rate, 0.0)  # words stay frozen
+    return Training("pretrain", vlm, part, training, validation, rates, seed)

@@ -1,0 +1,1 @@
+"""Reading zip and tar archives that came from elsewhere, within limits."""

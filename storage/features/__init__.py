@@ -1,0 +1,1 @@
+"""The feature store's Parquet shards, read as one table."""

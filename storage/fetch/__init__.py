@@ -1,0 +1,1 @@
+"""Downloads: whole files, and parts of remote archives, resumed and verified."""

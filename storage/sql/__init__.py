@@ -1,0 +1,1 @@
+"""DuckDB on the store's tables: queries, views, the catalog file."""

@@ -1,0 +1,1 @@
+"""The artifact store: manifests, locks, references, verification, garbage collection."""

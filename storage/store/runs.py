@@ -1,0 +1,108 @@
+"""Records of finished runs: which artifacts each ended with; `refs/` names some of them.
+
+Runs come in the order in which they were recorded: each record has a number above those that were
+there. Clocks of machines differ and are set back; `created` is for people.
+"""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+from storage.errors import StorageError
+from storage.layout import RUN, is_ours
+from storage.store.artifacts import ArtifactStore
+
+LATEST = "latest"
+
+
+class DamagedRunError(StorageError):
+    """The bytes are not those of a record that was written."""
+
+
+def read_runs(store: ArtifactStore) -> list[dict[str, Any]]:
+    """Return the records of all finished runs, the last recorded first.
+
+    Raises:
+        StorageError: A record cannot be read.
+    """
+    records = [read_run(store, name) for name in _names(store)]
+    # Records of before there were numbers have 0: among them the clock decides.
+    return sorted(
+        (record for record in records if record is not None),
+        key=lambda record: (-record["number"], -record["created"], record["run"]),
+    )
+
+
+def _names(store: ArtifactStore) -> list[str]:
+    names = filter(is_ours, store.list("runs"))
+    return [name.removeprefix("runs/").removesuffix(".json") for name in names]
+
+
+def read_run(store: ArtifactStore, name: str) -> dict[str, Any] | None:
+    """Return the record of one run, or None where there is none of that name.
+
+    Raises:
+        DamagedRunError: It is torn or altered.
+        StorageError: The store cannot be read.
+    """
+    data = store.read(f"runs/{name}.json")
+    if data is None:
+        return None
+    try:
+        record = json.loads(data)
+        stages = {
+            str(stage): {"fingerprint": made["fingerprint"], "digest": made["digest"]}
+            for stage, made in record["stages"].items()
+        }
+        return {
+            **record,
+            "run": name,
+            "number": int(record.get("number", 0)),
+            "created": float(record["created"]),
+            "stages": stages,
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise DamagedRunError(
+            f"{store.uri}/runs/{name}.json is not the record of a run",
+            "delete that one file: the artifacts do not depend on it",
+        ) from None
+
+
+def read_refs(store: ArtifactStore) -> dict[str, str]:
+    """Return the runs that bear a name of their own, such as `latest`, by that name."""
+    found = {name: _named(store, name) for name in filter(is_ours, store.list("refs"))}
+    return {name.removeprefix("refs/"): run for name, run in found.items() if run}
+
+
+def next_number(store: ArtifactStore) -> int:
+    """Return the number of the run that is recorded next.
+
+    Raises:
+        StorageError: The store cannot be read.
+    """
+    numbers = [0]
+    for name in _names(store):
+        with suppress(DamagedRunError):
+            record = read_run(store, name)
+            numbers.append(record["number"] if record is not None else 0)
+    return max(numbers) + 1
+
+
+def write_ref(store: ArtifactStore, name: str, run: str) -> None:
+    """Give a run a name of its own, taking it from the run that had it.
+
+    Raises:
+        StorageError: Somebody else's file bears the name, or the store cannot be written.
+    """
+    place = f"refs/{name}"
+    if name != LATEST and store.read(place) is not None and not _named(store, place):
+        raise StorageError(
+            f"{store.uri}/{place} is not the name of a run", "choose another name: that file stays"
+        )
+    store.write(place, run.encode())
+
+
+def _named(store: ArtifactStore, place: str) -> str:
+    """Return the run that a file of `refs/` names, "" if it names none."""
+    run = (store.read(place) or b"").decode(errors="replace").strip()
+    return run if RUN.fullmatch(run) else ""

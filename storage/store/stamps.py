@@ -1,0 +1,98 @@
+"""Which local files were found whole, so that none is hashed twice and a change is noticed.
+
+A file is known by its size, time of change and inode, as in git's index: while they stay as they
+were when it was hashed, it is taken as whole; when one differs, it is hashed again. Bits that rot
+on the disk under an unchanged state are found by `storage.store.verify.verify`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from storage.filesystem import FileState, hash_file, state_of
+from storage.store.manifest import FileRecord
+
+
+class Stamps:
+    """What is known of local files; losing any of it only costs another hash.
+
+    Args:
+        folder: Where it is written down, one file per artifact.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, dict[str, FileState]] = {}
+
+    def fault(self, key: str, path: Path, record: FileRecord) -> str:
+        """Return what is wrong with a file, "" if it is whole; hash it where that is not known.
+
+        Args:
+            key: Names the artifact, in file names.
+            path: The file.
+            record: What it should be.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        try:
+            state = state_of(path)
+        except FileNotFoundError:
+            return f"{record.name} is missing"
+        if state.bytes != record.bytes:
+            return f"{record.name} has {state.bytes} bytes instead of {record.bytes}"
+        if self._of(key).get(record.name) == state:
+            return ""
+        if hash_file(path, hashlib.sha256()) != record.sha256:
+            return f"{record.name} was altered"
+        self.add(key, {record.name: state})
+        return ""
+
+    def altered(self, key: str, record: FileRecord, state: FileState) -> bool:
+        """Return whether a file no longer looks as it did when it was found whole."""
+        known = self._of(key).get(record.name)
+        return known is not None and known != state
+
+    def add(self, key: str, states: Mapping[str, FileState]) -> None:
+        """Write down that files are whole."""
+        self._of(key).update(states)
+        self._save(key)
+
+    def drop(self, key: str, name: str) -> None:
+        """Forget a file, because it was found damaged."""
+        if self._of(key).pop(name, None) is not None:
+            self._save(key)
+
+    def keys(self) -> set[str]:
+        """Return the artifacts of which something is written down."""
+        return {path.stem for path in self._folder.glob("*.json")}
+
+    def forget(self, key: str) -> None:
+        """Forget all files of an artifact."""
+        self._known.pop(key, None)
+        self._path(key).unlink(missing_ok=True)
+
+    def _of(self, key: str) -> dict[str, FileState]:
+        if key not in self._known:
+            self._known[key] = self._load(key)
+        return self._known[key]
+
+    def _load(self, key: str) -> dict[str, FileState]:
+        try:
+            values = json.loads(self._path(key).read_bytes())
+            return {str(name): FileState(*map(int, state)) for name, state in values.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}  # never written, torn, or of another version
+
+    def _save(self, key: str) -> None:
+        path = self._path(key)
+        temporary = path.with_suffix(f".{id(self):x}.tmp")
+        with suppress(OSError):  # a read-only folder: known to this process only
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self._of(key)))
+            temporary.replace(path)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.json"

@@ -1,0 +1,183 @@
+"""What is in a store and its work folder, and what of it is still needed.
+
+A run shows that it is there before it looks for anything (`storage.store.leases.presence`). Here
+that is asked before anything is listed, and once more before anything is removed. So a run either
+finds no manifest and makes the artifact, or it found one and is seen, and the files stay.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Set
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from storage.filesystem import LocalFiles
+from storage.layout import ATTEMPT, LOCK, written_as
+from storage.store.artifacts import ArtifactStore
+from storage.store.commits import read_listing
+from storage.store.leases import Pace, last_holder, try_lock
+from storage.store.manifest import Manifest, UnknownManifestError
+from storage.store.mark import require_store
+from storage.store.published import previous, published, read_history
+from storage.store.runs import read_refs, read_runs
+from storage.store.verify import Committed, committed
+
+DAY = 86_400.0
+BUSY_GRACE = 7 * DAY  # at least, while a pipeline is at work
+PUBLISHED = "publish"  # the stage whose newest artifact is always kept
+
+Key = tuple[str, str]  # stage and fingerprint
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The files of an attempt's folder, by name relative to it.
+
+    Attributes:
+        ours: Size of each file that was stored.
+        others: What somebody else has put there.
+    """
+
+    ours: Mapping[str, int]
+    others: Set[str]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A store at one moment.
+
+    Attributes:
+        store: The store.
+        work: Folder of workspaces and locks of this machine.
+        known: What is committed.
+        attempts: Folders of files; listed before the manifests, so a fresh commit is never among
+            them.
+        kept: Artifacts that are still needed.
+        horizon: What was used after this time stays.
+        trusting: Whether younger things go than a run at work may need.
+    """
+
+    store: ArtifactStore
+    work: Path
+    known: Committed
+    attempts: Collection[str]
+    kept: Collection[Key]
+    horizon: float
+    trusting: bool
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether a run has begun since, which may need what nobody needed before."""
+        return self.trusting and is_busy(self.store, self.work)
+
+    @property
+    def is_work_outside(self) -> bool:
+        """Whether the work folder lies in the store by a symbolic link only."""
+        files, work = self.store.files, self.work.absolute()
+        if not isinstance(files, LocalFiles) or not work.is_relative_to(files.root):
+            return False
+        return files.is_linked(work.relative_to(files.root).as_posix())
+
+    def contents(self, folder: str) -> Contents:
+        """Return what lies in an attempt's folder."""
+        files, is_stored = self.store.files, self.stored_in(folder)
+        states, links = files.states(folder), files.links(folder)
+        sizes = {
+            name: state.bytes
+            for name, state in states.items()
+            if name not in links and is_stored(name)
+        }
+        return Contents(sizes, (states.keys() | links) - sizes.keys())
+
+    def stored_in(self, folder: str) -> Callable[[str], bool]:
+        """Return what tells by its name whether a file of an attempt's folder was stored there.
+
+        Where nothing says which files were, the folder's own name must do.
+        """
+        manifest = self._by_folder.get(folder)
+        if manifest is not None:
+            listed = {record.name for record in manifest.files}
+        else:
+            _, stage, attempt = folder.split("/")
+            known = read_listing(self.store, stage, attempt)
+            if known is None:
+                return lambda _: True
+            listed = known
+        return lambda name: name in listed or written_as(name) in listed
+
+    @cached_property
+    def _by_folder(self) -> Mapping[str, Manifest]:
+        return self.known.folders
+
+
+def take_survey(store: ArtifactStore, work: Path, *, keep: int, grace: float) -> Survey:
+    """Look at a store.
+
+    Args:
+        store: The store.
+        work: Folder of workspaces and locks of this machine.
+        keep: How many of the newest runs keep their artifacts.
+        grace: Seconds for which anything made or used stays; at least a week while a pipeline is
+            at work, because that may come back to what it used when it started.
+
+    Raises:
+        UnknownManifestError: A newer version works with this store; it alone knows what it needs.
+        StorageError: The place is no store, or cannot be read.
+    """
+    require_store(store.files)
+    # In this order: what is committed or used from here on is younger than the horizon.
+    grace = max(grace, BUSY_GRACE) if is_busy(store, work) else grace
+    horizon = time.time() - grace
+    attempts = [
+        name
+        for stage in store.list("artifacts")
+        for name in store.list(stage)
+        if ATTEMPT.fullmatch(name.rpartition("/")[2]) and not store.files.is_linked(name)
+    ]
+    known = committed(store)
+    for error in known.unreadable.values():
+        if isinstance(error, UnknownManifestError):
+            raise error
+    kept = _reached(store, known, keep, horizon)
+    return Survey(store, work, known, attempts, kept, horizon, grace < BUSY_GRACE)
+
+
+def is_busy(store: ArtifactStore, work: Path) -> bool:
+    """Return whether some run, here or elsewhere, is at work on this store."""
+    for path in (work / "locks").glob("*.lock"):
+        if not LOCK.fullmatch(path.name) or path.is_symlink():
+            continue  # to try somebody else's lock file would empty and remove it
+        with try_lock(path) as free:
+            if free is False:  # on a disk without locks, a lease tells
+                return True
+    holders = [last_holder(store, folder) for folder in store.list("leases")]
+    return any(h is not None and not h.is_done and h.age < Pace().abandoned for h in holders)
+
+
+def _reached(store: ArtifactStore, known: Committed, keep: int, horizon: float) -> set[Key]:
+    named = set(read_refs(store).values())
+    runs = [
+        record
+        for number, record in enumerate(read_runs(store))
+        if number < keep or record["run"] in named
+    ]
+    waiting = [(s, made["fingerprint"]) for run in runs for s, made in run["stages"].items()]
+    newest = sorted(known.manifests.items(), key=lambda item: item[1].created)
+    waiting += [key for key, _ in newest if key[0] == PUBLISHED][-1:]
+    history = read_history(store)
+    pointed = [entry for entry in (published(history), previous(history)) if entry is not None]
+    waiting += [(PUBLISHED, entry.fingerprint) for entry in pointed]
+    waiting += [key for key, manifest in newest if store.last_use(manifest) > horizon]
+    by_digest = {(manifest.stage, manifest.digest): key for key, manifest in newest}
+    reached: set[Key] = set()
+    while waiting:
+        key = waiting.pop()
+        if key in reached:
+            continue
+        reached.add(key)
+        manifest = known.manifests.get(key)
+        if manifest is None:  # gone, or damaged and to be made again
+            continue
+        inputs = manifest.payload.get("inputs", {}).items()
+        waiting += [by_digest[item] for item in inputs if item in by_digest]
+    return reached

@@ -1,0 +1,188 @@
+"""Verifying a store: every committed file is hashed, and what is damaged is marked.
+
+The mark makes the next run make that artifact again. Verifying is safe beside a running pipeline:
+it reads, and a mark names one attempt, so it can never hit an artifact that was made again.
+"""
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+from storage.errors import StorageError
+from storage.filesystem import FileState, LocalFiles
+from storage.store.artifacts import ArtifactStore
+from storage.store.manifest import FileRecord, Manifest
+
+READERS = 8  # files hashed at once
+ALTERED = "altered"
+_SHARD_FILE = re.compile(r"(?:index|patches)-(\d+)\.parquet")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """An artifact that is not what was committed.
+
+    Attributes:
+        stage: Its stage.
+        fingerprint: Its fingerprint.
+        faults: What is wrong, by file name; the manifest itself has the name "".
+    """
+
+    stage: str
+    fingerprint: str
+    faults: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """All that a store shows, by stage and fingerprint.
+
+    Attributes:
+        manifests: Those that can be read.
+        unreadable: Why others cannot.
+    """
+
+    manifests: Mapping[tuple[str, str], Manifest]
+    unreadable: Mapping[tuple[str, str], StorageError]
+
+    @property
+    def folders(self) -> dict[str, Manifest]:
+        """One manifest for each folder of files; an adopted artifact shares its folder."""
+        return {manifest.folder: manifest for manifest in self.manifests.values()}
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(record.bytes for one in self.folders.values() for record in one.files)
+
+
+def committed(store: ArtifactStore) -> Committed:
+    """Return all manifests of a store."""
+    manifests: dict[tuple[str, str], Manifest] = {}
+    unreadable: dict[tuple[str, str], StorageError] = {}
+    for folder in store.list("manifests"):
+        stage = folder.removeprefix("manifests/")
+        for fingerprint, entry in store.entries(stage).items():
+            if isinstance(entry, Manifest):
+                manifests[stage, fingerprint] = entry
+            else:
+                unreadable[stage, fingerprint] = entry
+    return Committed(manifests, unreadable)
+
+
+def verify(store: ArtifactStore, known: Committed, advance: Callable[[int], None]) -> list[Damage]:
+    """Hash every committed file, mark what is damaged and unmark what is whole again.
+
+    Args:
+        store: The store.
+        known: What to look at.
+        advance: Told how many bytes were hashed since the last call.
+
+    Raises:
+        StorageError: A remote store cannot be reached; that is no damage.
+    """
+    faults = _hash_all(store, known, advance)
+    found = [
+        Damage(stage, fingerprint, {"": str(error)})
+        for (stage, fingerprint), error in known.unreadable.items()
+    ]
+    for manifest in known.manifests.values():
+        bad = {name: fault for name, fault in faults[manifest.folder].items() if fault}
+        bad |= _damaged_pages(store, manifest, bad)
+        if _stands_damaged(store, manifest, bad):
+            found.append(Damage(manifest.stage, manifest.fingerprint, bad))
+    return found
+
+
+def _hash_all(
+    store: ArtifactStore, known: Committed, advance: Callable[[int], None]
+) -> dict[str, dict[str, str]]:
+    """Return what is wrong with each file, "" if nothing, by folder and name."""
+    lock = threading.Lock()
+    states = {folder: store.files.states(folder) for folder in known.folders}
+    jobs = [(one, record) for one in known.folders.values() for record in one.files]
+
+    def count(amount: int) -> None:
+        with lock:
+            advance(amount)
+
+    def look(job: tuple[Manifest, FileRecord]) -> str:
+        manifest, record = job
+        return _fault(store, manifest, record, states[manifest.folder].get(record.name), count)
+
+    found: dict[str, dict[str, str]] = {folder: {} for folder in known.folders}
+    with ThreadPoolExecutor(READERS) as pool:
+        for (manifest, record), fault in zip(jobs, pool.map(look, jobs), strict=True):
+            found[manifest.folder][record.name] = fault
+    if store.local:
+        for folder, manifest in known.folders.items():
+            whole = [name for name, fault in found[folder].items() if not fault]
+            store.stamps.add(manifest.attempt, {name: states[folder][name] for name in whole})
+    return found
+
+
+def _damaged_pages(
+    store: ArtifactStore, manifest: Manifest, bad: Mapping[str, str]
+) -> dict[str, str]:
+    """Return which shard each altered file of features belongs to, and what its pages say.
+
+    A file's hash finds any damage; the checksums of Parquet's pages tell where it is.
+    """
+    from storage.features.shards import ShardError, verify_shard
+
+    found: dict[str, str] = {}
+    if not isinstance(store.files, LocalFiles):
+        return found
+    folder = store.files.path(manifest.folder)
+    for name, fault in bad.items():
+        shard = _SHARD_FILE.fullmatch(name)
+        if fault == ALTERED and shard:
+            try:
+                verify_shard(folder, int(shard[1]))
+                detail = "no row is damaged"
+            except (ShardError, OSError) as error:
+                detail = str(error).partition("; delete both")[0]
+                detail = detail.removeprefix(f"{folder}/").removeprefix(f"{name}: ")
+            found[name] = f"{fault}: shard {int(shard[1])}: {detail}"
+    return found
+
+
+def _fault(
+    store: ArtifactStore,
+    manifest: Manifest,
+    record: FileRecord,
+    state: FileState | None,
+    count: Callable[[int], None],
+) -> str:
+    if state is None:
+        return "missing"
+    if state.bytes != record.bytes:
+        return f"{state.bytes} bytes instead of {record.bytes}"
+    whole = hashlib.sha256()
+    try:
+        for chunk in store.files.chunks(f"{manifest.folder}/{record.name}"):
+            whole.update(chunk)
+            count(len(chunk))
+    except StorageError as error:
+        # Where its manifest is gone, gc took it away meanwhile; else a store away is no damage.
+        if not store.local and store.find(manifest.stage, manifest.fingerprint) == manifest:
+            raise
+        return str(error)  # a bad sector is damage like any other
+    return "" if whole.hexdigest() == record.sha256 else ALTERED
+
+
+def _stands_damaged(store: ArtifactStore, manifest: Manifest, bad: Mapping[str, str]) -> bool:
+    """Mark or unmark an artifact; return whether it is damaged and nothing took its place."""
+    with suppress(StorageError):  # a read-only store: the report is all that can be done
+        if not bad:
+            store.clear_mark(manifest)
+            return False
+        current = store.find(manifest.stage, manifest.fingerprint)
+        if current is None or current.attempt != manifest.attempt:
+            return False  # made again or removed meanwhile
+        store.mark_damaged(manifest, sorted(bad))
+    return bool(bad)

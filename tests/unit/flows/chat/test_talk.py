@@ -1,0 +1,201 @@
+"""What the chat makes of messages, before any web code."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flows.chat.server import Door, read_examples
+from flows.chat.talk import NOTHING, ChatError, Limits, Subject, Talk, subject_of
+from flows.commands.chat import check_door
+from model.assistant import Assistant
+from model.decoding import FORMATS
+from pipeline.errors import PipelineError
+from tests.support.tiny_bundle import picture, texture
+
+LIMITS = Limits(picture_bytes=10_000, question_characters=50)
+
+
+@pytest.fixture
+def talk(assistant: Assistant, tmp_path: Path) -> Talk:
+    (tmp_path / "red.png").write_bytes(picture())
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "large.png").write_bytes(picture() + bytes(10_000))
+    return Talk(assistant, tmp_path, LIMITS)
+
+
+def said(role: str, text: str, *files: str) -> dict[str, Any]:
+    """Return a message as Gradio's chat keeps it."""
+    parts: list[Any] = [{"type": "file", "file": {"path": file}} for file in files]
+    return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
+
+
+def test_an_answer_is_the_assistants_own(talk: Talk, tmp_path: Path) -> None:
+    red = str(tmp_path / "red.png")
+    *_, (answer, warning) = talk.answer("What colour?", [red], [])
+    assert not warning
+    assert answer == talk.assistant.ask(picture(), "What colour?")
+    *_, (caption, _) = talk.answer("", [red], [])
+    assert caption == talk.assistant.caption([picture()])[0]
+    history = [said("user", "What colour?", red), said("assistant", answer)]
+    *_, (second, _) = talk.answer("How many?", [], history)
+    assert second == talk.assistant.ask(picture(), "How many?", [("What colour?", answer)])
+
+
+def test_an_image_unlike_the_training_is_answered_with_a_warning_beside_the_text(
+    wary_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sand.png").write_bytes(texture())
+    (tmp_path / "red.png").write_bytes(picture())
+    talk = Talk(Assistant(wary_bundle), tmp_path, Limits())
+    sand = str(tmp_path / "sand.png")
+    replies = list(talk.answer("What colour?", [sand], []))
+    assert {reply.warning for reply in replies} == {
+        "this image is unlike those the model was trained on (discs): the answer may be a guess"
+    }
+    assert replies[-1].text == talk.assistant.ask(texture(), "What colour?")
+    history = [said("user", "What colour?", sand), said("assistant", replies[-1].text)]
+    *_, later = talk.answer("", [str(tmp_path / "red.png")], history)
+    assert not later.warning
+
+
+def test_a_model_that_writes_nothing_says_so_and_it_is_no_part_of_what_was_said(
+    talk: Talk, tmp_path: Path
+) -> None:
+    red = str(tmp_path / "red.png")
+    head = talk.assistant.vlm.language_model.get_submodule("lm_head")
+    bias = head.get_parameter("bias")
+    before = bias.detach().clone()
+    with torch.no_grad():
+        bias[talk.assistant.template.eos_id] = 1e6
+    try:
+        assert list(talk.answer("What colour?", [red], [])) == [(NOTHING, "")]
+    finally:
+        with torch.no_grad():
+            bias.copy_(before)
+    history = [said("user", "What colour?", red), said("assistant", NOTHING)]
+    assert subject_of(history) == Subject(Path(red), ())
+
+
+def test_an_assistant_with_beams_answers_the_chat_as_it_answers_ask(
+    talk: Talk, tmp_path: Path
+) -> None:
+    searching = Assistant(talk.assistant.folder)
+    searching.card["beams"] = 4
+    expected = searching.ask(picture(), "What colour?")
+    assert expected != talk.assistant.ask(picture(), "What colour?")
+    answer = Talk(searching, tmp_path, LIMITS).answer(
+        "What colour?", [str(tmp_path / "red.png")], []
+    )
+    assert list(answer) == [(expected, "")]
+
+
+def test_a_new_picture_begins_a_new_subject() -> None:
+    history = [
+        said("user", "Which?", "old.png"),
+        said("assistant", "This."),
+        said("user", "", "new.png"),
+        said("assistant", "A caption."),
+        said("user", "How many?"),
+        said("assistant", "Two."),
+        said("user", "never answered"),
+        said("user", "Where?"),
+        said("assistant", ""),
+    ]
+    assert subject_of(history) == Subject(Path("new.png"), (("How many?", "Two."),))
+    assert subject_of([]) == Subject()
+    assert (
+        subject_of([{"role": "user", "content": ("strange", None)}, {"role": "user"}]) == Subject()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "words"),
+    [
+        ("", "", "Write a question"),
+        ("   ", "", "Write a question"),
+        ("What?", "", "Add a picture first"),
+        ("x" * 51, "red.png", "at most 50"),
+        ("What\ud83d?", "red.png", "half a character. Please write it again"),
+        ("What?", "text.png", "not a picture"),
+        ("What?", "large.png", "Please make it smaller"),
+        ("What?", "gone.png", "add it again"),
+        ("What?", "../outside.png", "add it again"),
+        ("What?", "/etc/passwd", "add it again"),
+        ("What?", "link.png", "add it again"),
+    ],
+)
+def test_a_message_that_cannot_be_answered_says_what_to_do(
+    talk: Talk, tmp_path: Path, text: str, file: str, words: str
+) -> None:
+    outside = tmp_path.parent / "outside.png"
+    outside.write_bytes(picture())
+    (tmp_path / "link.png").symlink_to(outside)
+    with pytest.raises(ChatError, match=words) as caught:
+        list(talk.answer(text, [str(tmp_path / file)] if file else [], []))
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("head", [b"\0\0\0\x18ftypheic", b"\0\0\0\x18ftypavif", b"<svg xmlns="])
+def test_a_picture_of_another_kind_is_answered_with_the_kinds_that_are_taken(
+    talk: Talk, tmp_path: Path, head: bytes
+) -> None:
+    (tmp_path / "phone").write_bytes(head + bytes(99))
+    with pytest.raises(ChatError) as caught:
+        talk.check("What?", [str(tmp_path / "phone")])
+    said = str(caught.value)
+    assert said.startswith("Pictures of this kind cannot be read. Please send a JPEG, PNG")
+    assert all(kind in said.upper() for kind in FORMATS)
+    assert "b'" not in said
+
+
+def test_a_question_of_too_many_tokens_is_refused(talk: Talk, tmp_path: Path) -> None:
+    long = Talk(talk.assistant, tmp_path, Limits())
+    with pytest.raises(ChatError, match="too long"):
+        list(long.answer("why " * 240, [str(tmp_path / "red.png")], []))
+
+
+def test_a_stopped_answer_computes_no_more_tokens(talk: Talk, tmp_path: Path) -> None:
+    steps: list[int] = []
+    inner = talk.assistant.vlm.language_model.get_submodule("model")
+    count = inner.register_forward_hook(lambda *_: steps.append(1))
+    answer = talk.answer("What colour?", [str(tmp_path / "red.png")], [])
+    next(answer)
+    answer.close()
+    count.remove()
+    assert len(steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("door", "words"),
+    [
+        (Door(host="0.0.0.0"), "let everybody"),
+        (Door(host="192.168.1.2", user="me"), "password"),
+        (Door(user="me"), "password"),
+        (Door(password="secret-word"), "user"),
+    ],
+)
+def test_the_chat_is_never_open_by_oversight(door: Door, words: str) -> None:
+    with pytest.raises(PipelineError, match=words) as caught:
+        check_door(door)
+    assert "secret-word" not in str(caught.value)
+
+
+def test_loopback_is_the_default_and_a_password_opens_more() -> None:
+    assert Door().host == "127.0.0.1"
+    check_door(Door())
+    check_door(Door(host="0.0.0.0", user="me", password="word"))
+
+
+def test_examples_stay_in_their_folder(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (tmp_path / "secret.png").write_text("secret")
+    (source / "secret.png").write_bytes(picture())
+    listed = '[{"picture": "../secret.png", "question": "What?"}]'
+    (source / "examples.json").write_text(listed)
+    (path, question) = read_examples(source, target)[0]
+    assert question == "What?"
+    assert Path(path).read_bytes() == picture()
+    assert read_examples(target, target) == []

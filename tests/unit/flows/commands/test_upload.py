@@ -1,0 +1,123 @@
+"""Uploading to a hub that speaks the hub's own protocol, in a process that nothing holds back."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.commands.assistant import open_assistant
+from model.bundle import BUNDLE
+from pipeline.settings import Settings
+from storage.store.artifacts import ArtifactStore
+from tests.e2e.chat_server import ROOT
+from tests.support.fake_hub import FakeHub
+from tests.support.tiny_bundle import picture, publish_tiny
+
+TOKEN = "hf_planted4Uk8WzQs2Lm"
+ADDRESS = "hf://somebody/my-model"
+ASK = """import sys
+from pathlib import Path
+from model.assistant import load_assistant
+
+print(load_assistant(sys.argv[1]).ask(Path(sys.argv[2]).read_bytes(), "What colour?"))
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("uploaded")
+    settings = Settings(store=str(root / "store"), device="cpu")
+    publish_tiny(ArtifactStore(settings.store, settings.work / "cache"), root / "made")
+    return root / "store"
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with FakeHub(TOKEN) as hub:
+        yield hub
+
+
+def run(
+    folder: Path, endpoint: str, *arguments: str, token: str = TOKEN
+) -> subprocess.CompletedProcess[str]:
+    """Run a module of ours with a hub's address, noting every host outside this machine it asks."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HOME": str(folder / "home")}
+    watched = [sys.executable, str(ROOT / "tests/e2e/chat_server.py"), str(folder / "asked")]
+    return subprocess.run(
+        [*watched, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_an_export_is_private_whole_and_comes_back_equal(
+    store: Path, hub: FakeHub, tmp_path: Path
+) -> None:
+    export = ["flows.cli", "export", ADDRESS, "--store", str(store)]
+    done = run(tmp_path, hub.url, *export)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{hub.url}/somebody/my-model"
+    made = hub.repositories["somebody/my-model"]
+    assert made.made["visibility"] == "private"
+    assert {BUNDLE, "README.md", "provenance.json", "lm/model.safetensors"} <= set(made.files)
+    assert all(Path(name).suffix in {".json", ".md", ".safetensors"} for name in made.files)
+    card = made.files["README.md"].decode()
+    assert 'load_assistant("hf://somebody/my-model")' in card
+    assert "OWNER/NAME" not in card
+    settings = Settings(store=str(store), device="cpu")
+    (tmp_path / "photo.png").write_bytes(picture())
+    (tmp_path / "ask.py").write_text(ASK)
+    asking = [str(tmp_path / "ask.py"), ADDRESS, str(tmp_path / "photo.png")]
+    there = run(tmp_path, hub.url, *asking)
+    here = open_assistant(settings, None).ask(picture(), "What colour?")
+    assert there.stdout.strip() == here, there.stderr
+    # The token went to the hub that was named and nowhere else, and into no file.
+    assert {token for _, token in hub.asked} <= {TOKEN, ""}
+    assert not (tmp_path / "asked").exists()
+    assert all(TOKEN.encode() not in data for data in made.files.values())
+    # Again: the repository is there already, and only the files are sent.
+    again = run(tmp_path, hub.url, *export, "--public")
+    assert again.returncode == 0, again.stderr
+    assert made.made["visibility"] == "private"
+    assert len(made.messages) == 2
+
+
+def test_a_new_repository_is_public_only_by_request(
+    store: Path, hub: FakeHub, tmp_path: Path
+) -> None:
+    done = run(tmp_path, hub.url, "flows.cli", "export", ADDRESS, "--store", str(store), "--public")
+    assert done.returncode == 0, done.stderr
+    assert hub.repositories["somebody/my-model"].made["visibility"] == "public"
+
+
+def test_a_space_is_uploaded_as_one(hub: FakeHub, tmp_path: Path) -> None:
+    done = run(tmp_path, hub.url, "deployments.space.assemble", "hf://somebody/talk", ADDRESS)
+    assert done.returncode == 0, done.stderr
+    made = hub.repositories["somebody/talk"]
+    assert (made.made["type"], made.made["sdk"]) == ("space", "gradio")
+    assert {"app.py", "README.md", "requirements.txt", "flows/chat/page.py"} <= set(made.files)
+
+
+@pytest.mark.parametrize(("token", "words"), [("hf_wrong", "401"), (TOKEN, "onnect")])
+def test_a_refusal_and_no_network_are_one_line_without_the_token(
+    store: Path, hub: FakeHub, tmp_path: Path, token: str, words: str
+) -> None:
+    endpoint = hub.url if token == "hf_wrong" else "http://127.0.0.1:9"
+    export = ["flows.cli", "export", ADDRESS, "--store", str(store)]
+    done = run(tmp_path, endpoint, *export, token=token)
+    assert done.returncode == 1
+    *waits, told, remedy = done.stderr.strip().splitlines()
+    assert told.startswith(f"phivision: {ADDRESS} was not uploaded"), done.stderr
+    assert words in told
+    assert re.match(r"\s*→ check the network", remedy)
+    assert waits == ["starting the export …", "writing the repository …"]
+    assert token not in done.stderr
+    assert hub.repositories == {}

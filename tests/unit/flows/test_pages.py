@@ -1,0 +1,298 @@
+"""The report and the dataset page: complete in themselves, safe, and there whatever is missing."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flows.cli import main
+from flows.pages import charts
+from flows.pages.page import figure, thumbnail
+from flows.pages.report_scores import score_table
+from pipeline.engine.materialize import Outcome
+from pipeline.engine.runs import record_run
+from pipeline.recipe.presets import preset
+from storage.store.artifacts import ArtifactStore
+from storage.store.published import add_entry, read_history
+from storage.store.runs import read_runs
+from tests.support.small_store import bare_run, build_store, picture, torn_picture
+from tests.support.store_fixtures import add, payload
+
+
+class Page(HTMLParser):
+    """What a browser would find on a page: its words, and every address it would ask for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.words = ""
+        self.feed(text)
+        self.words = " ".join(self.words.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for name, v in attrs if name in ("src", "href", "srcset")]
+
+    def handle_data(self, data: str) -> None:
+        self.words += f" {data}"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
+    return build_store(tmp_path_factory.mktemp("pages"))
+
+
+@pytest.fixture(scope="module")
+def report(store: ArtifactStore) -> str:
+    main(["report", "--store", store.uri])
+    run = read_runs(store)[0]["run"]
+    return Path(store.uri, "reports", f"{run}.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def dataset(store: ArtifactStore, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("out") / "deep" / "dataset.html"
+    main(["browse", "--store", store.uri, "--output", str(path), "--pictures", "9"])
+    main(["browse", "--store", store.uri, "--pictures", "9"])
+    assert Path(store.uri, "reports", "dataset.html").read_text() == path.read_text()
+    return path.read_text()
+
+
+@pytest.mark.parametrize("name", ["report", "dataset"])
+def test_a_page_asks_for_nothing_and_runs_nothing(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    text = request.getfixturevalue(name)
+    page = Page(text)
+    assert {address[:5] for address in page.addresses} <= {"data:"} | {
+        address[:5] for address in page.addresses if address.startswith("#")
+    }
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert "default-src 'none'" in text
+    assert "url(" not in text.partition("<body>")[0]
+
+
+@pytest.mark.parametrize("name", ["report", "dataset"])
+def test_pictures_and_drawings_can_be_decoded(name: str, request: pytest.FixtureRequest) -> None:
+    uris = [uri for uri in Page(request.getfixturevalue(name)).addresses if uri[:5] == "data:"]
+    kinds = {uri.partition(";")[0] for uri in uris}
+    assert kinds == {"data:image/svg+xml", "data:image/jpeg"}
+    for uri in uris:
+        data = base64.b64decode(uri.partition(",")[2], validate=True)
+        if "jpeg" in uri[:20]:
+            Image.open(io.BytesIO(data)).verify()
+        else:
+            assert b"<svg" in data
+            assert b'href="http' not in data
+
+
+def test_text_of_the_data_is_never_markup(report: str, dataset: str) -> None:
+    assert "<script>" not in dataset
+    assert "&lt;script&gt;alert(1)" in dataset
+    assert "One <b>" not in dataset + report
+    assert "One &lt;b&gt;" in dataset
+
+
+def test_the_report_tells_conditions_floors_and_what_the_picture_is_worth(report: str) -> None:
+    words = Page(report).words
+    for expected in ("real", "shuffled", "blind", "most_frequent", "CIDEr-D of captions"):
+        assert expected in words
+    assert re.search(r"Share of answers right: real beats blind by \+0\.\d+ \[", words)
+    for title in ("Best captions", "Worst captions", "Wrong answers", "Right answers"):
+        assert title in words
+    assert "finetune: share of each expert" in words
+    assert "caption refusal 1" in words
+
+
+def test_the_report_shows_where_the_model_looked(report: str) -> None:
+    assert report.count('class="card looked"') == 12  # each of the test images once
+    part = report.partition('id="looked">')[2].partition("<h2")[0]
+    page = Page(part)
+    assert "square row 1, column 1, 1.5 nats" in page.words
+    uris = [uri for uri in page.addresses if uri.startswith("data:image/jpeg")]
+    assert len(uris) == 6 * 3 + 6  # three words of a caption, the one of an answer
+    image = Image.open(io.BytesIO(base64.b64decode(uris[0].partition(",")[2])))
+    assert max(image.size) == 144
+
+
+@pytest.mark.parametrize("order", [("real", "blind"), ("blind", "real")])
+def test_the_table_counts_what_the_right_pictures_were_asked(order: tuple[str, str]) -> None:
+    fixed = {"stage": "finetune", "split": "test", "value": 0.5, "low": None, "high": None}
+    counts = {"real": 1200, "blind": 30}
+    rows = [
+        {**fixed, "metric": "answer_accuracy", "condition": each, "count": counts[each]}
+        for each in order
+    ]
+    floor = {**fixed, "metric": "cider_d", "condition": "most_frequent", "count": 7}
+    columns, cells = score_table([*rows, floor])
+    assert columns == ["model", "metric", "real", "blind", "most_frequent", "n"]
+    assert [line[-1] for line in cells] == ["1,200", "7"]
+
+
+def test_the_report_tells_what_changed_since_the_run_before(
+    store: ArtifactStore, report: str
+) -> None:
+    before = read_runs(store)[1]["run"]
+    words = Page(report).words
+    assert f"Against run {before}" in words
+    assert "finetune.epochs 3 4" in words
+    score = r"0\.\d+ \[0\.\d+, \d\.\d+\]"
+    gain = r"(better|within noise) \+0\.\d+ \[0\.\d+, 0\.\d+\]"
+    moved = rf"answers right {gain} {score} {score}"
+    every = words.index("All differences")
+    assert re.search(moved, words[words.index(f"Against run {before}") : every])
+    tuned = re.search(r"finetune/test/real/answer_accuracy 0\.\d+ 0\.\d+ \+0\.\d+", words)
+    assert tuned is not None
+    assert every < tuned.start() < words.index("pretrain/test/real/figure_00")
+    assert "pretrain/test/real/figure_89" in words
+
+
+def test_the_report_says_what_the_gate_decided(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "store"), tmp_path / "cache")
+    bundle = add(store, tmp_path, {"bundle.json": b"{}"}, payload("publish"))
+    run = record_run(store, preset("demo"), [Outcome("publish", "made", bundle, 1.0)])
+
+    def words_after(action: str, reason: str, digest: str = bundle.digest) -> str:
+        known = {"run": "other", "fingerprint": bundle.fingerprint, "against": ""}
+        add_entry(store, read_history(store), action=action, reason=reason, digest=digest, **known)
+        page = tmp_path / "page.html"
+        main(["report", "--store", store.uri, "--output", str(page)])
+        return Page(page.read_text()).words.partition("Scores")[0]
+
+    assert "not judged" in words_after("published", "it helps", digest="another")
+    assert "not published: it sees nothing" in words_after("refused", "it sees nothing")
+    forced = words_after("forced", "it sees nothing")
+    assert run in forced
+    assert "published anyway: it sees nothing" in forced
+    assert "since then run other was published" in words_after("published", "", digest="third")
+
+
+def test_costs_are_told_with_a_rate(report: str) -> None:
+    assert "features made 2.5 8.0 images/s" in Page(report).words
+
+
+def test_equal_figures_give_equal_drawings() -> None:
+    series = {"a": ([1, 2, 3], [0.5, 0.2, 0.1]), "b": ([1, 3], [0.1, 0.4])}
+    assert charts.lines("t", series, "x", "y") == charts.lines("t", series, "x", "y")
+
+
+def test_a_run_that_has_only_pictures_still_has_both_pages(tmp_path: Path) -> None:
+    store = bare_run(tmp_path)
+    for command, words in (
+        ("report", "This run has no scores"),
+        ("browse", "20 pictures"),
+    ):
+        path = tmp_path / f"{command}.html"
+        main([command, "--store", store.uri, "--output", str(path)])
+        assert words in Page(path.read_text()).words
+
+
+def test_a_run_of_nothing_has_a_report(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "store"), tmp_path / "cache")
+    record_run(store, preset("demo"), [])
+    main(["report", "--store", store.uri, "--output", str(tmp_path / "page.html")])
+    words = Page((tmp_path / "page.html").read_text()).words
+    assert "This run has no scores" in words
+    assert "This is the first run of its store" in words
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [(["report"], "0 runs are called 'latest'"), (["browse"], "holds no images yet")],
+)
+def test_an_empty_store_is_told_in_one_line(
+    command: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, "--store", str(tmp_path / "none"), "--output", str(tmp_path / "x.html")])
+    assert message in capsys.readouterr().err
+
+
+def test_the_dataset_page_shows_as_many_pictures_as_asked(dataset: str) -> None:
+    words = Page(dataset).words
+    assert "9 of them" in words
+    assert words.count("conversation of 2 turns") == 9
+    assert all(split in words for split in ("· train ·", "· validation ·", "· test ·"))
+    assert "caption: refusal (1)" in words
+    assert "image: broken image (1)" in words
+    assert "no picture to show" in words
+
+
+def test_a_drop_about_a_good_picture_is_shown_with_it(dataset: str) -> None:
+    card = dataset.partition("caption: refusal (1)")[2].partition("</div>\n</div>")[0]
+    assert "data:image/jpeg" in card
+
+
+def test_of_an_unusable_picture_what_can_be_drawn_is_shown(dataset: str) -> None:
+    broken = dataset.partition("image: broken image (1)")[2].partition("</div>\n</div>")[0]
+    page = dataset.partition("image: not an image (1)")[2].partition("</div>\n</div>")[0]
+    assert "data:image/jpeg" in broken
+    assert "no picture to show" in page
+    assert "data:" not in page
+
+
+def test_pillows_remarks_about_odd_pictures_are_kept_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr("tests.support.small_store.picture", odd_picture)
+    store = bare_run(tmp_path)
+    path = tmp_path / "dataset.html"
+    main(["browse", "--store", store.uri, "--output", str(path)])
+    main(["show", "100", "--store", store.uri])
+    assert path.read_text().count("data:image/jpeg") == 20 + 1  # and half of a torn one
+    assert not [str(each.message) for each in recwarn]
+
+
+def odd_picture(number: int) -> bytes:
+    """Return a PNG of a half transparent palette: Pillow warns where that is converted."""
+    stream = io.BytesIO()
+    image = Image.new("P", (8 + number, 8))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.save(stream, "PNG", transparency=bytes([128, 0]))
+    return stream.getvalue()
+
+
+def test_half_a_picture_is_drawn_on_demand_only() -> None:
+    assert thumbnail(torn_picture()) is None
+    assert thumbnail(torn_picture(), torn=True) is not None
+    assert thumbnail(torn_picture()) is None
+
+
+def test_a_picture_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.pages.page.MOST_PIXELS", 100)
+    assert thumbnail(picture(1)) is None
+
+
+@pytest.mark.parametrize("data", [None, b"", b"<html>", picture(1)[:60]])
+def test_what_is_no_picture_has_no_thumbnail(data: bytes | None) -> None:
+    assert thumbnail(data) is None
+
+
+def test_thumbnails_are_small_and_keep_their_shape() -> None:
+    stream = io.BytesIO()
+    Image.new("CMYK", (1000, 500)).save(stream, "JPEG")
+    uri = thumbnail(stream.getvalue(), 100)
+    assert uri is not None
+    assert Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size == (100, 50)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "\N{EN DASH}"),
+        (1234567, "1,234,567"),
+        (0.123456, "0.1235"),
+        (12345.6, "12,346"),
+        (float("nan"), "nan"),
+        (True, "True"),
+        ("a", "a"),
+    ],
+)
+def test_figures_are_written_for_people(value: object, text: str) -> None:
+    assert figure(value) == text

@@ -1,0 +1,81 @@
+"""The stage `examples` as a whole: readable texts, and refusals before any training."""
+
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.examples import examples
+from pipeline.data.schemas import CAPTIONS, CONVERSATIONS, DROPS, IMAGES
+from pipeline.errors import PipelineError
+from pipeline.recipe.presets import preset
+from storage.tables import read_table, write_table
+from tests.support.training_inputs import context_of
+
+PICTURES = 12
+TALK = [("Is it red?", "Yes."), ("How many?", "Three."), ("Which shape?", "A square.")]
+
+
+def write_dataset(root: Path, tiny_bundle: Path, spoken: range, answer: str = "Yes.") -> None:
+    """Write pictures with a caption each: 8 to train on, 2 to validate, 2 to test with."""
+    shutil.copytree(tiny_bundle / "lm", root / "backbones/lm")
+    images = [
+        {
+            "image_id": number,
+            "split": "train" if number < 8 else "validation" if number < 10 else "test",
+            "origin": "val2017" if number > 9 else "train2017",
+            "file_name": f"{number}.jpg",
+            "sha256": sha256(str(number).encode()).hexdigest(),
+            "bytes": 9,
+            "width": 64,
+            "height": 48,
+            "url": "",
+        }
+        for number in range(PICTURES)
+    ]
+    captions = [
+        {"caption_id": number, "image_id": number, "caption": f"A square and {number} others."}
+        for number in range(PICTURES)
+    ]
+    turns = [
+        {"speaker": speaker, "text": text}
+        for question, said in [("<image>\nIs it red?", answer), *TALK[1:]]
+        for speaker, text in (("human", question), ("gpt", said))
+    ]
+    talk = [
+        {"conversation_id": n, "record_id": str(n), "image_name": f"{n}.jpg", "turns": turns}
+        for n in spoken
+    ]
+    write_table(root / "images/images.parquet", images, IMAGES)
+    write_table(root / "images/captions.parquet", captions, CAPTIONS)
+    write_table(root / "images/drops.parquet", [], DROPS)
+    write_table(root / "conversations/conversations.parquet", talk, CONVERSATIONS)
+
+
+def test_the_turns_of_a_conversation_can_be_told_apart(tmp_path: Path, tiny_bundle: Path) -> None:
+    write_dataset(tmp_path / "in", tiny_bundle, range(PICTURES))
+    part = preset("demo").override({"examples.max_turns": 9, "examples.max_tokens": 500}).examples
+    context = context_of(tmp_path / "in", tmp_path / "work")
+    examples(context, part, 0)
+    rows = read_table(context.out / "examples.parquet").to_pylist()
+    texts = {row["text"] for row in rows if row["kind"] == "conversation"}
+    assert texts == {"\n".join(f"{asked}\n {said}" for asked, said in TALK)}
+
+
+def test_a_validation_split_without_talk_is_refused_with_a_share_that_has_some(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    write_dataset(tmp_path / "in", tiny_bundle, range(8))
+    context = context_of(tmp_path / "in", tmp_path / "work")
+    with pytest.raises(PipelineError, match="no conversation is about a validation picture") as say:
+        examples(context, preset("demo").examples, 0)
+    assert "8 training pictures" in str(say.value)
+    assert "images.validation_share=0.5" in str(say.value)
+
+
+def test_if_nothing_is_left_the_reasons_are_told(tmp_path: Path, tiny_bundle: Path) -> None:
+    write_dataset(tmp_path / "in", tiny_bundle, range(PICTURES), answer="See the bounding box.")
+    context = context_of(tmp_path / "in", tmp_path / "work")
+    with pytest.raises(PipelineError, match="12 speaks of captions or boxes"):
+        examples(context, preset("demo").examples, 0)

@@ -1,0 +1,167 @@
+"""Captions alone, an encoder of timm, a GGUF language model: every stage in seconds."""
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from model.assistant import Assistant
+from pipeline.engine.dag import DAG
+from pipeline.engine.materialize import Outcome
+from pipeline.errors import PipelineError, RecipeError
+from pipeline.recipe.presets import preset
+from pipeline.recipe.recipe import Recipe
+from pipeline.settings import Settings
+from storage.store.artifacts import ArtifactStore
+from storage.tables import read_table
+from tests.support.fake_stages import make
+from tests.unit.model.test_gguf_model import tiny_llama, write_gguf
+
+pytestmark = pytest.mark.timeout(900)
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 220)}
+
+
+def write_photos(root: Path) -> None:
+    """Write captioned images in COCO's layout, without boxes or conversations."""
+    rng, number = np.random.default_rng(0), 0
+    (root / "annotations").mkdir(parents=True)
+    for split, count in (("train2017", 24), ("val2017", 6)):
+        (root / split).mkdir()
+        images, captions = [], []
+        for _ in range(count):
+            name = list(COLOURS)[number % 3]
+            noise = rng.integers(-20, 20, (80, 96, 3))
+            pixels = np.clip(np.array(COLOURS[name]) + noise, 0, 255).astype(np.uint8)
+            file = f"{number}.png"
+            Image.fromarray(pixels, "RGB").save(root / split / file)
+            images.append({"id": number, "file_name": file, "width": 96, "height": 80})
+            captions += [
+                {"id": 10 * number + turn, "image_id": number, "caption": f"a {name} {what} thing"}
+                for turn, what in enumerate(("flat", "plain"))
+            ]
+            number += 1
+        (root / "annotations" / f"captions_{split}.json").write_text(
+            json.dumps({"images": images, "annotations": captions})
+        )
+
+
+def run(recipe: Recipe, folder: Path) -> dict[str, Outcome]:
+    """Materialize every stage, as the flow does."""
+    settings = Settings(store=str(folder / "store"), workdir=folder / "work", device="cpu")
+    store = ArtifactStore(settings.store, settings.work / "cache")
+    return make(store, settings, recipe, stages=DAG)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The preset `photos` made tiny."""
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder / "photos")
+    write_gguf(folder / "tiny.gguf", tiny_llama())
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_efficientnet").state_dict(), folder / "tiny.safetensors")
+    return preset("photos").override(
+        {
+            "images.source.root": str(folder / "photos"),
+            "images.validation_share": 0.25,
+            "backbones.clip_name": "timm/test_efficientnet",
+            "backbones.clip_pretrained": str(folder / "tiny.safetensors"),
+            "backbones.lm_repository": str(folder / "tiny.gguf"),
+            "features.patches": 25,
+            "examples.max_tokens": 160,  # its tokenizer knows hardly any word of the prompt
+            "pretrain.projector.tokens": 4,
+            "pretrain.precision": "fp32",
+            "finetune.precision": "fp32",
+            "finetune.least_image_gain": 0,
+            "pretrain.batch": 4,
+            "pretrain.micro_batch": 4,
+            "finetune.batch": 4,
+            "finetune.micro_batch": 4,
+            "evaluate.max_new_tokens": 4,
+            "evaluate.resamples": 50,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
+    folder = tmp_path_factory.mktemp("captions")
+    assert {outcome.status for outcome in run(recipe, folder).values()} == {"made"}
+    return folder
+
+
+@pytest.fixture
+def again(store: Path, recipe: Recipe) -> dict[str, Outcome]:
+    """The same once more, which finds everything."""
+    found = run(recipe, store)
+    assert {outcome.status for outcome in found.values()} == {"cached"}
+    return found
+
+
+def rows_of(folder: Path, outcome: Outcome, table: str) -> list[dict[str, Any]]:
+    artifact = ArtifactStore(str(folder / "store"), folder / "cache").artifact(outcome.manifest)
+    return read_table(artifact.path(f"{table}.parquet")).to_pylist()
+
+
+def test_captions_alone_go_through_every_stage(store: Path, again: dict[str, Outcome]) -> None:
+    examples = rows_of(store, again["examples"], "examples")
+    counts = Counter((row["kind"], row["split"]) for row in examples)
+    assert counts == {
+        ("caption", "train"): 36,
+        ("caption", "validation"): 12,
+        ("caption", "test"): 12,
+    }
+    assert rows_of(store, again["conversations"], "conversations") == []
+    assert {row["kind"] for row in rows_of(store, again["evaluate"], "predictions")} == {"caption"}
+    metrics = rows_of(store, again["evaluate"], "metrics")
+    names = {row["metric"] for row in metrics if row["stage"] == "finetune"}
+    assert {"cider_d", "caption_nll", "nll", "image_choice"} <= names
+    assert "answer_accuracy" not in names
+    assert again["finetune"].manifest.summary["adapted"] == "14/14"
+
+
+def test_what_pretraining_saw_is_kept(store: Path, again: dict[str, Outcome]) -> None:
+    kept = ArtifactStore(str(store / "store"), store / "cache")
+    manifest = again["pretrain"].manifest
+    effect = json.loads(kept.artifact(manifest).path("image_effect.json").read_text())
+    assert effect["images"] == 6
+    assert manifest.summary["image_gain"] == pytest.approx(effect["other"] - effect["own"])
+
+
+def test_the_bundle_captions_a_photo_with_the_encoder_of_timm(
+    store: Path, again: dict[str, Outcome]
+) -> None:
+    kept = ArtifactStore(str(store / "store"), store / "cache")
+    assistant = Assistant(kept.artifact(again["publish"].manifest).path("bundle.json").parent)
+    photo = io.BytesIO()
+    Image.new("RGB", (100, 70), COLOURS["red"]).save(photo, "PNG")
+    assert isinstance(assistant.caption([photo.getvalue()])[0], str)
+
+
+def test_pretraining_that_sees_nothing_stops_before_finetuning(store: Path, recipe: Recipe) -> None:
+    asked = recipe.override({"finetune.least_image_gain": 50})
+    with pytest.raises(PipelineError, match="pretraining left the image without effect"):
+        run(asked, store)
+
+
+def test_answers_cannot_be_asked_for_where_there_are_none(recipe: Recipe) -> None:
+    for field, value in (("finetune.caption_share", 0.5), ("publish.metric", "answer_accuracy")):
+        with pytest.raises(RecipeError, match="leaves captions only"):
+            recipe.override({field: value})
+
+
+def test_a_wrong_number_of_patches_is_told_before_anything_is_embedded(
+    store: Path, recipe: Recipe
+) -> None:
+    wrong = recipe.override({"features.patches": 36})
+    with pytest.raises(PipelineError, match="the encoder gives 25 patches"):
+        run(wrong, store)

@@ -1,0 +1,338 @@
+"""The feed: rows by picture, every example once, the same order whoever asks and whenever."""
+
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.training import MicroBatch
+from pipeline.data.schemas import EXAMPLES
+from pipeline.errors import PipelineError
+from pipeline.training.batches import ExampleSet, TrainingFeed, collate
+from storage.features.patches import PatchTable
+from storage.features.shards import ShardRows, shard_paths, write_shard
+from storage.tables import write_table
+
+PICTURES, PATCHES, VISION = 23, 3, 4
+CAPTIONS = {"caption": 1.0}
+BOTH = {"conversation": 1.0, "caption": 0.5}
+
+
+class Folder:
+    """An artifact as a stage sees it, without a store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.root.iterdir())
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def paths(self, pattern: str) -> list[Path]:
+        return sorted(self.root.glob(pattern))
+
+    def directory(self, prefix: str) -> Path:
+        return self.root / prefix
+
+
+def key(picture: int) -> str:
+    return sha256(str(picture).encode()).hexdigest()
+
+
+def example_rows() -> list[dict[str, Any]]:
+    """Pictures with 1 to 7 captions and 0 to 2 conversations, every fifth for validation.
+
+    The first token of an example is its id, which is how the tests recognise it.
+    """
+    rng, rows = np.random.default_rng(0), []
+    for picture in range(PICTURES):
+        kinds = ["caption"] * (1 + picture % 7) + ["conversation"] * (picture % 3)
+        for kind in kinds:
+            number = len(rows)
+            length = int(rng.integers(4, 9) if kind == "caption" else rng.integers(10, 30))
+            asked = 0 if kind == "caption" else length // 2
+            rows.append(
+                {
+                    "example_id": number,
+                    "kind": kind,
+                    "split": "validation" if picture % 5 == 4 else "train",
+                    "image_id": picture,
+                    "sha256": key(picture),
+                    "source_id": number,
+                    "turns": 1,
+                    "text": "",
+                    "input_ids": [number, *range(1000, 999 + length)],
+                    "supervised": [False] * asked + [True] * (length - asked),
+                }
+            )
+    return [rows[place] for place in rng.permutation(len(rows))]
+
+
+ROWS = {row["example_id"]: row for row in example_rows()}
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchTable:
+    """Two shards; all values of a picture's patches are its number."""
+    folder = tmp_path_factory.mktemp("features")
+    for shard, pictures in enumerate(np.array_split(np.arange(PICTURES)[::-1], 2)):
+        count = len(pictures)
+        values = np.broadcast_to(pictures[:, None, None], (count, PATCHES, VISION))
+        rows = ShardRows(
+            sha256=[key(picture) for picture in pictures],
+            image_id=pictures.astype(np.int64),
+            width=np.full(count, 8, np.int32),
+            height=np.full(count, 8, np.int32),
+            split=["train"] * count,
+            pooled=np.ones((count, 2), np.float32),
+            patches=values.astype(np.float16),
+        )
+        write_shard(folder, shard, rows, "encoder")
+    return PatchTable([shard_paths(folder, shard) for shard in range(2)])
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    folder = tmp_path_factory.mktemp("examples")
+    write_table(folder / "examples.parquet", example_rows(), EXAMPLES)
+    return Folder(folder)
+
+
+@pytest.fixture(scope="module")
+def shared(artifact: Folder, patches: PatchTable) -> ExampleSet:
+    return ExampleSet(artifact, patches, "train", CAPTIONS, 0, examples_per_row=5)
+
+
+def examples_in(micro: MicroBatch) -> list[list[int]]:
+    """The ids of the examples of each row, read from their first tokens."""
+    batch = micro.batch
+    segments = torch.zeros_like(batch.input_ids) if batch.segments is None else batch.segments
+    found = []
+    for ids, numbers, real in zip(batch.input_ids, segments, batch.attention, strict=True):
+        starts = [0, *(1 + np.flatnonzero(np.diff(numbers[real].numpy())))]
+        found.append([int(ids[start]) for start in starts])
+    return found
+
+
+def feed(examples: ExampleSet, batch: int = 4, micro_batch: int = 4, **others: int) -> TrainingFeed:
+    others = {"seed": 0, **others}
+    return TrainingFeed(examples, batch=batch, micro_batch=micro_batch, **others)
+
+
+def ids_of(step: Sequence[MicroBatch]) -> list[list[int]]:
+    return [micro.example_ids for micro in step]
+
+
+# Rows
+
+
+@pytest.mark.parametrize("shares", [CAPTIONS, BOTH], ids=["captions", "both kinds"])
+@pytest.mark.parametrize("per_row", [1, 2, 5, 99])
+def test_a_row_is_one_picture_with_its_own_examples(
+    artifact: Folder, patches: PatchTable, per_row: int, shares: dict[str, float]
+) -> None:
+    examples = ExampleSet(artifact, patches, "train", shares, 0, per_row)
+    everything = examples.micro_batch(np.arange(len(examples.rows)), 1)
+    for row, found in enumerate(examples_in(everything)):
+        assert found == sorted(found)
+        assert len(found) <= per_row
+        assert {ROWS[example]["split"] for example in found} == {"train"}
+        (picture,) = {ROWS[example]["image_id"] for example in found}
+        assert everything.batch.patches[row].unique().tolist() == [picture]
+        real = everything.batch.attention[row]
+        said = [ROWS[example]["input_ids"] for example in found]
+        asked = [ROWS[example]["supervised"] for example in found]
+        assert everything.batch.input_ids[row][real].tolist() == [*chain(*said)]
+        assert everything.batch.supervised[row][real].tolist() == [*chain(*asked)]
+        assert examples.lengths[row] == sum(map(len, said))
+        assert examples.targets[row] == sum(map(sum, asked))
+
+
+def test_pictures_take_as_few_rows_as_they_can_and_fill_them_alike(shared: ExampleSet) -> None:
+    everything = examples_in(shared.micro_batch(np.arange(len(shared.rows)), 1))
+    sizes: dict[object, list[int]] = {}
+    for row in everything:
+        sizes.setdefault(ROWS[row[0]]["image_id"], []).append(len(row))
+    assert {tuple(size) for size in sizes.values()} == {
+        (1,),
+        (2,),
+        (3,),
+        (4,),
+        (5,),
+        (3, 3),
+        (4, 3),
+    }
+
+
+def test_the_length_of_an_example_set_is_its_number_of_examples(
+    artifact: Folder, patches: PatchTable, shared: ExampleSet
+) -> None:
+    alone = ExampleSet(artifact, patches, "train", CAPTIONS, 0)
+    wanted = [r for r in ROWS.values() if r["kind"] == "caption" and r["split"] == "train"]
+    assert len(shared) == len(alone) == len(alone.rows) == len(wanted)
+    assert len(shared.rows) < len(alone.rows)
+
+
+def test_one_example_per_row_needs_no_segments(artifact: Folder, patches: PatchTable) -> None:
+    alone = ExampleSet(artifact, patches, "train", CAPTIONS, 0)
+    assert alone.micro_batch(np.arange(4), 1).batch.segments is None
+
+
+def test_rows_do_not_depend_on_the_order_of_the_table(
+    artifact: Folder, patches: PatchTable, shared: ExampleSet, tmp_path: Path
+) -> None:
+    rows = sorted(example_rows(), key=lambda row: row["example_id"])
+    write_table(tmp_path / "examples.parquet", rows, EXAMPLES)
+    again = ExampleSet(Folder(tmp_path), patches, "train", CAPTIONS, 0, examples_per_row=5)
+    steps = [ids_of(feed(examples).step(1)) for examples in (shared, again)]
+    assert steps[0] == steps[1]
+
+
+def test_a_split_without_examples_has_no_rows(artifact: Folder, patches: PatchTable) -> None:
+    nothing = ExampleSet(artifact, patches, "test", CAPTIONS, 0, examples_per_row=5)
+    assert len(nothing) == len(nothing.rows) == len(list(nothing.in_order(4))) == 0
+
+
+def test_validation_reads_every_example_once_and_shortest_rows_first(
+    artifact: Folder, patches: PatchTable
+) -> None:
+    examples = ExampleSet(artifact, patches, "validation", CAPTIONS, 0, examples_per_row=5)
+    passes = list(examples.in_order(2))
+    found = Counter(chain(*ids_of(passes)))
+    assert found == Counter(examples.example_ids.tolist())
+    widths = [micro.batch.input_ids.shape[1] for micro in passes]
+    assert widths == sorted(widths)
+    assert all(micro.tokens == micro.batch.supervised.sum() for micro in passes)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1, max_size=4))
+def test_collate_loses_and_adds_nothing(lengths: list[list[int]]) -> None:
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(1, 50, size=n).astype(np.int32) for row in lengths for n in row]
+    targets = [np.arange(len(each)) >= len(each) // 2 for each in ids]
+    patches = torch.zeros(len(lengths), PATCHES, VISION)
+    batch = collate(patches, ids, targets, [len(row) for row in lengths])
+    widths = [sum(row) for row in lengths]
+    assert batch.attention.sum(dim=1).tolist() == widths
+    assert batch.input_ids.shape[1] == max(widths)
+    assert batch.input_ids[batch.attention].tolist() == np.concatenate(ids).tolist()
+    assert batch.supervised[batch.attention].tolist() == np.concatenate(targets).tolist()
+    numbers = [number for row in lengths for number, n in enumerate(row) for _ in range(n)]
+    if batch.segments is None:
+        assert max(numbers) == 0
+    else:
+        assert batch.segments[batch.attention].tolist() == numbers
+        assert not batch.segments[~batch.attention].any()
+
+
+# Order
+
+
+def test_every_example_comes_once_per_epoch_but_for_the_dropped_rest(shared: ExampleSet) -> None:
+    stream = feed(shared, batch=5, micro_batch=5)
+    left_out = len(shared.rows) - 5 * stream.steps_per_epoch
+    assert 0 < left_out < 5
+    epochs = []
+    for epoch in range(2):
+        steps = range(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch)
+        rows = [tuple(row) for s in steps for micro in stream.step(s) for row in examples_in(micro)]
+        assert len(set(rows)) == len(rows) == len(shared.rows) - left_out
+        assert max(Counter(chain(*rows)).values()) == 1
+        epochs.append(rows)
+    assert epochs[0] != epochs[1]
+
+
+def test_example_ids_name_what_is_in_the_batch(shared: ExampleSet) -> None:
+    for micro in feed(shared, micro_batch=2).step(0):
+        assert micro.example_ids == [*chain(*examples_in(micro))]
+
+
+def test_the_order_is_a_function_of_seed_and_step(shared: ExampleSet) -> None:
+    ahead, back = feed(shared), feed(shared)
+    forwards = [ids_of(ahead.step(number)) for number in range(12)]
+    backwards = [ids_of(back.step(number)) for number in reversed(range(12))]
+    assert forwards == backwards[::-1]
+    assert forwards != [ids_of(feed(shared, seed=1).step(number)) for number in range(12)]
+
+
+def test_resuming_at_a_step_gives_the_same_batches(shared: ExampleSet) -> None:
+    first = feed(shared, micro_batch=2)
+    for number in range(7):
+        first.step(number)
+    for number in range(7, 10):
+        resumed = feed(shared, micro_batch=2)
+        for old, new in zip(first.step(number), resumed.step(number), strict=True):
+            assert (old.example_ids, old.tokens) == (new.example_ids, new.tokens)
+            torch.testing.assert_close(vars(old.batch), vars(new.batch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_a_step_without_overlap(shared: ExampleSet, processes: int) -> None:
+    whole = feed(shared, batch=8, micro_batch=8).step(1)
+    ranks = [
+        feed(shared, batch=8, micro_batch=1, rank=rank, processes=processes)
+        for rank in range(processes)
+    ]
+    assert {stream.passes for stream in ranks} == {8 // processes}
+    parts = [micro for stream in ranks for micro in stream.step(1)]
+    assert Counter(chain(*ids_of(parts))) == Counter(chain(*ids_of(whole)))
+    assert {micro.tokens for micro in parts} == {micro.tokens for micro in whole}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_tokens_are_those_of_the_whole_optimizer_step(shared: ExampleSet, processes: int) -> None:
+    parts = [
+        micro
+        for rank in range(processes)
+        for micro in feed(shared, 8, 2, rank=rank, processes=processes).step(0)
+    ]
+    total = sum(int(micro.batch.supervised.sum()) for micro in parts)
+    assert {micro.tokens for micro in parts} == {total}
+    assert max(len(micro.batch.patches) for micro in parts) <= 2
+
+
+def test_rows_of_similar_length_come_together(artifact: Folder, patches: PatchTable) -> None:
+    examples = ExampleSet(artifact, patches, "train", BOTH, 0, examples_per_row=3)
+    stream = feed(examples)
+    spread = [np.ptp(m.batch.attention.sum(dim=1).numpy()) for m in _epoch(stream)]
+    shuffled = np.random.default_rng(0).permutation(len(examples.rows))[: 4 * len(spread)]
+    unsorted = np.ptp(examples.lengths[shuffled].reshape(-1, 4), axis=1)
+    assert np.mean(spread) < 0.5 * np.mean(unsorted)
+
+
+def test_batches_are_not_met_in_order_of_length(artifact: Folder, patches: PatchTable) -> None:
+    examples = ExampleSet(artifact, patches, "train", BOTH, 0, examples_per_row=3)
+    widths = [micro.batch.input_ids.shape[1] for micro in _epoch(feed(examples, 2, 2))]
+    assert widths not in (sorted(widths), sorted(widths, reverse=True))
+
+
+def test_fewer_rows_than_a_batch_are_repeated(shared: ExampleSet) -> None:
+    stream = feed(shared, batch=64, micro_batch=64)
+    assert stream.steps_per_epoch == 1
+    (micro,) = stream.step(0)
+    assert len(micro.batch.patches) == 64
+    assert set(micro.example_ids) == set(shared.example_ids.tolist())
+
+
+@pytest.mark.parametrize(("batch", "micro_batch"), [(1, 1), (3, 1)])
+def test_a_batch_that_leaves_a_process_without_rows_is_refused(
+    shared: ExampleSet, batch: int, micro_batch: int
+) -> None:
+    with pytest.raises(PipelineError, match="multiple of 2"):
+        feed(shared, batch, micro_batch, processes=2)
+
+
+def _epoch(stream: TrainingFeed) -> list[MicroBatch]:
+    return [micro for step in range(stream.steps_per_epoch) for micro in stream.step(step)]
