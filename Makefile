@@ -86,7 +86,7 @@ bench: $(READY)  ## print the figures of every benchmark
 	for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 # About half an hour, 16 GB of memory and 45 GB of disk, in the folder that TMPDIR names.
-rehearsal: $(READY)  ## the preset coco at Phi-2's size, with random weights and real pictures
+rehearsal: $(READY)  ## the preset coco at Phi-2's size, with random weights and real images
 	$(BIN)/python tests/rehearsal/rehearse.py
 
 # uv installs in a fifth of pip's time and comes from the same index as everything else.

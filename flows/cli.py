@@ -164,7 +164,7 @@ def recipe(*, preset: Preset = "demo", set_: Set = None) -> None:
 
 @app.command
 def scores(*, store: Store = None, every: EveryMetric = False, java: bool = False) -> None:
-    """Print the held-out scores of the latest run: real, shuffled and blind pictures, and floors.
+    """Print the held-out scores of the latest run: real, shuffled and blind images, and floors.
 
     Args:
         java: METEOR and SPICE of its captions instead; needs Java and phivision[java-metrics].
@@ -276,7 +276,7 @@ def gc(
     Args:
         keep: Newest runs whose artifacts stay.
         days: Whatever was made or used in so many days stays.
-        downloads: Also forget archives and pictures that were fetched; more of them then come anew.
+        downloads: Also forget archives and images that were fetched; more of them then come anew.
         dry_run: Only say what would go.
     """
     from flows.commands.store_commands import collect_garbage

@@ -23,7 +23,7 @@ _SQL = (
 
 
 def real_scores(catalog: Catalog, run: str) -> dict[str, dict[str, float | None]]:
-    """Return value, low and high of a run's metrics under the real picture, by their names."""
+    """Return value, low and high of a run's metrics under the real image, by their names."""
     with catalog.open(names=("metrics",)) as database:
         parameters = {"run": run, "stage": MAIN}
         rows = database.query(_SQL, parameters).to_pylist() if database.names else []
@@ -40,7 +40,7 @@ def measure(
         name: Name of the variant.
         changes: What it changed.
         run: Its run.
-        first: The run it is compared to; differences are paired by picture and question.
+        first: The run it is compared to; differences are paired by image and question.
     """
     catalog = Catalog(store, run)
     record = find_run(store, run)

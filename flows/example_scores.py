@@ -17,7 +17,7 @@ _SQL = "SELECT * FROM predictions WHERE stage = $stage ORDER BY prediction_id"
 def scored_predictions(catalog: Catalog, stage: str = MAIN) -> list[Row]:
     """Return a model's predictions; captions without a score get their CIDEr-D.
 
-    CIDEr-D weighs words by how rare they are in the references of all pictures, so a caption is
+    CIDEr-D weighs words by how rare they are in the references of all images, so a caption is
     scored beside the captions of the same condition, not alone.
     """
     with catalog.open(names=("predictions",)) as database:
@@ -47,5 +47,5 @@ def scores_of(rows: Iterable[Row], kind: str, condition: str) -> dict[Asked, flo
 def mean(
     values: Sequence[float], images: Sequence[int], seed: int, resamples: int = 500
 ) -> Interval:
-    """Return a mean with its interval over pictures; where there is one picture, without any."""
+    """Return a mean with its interval over images; where there is one image, without any."""
     return mean_interval(values, seed, resamples, images=images)

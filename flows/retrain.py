@@ -1,7 +1,7 @@
 """The flow `retrain`: look at the sources again, and work only where something is new.
 
 A stage's fingerprint holds the state of its outside source (a folder's listing; size and ETag of a
-URL), so new pictures make `images` stale, and everything after it runs as far as its inputs differ.
+URL), so new images make `images` stale, and everything after it runs as far as its inputs differ.
 """
 
 from prefect import flow, get_run_logger

@@ -1,4 +1,4 @@
-"""The published assistant: it sees a picture and writes a caption or an answer.
+"""The published assistant: it sees an image and writes a caption or an answer.
 
 `load_assistant("hf://owner/name")` or `load_assistant("folder")` is all that a user of a bundle
 needs. It reads safetensors and JSON; no code of the bundle is run.
@@ -37,7 +37,7 @@ Image = bytes | torch.Tensor  # a file's content, or what `Assistant.see` return
 
 
 class Assistant:
-    """Answers questions about pictures with a published bundle.
+    """Answers questions about images with a published bundle.
 
     Args:
         folder: The bundle.
@@ -63,13 +63,13 @@ class Assistant:
         self.reference = load_reference(folder, self.card)
         forbid_ids(self.vlm.language_model, self.template.tokenizer.get_vocab_size())
 
-    def see(self, picture: bytes) -> torch.Tensor:
-        """Return the patch embeddings [patch, vision] of a picture file's content.
+    def see(self, data: bytes) -> torch.Tensor:
+        """Return the patch embeddings [patch, vision] of an image file's content.
 
         Raises:
-            BadImageError: The picture cannot be used.
+            BadImageError: The image cannot be used.
         """
-        image = decode_image(picture, self.card["max_pixels"])
+        image = decode_image(data, self.card["max_pixels"])
         # The model was trained on embeddings that went through float16.
         return self.encoder.encode_images([image]).patches[0].half().float()
 
@@ -83,29 +83,29 @@ class Assistant:
         """
         return "" if self.reference is None else self.reference.warning(patches)
 
-    def caption(self, pictures: Sequence[Image]) -> list[str]:
-        """Return a caption of each picture."""
-        return self._write(pictures, [self.template.caption_prompt] * len(pictures))
+    def caption(self, images: Sequence[Image]) -> list[str]:
+        """Return a caption of each image."""
+        return self._write(images, [self.template.caption_prompt] * len(images))
 
-    def ask(self, picture: Image, question: str, history: Sequence[Turn] = ()) -> str:
-        """Return the answer to a question about a picture, after earlier turns if there are any.
+    def ask(self, image: Image, question: str, history: Sequence[Turn] = ()) -> str:
+        """Return the answer to a question about an image, after earlier turns if there are any.
 
         Raises:
             ModelError: The question is empty, too long or no text.
         """
-        return self._write([picture], [self.prompt(question, history)])[0]
+        return self._write([image], [self.prompt(question, history)])[0]
 
     def stream(
-        self, picture: Image, question: str | None, history: Sequence[Turn] = ()
+        self, image: Image, question: str | None, history: Sequence[Turn] = ()
     ) -> Iterator[str]:
         """Yield the answer as it grows: each value is the whole text so far, the last one `ask`'s.
 
         Beam search, where the card asks for it, knows its text only at the end and yields once.
 
         Args:
-            picture: A picture file's content, or what `see` returned of it.
+            image: An image file's content, or what `see` returned of it.
             question: What to answer; None asks for a caption.
-            history: Earlier questions about the picture, with their answers. The oldest ones that
+            history: Earlier questions about the image, with their answers. The oldest ones that
                 leave no room are left out.
 
         Raises:
@@ -115,12 +115,12 @@ class Assistant:
         prompt = self.prompt(question, history) if asked else self.template.caption_prompt
         decoding = decoding_of(self.card["beams"])
         if not isinstance(decoding, GreedyConfig):
-            yield self._write([picture], [prompt])[0]
+            yield self._write([image], [prompt])[0]
             return
         written: list[int] = []
         for token in stream(
             self.vlm,
-            self._patches(picture),
+            self._patches(image),
             prompt,
             eos_id=self.template.eos_id,
             max_new_tokens=self.card["max_new_tokens"],
@@ -131,7 +131,7 @@ class Assistant:
 
     @cached_property
     def room(self) -> int:
-        """Tokens that a question and its history may have, between picture and answer."""
+        """Tokens that a question and its history may have, between image and answer."""
         width = json.loads((self.folder / PREFIX_CONFIG).read_text())["vision_width"]
         with torch.no_grad():
             patches = torch.zeros(1, self.card["patches"], width, device=self.device)
@@ -145,7 +145,7 @@ class Assistant:
             ModelError: The question is empty, too long or no text.
         """
         if not question.strip():
-            raise ModelError("the question is empty: ask something about the picture")
+            raise ModelError("the question is empty: ask something about the image")
         if not all(map(is_text, (question, *chain.from_iterable(history)))):
             raise ModelError("the question holds half a character: write it as UTF-8 text")
         asked = " ".join(question.split())
@@ -157,12 +157,12 @@ class Assistant:
             f"the question is too long: it has {len(ids)} tokens and {self.room} fit, shorten it"
         )
 
-    def _patches(self, picture: Image) -> torch.Tensor:
-        patches = self.see(picture) if isinstance(picture, bytes) else picture
+    def _patches(self, image: Image) -> torch.Tensor:
+        patches = self.see(image) if isinstance(image, bytes) else image
         return patches.to(self.device)
 
-    def _write(self, pictures: Sequence[Image], prompts: list[list[int]]) -> list[str]:
-        patches = torch.stack([self._patches(picture) for picture in pictures])
+    def _write(self, images: Sequence[Image], prompts: list[list[int]]) -> list[str]:
+        patches = torch.stack([self._patches(image) for image in images])
         texts = generate(
             self.vlm,
             patches,

@@ -1,4 +1,4 @@
-"""What a training step is given: pictures, text and masks, checked where they are put together."""
+"""What a training step is given: images, text and masks, checked where they are put together."""
 
 import copy
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from model.errors import ModelError
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one step: a picture and one or more examples about it; padded on the right.
+    """Rows of one step: an image and one or more examples about it; padded on the right.
 
     Attributes:
         patches: Patch embeddings, in any float type.

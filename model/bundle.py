@@ -1,4 +1,4 @@
-"""The published assistant on disk: one folder with all that is needed to answer about a picture.
+"""The published assistant on disk: one folder with all that is needed to answer about an image.
 
 `bundle.json` describes it; `clip/` is an open_clip folder, `lm/` a Hugging Face folder, and
 `vision_prefix.safetensors` the projector with its separator. Nothing in it is code or a pickle.

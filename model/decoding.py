@@ -1,4 +1,4 @@
-"""From the bytes of a picture to RGB pixels: the one way in, for datasets, ask and chat alike."""
+"""From the bytes of an image to RGB pixels: the one way in, for datasets, ask and chat alike."""
 
 import io
 import threading
@@ -13,7 +13,7 @@ from model.errors import ModelError
 # Pillow's JPEG reader opens MPO too; MPO has no entry of its own, and naming it is a KeyError.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 KINDS = "JPEG, PNG, WebP, BMP, GIF or TIFF"  # the same for people
-# Files of several pictures of which the first is the picture: pages and views, not movements.
+# Files of several images of which the first is the image: pages and views, not movements.
 _FIRST_COUNTS = frozenset({"MPO", "TIFF"})
 
 # How files of `FORMATS` begin; "RIFF", four bytes of size and "WEBP" are looked at below.
@@ -36,7 +36,7 @@ _BOXES = frozenset({b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1
 
 
 class BadImageError(ModelError):
-    """A picture that cannot be used.
+    """An image that cannot be used.
 
     Args:
         reason: One of a few fixed phrases, fit for counting.
@@ -78,16 +78,16 @@ QUIET = _Quiet()  # for whoever decodes by other means than `decode_image`
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Return a picture as upright 8-bit RGB; safe for use by several threads.
+    """Return an image as upright 8-bit RGB; safe for use by several threads.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit and CMYK are converted by
-    value (Pillow's plain conversion turns 16-bit pictures white). Floats are used from 0 to 1 or
+    value (Pillow's plain conversion turns 16-bit images white). Floats are used from 0 to 1 or
     from 0 to 255, 32-bit integers from 0 to 255 or from 0 to 65535. Of a TIFF with several pages
     it is the first.
 
     Args:
         data: The file's content, in any of `FORMATS` whatever its name says.
-        max_pixels: Pixels above which the picture is refused before it is decoded.
+        max_pixels: Pixels above which the image is refused before it is decoded.
 
     Raises:
         BadImageError: With the reason `empty file`, `not an image`, `unsupported format`,
@@ -153,12 +153,12 @@ def _white(mode: str, values: NDArray[np.float64]) -> int:
 
     Modes I and F do not say it, so it is the smallest of those their pixels stay below. Pixels
     elsewhere are measurements (heights, angles) or labels; any guess would make them black or
-    white pictures that train like others.
+    white images that train like others.
 
     Raises:
         BadImageError: There are pixels below 0, above the largest white, or NaN.
     """
-    if mode.startswith("I;16"):  # says it, however dark the picture
+    if mode.startswith("I;16"):  # says it, however dark the image
         return 65535
     lowest, highest = values.min(), values.max()
     if lowest >= 0:

@@ -33,7 +33,7 @@ _PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of a batch of pictures.
+    """What the encoder makes of a batch of images.
 
     Attributes:
         patches: [batch, patch, vision] float32; hidden states of one layer, without the class
@@ -47,11 +47,11 @@ class Encoded(NamedTuple):
 
 
 class PatchEncoder:
-    """Pictures in, patch embeddings out; deterministic and without gradients.
+    """Images in, patch embeddings out; deterministic and without gradients.
 
     The last bits of an embedding depend on the size of the batch, because a matrix product of
     another size may add up in another order; `encode_shrunk` therefore fills every batch up to one
-    size. Which pictures share it then makes no difference, which a test repeats.
+    size. Which images share it then makes no difference, which a test repeats.
 
     Args:
         folder: Folder in open_clip's or timm's layout.
@@ -71,11 +71,11 @@ class PatchEncoder:
         self.fingerprint = encoder_fingerprint(folder, layer)
 
     def prepare(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        """Return one RGB picture resized, cropped and normalised as the weights expect."""
+        """Return one RGB image resized, cropped and normalised as the weights expect."""
         return self.preprocess(image)
 
     def shrink(self, image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-        """Return one RGB picture resized and cropped but not normalised: a quarter of the bytes.
+        """Return one RGB image resized and cropped but not normalised: a quarter of the bytes.
 
         Pillow and numpy alone are at work, so many threads can do it beside torch's own.
         """
@@ -84,11 +84,11 @@ class PatchEncoder:
     def encode_shrunk(
         self, pixels: UInt8[np.ndarray, "batch height width 3"], size: int
     ) -> Encoded:
-        """Return the very embeddings that `encode_images` gives, of pictures from `shrink`.
+        """Return the very embeddings that `encode_images` gives, of images from `shrink`.
 
         Args:
-            pixels: At most `size` pictures.
-            size: Pictures of the forward pass; what is missing is filled with black.
+            pixels: At most `size` images.
+            size: Images of the forward pass; what is missing is filled with black.
         """
         count = len(pixels)
         if count < size:
@@ -101,12 +101,12 @@ class PatchEncoder:
 
     @torch.inference_mode()
     def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Encoded:
-        """Return patch embeddings and pooled embeddings of prepared pictures."""
+        """Return patch embeddings and pooled embeddings of prepared images."""
         patches, pooled = self._tower.encode(pixels)
         return Encoded(patches.float(), nn.functional.normalize(pooled.float(), dim=-1))
 
     def encode_images(self, images: Sequence[Image.Image]) -> Encoded:
-        """Return the embeddings of RGB pictures."""
+        """Return the embeddings of RGB images."""
         return self.encode(torch.stack([self.prepare(image) for image in images]))
 
     @property
@@ -150,12 +150,12 @@ def _is_timm(folder: Path) -> bool:
 
 
 def _split(preprocess: Any) -> tuple[Compose, Tensor, Tensor]:
-    """Return what open_clip's transform does to a picture, then mean and deviation [3, 1, 1]."""
-    *pictures, scale, normalise = preprocess.transforms
+    """Return what open_clip's transform does to an image, then mean and deviation [3, 1, 1]."""
+    *images, scale, normalise = preprocess.transforms
     if not isinstance(scale, ToTensor) or not isinstance(normalise, Normalize):
         raise ModelError(f"the encoder's transform does not end by normalising: {preprocess}")
     mean, deviation = torch.as_tensor(normalise.mean), torch.as_tensor(normalise.std)
-    return Compose(pictures), mean.view(3, 1, 1), deviation.view(3, 1, 1)
+    return Compose(images), mean.view(3, 1, 1), deviation.view(3, 1, 1)
 
 
 def save_clip(clip: nn.Module, config: dict[str, Any], folder: Path) -> None:
@@ -173,7 +173,7 @@ def write_clip(name: str, weights: Path, folder: Path, tag: str = "", beside: st
         name: open_clip's name of the architecture.
         weights: A `.safetensors` file of this machine.
         folder: Where to write.
-        tag: open_clip's tag of the weights, which says how pictures are normalised; "" for
+        tag: open_clip's tag of the weights, which says how images are normalised; "" for
             others, which take that from the config beside them, else from the published weights
             of the architecture.
         beside: Text of an `open_clip_config.json` that came with the weights, "" without one.
@@ -197,13 +197,13 @@ def write_clip(name: str, weights: Path, folder: Path, tag: str = "", beside: st
 
 
 def _published(name: str, tag: str) -> dict[str, Any]:
-    """Return how pictures are prepared for the weights of a tag."""
+    """Return how images are prepared for the weights of a tag."""
     known = open_clip.get_pretrained_cfg(name, tag)
     return {field: known[field] for field in _PREPROCESS if field in known}
 
 
 def _own(name: str, config: dict[str, Any], beside: str, weights: Path) -> dict[str, Any]:
-    """Return how pictures are prepared for weights that bear no tag."""
+    """Return how images are prepared for weights that bear no tag."""
     if not beside:
         found = [_published(name, tag) for tag in ENCODERS[name].tags] if name in ENCODERS else []
         return found[0] if found and all(each == found[0] for each in found) else {}
@@ -223,7 +223,7 @@ def _own(name: str, config: dict[str, Any], beside: str, weights: Path) -> dict[
 
 
 def encoder_fingerprint(folder: Path, layer: int) -> str:
-    """Return the identity of all that shapes a patch embedding of a given picture.
+    """Return the identity of all that shapes a patch embedding of a given image.
 
     That is the weights, the architecture with its preprocessing (mean, deviation, size, crop,
     interpolation), the layer, and this file's own conventions.

@@ -33,7 +33,7 @@ class Explanation:
 
 def explain(
     assistant: Assistant,
-    picture: bytes,
+    data: bytes,
     question: str | None,
     answer: str,
     history: Sequence[Turn] = (),
@@ -44,7 +44,7 @@ def explain(
 
     Args:
         assistant: Who answered.
-        picture: The image file's content.
+        data: The image file's content.
         question: What was asked; None for a caption.
         answer: What was said.
         history: What was said about the image before, as it was given to `Assistant.stream`.
@@ -62,8 +62,8 @@ def explain(
         prompt, ids = template.caption_prompt, template.captioned(answer)
     else:
         prompt, ids = assistant.prompt(question, history), template.answer(answer)
-    found = importance_map(assistant.vlm, assistant.see(picture), prompt, ids)
-    image = decode_image(picture, assistant.card["max_pixels"])
+    found = importance_map(assistant.vlm, assistant.see(data), prompt, ids)
+    image = decode_image(data, assistant.card["max_pixels"])
     words, maps = by_word(template, ids, found)
     return Explanation(words, maps, view_of(assistant.encoder.preprocess, *image.size))
 

@@ -57,7 +57,7 @@ class Size:
         layers: Decoder layers; work on every position.
         head: Output layer; works on every supervised token.
         attention: Layers times width.
-        prefix_tokens: Positions of a picture, the separator included.
+        prefix_tokens: Positions of an image, the separator included.
     """
 
     prefix: Weights
@@ -114,7 +114,7 @@ def training_flops(
 
     Args:
         size: The model.
-        rows: Pictures with their text.
+        rows: Images with their text.
         text_tokens: Tokens of all texts.
         targets: Supervised tokens.
         before: Forward passes without gradient in front of it.

@@ -43,7 +43,7 @@ def projector_costs(config: ProjectorConfig, vision: int, patches: int, lm: int)
     Args:
         config: The projector.
         vision: Width of a patch embedding.
-        patches: Patches of a picture.
+        patches: Patches of an image.
         lm: Width of the language model.
     """
     if isinstance(config, LinearConfig):

@@ -23,7 +23,7 @@ class Tokens:
     """Token ids of one example beside their loss mask.
 
     Attributes:
-        input_ids: Ids of all text tokens; the picture's prefix is not among them.
+        input_ids: Ids of all text tokens; the image's prefix is not among them.
         supervised: Whether each id is a target of the loss.
     """
 

@@ -2,7 +2,7 @@
 
 An example in a shared row is computed as if it stood alone: its tokens see the whole prefix and
 what comes before them in their own segment, and their positions count on from the prefix. So the
-prefix, three quarters of the work of a caption, is computed once for all captions of a picture.
+prefix, three quarters of the work of a caption, is computed once for all captions of an image.
 """
 
 import torch

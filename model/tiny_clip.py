@@ -60,7 +60,7 @@ def tiny_clip_config(
 def train_tiny_clip(
     config: dict[str, Any],
     folder: Path,
-    pictures: Callable[[Callable[[Image.Image], Tensor]], Float[Tensor, "image 3 side side"]],
+    images: Callable[[Callable[[Image.Image], Tensor]], Float[Tensor, "image 3 side side"]],
     captions: Sequence[Sequence[str]],
     *,
     epochs: int,
@@ -74,10 +74,10 @@ def train_tiny_clip(
     Args:
         config: From `tiny_clip_config`.
         folder: Where the model goes, in open_clip's layout.
-        pictures: Given the preprocessing, returns all prepared pictures.
-        captions: Captions of each picture; one is drawn per epoch.
-        epochs: Passes over the pictures.
-        batch: Pictures per step; all others in the step are negatives.
+        images: Given the preprocessing, returns all prepared images.
+        captions: Captions of each image; one is drawn per epoch.
+        epochs: Passes over the images.
+        batch: Images per step; all others in the step are negatives.
         learning_rate: Peak of a warm-up and cosine schedule.
         seed: Seed of weights, order and drawn captions.
         advance: Told of every finished step.
@@ -90,7 +90,7 @@ def train_tiny_clip(
     # raise it: where an object lies made 0.2 % of the variance of its patch, now a quarter. With
     # half the scale it made 5 %, and places were looked up too late (seed 0).
     nn.init.normal_(clip.visual.positional_embedding, std=POSITION_SCALE)
-    pixels = pictures(preprocess)
+    pixels = images(preprocess)
     batch = min(batch, len(captions))
     steps = epochs * (len(captions) // batch)
     batches = _batches(captions, epochs, batch, seed)
@@ -107,7 +107,7 @@ def _fit(
     learning_rate: float,
     advance: Callable[[int, str], None],
 ) -> float:
-    """Train on pictures with a caption each, one batch per step, and return the last loss."""
+    """Train on images with a caption each, one batch per step, and return the last loss."""
     tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
     loss_function = open_clip.ClipLoss()
     optimizer = torch.optim.AdamW(_groups(clip), lr=learning_rate, betas=(0.9, 0.98), fused=True)
@@ -130,7 +130,7 @@ def _fit(
 def _batches(
     captions: Sequence[Sequence[str]], epochs: int, batch: int, seed: int
 ) -> Iterator[tuple[list[int], list[str]]]:
-    """Yield the pictures of every step, each with one of its captions."""
+    """Yield the images of every step, each with one of its captions."""
     rng = random.Random(seed)  # noqa: S311
     for _ in range(epochs):
         order = rng.sample(range(len(captions)), len(captions))

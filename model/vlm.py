@@ -4,7 +4,7 @@ The language model is used through `inputs_embeds` only, so any transformers cau
 `.model` and an `.lm_head` works unchanged. One rule of alignment holds everywhere: with a prefix
 of S positions (separator included), token t of an example stands at position S + t and is
 predicted at position S + t - 1; the separator predicts the first token. Examples about the same
-picture may share its prefix in one row (`model.shared_rows`). Padding and targets are masks over
+image may share its prefix in one row (`model.shared_rows`). Padding and targets are masks over
 positions; no token id ever marks them.
 """
 

@@ -1,6 +1,6 @@
 """The published assistant as a model of lmms-eval: `lmms-eval --model phivision`.
 
-A question is laid out as in training and in `phivision ask`, a picture is read the same way, and
+A question is laid out as in training and in `phivision ask`, an image is read the same way, and
 an answer is the very text that `ask` gives, unless the task asks for another decoding.
 """
 
@@ -14,7 +14,7 @@ from lmms_eval.api.instance import Instance  # ty: ignore[import-not-found]
 from lmms_eval.api.model import lmms  # ty: ignore[import-not-found]
 from tqdm import tqdm
 
-from deployments.lmms.requests import NOTHING, Question, batches, one_picture, read_writing
+from deployments.lmms.requests import NOTHING, Question, batches, one_image, read_writing
 from flows.commands.assistant import open_assistant
 from flows.commands.options import settings_of
 from model.decoding import decode_image
@@ -23,7 +23,7 @@ from model.generation import generate
 from pipeline.errors import PipelineError
 from pipeline.training.batches import collate
 
-_MARK = "<image>"  # some tasks write where the picture stands; here it stands before the text
+_MARK = "<image>"  # some tasks write where the image stands; here it stands before the text
 _ARGUMENTS = 6  # context, settings or answer, doc_to_visual, number of the document, task, split
 
 
@@ -41,7 +41,7 @@ class PhiVision(lmms):
         PipelineError: There is no such assistant, or the batch size is no number.
     """
 
-    is_simple = True  # it takes text and pictures, not messages of a chat
+    is_simple = True  # it takes text and images, not messages of a chat
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class PhiVision(lmms):
         `max_new_tokens` is lowered where the language model has no more positions.
 
         Raises:
-            PipelineError: A request does not show exactly one picture.
+            PipelineError: A request does not show exactly one image.
             ModelError: A question leaves no room for an answer.
         """
         answers = [""] * len(requests)
@@ -95,7 +95,7 @@ class PhiVision(lmms):
         an answer is not counted.
 
         Raises:
-            PipelineError: A request does not show exactly one picture.
+            PipelineError: A request does not show exactly one image.
             ModelError: Question and continuation are too long for the language model.
         """
         found = [(0.0, False)] * len(requests)
@@ -139,7 +139,7 @@ class PhiVision(lmms):
     def _read(self, number: int, arguments: tuple[Any, ...]) -> Question:
         if len(arguments) < _ARGUMENTS:
             raise PipelineError(
-                "the task asks how likely an answer is without its picture",
+                "the task asks how likely an answer is without its image",
                 "phivision always has one: leave the metric acc_mutual_info out",
             )
         context, second, visuals, place, task, split = arguments
@@ -158,19 +158,19 @@ class PhiVision(lmms):
         if room < max(len(judged), 1):
             raise ModelError(
                 f"task {task}, document {place}: the question has {len(ids)} tokens and its answer "
-                f"{len(judged)}, but {self._longest} fit behind the picture"
+                f"{len(judged)}, but {self._longest} fit behind the image"
             )
-        # The picture is not held while it waits: a benchmark may have 200,000 of them.
+        # The image is not held while it waits: a benchmark may have 200,000 of them.
         show = partial(_shown, visuals, documents, place, task)
         return Question(number, show, [*ids, *judged], len(judged), writing)
 
     def _see(self, batch: Sequence[Question]) -> torch.Tensor:
-        """Return the patch embeddings [question, patch, vision] of a batch's pictures."""
+        """Return the patch embeddings [question, patch, vision] of a batch's images."""
         most = self.assistant.card["max_pixels"]
-        pictures = [decode_image(question.show(), most) for question in batch]
+        images = [decode_image(question.show(), most) for question in batch]
         # The model was trained on embeddings that went through float16.
-        return self.assistant.encoder.encode_images(pictures).patches.half().float()
+        return self.assistant.encoder.encode_images(images).patches.half().float()
 
 
 def _shown(visuals: Callable[[Any], Any], documents: Any, place: int, task: str) -> bytes:
-    return one_picture(visuals(documents[place]), task)
+    return one_image(visuals(documents[place]), task)

@@ -1,4 +1,4 @@
-"""What lmms-eval asks, in our words: how to write an answer, which picture, which batches."""
+"""What lmms-eval asks, in our words: how to write an answer, which image, which batches."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,8 +38,8 @@ class Question(NamedTuple):
 
     Attributes:
         number: Its place among the requests.
-        show: Returns the picture's file content; called when its batch comes.
-        ids: Token ids after the picture.
+        show: Returns the image's file content; called when its batch comes.
+        ids: Token ids after the image.
         targets: How many of the last ids are to be judged; 0 where an answer is to be written.
         writing: How to write it.
     """
@@ -76,25 +76,25 @@ def read_writing(asked: Mapping[str, Any], beams: int, max_new_tokens: int, room
     return Writing(decoding, min(tokens, room), tuple(end for end in ends if end))
 
 
-def one_picture(visuals: Any, task: str) -> bytes:
-    """Return the one picture of a request as a file, so that it is read like any other.
+def one_image(visuals: Any, task: str) -> bytes:
+    """Return the one image of a request as a file, so that it is read like any other.
 
     Args:
         visuals: What the task's `doc_to_visual` gave.
         task: Name of the task.
 
     Raises:
-        PipelineError: It is not exactly one picture.
+        PipelineError: It is not exactly one image.
     """
     found = visuals if isinstance(visuals, list | tuple) else [visuals]
-    pictures = [each for each in found if isinstance(each, Image.Image)]
-    if len(pictures) != 1 or len(found) != 1:
+    images = [each for each in found if isinstance(each, Image.Image)]
+    if len(images) != 1 or len(found) != 1:
         kinds = ", ".join(type(each).__name__ for each in found) or "nothing"
         raise PipelineError(
-            f"task {task} shows {kinds}: phivision answers about one picture",
-            "choose tasks with one picture per question, such as mme, gqa, vqav2 or textvqa",
+            f"task {task} shows {kinds}: phivision answers about one image",
+            "choose tasks with one image per question, such as mme, gqa, vqav2 or textvqa",
         )
-    upright = ImageOps.exif_transpose(pictures[0])
+    upright = ImageOps.exif_transpose(images[0])
     stream = io.BytesIO()
     if upright.mode.startswith(("I", "F")):
         upright.save(stream, "TIFF")

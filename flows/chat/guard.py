@@ -5,7 +5,7 @@ from typing import Any
 
 from flows.chat.uploads import Uploads
 
-# The browser asks nobody but this server; pictures may also be pasted (data:, blob:).
+# The browser asks nobody but this server; images may also be pasted (data:, blob:).
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
     "base-uri 'self'; form-action 'self'"
@@ -15,7 +15,7 @@ _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
-_FULL = "The server holds too many pictures now. Please try again later."
+_FULL = "The server holds too many images now. Please try again later."
 
 
 def guards(uploads: Uploads) -> list[Any]:

@@ -40,12 +40,12 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
 
     Args:
         talk: Who answers.
-        examples: Path of a picture and a question about it, to try with one click.
+        examples: Path of an image and a question about it, to try with one click.
     """
     limits = talk.limits
     name = str(talk.assistant.card["name"])
     with gr.Blocks(title=name, analytics_enabled=False, fill_height=True) as page:
-        gr.Markdown(f"# {name}\nAdd or paste a picture, then ask about it.", elem_id="head")
+        gr.Markdown(f"# {name}\nAdd or paste an image, then ask about it.", elem_id="head")
         # A warning or "": above the conversation, and the last value of the API's JSON.
         unlike = gr.Markdown(elem_id="unlike", sanitize_html=True)
         conversation = _conversation(examples)
@@ -83,7 +83,7 @@ def look() -> dict[str, Any]:
 
 
 def _conversation(examples: Sequence[tuple[str, str]]) -> gr.Chatbot:
-    hint = "Add a picture below" + (", or try one of these." if examples else ".")
+    hint = "Add an image below" + (", or try one of these." if examples else ".")
     return gr.Chatbot(
         elem_id="talk",
         show_label=False,
@@ -105,7 +105,7 @@ def _line() -> gr.MultimodalTextbox:
     return gr.MultimodalTextbox(
         elem_id="line",
         show_label=False,
-        placeholder="Add a picture, then ask",
+        placeholder="Add an image, then ask",
         file_types=["image"],
         file_count="single",
         sources=["upload"],

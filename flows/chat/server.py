@@ -70,7 +70,7 @@ def serve_chat(
 
     Args:
         assistant: Who answers.
-        examples: Folder with `examples.json`, a list of {picture, question}, and the pictures.
+        examples: Folder with `examples.json`, a list of {image, question}, and the images.
         door: Where to listen.
         limits: What visitors may ask.
 
@@ -89,7 +89,7 @@ def serve_chat(
             server_name=door.host,
             server_port=door.port or _free_port(door.host),
             auth=(door.user, door.password) if door.user else None,
-            max_file_size=talk.limits.picture_bytes,
+            max_file_size=talk.limits.image_bytes,
             prevent_thread_lock=True,
             quiet=True,
             app_kwargs={"docs_url": None, "redoc_url": None, "middleware": guards(uploads)},
@@ -119,16 +119,16 @@ def temporary_folder() -> Generator[Path]:
 
 
 def read_examples(source: Path, folder: Path) -> list[tuple[str, str]]:
-    """Copy the examples of a folder among the temporary files and return (picture, question)s."""
+    """Copy the examples of a folder among the temporary files and return (image, question)s."""
     listed = source / "examples.json"
     if not listed.is_file():
         return []
     found = []
     for number, entry in enumerate(json.loads(listed.read_text("utf-8"))):
-        picture = source / Path(entry["picture"]).name
-        target = folder / f"examples-{secrets.token_hex(4)}" / f"{number}{picture.suffix}"
+        image = source / Path(entry["image"]).name
+        target = folder / f"examples-{secrets.token_hex(4)}" / f"{number}{image.suffix}"
         target.parent.mkdir(parents=True)
-        shutil.copyfile(picture, target)
+        shutil.copyfile(image, target)
         found.append((str(target), str(entry["question"])))
     return found
 

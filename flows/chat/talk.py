@@ -1,6 +1,6 @@
 """What the chat does with a message: it checks it and streams the answer; no web code here.
 
-The picture of a question is the newest one that was sent. A new picture begins a new subject: what
+The image of a question is the newest one that was sent. A new image begins a new subject: what
 was said about the one before is no part of the prompt.
 """
 
@@ -35,15 +35,15 @@ class Limits:
     """What one visitor, and all of them together, may ask of the server.
 
     Attributes:
-        picture_bytes: Largest picture file.
+        image_bytes: Largest image file.
         question_characters: Longest question.
         at_once: Questions that are answered at the same time.
         waiting: Questions that may wait behind them; more are turned away.
-        keep_seconds: Age at which an uploaded picture is deleted.
-        folder_bytes: All uploaded pictures together; more are turned away.
+        keep_seconds: Age at which an uploaded image is deleted.
+        folder_bytes: All uploaded images together; more are turned away.
     """
 
-    picture_bytes: int = 20 * MEGABYTE
+    image_bytes: int = 20 * MEGABYTE
     question_characters: int = 1000
     at_once: int = 2
     waiting: int = 64
@@ -53,14 +53,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Subject:
-    """A picture and what was said about it.
+    """An image and what was said about it.
 
     Attributes:
-        picture: Its file, None before one was sent.
+        image: Its file, None before one was sent.
         turns: Questions with their answers, oldest first.
     """
 
-    picture: Path | None = None
+    image: Path | None = None
     turns: tuple[Turn, ...] = field(default=())
 
 
@@ -82,7 +82,7 @@ class Talk:
 
     Args:
         assistant: Who answers.
-        folder: The only folder from which pictures are read.
+        folder: The only folder from which images are read.
         limits: What a message may hold.
     """
 
@@ -93,10 +93,10 @@ class Talk:
         """Refuse a message before it stands in the chat.
 
         Raises:
-            ChatError: It is empty, too long or no text, or its picture cannot be used.
+            ChatError: It is empty, too long or no text, or its image cannot be used.
         """
         if not text.strip() and not files:
-            raise ChatError("Write a question, or add a picture.")
+            raise ChatError("Write a question, or add an image.")
         if not is_text(text):
             raise ChatError("Your question holds half a character. Please write it again.")
         longest = self.limits.question_characters
@@ -106,7 +106,7 @@ class Talk:
                 "Please shorten it."
             )
         if len(files) > 1:
-            raise ChatError("Please send one picture at a time.")
+            raise ChatError("Please send one image at a time.")
         for name in files:
             with _explained():
                 decode_image(self._read(Path(name)), self.assistant.card["max_pixels"])
@@ -114,11 +114,11 @@ class Talk:
     def answer(
         self, text: str, files: Sequence[str], history: Sequence[dict[str, Any]]
     ) -> Iterator[Reply]:
-        """Yield the answer to a message as it grows; a picture alone gets a caption.
+        """Yield the answer to a message as it grows; an image alone gets a caption.
 
         Args:
             text: The question.
-            files: Path of the picture that came with it, if one did.
+            files: Path of the image that came with it, if one did.
             history: Earlier messages, as Gradio's chat keeps them.
 
         Raises:
@@ -126,11 +126,11 @@ class Talk:
         """
         self.check(text, files)
         subject = Subject(Path(files[0])) if files else subject_of(history)
-        if subject.picture is None:
-            raise ChatError("Add a picture first: this assistant answers about pictures.")
+        if subject.image is None:
+            raise ChatError("Add an image first: this assistant answers about images.")
         question, said, warning = text if text.strip() else None, "", ""
         with _explained():
-            patches = self.assistant.see(self._read(subject.picture))
+            patches = self.assistant.see(self._read(subject.image))
             warning = self.assistant.warning(patches)
             for said in self.assistant.stream(patches, question, subject.turns):
                 yield Reply(said, warning)
@@ -151,31 +151,31 @@ class Talk:
         if newest:
             question, files = _parts(history[newest - 1].get("content"))
             subject = Subject(Path(files[-1])) if files else subject
-        if subject.picture is None:
-            raise ChatError("Ask something about a picture first.")
+        if subject.image is None:
+            raise ChatError("Ask something about an image first.")
         answer, _ = _parts(history[newest].get("content"))
         with _explained():
-            picture = self._read(subject.picture)
+            data = self._read(subject.image)
             asked = question if question.strip() else None
-            found = explain(self.assistant, picture, asked, answer, subject.turns)
-            image = decode_image(picture, self.assistant.card["max_pixels"])
+            found = explain(self.assistant, data, asked, answer, subject.turns)
+            image = decode_image(data, self.assistant.card["max_pixels"])
         return sheet(image, found, LOOKED_AT)
 
     def _read(self, path: Path) -> bytes:
         real = path.resolve()
         if not real.is_relative_to(self.folder) or not real.is_file():
-            raise ChatError("The picture is no longer here: please add it again.")
-        if real.stat().st_size > self.limits.picture_bytes:
+            raise ChatError("The image is no longer here: please add it again.")
+        if real.stat().st_size > self.limits.image_bytes:
             raise ChatError(
-                f"The picture has {real.stat().st_size / MEGABYTE:.1f} MB; at most "
-                f"{self.limits.picture_bytes / MEGABYTE:.0f} MB are taken. Please make it smaller."
+                f"The image has {real.stat().st_size / MEGABYTE:.1f} MB; at most "
+                f"{self.limits.image_bytes / MEGABYTE:.0f} MB are taken. Please make it smaller."
             )
         return real.read_bytes()
 
 
 def subject_of(history: Sequence[dict[str, Any]]) -> Subject:
-    """Return the newest picture of a chat and the questions that were answered about it."""
-    picture: Path | None = None
+    """Return the newest image of a chat and the questions that were answered about it."""
+    image: Path | None = None
     turns: list[Turn] = []
     question = ""
     for message in history:
@@ -186,9 +186,9 @@ def subject_of(history: Sequence[dict[str, Any]]) -> Subject:
             question = ""
             continue
         if files:
-            picture, turns = Path(files[-1]), []
+            image, turns = Path(files[-1]), []
         question = texts
-    return Subject(picture, tuple(turns))
+    return Subject(image, tuple(turns))
 
 
 def _answered(message: dict[str, Any]) -> bool:
@@ -213,12 +213,12 @@ def _parts(content: Any) -> tuple[str, list[str]]:
 
 _REASONS = {
     "empty file": "The file is empty. Please send a JPEG or PNG.",
-    "not an image": "This is not a picture that can be read. Please send a JPEG or PNG.",
-    "unsupported format": f"Pictures of this kind cannot be read. Please send a {KINDS}.",
-    "unsupported values": "The picture holds no usual greys. Please send a JPEG or PNG.",
-    "too many pixels": "The picture has too many pixels. Please make it smaller.",
-    "animated": "Animated pictures cannot be read. Please send a single picture.",
-    "broken image": "The picture is damaged and cannot be read. Please send another one.",
+    "not an image": "This is not an image that can be read. Please send a JPEG or PNG.",
+    "unsupported format": f"Images of this kind cannot be read. Please send a {KINDS}.",
+    "unsupported values": "The image holds no usual greys. Please send a JPEG or PNG.",
+    "too many pixels": "The image has too many pixels. Please make it smaller.",
+    "animated": "Animated images cannot be read. Please send a single image.",
+    "broken image": "The image is damaged and cannot be read. Please send another one.",
 }
 
 

@@ -1,4 +1,4 @@
-"""The pictures that visitors send: a folder with an end, which everything leaves by age.
+"""The images that visitors send: a folder with an end, which everything leaves by age.
 
 Gradio forgets what it did not finish to receive and what came under another field's name, so the
 folder is looked at as it is, not as Gradio remembers it.
@@ -14,7 +14,7 @@ from pathlib import Path
 from flows.chat.talk import Limits
 
 _BLOCK = 4096  # what an empty file or folder costs on a disk
-_FORM = 64 * 1024  # what surrounds a picture in its request
+_FORM = 64 * 1024  # what surrounds an image in its request
 
 
 class Uploads:
@@ -37,8 +37,8 @@ class Uploads:
 
     @property
     def longest(self) -> int:
-        """Bytes of the longest request that is read: a picture in its form."""
-        return self.limits.picture_bytes + _FORM
+        """Bytes of the longest request that is read: an image in its form."""
+        return self.limits.image_bytes + _FORM
 
     @property
     def is_full(self) -> bool:
@@ -80,7 +80,7 @@ class Uploads:
             now: Seconds since 1970.
         """
         for entry in _entries(self.folder):
-            # The time of the last rename: a picture that is sent again is new again.
+            # The time of the last rename: an image that is sent again is new again.
             if entry.path in self._ours or now - entry.stat.st_ctime <= self.limits.keep_seconds:
                 continue
             try:

@@ -1,4 +1,4 @@
-"""Loading an assistant, and whether it can use a picture and is made for such ones."""
+"""Loading an assistant, and whether it can use an image and is made for such ones."""
 
 import sys
 from pathlib import Path
@@ -36,11 +36,11 @@ def open_assistant(settings: Settings, bundle: Manifest | Path | str | None) -> 
     return Assistant(artifact.path("bundle.json").parent, device)
 
 
-def check_picture(assistant: Assistant, path: Path, data: bytes) -> None:
-    """Refuse a picture by its name before any of several is looked at.
+def check_image(assistant: Assistant, path: Path, data: bytes) -> None:
+    """Refuse an image by its name before any of several is looked at.
 
     Raises:
-        PipelineError: The picture cannot be used.
+        PipelineError: The image cannot be used.
     """
     try:
         decode_image(data, assistant.card["max_pixels"])

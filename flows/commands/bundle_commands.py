@@ -47,21 +47,21 @@ def ask(
 
         check_output(output, why=why)
     from flows.commands.bundle_place import find_bundle
-    from flows.commands.image_file import read_picture
+    from flows.commands.image_file import read_image
 
-    picture, settings = read_picture(image), settings_of(store)
+    data, settings = read_image(image), settings_of(store)
     place = find_bundle(settings, run, bundle)
     with waiting("loading the assistant"), importing():
-        from flows.commands.assistant import check_picture, look_at, open_assistant
+        from flows.commands.assistant import check_image, look_at, open_assistant
 
         assistant = open_assistant(settings, place)
-        check_picture(assistant, image, picture)
-    answer = assistant.ask(look_at(assistant, image, picture), question)
+        check_image(assistant, image, data)
+    answer = assistant.ask(look_at(assistant, image, data), question)
     print(answer)
     if why:
         from flows.commands.why import print_why
 
-        print_why(assistant, picture, question, answer, output)
+        print_why(assistant, data, question, answer, output)
 
 
 def caption(*images: Path, store: Store = None, run: OfRun = None, bundle: Bundle = None) -> None:
@@ -71,19 +71,19 @@ def caption(*images: Path, store: Store = None, run: OfRun = None, bundle: Bundl
         images: Image files.
     """
     if not images:
-        raise PipelineError("no picture was given", "phivision caption PHOTO.jpg …")
+        raise PipelineError("no image was given", "phivision caption PHOTO.jpg …")
     from flows.commands.bundle_place import find_bundle
-    from flows.commands.image_file import read_picture
+    from flows.commands.image_file import read_image
 
-    pictures, settings = [read_picture(path) for path in images], settings_of(store)
+    contents, settings = [read_image(path) for path in images], settings_of(store)
     place = find_bundle(settings, run, bundle)
     with waiting("loading the assistant"), importing():
-        from flows.commands.assistant import check_picture, look_at, open_assistant
+        from flows.commands.assistant import check_image, look_at, open_assistant
 
         assistant = open_assistant(settings, place)
-        for path, picture in zip(images, pictures, strict=True):
-            check_picture(assistant, path, picture)
-    seen = [look_at(assistant, path, data) for path, data in zip(images, pictures, strict=True)]
+        for path, data in zip(images, contents, strict=True):
+            check_image(assistant, path, data)
+    seen = [look_at(assistant, path, data) for path, data in zip(images, contents, strict=True)]
     with waiting("writing captions"):
         texts = assistant.caption(seen)
     for path, text in zip(images, texts, strict=True):
@@ -100,7 +100,7 @@ def chat(
     user: str = "",
     password: Annotated[str, Parameter(env_var="PHIVISION_CHAT_PASSWORD")] = "",
 ) -> None:
-    """Talk about pictures with the published assistant, in a browser.
+    """Talk about images with the published assistant, in a browser.
 
     Args:
         host: Network address to listen on; any but loopback needs a user.
@@ -127,7 +127,7 @@ def export(
     *,
     store: Store = None,
     lora: Literal["merged", "beside"] = "merged",
-    pictures: Count = 0,
+    images: Count = 0,
     public: bool = False,
 ) -> None:
     """Write the published assistant as a Hugging Face repository with its model card.
@@ -135,10 +135,10 @@ def export(
     Args:
         target: A new folder, or hf://owner/name, which is uploaded with the token in HF_TOKEN.
         lora: Adapters merged into the language model, or beside it in peft's format.
-        pictures: Test pictures to add as examples; mind their licence.
+        images: Test images to add as examples; mind their licence.
         public: Let everybody see a new hf:// repository; otherwise it is private.
     """
     with waiting("starting the export"), importing():
         from flows.commands.export import export_to
 
-    print(export_to(settings_of(store), target, lora, pictures, public=public))
+    print(export_to(settings_of(store), target, lora, images, public=public))

@@ -1,4 +1,4 @@
-"""Held-out pictures to try an assistant with: those of the very data it was made from."""
+"""Held-out images to try an assistant with: those of the very data it was made from."""
 
 import json
 from pathlib import Path
@@ -6,24 +6,24 @@ from pathlib import Path
 from pipeline.publishing.export import Lineage
 from storage.sql.queries import Database
 
-_PICTURES = """
+_IMAGES = """
 SELECT any_value(f.data) AS data, list(DISTINCT q.question ORDER BY q.question) AS questions
 FROM questions q JOIN files f USING (sha256)
-WHERE q.split <> 'train' -- COCO's test pictures have no conversations
+WHERE q.split <> 'train' -- COCO's test images have no conversations
 GROUP BY q.split, q.image_id ORDER BY q.split, q.image_id LIMIT $count
 """
 
 
 def write_examples(lineage: Lineage, folder: Path, count: int) -> int:
-    """Write held-out pictures, each with a question, and return how many there were.
+    """Write held-out images, each with a question, and return how many there were.
 
-    A later run of the store may have other pictures; those may even be ones that this assistant
+    A later run of the store may have other images; those may even be ones that this assistant
     was trained on.
 
     Args:
         lineage: The assistant.
-        folder: Gets the pictures and `examples.json`.
-        count: How many pictures, at most.
+        folder: Gets the images and `examples.json`.
+        count: How many images, at most.
     """
     images, examples = (lineage.manifests.get(stage) for stage in ("images", "examples"))
     if images is None or examples is None:
@@ -33,14 +33,14 @@ def write_examples(lineage: Lineage, folder: Path, count: int) -> int:
         "questions": lineage.store.artifact(examples).paths("questions.parquet"),
     }
     with Database(sources) as database:
-        rows = database.query(_PICTURES, {"count": count}).to_pylist()
+        rows = database.query(_IMAGES, {"count": count}).to_pylist()
     folder.mkdir(parents=True, exist_ok=True)
     listed = []
     for number, row in enumerate(rows):
         name = f"{number}{_suffix(row['data'])}"
         (folder / name).write_bytes(row["data"])
         question = row["questions"][number % len(row["questions"])]  # not of one kind only
-        listed.append({"picture": name, "question": question})
+        listed.append({"image": name, "question": question})
     (folder / "examples.json").write_text(json.dumps(listed, indent=1))
     return len(rows)
 

@@ -20,7 +20,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def export_to(
-    settings: Settings, target: str, adapters: Adapters, pictures: int, *, public: bool
+    settings: Settings, target: str, adapters: Adapters, images: int, *, public: bool
 ) -> str:
     """Write the published assistant to a folder, or upload it; return where it is, in words.
 
@@ -28,7 +28,7 @@ def export_to(
         settings: The store.
         target: A new folder or `hf://owner/name`.
         adapters: LoRA merged, or beside the language model.
-        pictures: Test pictures to add as examples.
+        images: Test images to add as examples.
         public: Whether a new repository on the hub is open to everybody.
 
     Raises:
@@ -37,21 +37,21 @@ def export_to(
     if target.startswith(HUB):
         name, token = hub_name(target), hub_token()
         with tempfile.TemporaryDirectory(prefix="phivision-export-") as folder:
-            _write(settings, Path(folder) / "repository", adapters, pictures, name)
+            _write(settings, Path(folder) / "repository", adapters, images, name)
             return upload(Path(folder) / "repository", name, token, "model", public=public)
-    _write(settings, Path(target), adapters, pictures, None)
+    _write(settings, Path(target), adapters, images, None)
     return f"{target} is a model repository; its README.md says how to load it"
 
 
 def _write(
-    settings: Settings, target: Path, adapters: Adapters, pictures: int, name: str | None
+    settings: Settings, target: Path, adapters: Adapters, images: int, name: str | None
 ) -> None:
     store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
     lineage = trace(store, published_manifest(store))
     with waiting("writing the repository"), new_folder(target) as folder:
         write_repository(lineage, folder, adapters, name)
-        if pictures > 0:
-            write_examples(lineage, folder / "examples", pictures)
+        if images > 0:
+            write_examples(lineage, folder / "examples", images)
 
 
 def hub_name(target: str) -> str:

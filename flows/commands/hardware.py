@@ -90,7 +90,7 @@ def print_hardware(
         f"longest rows the recipe allows; most: the largest\nmicro_batch in {1 - RESERVE:.0%} of "
         f"{device.memory / 1e9:g} GB. Seconds of the mean step at {mfu:.0%} of "
         f"{device.peak / 1e12:g} TFLOP/s,\nwhich is an assumption; hours: of all epochs over "
-        f"as many pictures\nas the recipe allows, on one device. Formula: docs/training.md\n"
+        f"as many images\nas the recipe allows, on one device. Formula: docs/training.md\n"
         f"evaluate, chat: kept: keys and values; a step writes a token of every row; hours: where "
         f"each\ntext is written to its last token. Chat is one conversation, with the encoder."
     )

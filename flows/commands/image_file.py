@@ -1,4 +1,4 @@
-"""The pictures that a person names, read before anything that takes seconds is imported."""
+"""The images that a person names, read before anything that takes seconds is imported."""
 
 from pathlib import Path
 
@@ -8,17 +8,17 @@ from pipeline.errors import PipelineError
 MAX_BYTES = 64 * 2**20
 
 
-def read_picture(path: Path) -> bytes:
-    """Return a picture file's content.
+def read_image(path: Path) -> bytes:
+    """Return an image file's content.
 
     Raises:
-        PipelineError: There is no such file, or it is too large to be a picture.
+        PipelineError: There is no such file, or it is too large to be an image.
     """
     if not path.is_file():
         raise PipelineError(f"No such file: {path}", f"give the path of a {KINDS}")
     if path.stat().st_size > MAX_BYTES:
         raise PipelineError(
             f"{path} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}",
-            "give a smaller picture",
+            "give a smaller image",
         )
     return path.read_bytes()

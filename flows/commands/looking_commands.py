@@ -26,20 +26,20 @@ def report(
     *,
     store: Store = None,
     output: Path | None = None,
-    pictures: Count = 8,
+    images: Count = 8,
 ) -> None:
     """Draw the report of a run: one HTML page that needs no network.
 
     Args:
         run: A run: its name, the start of it, or its tag.
         output: File to write instead of the page in the store.
-        pictures: Pictures in each group of examples.
+        images: Images in each group of examples.
     """
     from flows.pages.saved import leave_report
     from pipeline.engine.runs import find_run
 
     place = open_store(settings_of(store))
-    print(leave_report(place, find_run(place, run)["run"], pictures, output))
+    print(leave_report(place, find_run(place, run)["run"], images, output))
 
 
 def browse(
@@ -47,26 +47,26 @@ def browse(
     store: Store = None,
     run: Run = None,
     output: Path | None = None,
-    pictures: Count = 60,
+    images: Count = 60,
     drops: Count = 4,
 ) -> None:
-    """Draw the dataset: pictures with their texts, what was left out, how it is spread.
+    """Draw the dataset: images with their texts, what was left out, how it is spread.
 
     Args:
         output: File to write instead of the page in the store.
-        pictures: Pictures shown.
+        images: Images shown.
         drops: Records shown for each reason to be left out.
     """
     from flows.pages.saved import leave_browse
 
-    print(leave_browse(open_catalog(store, run), pictures, drops, output))
+    print(leave_browse(open_catalog(store, run), images, drops, output))
 
 
 def similar(image: str, /, *, store: Store = None, count: Count = 10) -> None:
-    """Print the pictures nearest to one, by pooled embedding.
+    """Print the images nearest to one, by pooled embedding.
 
     Args:
-        image: An image id of the store, or a picture file.
+        image: An image id of the store, or an image file.
         count: How many.
     """
     from flows.commands.similar import print_similar
@@ -79,7 +79,7 @@ def catalog(file: Path, /, *, store: Store = None, run: Run = None, copy: bool =
 
     Args:
         file: The file, e.g. catalog.duckdb.
-        copy: Copy all rows but pictures and embeddings, so that the file can leave this machine.
+        copy: Copy all rows but images and embeddings, so that the file can leave this machine.
     """
     from storage.sql.catalog_file import export_catalog
 

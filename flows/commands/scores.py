@@ -1,4 +1,4 @@
-"""`phivision scores`: what a run's models do on held-out pictures, beside what floors do."""
+"""`phivision scores`: what a run's models do on held-out images, beside what floors do."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -90,15 +90,15 @@ def _that_fit(
 ) -> tuple[list[Table], str]:
     """Return a table per group, and what is said below them."""
     forms = (
-        (_interval, "[low, high]: 95 % interval over pictures"),
-        (_half, "±: half a 95 % interval over pictures; a wider terminal shows both ends"),
+        (_interval, "[low, high]: 95 % interval over images"),
+        (_half, "±: half a 95 % interval over images; a wider terminal shows both ends"),
     )
     endless = Console(width=10_000)
     for form, note in forms:
         tables = [_by_condition(rows, conditions, form) for rows in groups]
         if all(endless.measure(table).maximum <= width for table in tables):
             return tables, note
-    return [_by_line(rows) for rows in groups], "low, high: 95 % interval over pictures"
+    return [_by_line(rows) for rows in groups], "low, high: 95 % interval over images"
 
 
 def _by_condition(

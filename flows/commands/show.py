@@ -61,7 +61,7 @@ def show_image(catalog: Catalog, image_id: int | None) -> None:
         row = found[0]
         keys = {"id": image_id, "sha": row["sha256"], "file": row["file_name"]}
         data = _query(database, "SELECT data FROM files WHERE sha256 = $sha", keys)[0]["data"]
-        console.print(picture_text(data, 48))
+        console.print(image_text(data, 48))
         console.print(
             f"image {image_id} · {row['file_name']} · {row['width']}x{row['height']} · "
             f"{row['split']} · sha256 {row['sha256'][:16]}",
@@ -89,8 +89,8 @@ def _missing(database: Database, image_id: int) -> PipelineError:
     )
 
 
-def picture_text(data: bytes, width: int) -> Text:
-    """Return a picture as coloured half blocks, two pixels high per line of text."""
+def image_text(data: bytes, width: int) -> Text:
+    """Return an image as coloured half blocks, two pixels high per line of text."""
     with QUIET:
         image = Image.open(io.BytesIO(data)).convert("RGB")
     height = max(2, round(image.height * width / image.width / 2) * 2)

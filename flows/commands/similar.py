@@ -1,4 +1,4 @@
-"""`phivision similar`: the pictures nearest to a picture, by pooled embedding, in SQL."""
+"""`phivision similar`: the images nearest to an image, by pooled embedding, in SQL."""
 
 import hashlib
 from pathlib import Path
@@ -30,13 +30,13 @@ FROM near LEFT JOIN images USING (image_id) LEFT JOIN captions USING (image_id) 
 
 
 def print_similar(catalog: Catalog, image: str, count: int, settings: Settings) -> None:
-    """Print the nearest pictures of the store, the nearest first.
+    """Print the nearest images of the store, the nearest first.
 
     Args:
         catalog: Where the embeddings are.
-        image: An image id of the store, or a picture file.
+        image: An image id of the store, or an image file.
         count: How many.
-        settings: Device of the encoder, which only a picture new to the store needs.
+        settings: Device of the encoder, which only an image new to the store needs.
 
     Raises:
         PipelineError: There are no embeddings yet, or no such image.
@@ -49,7 +49,7 @@ def print_similar(catalog: Catalog, image: str, count: int, settings: Settings) 
 def find_similar(
     catalog: Catalog, image: str, count: int, settings: Settings
 ) -> list[dict[str, Any]]:
-    """Return the nearest pictures, each with its cosine similarity, id, split and a caption."""
+    """Return the nearest images, each with its cosine similarity, id, split and a caption."""
     with catalog.open(_NEAREST, names=_VIEWS) as database:
         sha256, data = _content(database, image)
         stored = database.query(_STORED, {"sha": sha256})["pooled"].to_pylist()
@@ -70,13 +70,13 @@ def find_similar(
 
 
 def _content(database: Database, image: str) -> tuple[str, bytes | None]:
-    """Return the hash of a picture and, where it was given as a file, its bytes."""
+    """Return the hash of an image and, where it was given as a file, its bytes."""
     if image.isdigit() and not Path(image).exists():
         found = database.query(_BY_ID, {"id": int(image)})
         if not found.num_rows:
             raise PipelineError(
                 f"there is no image {image}",
-                "give a picture file, or an id of "
+                "give an image file, or an id of "
                 'phivision sql "SELECT image_id FROM images LIMIT 5"',
             )
         return found["sha256"][0].as_py(), None
@@ -88,7 +88,7 @@ def _content(database: Database, image: str) -> tuple[str, bytes | None]:
 
 
 def _embed(catalog: Catalog, data: bytes, settings: Settings) -> list[float]:
-    """Return the pooled embedding of a picture, from the encoder that made the stored ones."""
+    """Return the pooled embedding of an image, from the encoder that made the stored ones."""
     from model.decoding import BadImageError, decode_image
     from model.encoder import PatchEncoder
     from pipeline.engine.devices import pick_device
@@ -98,12 +98,12 @@ def _embed(catalog: Catalog, data: bytes, settings: Settings) -> list[float]:
     if features is None or images is None or clip is None:
         raise PipelineError("the encoder of these embeddings is gone", "`phivision run`")
     try:
-        picture = decode_image(data, images.payload["recipe"]["images"]["max_pixels"])
+        image = decode_image(data, images.payload["recipe"]["images"]["max_pixels"])
     except BadImageError as error:
-        raise PipelineError(f"the file is no picture: {error}", "give a JPEG or PNG") from None
+        raise PipelineError(f"the file is no image: {error}", "give a JPEG or PNG") from None
     layer = features.payload["recipe"]["features"]["layer"]
     encoder = PatchEncoder(clip, layer, pick_device(settings))
-    return encoder.encode_images([picture]).pooled[0].tolist()
+    return encoder.encode_images([image]).pooled[0].tolist()
 
 
 def _encoder(catalog: Catalog, features: Manifest | None) -> Path | None:

@@ -25,13 +25,13 @@ def check_output(output: Path, *, why: bool) -> None:
 
 
 def print_why(
-    assistant: "Assistant", picture: bytes, question: str, answer: str, output: Path | None
+    assistant: "Assistant", data: bytes, question: str, answer: str, output: Path | None
 ) -> None:
     """Print a grid for each word of an answer, and draw them where a file is named.
 
     Args:
         assistant: Who answered.
-        picture: The image file's content.
+        data: The image file's content.
         question: What was asked.
         answer: What was said.
         output: A PNG file to write, None for none.
@@ -45,8 +45,8 @@ def print_why(
         print("no word was written, so there is nothing to explain")
         return
     with waiting("hiding one patch after the other"):
-        found = explain(assistant, picture, question, answer)
-    image = decode_image(picture, assistant.card["max_pixels"])
+        found = explain(assistant, data, question, answer)
+    image = decode_image(data, assistant.card["max_pixels"])
     print(f"\n{heat_text(found, plain=not shows_shades())}\n")
     print("Each grid divides the part of the image that the encoder sees", end="")
     view = found.view

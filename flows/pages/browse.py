@@ -1,4 +1,4 @@
-"""The dataset on one page: pictures with their texts, what was left out, and how it is spread."""
+"""The dataset on one page: images with their texts, what was left out, and how it is spread."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from flows.example_scores import Row
 from flows.pages.charts import Chart, Estimate, bars, histogram, stacked
 from flows.pages.page import figure, render, thumbnail
 from flows.pages.report import ask
-from flows.pages.shown_pictures import pictures_of
+from flows.pages.shown_images import images_of
 from pipeline.data.quarantine import FILE
 from pipeline.errors import PipelineError
 from storage.sql.catalog import Catalog
@@ -42,7 +42,7 @@ WHERE place <= $count ORDER BY total DESC, kind, reason, place
 """
 _LEFT_OUT = "SELECT kind, reason, count(*) AS count FROM drops GROUP BY ALL ORDER BY ALL"
 _SIZES = {
-    "pictures": "SELECT split, count(*) AS n FROM images GROUP BY ALL",
+    "images": "SELECT split, count(*) AS n FROM images GROUP BY ALL",
     "captions": "SELECT split, count(*) AS n FROM examples WHERE kind = 'caption' GROUP BY ALL",
     "conversations": "SELECT split, count(*) AS n FROM examples WHERE kind = 'conversation' "
     "GROUP BY ALL",
@@ -65,7 +65,7 @@ _SPREADS = {
         "SELECT '' AS name, len(turns) AS value FROM conversations",
         "turns",
     ),
-    "Longer side of a picture": (
+    "Longer side of an image": (
         "images",
         "SELECT '' AS name, greatest(width, height) AS value FROM images",
         "pixels",
@@ -75,7 +75,7 @@ _SPREADS = {
         "SELECT '' AS name, round(width / height, 2) AS value FROM images WHERE height > 0",
         "ratio",
     ),
-    "Objects in a picture": (
+    "Objects in an image": (
         "objects",
         "SELECT '' AS name, count(*) AS value FROM objects GROUP BY image_id",
         "objects",
@@ -90,16 +90,16 @@ _CATEGORIES = (
 _TURNS = 8  # of a conversation shown on its card
 
 
-def write_browse(catalog: Catalog, pictures: int, drops: int) -> str:
+def write_browse(catalog: Catalog, images: int, drops: int) -> str:
     """Return the page of the dataset as one HTML text.
 
     Args:
         catalog: Whose dataset.
-        pictures: How many pictures are shown; a page of a thousand has some 15 MB.
+        images: How many images are shown; a page of a thousand has some 15 MB.
         drops: How many records are shown for each reason to be left out.
 
     Raises:
-        PipelineError: The store holds no pictures yet.
+        PipelineError: The store holds no images yet.
     """
     if catalog.manifest("images") is None:
         raise PipelineError(f"{catalog.store.uri} holds no images yet", "`phivision run`")
@@ -117,7 +117,7 @@ def write_browse(catalog: Catalog, pictures: int, drops: int) -> str:
         charts=[*_size_charts(sizes), *_spread_charts(catalog)],
         drop_chart=_drop_chart(left_out) if left_out else None,
         drops=_drops(catalog, drops),
-        cards=_cards(catalog, pictures),
+        cards=_cards(catalog, images),
         turns=_TURNS,
     )
 
@@ -125,7 +125,7 @@ def write_browse(catalog: Catalog, pictures: int, drops: int) -> str:
 def _sizes(catalog: Catalog) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for name, sql in _SIZES.items():
-        view = name if name == "questions" else "images" if name == "pictures" else "examples"
+        view = name if name == "questions" else "images" if name == "images" else "examples"
         rows = {row["split"]: row["n"] for row in ask(catalog, (view,), sql)}
         order = ("train", "validation", "test")
         found[name] = {split: rows[split] for split in order if split in rows}
@@ -147,7 +147,7 @@ def _spread_charts(catalog: Catalog) -> list[Chart]:
     rows = ask(catalog, ("objects",), _CATEGORIES)
     if rows:
         named = [Estimate(row["category"], row["n"]) for row in rows]
-        charts.append(bars("Pictures with a category", named, "pictures"))
+        charts.append(bars("Images with a category", named, "images"))
     return charts
 
 
@@ -159,19 +159,19 @@ def _drop_chart(rows: Sequence[Row]) -> Chart:
 
 def _drops(catalog: Catalog, count: int) -> dict[str, list[Row]]:
     rows = ask(catalog, ("drops", "images"), _DROPS, count=count)
-    shown = pictures_of(catalog, [row["sha256"] for row in rows if row["sha256"]])
+    shown = images_of(catalog, [row["sha256"] for row in rows if row["sha256"]])
     unusable = {row["record"] for row in rows if row["kind"] == "image"}
     torn = _quarantined(catalog, unusable)
     groups: dict[str, list[Row]] = {}
     for row in rows:
         title = f"{row['kind']}: {row['reason']} ({row['total']:,})"
         found = torn.get((row["record"], row["file"])) or shown.get(row["sha256"] or "")
-        groups.setdefault(title, []).append({**row, "picture": found})
+        groups.setdefault(title, []).append({**row, "image": found})
     return groups
 
 
 def _quarantined(catalog: Catalog, records: Collection[str]) -> dict[tuple[str, str], str | None]:
-    """Return what can be drawn of pictures that could not be used, by record and file."""
+    """Return what can be drawn of images that could not be used, by record and file."""
     manifest = catalog.manifest("images")
     paths = catalog.store.artifact(manifest).paths(FILE) if manifest else []
     return {
@@ -189,11 +189,11 @@ def _cards(catalog: Catalog, count: int) -> list[dict[str, Any]]:
     talks: dict[int, list[Any]] = {}
     for row in ask(catalog, ("examples", "conversations"), _TALKS, ids=ids):
         talks.setdefault(row["image_id"], []).append(row["turns"])
-    shown = pictures_of(catalog, [row["sha256"] for row in rows])
+    shown = images_of(catalog, [row["sha256"] for row in rows])
     return [
         {
             **row,
-            "picture": shown.get(row["sha256"]),
+            "image": shown.get(row["sha256"]),
             "captions": captions.get(row["image_id"], []),
             "talks": talks.get(row["image_id"], []),
         }

@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 from model.decoding import FORMATS, QUIET
 
 HERE = Path(__file__).parent
-THUMBNAIL = 256  # pixels of a picture's longer side
+THUMBNAIL = 256  # pixels of an image's longer side
 MOST_PIXELS = 2**26  # decoded for a thumbnail
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
@@ -33,10 +33,10 @@ def render(template: str, **values: Any) -> str:
 
 
 def thumbnail(data: bytes | None, side: int = THUMBNAIL, *, torn: bool = False) -> str | None:
-    """Return a small JPEG of a picture as a `data:` URI, or None where it cannot be drawn.
+    """Return a small JPEG of an image as a `data:` URI, or None where it cannot be drawn.
 
     Args:
-        data: The picture's file.
+        data: The image's file.
         side: Pixels of the longer side, at most.
         torn: Draw what there is of a file that ends too early.
     """

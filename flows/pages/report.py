@@ -7,7 +7,7 @@ from typing import Any
 from flows.example_scores import MAIN, MEASURES, Row, scored_predictions
 from flows.pages import report_before, report_looking, report_scores, report_training
 from flows.pages.page import figure, render
-from flows.pages.shown_pictures import pictures_of
+from flows.pages.shown_images import images_of
 from pipeline.recipe.recipe import flatten
 from storage.sql.catalog import Catalog
 from storage.store.artifacts import ArtifactStore
@@ -38,13 +38,13 @@ _DECISIONS = {
 }
 
 
-def write_report(store: ArtifactStore, run: str, pictures: int) -> str:
+def write_report(store: ArtifactStore, run: str, images: int) -> str:
     """Return the report of a run as one HTML text.
 
     Args:
         store: Where the run's artifacts are.
         run: Its name.
-        pictures: Pictures in each group of examples.
+        images: Images in each group of examples.
 
     Raises:
         StorageError: An artifact of the run cannot be read.
@@ -64,8 +64,8 @@ def write_report(store: ArtifactStore, run: str, pictures: int) -> str:
         seconds=record["seconds"],
         verdict=_verdict(store, manifests),
         tiles=_tiles(metrics, manifests),
-        **_scores(catalog, metrics, record["recipe"], pictures),
-        looked=report_looking.looked(catalog, report_looking.EXAMPLES if pictures else 0),
+        **_scores(catalog, metrics, record["recipe"], images),
+        looked=report_looking.looked(catalog, report_looking.EXAMPLES if images else 0),
         training=report_training.training_charts(ask(catalog, ("training",), _TRAINING)),
         **_data(catalog),
         cost=report_training.cost_rows(manifests, record["made"]),
@@ -78,7 +78,7 @@ def write_report(store: ArtifactStore, run: str, pictures: int) -> str:
 
 
 def _scores(
-    catalog: Catalog, metrics: Sequence[Row], recipe: Mapping[str, Any], pictures: int
+    catalog: Catalog, metrics: Sequence[Row], recipe: Mapping[str, Any], images: int
 ) -> dict[str, Any]:
     rows = scored_predictions(catalog)
     seed = recipe.get("seed", 0)
@@ -89,7 +89,7 @@ def _scores(
         "score_charts": report_scores.score_charts(metrics),
         "score_columns": columns,
         "score_rows": table,
-        "groups": _with_pictures(catalog, report_scores.best_and_worst(rows, pictures)),
+        "groups": _with_images(catalog, report_scores.best_and_worst(rows, images)),
         "measures": MEASURES,
         "failures": report_scores.failure_charts(rows, _categories(catalog), seed),
     }
@@ -125,13 +125,13 @@ def _categories(catalog: Catalog) -> dict[int, list[str]]:
     return {row["image_id"]: row["names"] for row in ask(catalog, ("objects",), _CATEGORIES)}
 
 
-def _with_pictures(
+def _with_images(
     catalog: Catalog, groups: Mapping[str, Sequence[Row]]
 ) -> dict[str, list[dict[str, Any]]]:
     wanted = [row.get("sha256") or "" for rows in groups.values() for row in rows]
-    shown = pictures_of(catalog, wanted)
+    shown = images_of(catalog, wanted)
     return {
-        title: [{**row, "picture": shown.get(row.get("sha256") or "")} for row in rows]
+        title: [{**row, "image": shown.get(row.get("sha256") or "")} for row in rows]
         for title, rows in groups.items()
     }
 
@@ -165,7 +165,7 @@ def _tiles(metrics: Sequence[Row], manifests: Mapping[str, Manifest]) -> list[tu
             ]
             tiles.append((figure(row["value"]), text, ", ".join(others)))
     for stage, key, text in (
-        ("images", "images", "pictures"),
+        ("images", "images", "images"),
         ("examples", "examples", "examples"),
         ("finetune", "steps", "steps of finetuning"),
     ):

@@ -24,7 +24,7 @@ def score_changes(store: ArtifactStore, before: str, run: str) -> list[list[obje
     """Return how the main scores of the finetuned model moved, none where a run has no scores.
 
     Returns:
-        Rows of metric, verdict, difference, before, now. Differences are paired by picture and
+        Rows of metric, verdict, difference, before, now. Differences are paired by image and
         question where predictions are scored one by one; only those have an interval, and only
         with one is it said whether the model is better.
     """
@@ -37,7 +37,7 @@ def score_changes(store: ArtifactStore, before: str, run: str) -> list[list[obje
             gap = now["differences"].get(metric)
             shown = estimate(gap, sign=True) if gap else "no interval"
             if kind is not None and gap is None:
-                shown = "other pictures"
+                shown = "other images"
             rows.append([name, _verdict(gap), shown, *scores])
     return rows
 

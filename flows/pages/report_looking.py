@@ -7,7 +7,7 @@ import numpy as np
 
 from flows.overlay import overlay
 from flows.pages.page import MOST_PIXELS, jpeg_uri
-from flows.pages.shown_pictures import contents_of
+from flows.pages.shown_images import contents_of
 from model.decoding import BadImageError, decode_image
 from model.explanation import place
 from model.view import View

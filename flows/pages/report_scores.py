@@ -18,7 +18,7 @@ NAMES = {
     "caption_nll": "Negative log-likelihood of captions (lower is better)",
     "nll": "Negative log-likelihood of held-out text (lower is better)",
     "eos_rate": "Share of texts that end by themselves",
-    "image_choice": "Share of pictures found among others",
+    "image_choice": "Share of images found among others",
     "chair_i": "CHAIR-i: named objects that are not there (lower is better)",
     "chair_s": "CHAIR-s: captions with such an object (lower is better)",
     "pope_accuracy": "POPE: share of presence questions right",
@@ -85,7 +85,7 @@ def score_table(metrics: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
         bounds = "" if row["low"] is None else f" [{row['low']:.3g}, {row['high']:.3g}]"
         place = cells.setdefault((row["stage"], metric_name(row)), {})
         place[row["condition"]] = f"{row['value']:.3g}{bounds}"
-        if row["condition"] == "real" or "n" not in place:  # others may be of fewer pictures
+        if row["condition"] == "real" or "n" not in place:  # others may be of fewer images
             place["n"] = f"{row['count']:,}"
     rows: list[list[object]] = [
         [stage, metric, *(found.get(name, "") for name in conditions), found["n"]]
@@ -97,7 +97,7 @@ def score_table(metrics: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
 def vision_gaps(
     metrics: Sequence[Row], rows: Sequence[Row], seed: int, resamples: int
 ) -> list[dict[str, Any]]:
-    """Return by how much the right picture is better than each other condition.
+    """Return by how much the right image is better than each other condition.
 
     Taken from the metrics where evaluation wrote such gaps, else from the predictions.
     """
@@ -124,7 +124,7 @@ def _paired_gaps(rows: Sequence[Row], seed: int, resamples: int) -> list[dict[st
 
 
 def best_and_worst(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
-    """Return groups of predictions about the right pictures, with what others said beside."""
+    """Return groups of predictions about the right images, with what others said beside."""
     real = [row for row in rows if row["condition"] == "real" and row["score"] is not None]
     captions = sorted(
         (row for row in real if row["kind"] == "caption"), key=lambda row: -row["score"]
@@ -161,8 +161,8 @@ def failure_charts(
     """Return charts of the score by category, kind of question, number of objects and length."""
     real = [row for row in rows if row["condition"] == "real" and row["score"] is not None]
     ways: list[tuple[str, str, Callable[[Row], Sequence[str]]]] = [
-        ("category in the picture", "any", lambda row: categories.get(row["image_id"], ())),
-        ("objects in the picture", "any", lambda row: _amount(categories, row)),
+        ("category in the image", "any", lambda row: categories.get(row["image_id"], ())),
+        ("objects in the image", "any", lambda row: _amount(categories, row)),
         ("start of the question", "answer", lambda row: [_start(row["question"])]),
         ("words people wrote", "any", lambda row: [_length(row["references"])]),
     ]
@@ -177,7 +177,7 @@ def failure_charts(
 
 
 def _hallucinations(rows: Sequence[Row]) -> list[Chart]:
-    """Return which objects captions name that are not in their picture, where that was judged."""
+    """Return which objects captions name that are not in their image, where that was judged."""
     named = Counter(name for row in rows for name in row.get("hallucinated") or ())
     if not named:
         return []

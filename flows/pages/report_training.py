@@ -16,7 +16,7 @@ _WORK = {
     "evaluate": "predictions",
 }
 _SCALES = ("learning_rate",)  # told by the recipe; a curve of it says nothing new
-_LOSSES = {"loss": "training", "val_nll": "held-out pictures"}
+_LOSSES = {"loss": "training", "val_nll": "held-out images"}
 
 
 def training_charts(training: Sequence[Row]) -> list[Chart]:

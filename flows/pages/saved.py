@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from storage.sql.catalog import Catalog
 
 DATASET = "reports/dataset.html"
-PICTURES = 8  # in each group of examples of a report
+IMAGES = 8  # in each group of examples of a report
 
 
 def report_name(run: str) -> str:
@@ -26,14 +26,14 @@ def find_report(store: ArtifactStore, run: str) -> str | None:
 
 
 def leave_report(
-    store: ArtifactStore, run: str, pictures: int = PICTURES, output: Path | None = None
+    store: ArtifactStore, run: str, images: int = IMAGES, output: Path | None = None
 ) -> str:
     """Draw the report of a run, write it and return where it is.
 
     Args:
         store: Where the run's artifacts are; the report is put beside them.
         run: Name of the run.
-        pictures: Pictures in each group of examples.
+        images: Images in each group of examples.
         output: A file to write to instead.
 
     Raises:
@@ -42,7 +42,7 @@ def leave_report(
     from flows.pages.report import write_report
 
     with waiting(f"drawing the report of run {run}"):
-        text = write_report(store, run, pictures)
+        text = write_report(store, run, images)
     if output is not None:
         return _write(output, text)
     store.write(report_name(run), text.encode())
@@ -52,7 +52,7 @@ def leave_report(
 def report_after_run(store: ArtifactStore, run: str) -> str | None:
     """Leave the report of a finished run, or say why there is none and return None.
 
-    The run is made and recorded; nothing that goes wrong with its picture may undo that.
+    The run is made and recorded; nothing that goes wrong with its image may undo that.
     """
     try:
         return leave_report(store, run)
@@ -61,12 +61,12 @@ def report_after_run(store: ArtifactStore, run: str) -> str | None:
         return None
 
 
-def leave_browse(catalog: "Catalog", pictures: int, drops: int, output: Path | None) -> str:
+def leave_browse(catalog: "Catalog", images: int, drops: int, output: Path | None) -> str:
     """Write the page of a dataset, into its store or to a file, and return where it is."""
     from flows.pages.browse import write_browse
 
     with waiting("drawing the page of the dataset"):
-        text = write_browse(catalog, pictures, drops)
+        text = write_browse(catalog, images, drops)
     if output is not None:
         return _write(output, text)
     catalog.store.write(DATASET, text.encode())

@@ -117,7 +117,7 @@ def _score_table(metrics: Sequence[Mapping[str, Any]]) -> str:
         f"| {metric} | " + " | ".join(_cell(found.get(name, "")) for name in CONDITIONS) + " |"
         for metric, found in cells.items()
     ]
-    head = "| metric | real picture | another picture | no picture |\n|---|---|---|---|"
+    head = "| metric | real image | another image | no image |\n|---|---|---|---|"
     return "\n".join([head, *lines])
 
 

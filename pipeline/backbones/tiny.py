@@ -12,8 +12,8 @@ from torch import Tensor
 
 from model.tiny_clip import tiny_clip_config, train_tiny_clip
 from model.tiny_phi import BLOCK, train_tiny_phi
-from pipeline.data.image_names import PICTURES_SQL
-from pipeline.data.stored_images import pictures
+from pipeline.data.image_names import NAMED_IMAGES_SQL
+from pipeline.data.stored_images import read_images
 from pipeline.engine.devices import use_threads
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
@@ -28,7 +28,7 @@ def train_tiny_backbones(context: StageContext, tiny: TinyBackbones, seed: int) 
     A finished model is kept in the scratch folder, so that a killed run trains only the rest.
 
     Raises:
-        PipelineError: No training picture has a caption.
+        PipelineError: No training image has a caption.
     """
     use_threads(context.settings)
     clip_loss = _once(context, "clip", lambda folder: _clip(context, tiny, seed, folder))
@@ -52,15 +52,15 @@ def _clip(context: StageContext, tiny: TinyBackbones, seed: int, folder: Path) -
     captions = _training_captions(context)
     if not captions:
         raise PipelineError(
-            "no training picture has a caption, so the tiny CLIP has nothing to learn",
+            "no training image has a caption, so the tiny CLIP has nothing to learn",
             "look at images.source, images.limit and images.validation_share",
         )
 
     def prepared(preprocess: Callable[[Image.Image], Tensor]) -> Tensor:
         found = {}
         with context.report.track("prepare images", len(captions)) as tick:
-            for sha256, picture in pictures(context.inputs["images"], captions):
-                found[sha256] = preprocess(picture)
+            for sha256, image in read_images(context.inputs["images"], captions):
+                found[sha256] = preprocess(image)
                 tick()
         return torch.stack([found[sha256] for sha256 in captions])
 
@@ -110,7 +110,7 @@ def _lm(context: StageContext, tiny: TinyBackbones, seed: int, folder: Path) -> 
 
 
 def _documents(context: StageContext) -> list[list[str]]:
-    """Return all texts about each training picture: captions, and questions with answers.
+    """Return all texts about each training image: captions, and questions with answers.
 
     A language model that reads them behind one another learns to take what comes next from what
     came before. Without that, no prefix could tell it anything while it is frozen.
@@ -120,7 +120,7 @@ def _documents(context: StageContext) -> list[list[str]]:
 
 
 def _training_captions(context: StageContext) -> dict[str, list[str]]:
-    """Return the tidied captions of each training picture, by its hash, in a fixed order."""
+    """Return the tidied captions of each training image, by its hash, in a fixed order."""
     hashes = {row["image_id"]: row["sha256"] for row in _training_images(context)}
     found: dict[str, list[str]] = defaultdict(list)
     table = read_table(context.inputs["images"].path("captions.parquet"))
@@ -131,12 +131,12 @@ def _training_captions(context: StageContext) -> dict[str, list[str]]:
 
 
 def _training_turns(context: StageContext) -> dict[str, list[str]]:
-    """Return each question with its answer, by the hash of the training picture it is about."""
+    """Return each question with its answer, by the hash of the training image it is about."""
     images = read_table(context.inputs["images"].path("images.parquet"))
     table = read_table(context.inputs["conversations"].path("conversations.parquet"))
     with Database({"images": images, "conversations": table}) as database:
-        pictures = database.query(PICTURES_SQL).to_pylist()
-    hashes = {p["conversation_id"]: p["sha256"] for p in pictures if p["split"] == "train"}
+        named = database.query(NAMED_IMAGES_SQL).to_pylist()
+    hashes = {p["conversation_id"]: p["sha256"] for p in named if p["split"] == "train"}
     found: dict[str, list[str]] = defaultdict(list)
     for row in table.to_pylist():
         sha256 = hashes.get(row["conversation_id"])

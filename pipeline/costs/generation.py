@@ -22,7 +22,7 @@ from pipeline.costs.training import (
 from pipeline.recipe.backbone_parts import BackbonesChoice, TinyBackbones
 from pipeline.recipe.recipe import Recipe
 
-CONDITIONS = 3  # the own picture, another one, none
+CONDITIONS = 3  # the own image, another one, none
 POINTED = 2  # of them, under which it is measured which patches mattered
 NEGATIVES = 3  # sets of objects that are not there, in questions about presence
 QUESTION = CONVERSATION[0] - CONVERSATION[1]  # mean tokens that are asked with
@@ -36,7 +36,7 @@ class Writing:
         name: For people.
         language: The language model.
         prefix: Projector and separator, in float32.
-        prefix_tokens: Positions of a picture, the separator included.
+        prefix_tokens: Positions of an image, the separator included.
         encoder: Bytes of the encoder where it is in memory too, else 0.
         half: Whether the language model is in bf16.
         rows: Texts that are written together, times the beams of each.

@@ -23,7 +23,7 @@ Method = Literal["frozen", "lora", "full"]
 # Bytes of a weight in NF4: 4 bits, and for each 64 of them a scale of 8 bits, 256 of which share
 # one of 32 bits.
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Texts of a picture of COCO: captions, and conversations (157,712 about 118,287 pictures).
+# Texts about an image of COCO: captions, and conversations (157,712 about 118,287 images).
 CAPTIONS, CONVERSATIONS = 5, 4 / 3
 LOGIT_ROWS = 1024  # rows of logits held at once; a test holds it against model.vlm
 CHARACTERS = 4  # of a token, at least: makes the longest caption out of its characters
@@ -55,7 +55,7 @@ class Training:
         name: For people.
         language: The language model.
         prefix: Projector and separator.
-        prefix_tokens: Positions of a picture, the separator included.
+        prefix_tokens: Positions of an image, the separator included.
         text: What its rows hold.
         method: What of the language model is trained.
         rank: Rank of the adapters.
@@ -151,10 +151,10 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
     width = vision_width(recipe)
     prefix = projector_costs(pretrain.projector, width, patches, language.width)
     prefix_tokens = pretrain.projector.tokens_out(patches) + 1
-    pictures = recipe.images.limit * (1 - recipe.images.validation_share)
-    captions = pictures * math.ceil(CAPTIONS / pretrain.examples_per_row)
+    image_count = recipe.images.limit * (1 - recipe.images.validation_share)
+    captions = image_count * math.ceil(CAPTIONS / pretrain.examples_per_row)
     spoken = _texts(finetune.caption_share) * CONVERSATIONS / finetune.examples_per_row
-    conversations = pictures * max(1.0, spoken)
+    conversations = image_count * max(1.0, spoken)
 
     def made(
         name: str, part: PretrainPart | FinetunePart, text: Text, method: Method, rows: float

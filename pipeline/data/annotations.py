@@ -1,4 +1,4 @@
-"""What a dataset says about its pictures: COCO's annotation files as checked records.
+"""What a dataset says about its images: COCO's annotation files as checked records.
 
 A record that has not the format's shape becomes a row of `drops` that names file, place and fault;
 a file that is not JSON, or not COCO's, stops the run with its name. Numbers that were written as
@@ -42,7 +42,7 @@ def read_coco(path: Path, split: str, drops: list[Json], *, own: bool = False) -
 
     Args:
         path: Folder or archive of the annotation files.
-        split: Such as ``train2017``; it becomes the origin of the pictures.
+        split: Such as ``train2017``; it becomes the origin of the images.
         drops: Receives a row for each record that cannot be used.
         own: Whether the folder is the user's own, so that links in it are followed.
 
@@ -92,7 +92,7 @@ def _gather_images(
 def _by_file(unique: Mapping[int, Json]) -> tuple[list[Json], dict[int, int]]:
     """Return one record per file, by id, and the id that each id means.
 
-    Flickr's lists have a record for each caption, so that one picture has five ids.
+    Flickr's lists have a record for each caption, so that one image has five ids.
     """
     first: dict[str, int] = {}
     meant = {
@@ -174,12 +174,12 @@ def read_image_ids(path: Path, name: str) -> set[int]:
 
 
 def captions_of(origins: Iterable[Annotations], wanted: set[int]) -> list[Json]:
-    """Return the captions of all chosen pictures; `examples` drops those of quarantined ones."""
+    """Return the captions of all chosen images; `examples` drops those of quarantined ones."""
     return _of_images([row for each in origins for row in each.captions], wanted, "caption_id")
 
 
 def objects_of(origins: Iterable[Annotations], good: set[int]) -> list[Json]:
-    """Return the boxes of usable pictures."""
+    """Return the boxes of usable images."""
     return _of_images([row for each in origins for row in each.objects], good, "object_id")
 
 

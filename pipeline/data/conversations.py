@@ -40,7 +40,7 @@ def conversations(
     Args:
         context: The stage's folders.
         conversations: The recipe's part.
-        images: The part of the pictures, where the demo's conversations are to be written.
+        images: The part of the images, where the demo's conversations are to be written.
         seed: Seed of these.
 
     Raises:
@@ -55,7 +55,7 @@ def conversations(
     if not rows:
         first = f"; the first: {drops[0]['reason']}, {drops[0]['detail']}" if drops else ""
         raise PipelineError(
-            f"{redact(name)} holds no conversation about a picture; "
+            f"{redact(name)} holds no conversation about an image; "
             f"broken records: {len(drops)}{first}",
             "give a file in LLaVA-Instruct's format, or choose conversations.source.kind=none",
         )
@@ -135,7 +135,7 @@ def _rows(records: list[Any], drops: list[dict]) -> Iterator[dict[str, Any]]:
 
 
 def _fault(record: object) -> str:
-    """Return why a record is no conversation about a picture."""
+    """Return why a record is no conversation about an image."""
     if not isinstance(record, dict):
         return "not an object"
     turns = record.get("conversations")

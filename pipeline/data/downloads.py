@@ -1,10 +1,10 @@
 """How files below a root URL come to this machine: whole, in part, or one by one.
 
-Over HTTP only the chosen pictures are moved, out of the remote archive or by their own addresses.
+Over HTTP only the chosen images are moved, out of the remote archive or by their own addresses.
 Where that saves nothing, or the server gives whole files only, the archive comes whole.
 
 What came is shared by all recipes of this machine (`storage.fetch.download_cache`), so that one
-that wants more pictures moves the difference. Pictures by address are not: nobody says their
+that wants more images moves the difference. Images by address are not: nobody says their
 version.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.image_files import PictureFinder, Pictures, picture_limits
+from pipeline.data.image_files import ImageFiles, ImageFinder, image_limits
 from pipeline.engine.stage import StageContext
 from pipeline.recipe.parts import ImagesPart
 from storage.errors import NoRangeError, StorageError
@@ -54,7 +54,7 @@ def fetch_whole(context: StageContext, root: str, name: str, known: Known) -> Pa
         folder = _folder(context, url, {"checksum": checksum} if checksum else probe(url))
     with context.report.track(f"fetch {name}", size) as tick:
         path = download(url, folder / name, checksum=checksum, size=size, advance=tick)
-    _note(context, name, Pictures((path,)))
+    _note(context, name, ImageFiles((path,)))
     return path
 
 
@@ -65,7 +65,7 @@ def fetch_some_of(
     known: Known,
     images: ImagesPart,
     records: Sequence[Mapping[str, Any]],
-) -> Pictures:
+) -> ImageFiles:
     """Return the chosen members of an archive below `root`, or all of it where that is better.
 
     Args:
@@ -86,7 +86,7 @@ def fetch_some_of(
         found = fetch_some(context, url, name, images, records, size)
         if found is not None:
             return found
-    return Pictures((fetch_whole(context, root, name, known),))
+    return ImageFiles((fetch_whole(context, root, name, known),))
 
 
 def fetch_some(
@@ -96,7 +96,7 @@ def fetch_some(
     images: ImagesPart,
     records: Sequence[Mapping[str, Any]],
     size: int | None = None,
-) -> Pictures | None:
+) -> ImageFiles | None:
     """Return the members of a zip that the records name, None where it should come whole.
 
     Members that came for another recipe are not fetched again. A member is checked against the
@@ -115,13 +115,13 @@ def fetch_some(
     archive = _opened(context, url, images, size, patience)
     if archive is None:
         return None
-    names = PictureFinder(archive).find_all(record["file_name"] for record in records)
+    names = ImageFinder(archive).find_all(record["file_name"] for record in records)
     useful = sum(map(archive.packed, names))
     if useful > _MOST * archive.size_bytes:
         return None
     wanted = {name: (archive.size(name), archive.crc(name)) for name in names}
     folder = _folder(context, url, archive.version) / f"{name}.members"
-    with context.report.track(f"fetch {len(names)} pictures of {name}", useful) as tick:
+    with context.report.track(f"fetch {len(names)} images of {name}", useful) as tick:
 
         def here(known: Collection[str]) -> None:
             tick(sum(map(archive.packed, known)))
@@ -131,7 +131,7 @@ def fetch_some(
 
         paths, faults = gather(folder, wanted, here, fetch)
     return _note(
-        context, f"{name}.members", Pictures(tuple(paths), refused=archive.refused, faults=faults)
+        context, f"{name}.members", ImageFiles(tuple(paths), refused=archive.refused, faults=faults)
     )
 
 
@@ -142,7 +142,7 @@ def _opened(
     from storage.fetch.remote_zip import RemoteZip
 
     try:
-        archive = RemoteZip(url, picture_limits(images.max_bytes), patience)
+        archive = RemoteZip(url, image_limits(images.max_bytes), patience)
     except NoRangeError as error:
         context.report.say(f"{error.args[0]}: the whole archive is fetched")
         return None
@@ -159,7 +159,7 @@ def fetch_below(
     name: str,
     limits: "ArchiveLimits",
     choose: Callable[["RemoteFolder"], Collection[str]],
-) -> Pictures:
+) -> ImageFiles:
     """Return chosen files of a folder below `root`, each fetched by itself.
 
     All of them are fetched anew once any file of the folder has changed.
@@ -194,16 +194,16 @@ def fetch_below(
             return fetch_objects(below, missing, target, advance=tick, patience=patience)
 
         paths, faults = gather(folder, dict.fromkeys(names), here, fetch)
-    return Pictures(tuple(paths), refused=below.refused, faults=faults)
+    return ImageFiles(tuple(paths), refused=below.refused, faults=faults)
 
 
 def fetch_by_address(
     context: StageContext, name: str, images: ImagesPart, records: Sequence[Mapping[str, Any]]
-) -> Pictures:
-    """Return the chosen pictures, each fetched from the `coco_url` of its record.
+) -> ImageFiles:
+    """Return the chosen images, each fetched from the `coco_url` of its record.
 
     Raises:
-        StorageError: The network stays away; a picture that is not there is a fault.
+        StorageError: The network stays away; an image that is not there is a fault.
     """
     from storage.fetch.download_cache import gather
     from storage.fetch.retries import Patience
@@ -216,7 +216,7 @@ def fetch_by_address(
         if not name_fault(record["file_name"])
     }
     folder = _scratch(context) / f"{name}.addresses"
-    with context.report.track(f"fetch pictures of {name} one by one", len(urls)) as tick:
+    with context.report.track(f"fetch images of {name} one by one", len(urls)) as tick:
 
         def fetch(missing: Collection[str], target: Path) -> Mapping[str, str]:
             some, patience = {each: urls[each] for each in missing}, Patience()
@@ -225,7 +225,7 @@ def fetch_by_address(
             )
 
         paths, faults = gather(folder, dict.fromkeys(urls), lambda known: tick(len(known)), fetch)
-    return Pictures(tuple(paths), faults=faults, fault="not at its address")
+    return ImageFiles(tuple(paths), faults=faults, fault="not at its address")
 
 
 def _scratch(context: StageContext) -> Path:
@@ -239,24 +239,24 @@ def _folder(context: StageContext, url: str, version: Mapping[str, str]) -> Path
     return folder_of(context.settings.work, url, version) or _scratch(context)
 
 
-def _note(context: StageContext, name: str, pictures: Pictures) -> Pictures:
+def _note(context: StageContext, name: str, images: ImageFiles) -> ImageFiles:
     """Write down what came, so that a run that was killed later needs no network for it.
 
     Members that could not be had are asked for again.
     """
-    if not pictures.faults:
+    if not images.faults:
         path = _scratch(context) / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        paths = [str(each.resolve()) for each in pictures.paths]
-        replace_file(path, json.dumps({"paths": paths, "refused": dict(pictures.refused)}).encode())
-    return pictures
+        paths = [str(each.resolve()) for each in images.paths]
+        replace_file(path, json.dumps({"paths": paths, "refused": dict(images.refused)}).encode())
+    return images
 
 
-def _noted(context: StageContext, name: str) -> Pictures | None:
+def _noted(context: StageContext, name: str) -> ImageFiles | None:
     """Return what an earlier try of this recipe has brought, None where it is not all here."""
     try:
         known = json.loads((_scratch(context) / f"{name}.json").read_text())
         paths, refused = tuple(map(Path, known["paths"])), dict(known["refused"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return Pictures(paths, refused=refused) if all(path.is_file() for path in paths) else None
+    return ImageFiles(paths, refused=refused) if all(path.is_file() for path in paths) else None

@@ -33,14 +33,14 @@ from storage.sql.queries import Database
 from storage.tables import read_table, where, write_table
 
 Row = dict[str, Any]
-_VALIDATING = 4  # pictures with a conversation that the proposed validation split would have
+_VALIDATING = 4  # images with a conversation that the proposed validation split would have
 
 
 def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summary:
     """Write `examples`, `questions`, `drops` and the prompt template.
 
     Raises:
-        PipelineError: Nothing is left to train on or to validate with, or a picture is both
+        PipelineError: Nothing is left to train on or to validate with, or an image is both
             trained on and tested with.
     """
     del seed  # filters and tokens involve no chance
@@ -203,16 +203,16 @@ def _user_filtered(
     """Return the rows that the recipe's own filters keep, numbered again; the others are drops."""
     if not examples.filters:
         return rows
-    pictures = {
+    images = {
         row["image_id"]: row
         for row in read_table(context.inputs["images"].path("images.parquet")).to_pylist()
     }
-    seen = (_visible(row, pictures[row["image_id"]]) for row in rows)
+    seen = (_visible(row, images[row["image_id"]]) for row in rows)
     reasons = apply_filters(examples.filters, list(seen))
     kept = []
     for number, row in enumerate(rows):
         if number in reasons:
-            file = pictures[row["image_id"]]["file_name"]
+            file = images[row["image_id"]]["file_name"]
             told = (row["kind"], row["source_id"], file, reasons[number], row["text"])
             drops.append(drop("examples", *told))
         else:
@@ -220,12 +220,12 @@ def _user_filtered(
     return kept
 
 
-def _visible(row: Row, picture: Row) -> Row:
+def _visible(row: Row, image: Row) -> Row:
     """Return what a filter of the recipe may look at."""
     shared = {name: row[name] for name in ("kind", "split", "image_id", "text", "turns")}
     return {
         **shared,
-        **{name: picture[name] for name in ("file_name", "width", "height")},
+        **{name: image[name] for name in ("file_name", "width", "height")},
         "characters": len(row["text"]),
         "tokens": len(row["input_ids"]),
         "questions": [question for question, _ in row["pairs"]],
@@ -235,22 +235,22 @@ def _visible(row: Row, picture: Row) -> Row:
 
 def _refuse_empty(rows: list[Row], drops: list[Row], kinds: Sequence[str]) -> None:
     """Raise if a training would find nothing to learn from, or nothing to be held to."""
-    pictures: dict[tuple[str, str], set[str]] = defaultdict(set)
+    images: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
-        pictures[row["split"], row["kind"]].add(row["sha256"])
+        images[row["split"], row["kind"]].add(row["sha256"])
     for kind in kinds:
-        trained = len(pictures["train", kind])
+        trained = len(images["train", kind])
         if not trained:
             raise PipelineError(
                 f"no {kind} is left to train on; dropped: {_reasons(kind, drops)}",
                 "mend the source, or the fields of examples.* that drop them",
             )
-        if not pictures["validation", kind]:
+        if not images["validation", kind]:
             share = min(0.5, math.ceil(100 * _VALIDATING / trained) / 100)
             raise PipelineError(
-                f"no {kind} is about a validation picture, and {trained} training pictures have "
+                f"no {kind} is about a validation image, and {trained} training images have "
                 f"one: training could not tell its best checkpoint",
-                f"--set images.validation_share={share} holds more pictures out",
+                f"--set images.validation_share={share} holds more images out",
             )
 
 
@@ -261,17 +261,17 @@ def _reasons(kind: str, drops: list[Row]) -> str:
 
 
 def _refuse_leaks(rows: list[Row]) -> None:
-    """Raise if a picture, by content, is both trained on (or chosen by) and tested with."""
+    """Raise if an image, by content, is both trained on (or chosen by) and tested with."""
     columns = ("split", "image_id", "sha256")
-    pictures = pa.table({name: [row[name] for row in rows] for name in columns})
-    with Database({"pictures": pictures}) as database:
+    used = pa.table({name: [row[name] for row in rows] for name in columns})
+    with Database({"used": used}) as database:
         leaks = database.query(LEAKS_SQL).to_pylist()
     if leaks:
         first = leaks[0]
         raise PipelineError(
             f"image {first['image_id']} ({first['split']}) and image {first['test_id']} (test) "
-            f"are the same picture; {len(leaks)} such pictures in all",
-            "remove one of each pair from the dataset: a test picture must not be trained on",
+            f"are the same image; {len(leaks)} such images in all",
+            "remove one of each pair from the dataset: a test image must not be trained on",
         )
 
 

@@ -23,7 +23,7 @@ CAPTION_FILTERS: tuple[Filter, ...] = (
 
 # Relation: conversations joined with images; `turns` is a list of {speaker, text}.
 CONVERSATION_FILTERS: tuple[Filter, ...] = (
-    ("ambiguous image", "pictures > 1"),
+    ("ambiguous image", "matches > 1"),
     ("image missing", "width IS NULL"),
     ("odd turns", "len(turns) = 0 OR len(turns) % 2 = 1"),
     ("speakers do not alternate", "NOT alternating"),
@@ -57,7 +57,7 @@ FROM joined ORDER BY caption_id
 
 CONVERSATIONS_SQL = """
 WITH {found}, joined AS (
-    SELECT n.*, f.pictures, i.image_id, i.width, i.height, i.split, i.sha256,
+    SELECT n.*, f.matches, i.image_id, i.width, i.height, i.split, i.sha256,
         list_sum([
             len(string_split(t.text, '<image>')) - 1 FOR t IN n.turns
         ]) AS markers,
@@ -69,17 +69,17 @@ WITH {found}, joined AS (
             ORDER BY n.conversation_id
         ) AS copy
     FROM named n LEFT JOIN found f USING (conversation_id)
-    LEFT JOIN images i ON i.image_id = f.image_id AND f.pictures = 1
+    LEFT JOIN images i ON i.image_id = f.image_id AND f.matches = 1
 )
 SELECT conversation_id, record_id, image_name, image_id, split, sha256,
     [bare(t.text) FOR t IN turns] AS texts, {reason} AS reason
 FROM joined ORDER BY conversation_id
 """.replace("{found}", FOUND_SQL)
 
-# Empty if no picture is on both sides; pictures are told apart by content, not by id or name.
+# Empty if no image is on both sides; images are told apart by content, not by id or name.
 LEAKS_SQL = """
-WITH trained AS (SELECT DISTINCT split, image_id, sha256 FROM pictures WHERE split <> 'test'),
-tested AS (SELECT sha256, min(image_id) AS test_id FROM pictures WHERE split = 'test' GROUP BY ALL)
+WITH trained AS (SELECT DISTINCT split, image_id, sha256 FROM used WHERE split <> 'test'),
+tested AS (SELECT sha256, min(image_id) AS test_id FROM used WHERE split = 'test' GROUP BY ALL)
 SELECT image_id, split, test_id FROM trained JOIN tested USING (sha256) ORDER BY ALL
 """
 

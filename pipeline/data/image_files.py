@@ -1,4 +1,4 @@
-"""A picture's bytes by the `file_name` of its record, wherever the source has put them."""
+"""An image's bytes by the `file_name` of its record, wherever the source has put them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ from storage.names import name_fault
 _SHOWN = 4  # members named where a name may mean several
 
 
-def picture_limits(max_bytes: int) -> ArchiveLimits:
-    """Return what an archive of pictures may hold; LCS-558K is the largest that is known here."""
+def image_limits(max_bytes: int) -> ArchiveLimits:
+    """Return what an archive of images may hold; LCS-558K is the largest that is known here."""
     return ArchiveLimits(
         members=1_000_000, member_bytes=max_bytes, total_bytes=256 * 2**30, ratio=200.0
     )
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Where the pictures of one origin are on this machine.
+class ImageFiles:
+    """Where the images of one origin are on this machine.
 
     Attributes:
         paths: The folder, the archive, or the archives that hold them together.
@@ -39,18 +39,18 @@ class Pictures:
     own: bool = False
 
 
-class PictureFinder:
-    """Finds a picture by its `file_name`, with or without the folders that lead to it.
+class ImageFinder:
+    """Finds an image by its `file_name`, with or without the folders that lead to it.
 
     Where a name is no member's, it means the one member of which it is the end, by whole parts of
-    the path, or that is its own end. A like base name alone is another picture. Names are compared
+    the path, or that is its own end. A like base name alone is another image. Names are compared
     after Unicode's normalisation, which differs between systems; of two members that differ in it
     alone, the one written as the record writes it is meant.
     """
 
-    def __init__(self, archive: Archive, known: Pictures | None = None) -> None:
+    def __init__(self, archive: Archive, known: ImageFiles | None = None) -> None:
         self.archive, self.names = archive, set(archive.names())
-        known = known or Pictures(())
+        known = known or ImageFiles(())
         self._refused = {**known.refused, **archive.refused}
         self._faults, self._fault = known.faults, known.fault
         self._ends = {
@@ -81,7 +81,7 @@ class PictureFinder:
         }
 
     def read(self, file_name: str) -> bytes:
-        """Return a picture's bytes.
+        """Return an image's bytes.
 
         Raises:
             BadImageError: It is missing, ambiguous, was refused, or could not be fetched.

@@ -1,9 +1,9 @@
-"""Which picture a conversation is about, by the name that it gives, as SQL over both tables."""
+"""Which image a conversation is about, by the name that it gives, as SQL over both tables."""
 
-# LLaVA's mixtures name a picture by a path that may begin elsewhere than the dataset's: one must
+# LLaVA's mixtures name an image by a path that may begin elsewhere than the dataset's: one must
 # be the end of the other, by whole parts. Of a name with COCO 2014's prefix the 12 digits stay. A
-# path that names a split besides (train2017/000001.jpg) means a picture of that split. Equal
-# pictures are one, whichever of them is named.
+# path that names a split besides (train2017/000001.jpg) means an image of that split. Equal
+# images are one, whichever of them is named.
 FOUND_SQL = r"""
 named AS (
     SELECT *, nfc_normalize(regexp_replace(
@@ -24,13 +24,13 @@ named AS (
     ) AND len([o FOR o IN k.others IF ends_with('/' || n.path, o)]) = 0
     QUALIFY exact OR NOT bool_or(exact) OVER (PARTITION BY n.conversation_id)
 ), found AS (
-    SELECT conversation_id, count(DISTINCT sha256) AS pictures, min(image_id) AS image_id
+    SELECT conversation_id, count(DISTINCT sha256) AS matches, min(image_id) AS image_id
     FROM near GROUP BY conversation_id
 )"""
 
-# The picture that each conversation is about, where that is one and known.
-PICTURES_SQL = """
+# The image that each conversation is about, where that is one and known.
+NAMED_IMAGES_SQL = """
 WITH {found}
 SELECT conversation_id, i.split, i.sha256
-FROM found JOIN images i USING (image_id) WHERE pictures = 1 ORDER BY conversation_id
+FROM found JOIN images i USING (image_id) WHERE matches = 1 ORDER BY conversation_id
 """.replace("{found}", FOUND_SQL)

@@ -1,6 +1,6 @@
-"""Stage `images`: a COCO-format dataset becomes tables and shards of pictures that all decode.
+"""Stage `images`: a COCO-format dataset becomes tables and shards of images that all decode.
 
-Each picture is read once, decoded once to prove that it can be, and kept as its original bytes.
+Each image is read once, decoded once to prove that it can be, and kept as its original bytes.
 What cannot be used is quarantined in `drops` with its file, its record and the reason; its bytes
 are kept apart.
 """
@@ -15,10 +15,10 @@ from typing import Any
 
 from model.decoding import BadImageError, decode_image
 from pipeline.data.annotations import BROKEN, Annotations, captions_of, objects_of
-from pipeline.data.image_files import PictureFinder, Pictures, picture_limits
+from pipeline.data.image_files import ImageFiles, ImageFinder, image_limits
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.schemas import CAPTIONS, DROPS, IMAGE_FILES, IMAGES, OBJECTS, drop
-from pipeline.data.sources import TEST_ORIGINS, fetch_pictures, read_annotations
+from pipeline.data.sources import TEST_ORIGINS, fetch_image_files, read_annotations
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import ImagesPart
@@ -27,24 +27,24 @@ from storage.errors import StorageError, UnsafeArchiveError
 from storage.tables import is_text, write_table
 
 SHARD_BYTES = 256 * 2**20
-_TABLES = {"image": "bad_pictures.csv", "caption": "bad_captions.csv"}  # for people, by kind
+_TABLES = {"image": "bad_images.csv", "caption": "bad_captions.csv"}  # for people, by kind
 _SHOWN = 120  # characters of the first fault
 
 
 def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
-    """Write `images`, `captions`, `objects`, `drops` and the picture shards.
+    """Write `images`, `captions`, `objects`, `drops` and the image shards.
 
     Raises:
-        PipelineError: Annotations are unreadable, or too many pictures are bad.
+        PipelineError: Annotations are unreadable, or too many images are bad.
         StorageError: The source cannot be fetched or is an unsafe archive.
     """
     drops: list[dict[str, Any]] = []
     annotations = read_annotations(context, images, seed, drops)
     chosen = _choose(annotations, images, seed)
     by_origin = {o: [r for r in chosen if r["origin"] == o] for o in annotations}
-    pictures = fetch_pictures(context, images, by_origin)
+    files = fetch_image_files(context, images, by_origin)
     bad: list[dict[str, Any]] = []
-    rows = list(_ingest(context, pictures, chosen, images, bad))
+    rows = list(_ingest(context, files, chosen, images, bad))
     _divide(rows, images.validation_share, seed)
     good = {row["image_id"] for row in rows}
     _refuse_too_many_bad(context, len(chosen), len(good), images.max_bad_share, bad or drops)
@@ -76,7 +76,7 @@ def split_of(origin: str, image_id: int, validation_share: float, seed: int) -> 
 
 
 def _divide(rows: list[dict[str, Any]], validation_share: float, seed: int) -> None:
-    """Give every row its split; equal pictures go together, whatever their ids and names.
+    """Give every row its split; equal images go together, whatever their ids and names.
 
     The one that `images.limit` would choose first decides for all, so that a larger limit moves
     none of them.
@@ -121,41 +121,41 @@ def _choose(
 
 def _ingest(
     context: StageContext,
-    pictures: Mapping[str, Pictures],
+    files: Mapping[str, ImageFiles],
     chosen: list[dict[str, Any]],
     images: ImagesPart,
     drops: list[dict],
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row per usable picture, its split left out; write the pictures' bytes on the way."""
-    limits = picture_limits(images.max_bytes)
-    shards, quarantine = _PictureShards(context.out), Quarantine()
+    """Yield a row per usable image, its split left out; write the images' bytes on the way."""
+    limits = image_limits(images.max_bytes)
+    shards, quarantine = _ImageShards(context.out), Quarantine()
     with ExitStack() as stack:
-        finders: dict[tuple[Path, ...], PictureFinder] = {}
-        for known in pictures.values():
+        finders: dict[tuple[Path, ...], ImageFinder] = {}
+        for known in files.values():
             if known.paths not in finders:
                 archive = stack.enter_context(ArchiveGroup(known.paths, limits, own=known.own))
-                finders[known.paths] = PictureFinder(archive, known)
+                finders[known.paths] = ImageFinder(archive, known)
         tick = stack.enter_context(context.report.track("check images", len(chosen)))
         for record in chosen:  # threads gain nothing: Pillow decodes under the interpreter's lock
             tick()
             data = b""
             try:
-                data = finders[pictures[record["origin"]].paths].read(record["file_name"])
-                picture = decode_image(data, images.max_pixels)
+                data = finders[files[record["origin"]].paths].read(record["file_name"])
+                image = decode_image(data, images.max_pixels)
             except (BadImageError, StorageError) as error:
                 key, name = record["id"], record["file_name"]
                 drops.append(drop("images", "image", key, name, *_reason(error)))
                 quarantine.add(record, data)
                 continue
-            row = _row(record, data, picture.size)
+            row = _row(record, data, image.size)
             shards.add(row["sha256"], data)
             yield row
     shards.flush()
     quarantine.write(context.out)
 
 
-class _PictureShards:
-    """Collects the pictures' own bytes into Parquet shards of about `SHARD_BYTES`."""
+class _ImageShards:
+    """Collects the images' own bytes into Parquet shards of about `SHARD_BYTES`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -203,14 +203,14 @@ def _row(record: Mapping[str, Any], data: bytes, size: tuple[int, int]) -> dict[
 def _refuse_too_many_bad(
     context: StageContext, chosen: int, good: int, limit: float, bad: list[dict[str, Any]]
 ) -> None:
-    """Raise where too many pictures are bad, after writing down which."""
+    """Raise where too many images are bad, after writing down which."""
     if good and (chosen - good) / chosen <= limit:
         return
     told = _written_down(context, "image", bad)
     if not good:
-        raise PipelineError("no picture of the dataset can be used", told)
+        raise PipelineError("no image of the dataset can be used", told)
     raise PipelineError(
-        f"{chosen - good} of {chosen} pictures are bad, above images.max_bad_share {limit}",
+        f"{chosen - good} of {chosen} images are bad, above images.max_bad_share {limit}",
         f"{told}; mend the source or raise the limit",
     )
 

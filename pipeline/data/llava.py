@@ -1,4 +1,4 @@
-"""LLaVA's JSON: records of a picture and the turns of a conversation about it."""
+"""LLaVA's JSON: records of an image and the turns of a conversation about it."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The bytes of pictures that could not be used, for people to look at; no stage reads them."""
+"""The bytes of images that could not be used, for people to look at; no stage reads them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ _ROWS = pa.schema([("record", pa.string()), ("file", pa.string()), ("data", pa.b
 
 
 class Quarantine:
-    """Keeps what was read and could not be used; a dataset without such pictures has no file."""
+    """Keeps what was read and could not be used; a dataset without such images has no file."""
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []

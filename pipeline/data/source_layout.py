@@ -50,7 +50,7 @@ def probe_images(recipe: Recipe) -> SourceState:
             return {name: _state(str(path)) for name, path in sorted(local_files(root).items())}
         case LcsImages(repository=name, revision=revision):
             return hub_state("images", Repository(name, revision, "dataset"))
-    return {}  # rendered pictures follow from the recipe, published archives from their checksums
+    return {}  # rendered images follow from the recipe, published archives from their checksums
 
 
 def probe_conversations(recipe: Recipe) -> SourceState:
@@ -77,7 +77,7 @@ def local_folder(root: str) -> Path | None:
 
 
 def local_files(root: str) -> dict[str, Path]:
-    """Return folder or archive of the pictures by split, and of the annotations."""
+    """Return folder or archive of the images by split, and of the annotations."""
     folder = local_folder(root)
     if folder is None or not folder.is_dir():
         raise PipelineError(

@@ -1,6 +1,6 @@
-"""Where a dataset lies, and how its annotations and the chosen pictures come to this machine.
+"""Where a dataset lies, and how its annotations and the chosen images come to this machine.
 
-Every source ends as annotations by origin and one folder or archive of pictures for each. The
+Every source ends as annotations by origin and one folder or archive of images for each. The
 demo's are rendered first and then fetched like any other.
 """
 
@@ -18,7 +18,7 @@ from pipeline.data.downloads import (
     fetch_some_of,
     fetch_whole,
 )
-from pipeline.data.image_files import PictureFinder, Pictures, picture_limits
+from pipeline.data.image_files import ImageFiles, ImageFinder, image_limits
 from pipeline.data.schemas import drop
 from pipeline.data.source_layout import (
     ANNOTATIONS,
@@ -85,10 +85,10 @@ def read_annotations(
     return found
 
 
-def fetch_pictures(
+def fetch_image_files(
     context: StageContext, images: ImagesPart, chosen: Chosen
-) -> Mapping[str, Pictures]:
-    """Return where the chosen pictures of each origin are, fetching them where needed.
+) -> Mapping[str, ImageFiles]:
+    """Return where the chosen images of each origin are, fetching them where needed.
 
     Args:
         context: The stage's folders.
@@ -100,11 +100,11 @@ def fetch_pictures(
     """
     source = images.source
     if isinstance(source, LcsImages):
-        pictures = _lcs_pictures(context, source, images, [*chosen[TRAIN], *chosen[TEST]])
-        return {TRAIN: pictures, TEST: pictures}
+        files = _lcs_image_files(context, source, images, [*chosen[TRAIN], *chosen[TEST]])
+        return {TRAIN: files, TEST: files}
     if isinstance(source, FolderImages) and _is_own(images):
         files = local_files(source.root)
-        return {split: Pictures((files[split],), own=True) for split in SPLITS}
+        return {split: ImageFiles((files[split],), own=True) for split in SPLITS}
     names = {split: f"zips/{split}.zip" for split in SPLITS}
     if isinstance(source, FolderImages):
         names = remote_files(source.root)
@@ -119,13 +119,13 @@ def _of_split(
     images: ImagesPart,
     name: str,
     records: Sequence[Mapping[str, Any]],
-) -> Pictures:
-    """Return where the pictures of one split of COCO's layout are."""
+) -> ImageFiles:
+    """Return where the images of one split of COCO's layout are."""
     match source:
         case DemoImages():
-            return Pictures((fetch_whole(context, _rendered(context).as_uri(), name, {}),))
+            return ImageFiles((fetch_whole(context, _rendered(context).as_uri(), name, {}),))
         case Coco2017Images(root=root, fetch="whole"):
-            return Pictures((fetch_whole(context, root, name, COCO_2017),))
+            return ImageFiles((fetch_whole(context, root, name, COCO_2017),))
         case Coco2017Images(fetch="addresses"):
             return fetch_by_address(context, name, images, records)
         case Coco2017Images(root=root):
@@ -133,7 +133,7 @@ def _of_split(
         case FolderImages(root=root) if is_archive(name):
             return fetch_some_of(context, root, name, {}, images, records)
         case FolderImages(root=root):
-            return _loose_pictures(context, root, name, images, records)
+            return _loose_images(context, root, name, images, records)
 
 
 def _remote_annotations(context: StageContext, root: str, name: str) -> Path:
@@ -152,17 +152,17 @@ def _remote_annotations(context: StageContext, root: str, name: str) -> Path:
     return found.paths[0]
 
 
-def _loose_pictures(
+def _loose_images(
     context: StageContext,
     root: str,
     name: str,
     images: ImagesPart,
     records: Sequence[Mapping[str, Any]],
-) -> Pictures:
+) -> ImageFiles:
     def chosen(folder: Archive) -> set[str]:
-        return PictureFinder(folder).find_all(record["file_name"] for record in records)
+        return ImageFinder(folder).find_all(record["file_name"] for record in records)
 
-    return fetch_below(context, root, name, picture_limits(images.max_bytes), chosen)
+    return fetch_below(context, root, name, image_limits(images.max_bytes), chosen)
 
 
 def _is_own(images: ImagesPart) -> bool:
@@ -185,16 +185,16 @@ def _without_val2014(
     return Annotations(kept, found.captions, found.objects)
 
 
-def _lcs_pictures(
+def _lcs_image_files(
     context: StageContext,
     source: LcsImages,
     images: ImagesPart,
     records: Sequence[Mapping[str, Any]],
-) -> Pictures:
+) -> ImageFiles:
     there = _lcs_repository(context, source)
-    url = hub_url(source.repository, source.pictures, there.commit or there.revision)
-    found = fetch_some(context, url, source.pictures, images, records) if url else None
-    return found or Pictures((_lcs_file(context, source, source.pictures),))
+    url = hub_url(source.repository, source.images, there.commit or there.revision)
+    found = fetch_some(context, url, source.images, images, records) if url else None
+    return found or ImageFiles((_lcs_file(context, source, source.images),))
 
 
 def _lcs_repository(context: StageContext, source: LcsImages) -> Repository:

@@ -1,4 +1,4 @@
-"""Reading pictures and their patch embeddings back out of their artifacts."""
+"""Reading images and their patch embeddings back out of their artifacts."""
 
 from collections.abc import Collection, Iterator
 
@@ -12,8 +12,8 @@ from storage.tables import read_table
 NO_LIMIT = 2**62  # the `images` stage has refused what was too large already
 
 
-def picture_bytes(images: InputArtifact, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield `(sha256, file content)` of the wanted pictures, one shard in memory at a time."""
+def image_bytes(images: InputArtifact, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield `(sha256, file content)` of the wanted images, one shard in memory at a time."""
     for path in images.paths("files-*.parquet"):
         table = read_table(path)
         for sha256, data in zip(table["sha256"], table["data"], strict=True):
@@ -22,9 +22,11 @@ def picture_bytes(images: InputArtifact, wanted: Collection[str]) -> Iterator[tu
                 yield key, data.as_py()
 
 
-def pictures(images: InputArtifact, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
-    """Yield `(sha256, RGB picture)` of the wanted pictures."""
-    for sha256, data in picture_bytes(images, wanted):
+def read_images(
+    images: InputArtifact, wanted: Collection[str]
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield `(sha256, RGB image)` of the wanted images."""
+    for sha256, data in image_bytes(images, wanted):
         yield sha256, decode_image(data, NO_LIMIT)
 
 

@@ -14,7 +14,7 @@ DAG: tuple[Stage, ...] = (
         "conversations",
         "pipeline.data.conversations",
         reads=("conversations",),
-        # Only those that we render speak about the pictures that we render.
+        # Only those that we render speak about the images that we render.
         also=lambda recipe: ("images",) if recipe.conversations.source.kind == "demo" else (),
         network=True,
         probe="pipeline.data.source_layout:probe_conversations",

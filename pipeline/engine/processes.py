@@ -135,15 +135,15 @@ def _started(settings: Settings, folder: Path) -> list[subprocess.Popen[Any]]:
 
 
 def _files(artifact: InputArtifact) -> dict[str, str]:
-    """Return the local paths of an artifact's files; of the pictures' bytes the first shard only.
+    """Return the local paths of an artifact's files; of the images' bytes the first shard only.
 
-    Training shows a few pictures to people and reads no other.
+    Training shows a few images to people and reads no other.
     """
-    pictures = [name for name in artifact.names if Path(name).match("files-*.parquet")]
+    images = [name for name in artifact.names if Path(name).match("files-*.parquet")]
     return {
         name: str(artifact.path(name).resolve())
         for name in artifact.names
-        if name not in pictures[1:]
+        if name not in images[1:]
     }
 
 

@@ -1,7 +1,7 @@
 """Captions that need no language model: what a trained one has to beat.
 
-`most_frequent` says the commonest training caption of every picture. `nearest_neighbour` says a
-caption of the training picture whose pooled CLIP embedding is the most similar.
+`most_frequent` says the commonest training caption of every image. `nearest_neighbour` says a
+caption of the training image whose pooled CLIP embedding is the most similar.
 """
 
 from pipeline.engine.stage import InputArtifact
@@ -12,8 +12,8 @@ _MOST_FREQUENT = """
 SELECT text FROM examples WHERE kind = 'caption' AND split = 'train'
 GROUP BY text ORDER BY count(*) DESC, text LIMIT 1
 """
-# Materialized: unnested, DuckDB joins all pictures with all others, 400 times as slow. Equally
-# similar pictures are told apart by their hash, whatever the order in which threads see them. An
+# Materialized: unnested, DuckDB joins all images with all others, 400 times as slow. Equally
+# similar images are told apart by their hash, whatever the order in which threads see them. An
 # embedding of zeros has no direction: its NaN, which DuckDB would rank first, is below any cosine.
 _NEAREST = """
 WITH trained AS MATERIALIZED (
@@ -38,7 +38,7 @@ FROM nearest JOIN trained ON trained.sha256 = best.sha256 ORDER BY nearest.sha25
 def floor_captions(
     examples: InputArtifact, features: InputArtifact, threads: int | None
 ) -> dict[str, dict[str, str]]:
-    """Return the caption of every test picture by its hash, for each floor.
+    """Return the caption of every test image by its hash, for each floor.
 
     Args:
         examples: The `examples` artifact.

@@ -1,4 +1,4 @@
-"""What the model is shown: the real picture, another one, or none; the weights stay the same."""
+"""What the model is shown: the real image, another one, or none; the weights stay the same."""
 
 from collections.abc import Sequence
 
@@ -10,20 +10,20 @@ from torch import Tensor
 from pipeline.data.schemas import CONDITIONS
 from storage.features.patches import PatchTable
 
-MEAN_ROWS = 1024  # pictures whose mean stands for "no picture"
+MEAN_ROWS = 1024  # images whose mean stands for "no image"
 
 
 class Shown:
-    """Patch embeddings of pictures under a condition.
+    """Patch embeddings of images under a condition.
 
-    `shuffled` shows each picture another one by a fixed derangement of the test pictures. `blind`
-    shows the mean patch embeddings of training pictures: the scale the model knows, and nothing
-    about the picture.
+    `shuffled` shows each image another one by a fixed derangement of the test images. `blind`
+    shows the mean patch embeddings of training images: the scale the model knows, and nothing
+    about the image.
 
     Args:
-        patches: Patch embeddings of all pictures.
-        tested: Rows of the test pictures.
-        trained: Rows of training pictures, for the mean.
+        patches: Patch embeddings of all images.
+        tested: Rows of the test images.
+        trained: Rows of training images, for the mean.
         seed: Seed of the derangement.
     """
 
@@ -44,15 +44,15 @@ class Shown:
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """What can be shown: a picture that is the only one has no other to be mistaken for."""
+        """What can be shown: an image that is the only one has no other to be mistaken for."""
         return tuple(name for name in CONDITIONS if name != "shuffled" or len(self._other) > 1)
 
     def knows(self, sha256: str) -> bool:
-        """Return whether a picture is among the test pictures that are shown."""
+        """Return whether an image is among the test images that are shown."""
         return sha256 in self._hashes
 
     def show(self, rows: Sequence[int] | NDArray[np.int64], condition: str) -> Tensor:
-        """Return float32 patches [picture, patch, vision] for rows under a condition."""
+        """Return float32 patches [image, patch, vision] for rows under a condition."""
         rows = np.asarray(rows, np.int64)
         if condition == "blind":
             return self._mean.expand(len(rows), -1, -1)

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: what models do on test pictures, under three conditions, against two floors."""
+"""Stage `evaluate`: what models do on test images, under three conditions, against two floors."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     """Write `predictions`, `importance`, `metrics` and `metrics.json`.
 
     Raises:
-        PipelineError: There is no test picture with a caption.
+        PipelineError: There is no test image with a caption.
     """
     exam = prepare_exam(context, evaluate, seed)
     floors = _floor_rows(context, exam)
@@ -57,7 +57,7 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
                 if stage == "finetune":
                     predictions += [{"stage": stage, "condition": name, **row} for row in rows]
             plain += found[TEXT_ONLY]
-            tick(0, "draw pictures for the intervals")
+            tick(0, "draw images for the intervals")
             metrics += summarize(stage, found, evaluate.resamples, seed)
     metrics += change("text_nll_rise", "finetune", *plain, evaluate.resamples, seed)
     for number, row in enumerate(predictions):

@@ -1,6 +1,6 @@
 """All that `evaluate` asks the models of a run, and what it shows them; decided before any answer.
 
-Where no conversation is about a test picture (none of LLaVA-Instruct's is about COCO's val2017),
+Where no conversation is about a test image (none of LLaVA-Instruct's is about COCO's val2017),
 questions come from the validation split, and their figures say so.
 """
 
@@ -34,7 +34,7 @@ class Exam:
 
     Attributes:
         template: The prompt template.
-        captions: One task per test picture.
+        captions: One task per test image.
         questions: One task per held-out question.
         spoken: Split of the questions and conversations: `test`, or `validation`.
         answers: Rows of the `questions` table of that split.
@@ -62,12 +62,12 @@ class Exam:
 
     @property
     def texts(self) -> list[Row]:
-        """Examples about test pictures, which are also read without any picture."""
+        """Examples about test images, which are also read without any image."""
         return [row for kind in self.examples.values() for row in kind if row["split"] == "test"]
 
     @property
     def work(self) -> int:
-        """How many texts and pictures are looked at in all, over stages and conditions."""
+        """How many texts and images are looked at in all, over stages and conditions."""
         captions, spoken = (len(self.examples[kind]) for kind in ("caption", "conversation"))
         choice = min(len(self.captions), self.evaluate.probes)
         both = len(TRAINED) * (len(self.captions) + captions + choice)
@@ -81,7 +81,7 @@ def prepare_exam(context: StageContext, evaluate: EvaluatePart, seed: int) -> Ex
     """Return what a recipe asks of the models of a run.
 
     Raises:
-        PipelineError: There is no test picture with a caption.
+        PipelineError: There is no test image with a caption.
     """
     patches = open_patches(context.inputs["features"])
     table = read_table(context.inputs["examples"].path("examples.parquet"))
@@ -112,7 +112,7 @@ def prepare_exam(context: StageContext, evaluate: EvaluatePart, seed: int) -> Ex
 
 
 def _answers(table: pa.Table) -> tuple[str, list[Row]]:
-    """Return the questions about test pictures, or where there is none those of validation."""
+    """Return the questions about test images, or where there is none those of validation."""
     for split in ("test", "validation"):
         rows = where(table, split=split).to_pylist()
         if rows:

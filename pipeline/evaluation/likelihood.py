@@ -1,7 +1,7 @@
-"""How likely the model finds what people wrote about test pictures, in nats.
+"""How likely the model finds what people wrote about test images, in nats.
 
 Every result is a list of rows (image, nats, tokens), so that a mean over tokens can have an
-interval over pictures.
+interval over images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 class Nats(NamedTuple):
-    """Negative log-likelihood of some text about one picture: its sum and its tokens."""
+    """Negative log-likelihood of some text about one image: its sum and its tokens."""
 
     image_id: int
     nats: float
@@ -36,11 +36,11 @@ class Nats(NamedTuple):
 def held_out_rows(
     table: pa.Table, shown: Shown, kind: str, split: str, limit: int, seed: int
 ) -> list[Row]:
-    """Return examples of a kind about pictures that are shown, shortest first.
+    """Return examples of a kind about images that are shown, shortest first.
 
     Args:
         table: The `examples` table.
-        shown: The pictures.
+        shown: The images.
         kind: `caption` or `conversation`.
         split: `test` or `validation`.
         limit: Examples, at most.
@@ -87,7 +87,7 @@ def likelihood(
 def text_likelihood(
     vlm: VisionLanguageModel, rows: Sequence[Row], batch: int, device: str, tick: Ticker = silent
 ) -> list[Nats]:
-    """Return the nats of each example as mere text: no picture, no prefix, every token but one.
+    """Return the nats of each example as mere text: no image, no prefix, every token but one.
 
     It shows what finetuning did to the language itself. The first token follows nothing and is
     not counted.

@@ -1,6 +1,6 @@
-"""What is asked of a model by likelihood alone: is an object there, which picture is meant.
+"""What is asked of a model by likelihood alone: is an object there, which image is meant.
 
-Texts about one picture share its prefix in one row, so a picture is read once for all of them.
+Texts about one image share its prefix in one row, so an image is read once for all of them.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from pipeline.evaluation.conditions import Shown
 from pipeline.progress import Ticker, silent
 from pipeline.training.batches import collate
 
-TIE = 1e-4  # nats within which two pictures are equally likely
+TIE = 1e-4  # nats within which two images are equally likely
 
 
 def presence_answers(
     vlm: VisionLanguageModel,
     template: PromptTemplate,
-    pictures: NDArray[np.int64],
+    images: NDArray[np.int64],
     questions: Sequence[Sequence[str]],
     answers: tuple[str, str],
     shown: Shown,
@@ -38,23 +38,23 @@ def presence_answers(
     Args:
         vlm: The model.
         template: The prompt template.
-        pictures: Row of patch embeddings of each picture, int64 [picture].
-        questions: The questions about each picture.
+        images: Row of patch embeddings of each image, int64 [image].
+        questions: The questions about each image.
         answers: How the conversations spell yes and no.
         shown: Patch embeddings by condition.
         condition: `real`, `shuffled` or `blind`.
-        batch: Pictures per forward pass.
+        batch: Images per forward pass.
         device: Where to compute.
-        tick: Told of every finished picture.
+        tick: Told of every finished image.
     """
     lead, yes, no = _fork(*(template.answer(answer) for answer in answers))
     found: list[list[bool]] = []
-    for start in range(0, len(pictures), batch):
+    for start in range(0, len(images), batch):
         asked = questions[start : start + batch]
         texts = [[*template.question(text), *lead, yes] for texts in asked for text in texts]
         logits = _last_logits(
             vlm,
-            shown.show(pictures[start : start + batch], condition),
+            shown.show(images[start : start + batch], condition),
             texts,
             [len(each) for each in asked],
             device,
@@ -67,7 +67,7 @@ def presence_answers(
 
 def choice_scores(
     vlm: VisionLanguageModel,
-    pictures: NDArray[np.int64],
+    images: NDArray[np.int64],
     captions: Sequence[Tokens],
     choices: int,
     shown: Shown,
@@ -76,31 +76,31 @@ def choice_scores(
     device: str,
     tick: Ticker = silent,
 ) -> NDArray[np.float64]:
-    """Return for every caption whether its own picture makes it likeliest, float64 [picture].
+    """Return for every caption whether its own image makes it likeliest, float64 [image].
 
-    Caption i is offered picture i and the `choices` - 1 pictures after it, as on a ring. Of n
-    equally likely pictures each gets 1 / n, so a blind model scores 1 / `choices`.
+    Caption i is offered image i and the `choices` - 1 images after it, as on a ring. Of n
+    equally likely images each gets 1 / n, so a blind model scores 1 / `choices`.
 
     Args:
         vlm: The model.
-        pictures: Row of patch embeddings of each picture, int64 [picture].
+        images: Row of patch embeddings of each image, int64 [image].
         captions: One caption of each as an example of training, EOS included.
-        choices: Pictures a caption is offered, its own among them.
+        choices: Images a caption is offered, its own among them.
         shown: Patch embeddings by condition.
         condition: `real`, `shuffled` or `blind`.
-        batch: Pictures per forward pass.
+        batch: Images per forward pass.
         device: Where to compute.
-        tick: Told of every finished picture.
+        tick: Told of every finished image.
     """
-    count = len(pictures)
+    count = len(images)
     choices = min(choices, count)
-    nats = np.empty((count, choices))  # of caption i with picture i + step
+    nats = np.empty((count, choices))  # of caption i with image i + step
     for start in range(0, count, batch):
         here = np.arange(start, min(start + batch, count))
-        offered = (here[:, None] - np.arange(choices)) % count  # captions that meet this picture
+        offered = (here[:, None] - np.arange(choices)) % count  # captions that meet this image
         ids = [np.array(captions[at].input_ids, np.int64) for at in offered.ravel()]
         judged = [np.array(captions[at].supervised, np.bool_) for at in offered.ravel()]
-        seen = shown.show(pictures[here], condition)
+        seen = shown.show(images[here], condition)
         with torch.inference_mode():
             texts = collate(seen, ids, judged, [choices] * len(here)).to(device)
             found = vlm(texts).double().cpu().numpy()

@@ -30,7 +30,7 @@ class Measure:
         statistic: What the metric makes of the sums.
         count: Predictions or tokens that it is about.
         better: 1 where more is better, -1 where less is, 0 where neither is.
-        split: The split that the pictures are of.
+        split: The split that the images are of.
     """
 
     metric: str

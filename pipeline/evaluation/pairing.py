@@ -1,7 +1,7 @@
 """Scores paired by what was asked, so that two models or two conditions can be compared fairly.
 
-What makes a question hard for both cancels in the pair. Questions about one picture are hard or
-easy together, so intervals draw pictures, each with all its questions.
+What makes a question hard for both cancels in the pair. Questions about one image are hard or
+easy together, so intervals draw images, each with all its questions.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,10 +9,10 @@ from typing import Any
 
 from pipeline.evaluation.intervals import Interval, paired_difference
 
-# Picture, question and what people said. The id of a question is no part: it is the number of a
+# Image, question and what people said. The id of a question is no part: it is the number of a
 # row, and the next run may have other rows.
 Asked = tuple[int, str, tuple[str, ...]]
-_LEAST = 2  # pictures without which there is nothing to draw from
+_LEAST = 2  # images without which there is nothing to draw from
 
 
 def scores_by_question(rows: Iterable[Mapping[str, Any]]) -> dict[Asked, float]:
@@ -30,7 +30,7 @@ def difference(
     """Return the mean of first minus second over what both were asked.
 
     Returns:
-        The mean with its interval over pictures, None where both share fewer than two pictures.
+        The mean with its interval over images, None where both share fewer than two images.
     """
     both = sorted(first.keys() & second.keys())
     images = [asked[0] for asked in both]

@@ -1,8 +1,8 @@
-"""From measures to rows of the `metrics` table: values, intervals, and what the picture is worth.
+"""From measures to rows of the `metrics` table: values, intervals, and what the image is worth.
 
-`X` is a metric's value under a condition. `X_gap` is by how much the real picture is better than
-that condition: positive always speaks for the picture, also where less of X is better. Its interval
-is paired: real and condition saw the same redrawn pictures.
+`X` is a metric's value under a condition. `X_gap` is by how much the real image is better than
+that condition: positive always speaks for the image, also where less of X is better. Its interval
+is paired: real and condition saw the same redrawn images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ def summarize(
 def change(
     metric: str, stage: str, before: Measure, after: Measure, resamples: int, seed: int
 ) -> list[Row]:
-    """Return one row: by how much a metric rose from one model to another, on the same pictures."""
+    """Return one row: by how much a metric rose from one model to another, on the same images."""
     found = {"before": [before], "after": [after]}
     drawn = _Drawn(found, resamples, seed)
     sample = drawn.sample(after) - drawn.sample(before)
@@ -68,7 +68,7 @@ def change(
 
 
 class _Drawn:
-    """All measures of a stage on the same redrawn pictures."""
+    """All measures of a stage on the same redrawn images."""
 
     def __init__(
         self, measures: Mapping[str, Sequence[Measure]], resamples: int, seed: int
@@ -85,11 +85,11 @@ class _Drawn:
             self._places[id(each)] = slice(width, width + sums.shape[1])
             width += sums.shape[1]
         parts = np.concatenate(columns, axis=1)
-        # The first row is the pictures as they are.
+        # The first row is the images as they are.
         self._totals = np.vstack([parts.sum(axis=0), resampled_totals(parts, seed, resamples)])
 
     def sample(self, measure: Measure) -> NDArray[np.float64]:
-        """Return a measure's value, then its value on every redrawn set of pictures."""
+        """Return a measure's value, then its value on every redrawn set of images."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return measure.statistic(self._totals[:, self._places[id(measure)]])
 

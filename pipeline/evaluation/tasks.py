@@ -1,4 +1,4 @@
-"""What a model is asked about test pictures: captions, questions, presence, all by the recipe."""
+"""What a model is asked about test images: captions, questions, presence, all by the recipe."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to generate on: a picture, a prompt, and what people wrote.
+    """One thing to generate on: an image, a prompt, and what people wrote.
 
     Attributes:
         kind: `caption` or `answer`.
-        row: Row of the picture's patch embeddings.
-        prompt: Token ids after the picture.
+        row: Row of the image's patch embeddings.
+        prompt: Token ids after the image.
         fixed: Columns of the prediction that are known beforehand.
     """
 
@@ -38,15 +38,15 @@ class Task:
 
 
 def spread(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
-    """Return at most so many rows in their own order, as evenly over the pictures as can be.
+    """Return at most so many rows in their own order, as evenly over the images as can be.
 
-    The first rows of a table are about its first pictures, so that a limit would leave most
-    pictures out. Here no picture has a third row before every picture that has two got its second.
+    The first rows of a table are about its first images, so that a limit would leave most
+    images out. Here no image has a third row before every image that has two got its second.
 
     Args:
         rows: Rows with an `image_id`.
         limit: How many, at most.
-        seed: Seed of the choice among a picture's rows, and of the pictures that come last.
+        seed: Seed of the choice among an image's rows, and of the images that come last.
     """
     taken: Counter[int] = Counter()
     ranked: list[tuple[int, int, int]] = []
@@ -60,10 +60,10 @@ def spread(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
 def caption_tasks(
     table: pa.Table, patches: PatchTable, template: PromptTemplate, evaluate: EvaluatePart
 ) -> list[Task]:
-    """Return one caption task per test picture, by image id; `sha256` is among the known columns.
+    """Return one caption task per test image, by image id; `sha256` is among the known columns.
 
     Raises:
-        PipelineError: There is no test picture with a caption.
+        PipelineError: There is no test image with a caption.
     """
     test = where(table, split="test", kind="caption")
     by_image: dict[tuple[int, str], list[str]] = {}
@@ -72,7 +72,7 @@ def caption_tasks(
     chosen = sorted(by_image)[: evaluate.images]
     if not chosen:
         raise PipelineError(
-            "no test picture has a usable caption",
+            "no test image has a usable caption",
             "raise images.test_limit, or look at the drops",
         )
     rows = patches.rows_of([sha256 for _, sha256 in chosen])
@@ -105,10 +105,10 @@ def question_tasks(
 
 
 class MarkedObjects:
-    """What people marked in the pictures of an `images` artifact, for presence and CHAIR.
+    """What people marked in the images of an `images` artifact, for presence and CHAIR.
 
     Attributes:
-        by_image: Categories of every picture.
+        by_image: Categories of every image.
         names: Finds these categories in texts.
 
     Args:
@@ -125,7 +125,7 @@ class MarkedObjects:
     def questions(
         self, tasks: Sequence[Task], evaluate: EvaluatePart
     ) -> list[tuple[Task, list[PresenceQuestion]]]:
-        """Return the presence questions about the pictures of caption tasks that have any."""
+        """Return the presence questions about the images of caption tasks that have any."""
         asked = [
             (task, self._asker.ask(task.fixed["image_id"], evaluate.presence_objects))
             for task in tasks[: evaluate.probes]

@@ -1,7 +1,7 @@
 """Making feature shards: decoding, encoding and writing at once, in this or any other process.
 
-The invariant: a shard's bytes follow from its pictures and the encoder alone. Every forward pass
-has the same size, so it does not matter which pictures share it, which process makes the shard, or
+The invariant: a shard's bytes follow from its images and the encoder alone. Every forward pass
+has the same size, so it does not matter which images share it, which process makes the shard, or
 which of its rows were embedded before.
 """
 
@@ -29,11 +29,11 @@ from pipeline.errors import PipelineError
 from pipeline.features.known_rows import KnownRow, read_known
 from storage.features.shards import ShardRows, publish_shard
 
-STREAMED = 64  # rows of a picture shard in memory at once
+STREAMED = 64  # rows of an image shard in memory at once
 
 Shrunk = NDArray[np.uint8]  # [height, width, 3]
-Embedded = tuple[NDArray[np.float16], NDArray[np.float32]]  # of one picture
-PictureFile = tuple[Path, int]  # a shard of pictures and the row in it
+Embedded = tuple[NDArray[np.float16], NDArray[np.float32]]  # of one image
+ImageFile = tuple[Path, int]  # a shard of images and the row in it
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Extraction:
     Attributes:
         clip: Folder of the encoder.
         layer: Layer whose output is kept, counted from the end.
-        batch: Pictures per forward pass, at most.
-        patches: Patches per picture that the recipe expects.
+        batch: Images per forward pass, at most.
+        patches: Patches per image that the recipe expects.
         device: Where to compute.
         threads: CPU threads, None for all cores.
         folder: Where finished shards go; every process must see it.
@@ -67,13 +67,13 @@ class ShardJob:
         number: Its number.
         rows: sha256, image_id, width, height and split of each row, in order.
         known: Where the embeddings of a content lie already, by sha256.
-        files: Where the pictures of the others lie, by sha256.
+        files: Where the images of the others lie, by sha256.
     """
 
     number: int
     rows: Sequence[Mapping[str, Any]]
     known: Mapping[str, KnownRow]
-    files: Mapping[str, PictureFile]
+    files: Mapping[str, ImageFile]
 
     @property
     def missing(self) -> list[int]:
@@ -84,7 +84,7 @@ class ShardJob:
 def make_shards(
     extraction: Extraction, jobs: Sequence[ShardJob], tick: Callable[[int], None]
 ) -> None:
-    """Make shards one after the other; `tick` is told how many pictures were embedded.
+    """Make shards one after the other; `tick` is told how many images were embedded.
 
     Threads decode ahead, and while a shard is written and checked the next one is computed. At
     most two shards are in memory. A batch goes on into the next shard.
@@ -98,13 +98,13 @@ def make_shards(
         decoders = stack.enter_context(ThreadPoolExecutor(decoding_threads(extraction)))
         writer = stack.enter_context(ThreadPoolExecutor(1))
         wanted = [job.files[job.rows[at]["sha256"]] for job in jobs for at in job.missing]
-        pictures = _ahead(
+        images = _ahead(
             decoders,
             lambda data: encoder.shrink(decode_image(data, NO_LIMIT)),
             _read(wanted),
             2 * extraction.batch,
         )
-        embedded = _embed(encoder, extraction, pictures, tick)
+        embedded = _embed(encoder, extraction, images, tick)
         key = row_key(encoder, extraction.batch)
         writing: Future[None] | None = None
         for job in jobs:
@@ -118,7 +118,7 @@ def make_shards(
 
 
 def make_shard(extraction: Extraction, job: ShardJob) -> int:
-    """Make one shard, in a worker process, and return how many pictures were embedded."""
+    """Make one shard, in a worker process, and return how many images were embedded."""
     if extraction.threads is not None:
         torch.set_num_threads(extraction.threads)
     make_shards(extraction, [job], lambda _: None)
@@ -140,7 +140,7 @@ def _check_patches(given: int, extraction: Extraction) -> None:
 
 
 def row_key(encoder: PatchEncoder, batch: int) -> str:
-    """Return the identity of what an encoder makes of a picture, down to the last bit.
+    """Return the identity of what an encoder makes of an image, down to the last bit.
 
     The size of the forward pass is part of it: a matrix product adds up in another order when it
     has another number of rows, which was seen to change float16 bits of a small model. So is the
@@ -156,8 +156,8 @@ def decoding_threads(extraction: Extraction) -> int:
     return max(1, cores if extraction.device != "cpu" else cores // 4)
 
 
-def _read(wanted: Sequence[PictureFile]) -> Iterator[bytes]:
-    """Yield pictures' own bytes in order; rows of one shard of pictures come in rising order."""
+def _read(wanted: Sequence[ImageFile]) -> Iterator[bytes]:
+    """Yield images' own bytes in order; rows of one shard of images come in rising order."""
     for path, group in groupby(wanted, key=lambda place: place[0]):
         rows, first = [row for _, row in group], 0
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -176,24 +176,24 @@ def _ahead(
     source: Iterable[bytes],
     limit: int,
 ) -> Iterator[Shrunk]:
-    """Yield decoded pictures in order, with up to `limit` on their way."""
+    """Yield decoded images in order, with up to `limit` on their way."""
     coming: deque[Future[Shrunk]] = deque()
     stream = iter(source)
     coming.extend(pool.submit(shrink, data) for data in islice(stream, limit))
     while coming:
-        picture = coming.popleft().result()
+        image = coming.popleft().result()
         coming.extend(pool.submit(shrink, data) for data in islice(stream, 1))
-        yield picture
+        yield image
 
 
 def _embed(
     encoder: PatchEncoder,
     extraction: Extraction,
-    pictures: Iterator[Shrunk],
+    images: Iterator[Shrunk],
     tick: Callable[[int], None],
 ) -> Iterator[Embedded]:
-    """Yield patches [patch, width] and pooled embedding [pooled] of each picture, in order."""
-    while batch := list(islice(pictures, extraction.batch)):
+    """Yield patches [patch, width] and pooled embedding [pooled] of each image, in order."""
+    while batch := list(islice(images, extraction.batch)):
         found = encoder.encode_shrunk(np.stack(batch), extraction.batch)
         _check_patches(found.patches.shape[1], extraction)
         half = found.patches.to(torch.float16).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Stage `features`: frozen patch embeddings of every picture, in shards committed one by one."""
+"""Stage `features`: frozen patch embeddings of every image, in shards committed one by one."""
 
 import os
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pipeline.engine.devices import pick_device
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.features.extraction import (
     Extraction,
-    PictureFile,
+    ImageFile,
     ShardJob,
     make_shard,
     make_shards,
@@ -28,7 +28,7 @@ COLUMNS = ("sha256", "image_id", "width", "height", "split")
 def features(context: StageContext, features: FeaturesPart, seed: int) -> Summary:
     """Write the shards `index-*.parquet` and `patches-*.parquet`.
 
-    A killed run resumes at the first shard that is not whole, and a picture that this encoder has
+    A killed run resumes at the first shard that is not whole, and an image that this encoder has
     seen in any earlier artifact of the store is not embedded again.
 
     Raises:
@@ -90,7 +90,7 @@ def _jobs(
     rows: Sequence[dict[str, Any]],
     size: int,
 ) -> list[ShardJob]:
-    """Return the shards that are not there yet, with where each picture or its row lies."""
+    """Return the shards that are not there yet, with where each image or its row lies."""
     shards = [rows[start : start + size] for start in range(0, len(rows), size)]
     missing = {
         number: shard
@@ -125,9 +125,9 @@ def _is_whole(context: StageContext, folder: Path, number: int) -> bool:
 
 
 def _unique(context: StageContext) -> list[dict[str, Any]]:
-    """Return one row per picture content, with its `file`, in the order of the picture shards."""
+    """Return one row per image content, with its `file`, in the order of the image shards."""
     images = context.inputs["images"]
-    files: dict[str, PictureFile] = {}
+    files: dict[str, ImageFile] = {}
     for path in images.paths("files-*.parquet"):
         for row, sha256 in enumerate(read_table(path, ["sha256"])["sha256"].to_pylist()):
             files.setdefault(sha256, (path, row))

@@ -19,7 +19,7 @@ With phivision's model room (it reads safetensors and JSON, and runs no code of 
 from model.assistant import load_assistant
 
 assistant = load_assistant("hf://{name}")  # or a local folder
-print(assistant.ask(open("photo.jpg", "rb").read(), "What is in the picture?"))
+print(assistant.ask(open("photo.jpg", "rb").read(), "What is in the image?"))
 ```
 
 The language model alone is a plain one of transformers, without remote code
@@ -32,7 +32,7 @@ language_model = AutoModelForCausalLM.from_pretrained("{name}", subfolder="lm")
 tokenizer = AutoTokenizer.from_pretrained("{name}", subfolder="lm")
 ```
 
-It sees a picture through `inputs_embeds`: projected patches, the separator, then the text.
+It sees an image through `inputs_embeds`: projected patches, the separator, then the text.
 {beside}{plain}"""
 _BESIDE = """
 `lm/` is the language model before finetuning. Its adapters lie beside it, as peft keeps them:
@@ -60,7 +60,7 @@ clip, _, prepare = create_model_and_transforms(f"local-dir:{{folder / 'clip'}}")
 clip.eval()
 
 pixels = prepare(Image.open("photo.jpg").convert("RGB")).unsqueeze(0)
-question = template["user_prefix"] + "What is in the picture?" + template["assistant_prefix"]
+question = template["user_prefix"] + "What is in the image?" + template["assistant_prefix"]
 ids = tokenizer(question, return_tensors="pt").input_ids
 with torch.no_grad():
     seen = clip.visual.forward_intermediates(

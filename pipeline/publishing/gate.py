@@ -1,7 +1,7 @@
 """Whether a run's assistant may be published, and the pointer that says which one is.
 
 The artifact is made in any case. The pointer moves only to a model that provably looks at the
-picture, beats captions that need no model, and is not worse, beyond noise, than the one that is
+image, beats captions that need no model, and is not worse, beyond noise, than the one that is
 published.
 """
 
@@ -21,8 +21,8 @@ STAGE = "publish"
 _KINDS = {"cider_d": "caption", "answer_accuracy": "answer"}
 _RESAMPLES = 2000
 _BASELINES = {
-    "most_frequent": "the commonest training caption for every picture",
-    "nearest_neighbour": "the caption of the most similar training picture",
+    "most_frequent": "the commonest training caption for every image",
+    "nearest_neighbour": "the caption of the most similar training image",
 }
 
 
@@ -78,7 +78,7 @@ def _decision(
         run=run,
         fingerprint=candidate.fingerprint,
         digest=candidate.digest,
-        reason=fault or "the picture helps, and it is not worse beyond noise",
+        reason=fault or "the image helps, and it is not worse beyond noise",
         against=against,
     )
 
@@ -152,7 +152,7 @@ def status_line(entry: Entry | None) -> str:
 
 
 def vision_fault(rows: list[dict[str, Any]], metric: str) -> str:
-    """Return why metrics do not prove that the picture is used, or an empty string.
+    """Return why metrics do not prove that the image is used, or an empty string.
 
     Args:
         rows: Rows of `metrics.json`.
@@ -166,10 +166,10 @@ def vision_fault(rows: list[dict[str, Any]], metric: str) -> str:
     for condition in CONDITIONS[1:]:
         row = found.get(condition)
         if row is None or row["low"] is None:
-            return f"{metric} has no interval for real against {condition} pictures"
+            return f"{metric} has no interval for real against {condition} images"
         if row["low"] <= 0:
             return (
-                f"{metric} with the real picture is {row['value']:+.3f} "
+                f"{metric} with the real image is {row['value']:+.3f} "
                 f"[{row['low']:.3f}, {row['high']:.3f}] against a {condition} one: "
                 "there is no evidence that the model uses the image"
             )
@@ -192,7 +192,7 @@ def baseline_fault(rows: list[dict[str, Any]], metric: str) -> str:
         value, real = found.get((name, metric)), found.get(("real", metric))
         if value is not None and real is not None and real < value:
             return (
-                f"{metric} with the real picture is {real:.3f}, below {value:.3f} of the baseline "
+                f"{metric} with the real image is {real:.3f}, below {value:.3f} of the baseline "
                 f"{name}: {_BASELINES[name]}, which needs no model, is better"
             )
     return ""
@@ -226,13 +226,13 @@ def _fault(store: ArtifactStore, recipe: Recipe, run: str, now: Entry | None) ->
 def _worse(
     store: ArtifactStore, metric: str, before: Manifest, after: Manifest, seed: int, run: str
 ) -> str:
-    """Return that a model is worse on the pictures both were tested on, or an empty string."""
+    """Return that a model is worse on the images both were tested on, or an empty string."""
     from pipeline.evaluation.pairing import difference
 
     old, new = _scores(store, metric, before), _scores(store, metric, after)
     found = difference(new, old, seed, _RESAMPLES)
     if found is None:
-        return f"it was tested on other pictures than the published run {run}"
+        return f"it was tested on other images than the published run {run}"
     if found.high >= 0:
         return ""
     return (

@@ -17,7 +17,7 @@ class Origin:
     """Where one part of an assistant comes from.
 
     Attributes:
-        part: pictures, conversations, encoder or language model.
+        part: images, conversations, encoder or language model.
         what: Its name.
         licence: Its licence, in words.
         repository: Its repository on the Hugging Face Hub, if it has one.
@@ -46,18 +46,18 @@ _KNOWN: Mapping[str, str] = MappingProxyType(
 
 
 def origins(recipe: Mapping[str, Any]) -> list[Origin]:
-    """Return where pictures, conversations, if there are any, and weights of a recipe come from."""
+    """Return where images, conversations, if there are any, and weights of a recipe come from."""
     backbones = recipe["backbones"]
     if backbones["kind"] == "tiny":
         models = [
-            Origin("encoder", "a tiny CLIP, trained on these pictures", _OURS),
+            Origin("encoder", "a tiny CLIP, trained on these images", _OURS),
             Origin("language model", "a tiny Phi, trained on these texts", _OURS),
         ]
     else:
         models = [_encoder(backbones), _language_model(backbones)]
     talk = recipe["conversations"]["source"]
     spoken = [] if talk["kind"] == "none" else [_conversations(talk)]
-    return [_pictures(recipe["images"]["source"]), *spoken, *models]
+    return [_images(recipe["images"]["source"]), *spoken, *models]
 
 
 def _encoder(backbones: Mapping[str, Any]) -> Origin:
@@ -75,13 +75,13 @@ def _language_model(backbones: Mapping[str, Any]) -> Origin:
     return Origin("language model", name, _licence(name), name)
 
 
-def _pictures(source: Mapping[str, Any]) -> Origin:
+def _images(source: Mapping[str, Any]) -> Origin:
     if source["kind"] == "demo":
-        return Origin("pictures", "coloured shapes, rendered by phivision", _OURS)
+        return Origin("images", "coloured shapes, rendered by phivision", _OURS)
     if source["kind"] == "coco2017":
-        licence = "annotations CC BY 4.0; pictures under Flickr's terms and each owner's licence"
-        return Origin("pictures", "COCO 2017", licence)
-    return Origin("pictures", "a dataset in COCO's format", _THEIRS)
+        licence = "annotations CC BY 4.0; images under Flickr's terms and each owner's licence"
+        return Origin("images", "COCO 2017", licence)
+    return Origin("images", "a dataset in COCO's format", _THEIRS)
 
 
 def _conversations(source: Mapping[str, Any]) -> Origin:

@@ -15,22 +15,22 @@ tags: [vision-language, image-captioning, visual-question-answering]
 A small vision-language assistant made with phivision: a frozen CLIP, a projector and a Phi
 language model that was finetuned on visual conversations.
 {made_for}
-## Scores on held-out pictures
+## Scores on held-out images
 
-Same weights, three conditions: the real picture, another picture, and no picture. A model that
+Same weights, three conditions: the real image, another image, and no image. A model that
 does not look scores the same in all three.
 
 | metric | real | shuffled | blind |
 |---|--:|--:|--:|
 {table}
 
-Brackets are 95 % bootstrap intervals over pictures. CIDEr-D takes its word weights
-from the evaluated references, here {images} pictures, so compare it within this card only.
+Brackets are 95 % bootstrap intervals over images. CIDEr-D takes its word weights
+from the evaluated references, here {images} images, so compare it within this card only.
 {gaps}
 ## Use
 
 ```
-phivision ask PHOTO.jpg "What is in the picture?"
+phivision ask PHOTO.jpg "What is in the image?"
 ```
 
 `bundle.json` describes the parts: `clip/` is an open_clip folder, `lm/` a Hugging Face folder,
@@ -55,12 +55,12 @@ _WARNED = (
 _UNWARNED = "Of other images nothing warns: there were too few to compare with."
 
 _GAPS = """
-## What the picture is worth
+## What the image is worth
 
-By how much the real picture is better than what a column names, over the same pictures. Above 0
-speaks for the picture, also where less of a metric is better; an interval above 0 shows that the
-picture is used. The last two columns are captions that no language model wrote: the commonest
-training caption, and one of the most similar training picture.
+By how much the real image is better than what a column names, over the same images. Above 0
+speaks for the image, also where less of a metric is better; an interval above 0 shows that the
+image is used. The last two columns are captions that no language model wrote: the commonest
+training caption, and one of the most similar training image.
 
 | metric | shuffled | blind | most frequent | nearest neighbour |
 |---|--:|--:|--:|--:|

@@ -11,7 +11,7 @@ from pipeline.publishing.trained_images import reference_of, trained_images
 from pipeline.recipe.parts import EvaluatePart, FeaturesPart, ImagesPart, PublishPart
 from storage.clones import clone_folder
 
-MAX_PIXELS = 50_000_000  # of a picture a person sends; about 8,000 by 6,000
+MAX_PIXELS = 50_000_000  # of an image a person sends; about 8,000 by 6,000
 
 
 def publish(

@@ -52,25 +52,25 @@ class Coco2017Images(Part):
     phrase: ClassVar[str] = "photographs of COCO 2017"
     root: str = Field(description="URL under which zips/ and annotations/ lie.")
     fetch: Literal["members", "whole", "addresses"] = Field(
-        description="How pictures come: only the chosen members of the remote zip (whole where "
+        description="How images come: only the chosen members of the remote zip (whole where "
         "the server has no Range), the whole zip, or each by the `coco_url` of its record."
     )
     exclude_val2014: bool = Field(
-        description="Leave out pictures of val2014, on which older test sets (Karpathy's, POPE, "
+        description="Leave out images of val2014, on which older test sets (Karpathy's, POPE, "
         "VQA v2) are built."
     )
 
 
 class LcsImages(Part):
-    """LCS-558K, LLaVA's captioned pictures for alignment, from the Hugging Face Hub."""
+    """LCS-558K, LLaVA's captioned images for alignment, from the Hugging Face Hub."""
 
     kind: Literal["lcs558k"] = "lcs558k"
     phrase: ClassVar[str] = "images of LCS-558K, from the web"
     repository: str = Field(description="Dataset repository, owner/name.")
     annotations: str = Field(description="LLaVA JSON inside the repository.")
-    pictures: str = Field(description="Zip of the pictures inside the repository.")
+    images: str = Field(description="Zip of the images inside the repository.")
     revision: str = Field(description="Commit or tag; a commit makes the run repeatable.")
-    test_share: Share = Field(description="Share of the pictures held out as test pictures.")
+    test_share: Share = Field(description="Share of the images held out as test images.")
 
 
 class ImagesPart(Part):
@@ -113,7 +113,7 @@ class HubConversations(Part):
 
 
 class NoConversations(Part):
-    """None: pictures with captions alone, so that finetuning and evaluation are about captions."""
+    """None: images with captions alone, so that finetuning and evaluation are about captions."""
 
     kind: Literal["none"] = "none"
 
@@ -194,12 +194,12 @@ class TrainingPart(Part):
     objective: ObjectiveConfig = Field(description="Training method.")
     epochs: float = Field(gt=0, description="Passes over the examples; a fraction is allowed.")
     batch: Positive = Field(
-        description="Rows per optimizer step, over all devices; a row is a picture and the "
+        description="Rows per optimizer step, over all devices; a row is an image and the "
         "examples that share its prefix."
     )
     micro_batch: Positive = Field(description="Rows per forward pass and device.")
     examples_per_row: Positive = Field(
-        description="Examples about one picture that share its image prefix in one row; "
+        description="Examples about one image that share its image prefix in one row; "
         "1 shares nothing."
     )
     weight_decay: float = Field(ge=0, description="AdamW's decoupled weight decay.")
@@ -340,6 +340,6 @@ class PublishPart(Part):
 
     name: str = Field(description="Name of the assistant in its card.", pattern=r"^[\w.-]+$")
     metric: Literal["cider_d", "answer_accuracy"] = Field(
-        description="Main metric: the picture must help it, and it must not fall below the "
+        description="Main metric: the image must help it, and it must not fall below the "
         "published model's beyond noise."
     )

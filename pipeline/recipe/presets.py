@@ -208,7 +208,7 @@ COCO = Recipe(
         gradient_checkpointing=True,
         validate_every=100,
         # About 2.6 % of the work between two validations, however large images.limit is; of all
-        # of COCO's pictures, all held-out captions would be 16 %. They have 13,000 tokens.
+        # of COCO's images, all held-out captions would be 16 %. They have 13,000 tokens.
         validation_examples=1000,
         patience=0,
         projector=MixtureConfig(

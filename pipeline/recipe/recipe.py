@@ -96,7 +96,7 @@ class Recipe(Part):
         needed = prefix + self.examples.max_tokens + self.evaluate.max_new_tokens
         if positions is not None and needed > positions:
             raise ValueError(
-                f"the language model has {positions} positions: {prefix} of the picture, "
+                f"the language model has {positions} positions: {prefix} of the image, "
                 f"examples.max_tokens={self.examples.max_tokens} and "
                 f"evaluate.max_new_tokens={self.evaluate.max_new_tokens} need {needed}"
             )

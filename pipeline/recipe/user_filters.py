@@ -17,8 +17,8 @@ from storage.sql.queries import Database, predicate_fault
 COLUMNS = (
     ("kind", pa.string(), "caption or conversation"),
     ("split", pa.string(), "train, validation or test"),
-    ("image_id", pa.int64(), "id of the picture"),
-    ("file_name", pa.string(), "file of the picture"),
+    ("image_id", pa.int64(), "id of the image"),
+    ("file_name", pa.string(), "file of the image"),
     ("width", pa.int32(), "pixels"),
     ("height", pa.int32(), "pixels"),
     ("text", pa.string(), "the caption, or the turns with their prefixes, a line break between"),

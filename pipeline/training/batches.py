@@ -1,6 +1,6 @@
 """Training batches as a pure function of (seed, step): resuming needs no state of a loader.
 
-A batch is made of rows; a row is a picture with one or more examples about it, so that the work
+A batch is made of rows; a row is an image with one or more examples about it, so that the work
 on the image prefix is done once for all of them.
 """
 
@@ -27,7 +27,7 @@ BUCKET = 32  # batches whose rows are sorted by length together
 
 
 class ExampleSet:
-    """Tokenized examples of one split beside their patch embeddings, in rows by picture.
+    """Tokenized examples of one split beside their patch embeddings, in rows by image.
 
     Attributes:
         example_ids: Ids of the examples, int64 [example].
@@ -37,13 +37,13 @@ class ExampleSet:
 
     Args:
         examples: The `examples` artifact.
-        patches: Patch embeddings of all pictures.
+        patches: Patch embeddings of all images.
         split: Which split.
         shares: How many examples of each kind, as a number relative to the first kind's count;
             `{"conversation": 1.0, "caption": 0.25}` takes all conversations and captions until
             they are a quarter as many.
         seed: Chooses which examples of a kind that is cut short.
-        examples_per_row: Examples of one picture that share a row, at most. A picture with more
+        examples_per_row: Examples of one image that share a row, at most. An image with more
             gets several rows, as equal as can be.
         limit: Examples, at most; the seed chooses them among those of all kinds.
     """
@@ -67,10 +67,10 @@ class ExampleSet:
         self.patches = patches
         self.example_ids = table["example_id"].to_numpy()
         self._sha256 = table["sha256"].to_pylist()
-        self.rows = _rows_by_picture(table["sha256"].to_numpy(), self.example_ids, examples_per_row)
+        self.rows = _rows_by_image(table["sha256"].to_numpy(), self.example_ids, examples_per_row)
         self._input_ids = _ragged(table["input_ids"])
         self._supervised = _ragged(table["supervised"])
-        self._pictures = patches.rows_of(self._sha256)
+        self._images = patches.rows_of(self._sha256)
         self.lengths = _sums([len(ids) for ids in self._input_ids], self.rows)
         self.targets = _sums([int(mask.sum()) for mask in self._supervised], self.rows)
 
@@ -88,7 +88,7 @@ class ExampleSet:
         chosen = [self.rows[row] for row in rows]
         examples = np.concatenate(chosen)
         batch = collate(
-            torch.from_numpy(self.patches.gather(self._pictures[[row[0] for row in chosen]])),
+            torch.from_numpy(self.patches.gather(self._images[[row[0] for row in chosen]])),
             [self._input_ids[example] for example in examples],
             [self._supervised[example] for example in examples],
             [len(row) for row in chosen],
@@ -118,12 +118,12 @@ class ExampleSet:
 
     def some_patches(self, most: int) -> torch.Tensor:
         """Return patch embeddings of at most so many images, [image, patch, vision] float32."""
-        rows = np.unique(self._pictures)[:most]
+        rows = np.unique(self._images)[:most]
         return torch.from_numpy(self.patches.gather(rows)).float()
 
     def one_row_per_image(self) -> NDArray[np.int64]:
         """Return the number of the first row of each image, by the row of its patches."""
-        images = self._pictures[[row[0] for row in self.rows]]
+        images = self._images[[row[0] for row in self.rows]]
         return np.unique(images, return_index=True)[1].astype(np.int64)
 
     def opening(self, example: int) -> tuple[list[int], list[int]]:
@@ -134,9 +134,9 @@ class ExampleSet:
         stop = first + int(rest[0]) if len(rest) else len(ids)
         return ids[:first].tolist(), ids[first:stop].tolist()
 
-    def picture(self, example: int) -> tuple[str, torch.Tensor]:
-        """Return an example's picture: the hash of its file and its patch embeddings."""
-        patches = self.patches.gather(self._pictures[example : example + 1])[0]
+    def image(self, example: int) -> tuple[str, torch.Tensor]:
+        """Return an example's image: the hash of its file and its patch embeddings."""
+        patches = self.patches.gather(self._images[example : example + 1])[0]
         return self._sha256[example], torch.from_numpy(patches)
 
 
@@ -268,13 +268,13 @@ class TrainingFeed:
         return list(batches[rng.permutation(len(batches))])
 
 
-def _rows_by_picture(
+def _rows_by_image(
     sha256: NDArray[np.object_], example_ids: NDArray[np.int64], examples_per_row: int
 ) -> list[NDArray[np.int64]]:
-    """Return the numbers of the examples of each row; rows follow their pictures' hashes."""
-    picture = np.unique(sha256, return_inverse=True)[1]
-    order = np.lexsort((example_ids, picture))
-    ends = np.flatnonzero(np.diff(picture[order])) + 1
+    """Return the numbers of the examples of each row; rows follow their images' hashes."""
+    image = np.unique(sha256, return_inverse=True)[1]
+    order = np.lexsort((example_ids, image))
+    ends = np.flatnonzero(np.diff(image[order])) + 1
     rows = []
     for group in np.split(order, ends) if len(order) else []:
         rows += np.array_split(group, math.ceil(len(group) / examples_per_row))

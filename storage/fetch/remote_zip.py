@@ -176,7 +176,7 @@ class _Window:
             if end - start > _LARGEST_DIRECTORY:
                 raise StorageError(
                     f"{redact(self.url)} has a directory of {end - start} bytes",
-                    "That is too large for a zip of pictures: check the address",
+                    "That is too large for a zip of images: check the address",
                 )
             self._fill(start, end)
         self._position = end

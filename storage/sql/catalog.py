@@ -38,8 +38,8 @@ _LISTS = re.compile(r"\s*SHOW\b", re.IGNORECASE)  # about the views themselves
 DROPS = ("images", "conversations", "examples")
 TRAININGS = ("pretrain", "finetune")
 SPEEDS = ("examples_per_second", "tokens_per_second", "mfu")  # in a training's summary
-BULKY = ("files", "patches")  # pictures and embeddings: not fetched unless asked for
-# Column of another view → where it comes from; a prediction so knows its picture and example.
+BULKY = ("files", "patches")  # images and embeddings: not fetched unless asked for
+# Column of another view → where it comes from; a prediction so knows its image and example.
 _JOINED = MappingProxyType(
     {
         "example_id": "questions",

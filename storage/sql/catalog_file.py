@@ -25,7 +25,7 @@ def export_catalog(catalog: Catalog, path: Path, *, copy: bool) -> list[str]:
     Args:
         catalog: What to export.
         path: The file; an older catalog there is replaced.
-        copy: Copy all rows, except pictures and patch embeddings, so that the file can travel.
+        copy: Copy all rows, except images and patch embeddings, so that the file can travel.
 
     Raises:
         StorageError: The file is something else, or cannot be written; or the store is remote and

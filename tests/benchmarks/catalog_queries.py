@@ -1,9 +1,9 @@
-"""How long the catalog's views take to answer over as many pictures as a COCO run has.
+"""How long the catalog's views take to answer over as many images as a COCO run has.
 
 Run it from the repository root: `python tests/benchmarks/catalog_queries.py`. A store is filled
 with random embeddings and made-up rows; then each query is timed from opening the views to its
 rows, beside numpy's own time for the same nearest neighbours in memory. Goals: `GROUP BY split`
-in under 0.2 s, the 10 most similar pictures in under 1 s.
+in under 0.2 s, the 10 most similar images in under 1 s.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from storage.store.commits import Provenance, commit
 from storage.store.manifest import Manifest, fingerprint_of
 from storage.tables import write_table
 
-SPLIT = "SELECT split, count(*) AS pictures FROM features GROUP BY split ORDER BY split"
+SPLIT = "SELECT split, count(*) AS images FROM features GROUP BY split ORDER BY split"
 SHARD = 2048
 
 
 def fill(folder: Path, rows: int, width: int) -> tuple[ArtifactStore, np.ndarray]:
-    """Return a store with so many pictures, and their embeddings."""
+    """Return a store with so many images, and their embeddings."""
     store = ArtifactStore(str(folder / "store"), folder / "cache")
     random = np.random.default_rng(0)
     pooled = random.standard_normal((rows, width), np.float32)
@@ -127,9 +127,9 @@ def main() -> None:
         def by_numpy() -> list[int]:
             scores = pooled @ pooled[7]
             best = np.argpartition(-scores, 11)[:11]
-            return best[np.argsort(-scores[best])].tolist()[1:]  # the first is the picture itself
+            return best[np.argsort(-scores[best])].tolist()[1:]  # the first is the image itself
 
-        print(f"{given.rows:,} pictures, embeddings of {given.width}, median of {given.repeats}")
+        print(f"{given.rows:,} images, embeddings of {given.width}, median of {given.repeats}")
         print(f"GROUP BY split     {seconds(grouped, given.repeats)}  (goal 0.2 s)")
         print(f"10 most similar    {seconds(nearest, given.repeats)}  (goal 1 s)")
         print(f"numpy, in memory   {seconds(by_numpy, given.repeats)}")

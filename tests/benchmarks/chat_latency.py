@@ -2,7 +2,7 @@
 
 Run it from the repository root on a store with a published assistant, such as `make demo` leaves:
 `python tests/benchmarks/chat_latency.py --store .phivision`. The chat is served as `phivision chat`
-serves it, and asked over HTTP as its page asks: the picture is uploaded before, and the clock runs
+serves it, and asked over HTTP as its page asks: the image is uploaded before, and the clock runs
 from the question to the first piece of the streamed answer. In the crowd each one asks something
 else at the same moment. Every answer is compared with `ask`'s. Goal: 0.5 s alone.
 """
@@ -36,7 +36,7 @@ from tests.e2e.chat_server import serving
 
 
 class Question(NamedTuple):
-    """A question about an uploaded picture, and `ask`'s answer."""
+    """A question about an uploaded image, and `ask`'s answer."""
 
     path: str
     text: str
@@ -74,15 +74,15 @@ def ask(address: str, question: Question) -> Wait:
 
 
 def questions_of(settings: Settings, address: str, folder: Path, count: int) -> list[Question]:
-    """Upload test pictures and return one question about each."""
+    """Upload test images and return one question about each."""
     store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
     write_examples(trace(store, published_manifest(store)), folder, count)
     assistant = open_assistant(settings, None)
     found = []
     with httpx.Client(base_url=address, timeout=60) as client:
         for entry in json.loads((folder / "examples.json").read_text()):
-            data = (folder / entry["picture"]).read_bytes()
-            path = upload(client, data, entry["picture"]).json()[0]
+            data = (folder / entry["image"]).read_bytes()
+            path = upload(client, data, entry["image"]).json()[0]
             found.append(Question(path, entry["question"], assistant.ask(data, entry["question"])))
     return found
 

@@ -30,7 +30,7 @@ from pipeline.evaluation.scorers.vqa import answer_accuracy
 from pipeline.evaluation.scores import summarize
 
 Row = dict[str, Any]
-REFERENCES, WORDS, QUESTIONS = 5, 10, 3  # per caption; per text; per picture
+REFERENCES, WORDS, QUESTIONS = 5, 10, 3  # per caption; per text; per image
 # As frequent as words are in captions: the n-th has a share of about 1 / n.
 VOCABULARY = [f"word{n}" for n in range(3000)]
 SHARES = [1 / (n + 1) for n in range(3000)]
@@ -57,7 +57,7 @@ def captions(count: int, rng: random.Random) -> list[Row]:
 
 
 def answers(count: int, rng: random.Random) -> list[Row]:
-    """Answers, a few about each picture, with ten people's answers."""
+    """Answers, a few about each image, with ten people's answers."""
     rows = []
     for n in range(count):
         said = text(rng, 2)
@@ -67,7 +67,7 @@ def answers(count: int, rng: random.Random) -> list[Row]:
 
 
 def presence(count: int, rng: random.Random) -> list[Row]:
-    """Presence questions, a few about each picture."""
+    """Presence questions, a few about each image."""
     return [
         {
             "image_id": n // QUESTIONS,

@@ -2,7 +2,7 @@
 
 Run it from the repository root: `python tests/benchmarks/feature_extraction.py`. All sides take the
 same JPEGs, the same random weights of ViT-B/32 and the same number of threads, one after the other
-in turns. A first turn on few pictures lets every side load its model and is not counted, so each
+in turns. A first turn on few images lets every side load its model and is not counted, so each
 time is that of the work: read, decode, encode, write. Ours also writes the patches, checks them and
 syncs them to disk; clip-retrieval writes pooled vectors only. It is told twice: a whole call, and
 its own sum over batches, which leaves out what it starts and ends once per call.
@@ -37,9 +37,9 @@ import json, pathlib, sys, time
 from clip_retrieval.clip_inference.main import main
 if __name__ == "__main__":
     for line in sys.stdin:
-        pictures, out, weights, batch = line.split()
+        images, out, weights, batch = line.split()
         began = time.perf_counter()
-        main(pictures, out, batch_size=int(batch), num_prepro_workers=1, enable_text=False,
+        main(images, out, batch_size=int(batch), num_prepro_workers=1, enable_text=False,
              clip_model=f"open_clip:ViT-B-32/{weights}")
         whole = time.perf_counter() - began
         told = json.loads(pathlib.Path(out, "stats", "0.json").read_text())
@@ -78,13 +78,13 @@ class Peer:
             env={**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
 
-    def infer(self, pictures: Path, count: int) -> tuple[float, float]:
+    def infer(self, images: Path, count: int) -> tuple[float, float]:
         """Return the seconds of a whole call, and those it counts for its batches."""
         self.turn += 1
         out = self.folder / f"peer-{self.turn}"
         assert self.child.stdin is not None
         assert self.child.stdout is not None
-        parts = [pictures, out, self.inputs.weights, self.inputs.given.batch]
+        parts = [images, out, self.inputs.weights, self.inputs.given.batch]
         self.child.stdin.write(" ".join(map(str, parts)) + "\n")
         self.child.stdin.flush()
         for line in self.child.stdout:

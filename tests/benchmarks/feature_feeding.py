@@ -5,7 +5,7 @@ same rows in the same order, a true global shuffle, and take turns within one ru
 load on the machine meets both. Goal: at least 65 % of the memmap (aim 85 %).
 
 The size is told beside the arrays that are stored, patches in float16 and pooled embeddings in
-float32: goal at most 1.01. Pooled embeddings are 2.7 % of a picture's bytes, so beside the patches
+float32: goal at most 1.01. Pooled embeddings are 2.7 % of an image's bytes, so beside the patches
 alone a shard is larger than that; its patches file by itself is told, too.
 
 With `--peers VENV`, an environment that has datasets, pylance and webdataset, these take turns too,

@@ -4,9 +4,9 @@ Run it from the repository root on a store that `phivision run` has filled:
 `python tests/benchmarks/objectives.py .phivision`. It only reads the store. First the cost of a
 step is measured, both methods in turn on the same batches, in processor time. Then the language
 model is finetuned with each method and some training seeds, scheduled sampling for as many epochs
-less as its step costs more, and each model captions and answers about the test pictures. CIDEr-D
+less as its step costs more, and each model captions and answers about the test images. CIDEr-D
 and answer accuracy are means over the seeds; the interval of their difference is paired, over
-redrawn pictures. Both trainings are shorter than the demo's, whose examples they see less often.
+redrawn images. Both trainings are shorter than the demo's, whose examples they see less often.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def cost(context: StageContext, recipe: Recipe, steps: int) -> float:
 def answers(
     inputs: Mapping[str, InputArtifact], recipe: Recipe, seed: int, folder: Path
 ) -> list[dict[str, Any]]:
-    """Finetune and return what the model says about the test pictures."""
+    """Finetune and return what the model says about the test images."""
     context = context_of(inputs, folder)
     told = finetune(context, recipe.finetune, seed)
     name = recipe.finetune.objective.kind

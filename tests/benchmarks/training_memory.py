@@ -2,7 +2,7 @@
 
 Run it from the repository root: `python tests/benchmarks/training_memory.py`. Both sides train
 LLaVA's projector before a frozen Phi of the demo's width on the same captions, five for each of 8
-pictures, with AdamW. Each side is a process of its own that makes a small step first and then
+images, with AdamW. Each side is a process of its own that makes a small step first and then
 measures a whole one twice: by torch's account of its tensors and by the peak of the resident set;
 both are beyond what there was before the step (`tests/support/peak_memory.py`). Goal: at most half.
 """
@@ -28,7 +28,7 @@ from pipeline.training.batches import collate
 from tests.support.peak_memory import peak_allocated, peak_resident
 from tests.support.plain_training import PlainLlava, TinySizes
 
-PER_PICTURE = 5
+PER_IMAGE = 5
 SIDES = {
     "plain": "transformers' LLaVA",
     "single": "ours, a row for each caption",
@@ -36,21 +36,21 @@ SIDES = {
 }
 
 
-def captions_of(pictures: int, words: int) -> list[np.ndarray]:
+def captions_of(images: int, words: int) -> list[np.ndarray]:
     """Captions of 9 to 19 tokens, as COCO's mostly have."""
     rng = np.random.default_rng(0)
-    return [rng.integers(1, words, rng.integers(9, 20)) for _ in range(pictures * PER_PICTURE)]
+    return [rng.integers(1, words, rng.integers(9, 20)) for _ in range(images * PER_IMAGE)]
 
 
 def plain(sizes: TinySizes) -> Callable[[int], None]:
-    """A step of the plain side on some pictures."""
+    """A step of the plain side on some images."""
     side = PlainLlava(sizes, image_token=0)
     optimizer = torch.optim.AdamW(side.projector.parameters(), fused=True)
 
-    def step(pictures: int) -> None:
-        captions = [caption.tolist() for caption in captions_of(pictures, sizes.words)]
-        pixels = torch.randn(pictures, 3, sizes.image, sizes.image)
-        side.loss(pixels.repeat_interleave(PER_PICTURE, dim=0), captions).backward()
+    def step(images: int) -> None:
+        captions = [caption.tolist() for caption in captions_of(images, sizes.words)]
+        pixels = torch.randn(images, 3, sizes.image, sizes.image)
+        side.loss(pixels.repeat_interleave(PER_IMAGE, dim=0), captions).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -58,14 +58,14 @@ def plain(sizes: TinySizes) -> Callable[[int], None]:
 
 
 def ours(sizes: TinySizes, per_row: int) -> Callable[[int], None]:
-    """A step of ours on some pictures, with some captions in each row."""
+    """A step of ours on some images, with some captions in each row."""
     lm = PhiForCausalLM(sizes.phi())
     vlm = build_vlm(Mlp2xGeluConfig(), sizes.vision, sizes.patches, lm)
     freeze(vlm.language_model)
     optimizer = torch.optim.AdamW(vlm.vision_prefix.parameters(), fused=True)
 
-    def step(pictures: int) -> None:
-        captions = captions_of(pictures, sizes.words)
+    def step(images: int) -> None:
+        captions = captions_of(images, sizes.words)
         rows = len(captions) // per_row
         patches = torch.randn(rows, sizes.patches, sizes.vision)
         supervised = [np.ones(len(caption), np.bool_) for caption in captions]
@@ -76,35 +76,35 @@ def ours(sizes: TinySizes, per_row: int) -> Callable[[int], None]:
     return step
 
 
-def measure(name: str, words: int, pictures: int) -> dict[str, int]:
+def measure(name: str, words: int, images: int) -> dict[str, int]:
     """The peaks of one side, in bytes, in this process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     sizes = TinySizes(words)
-    step = plain(sizes) if name == "plain" else ours(sizes, 1 if name == "single" else PER_PICTURE)
+    step = plain(sizes) if name == "plain" else ours(sizes, 1 if name == "single" else PER_IMAGE)
     step(1)
     return {
-        "resident": peak_resident(lambda: step(pictures)),
-        "allocated": peak_allocated(lambda: step(pictures)),
+        "resident": peak_resident(lambda: step(images)),
+        "allocated": peak_allocated(lambda: step(images)),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--words", type=int, default=51_200)
-    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--side", choices=SIDES, help="measure one side and print JSON")
     given = parser.parse_args()
     if given.side:
-        print(json.dumps(measure(given.side, given.words, given.pictures)))
+        print(json.dumps(measure(given.side, given.words, given.images)))
         return
     found = {}
     for side in SIDES:
         command = [sys.executable, __file__, "--side", side]
-        command += ["--words", str(given.words), "--pictures", str(given.pictures)]
+        command += ["--words", str(given.words), "--images", str(given.images)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found[side] = json.loads(done.stdout)
-    print(f"{given.pictures} pictures with {PER_PICTURE} captions each, {given.words} words")
+    print(f"{given.images} images with {PER_IMAGE} captions each, {given.words} words")
     for side, label in SIDES.items():
         shown = "  ".join(
             f"{name} {peak / 2**20:7.1f} MiB ({peak / found['plain'][name]:.3f} of plain)"

@@ -2,7 +2,7 @@
 
 Run it from the repository root: `python tests/benchmarks/training_throughput.py`. Both sides train
 LLaVA's projector before a frozen Phi of the demo's size, with AdamW and clipping, on the very same
-captions of rendered pictures, five for each, in as many steps. The plain side is in
+captions of rendered images, five for each, in as many steps. The plain side is in
 `tests/support/plain_training.py`; its pixels are ready in memory. Ours reads patch embeddings from
 the feature shards. Every measure is also switched on alone, in our model with all of them off, and
 off alone. Weights are random, which costs the same. Goal: at least 3 times the samples/s.
@@ -32,7 +32,7 @@ from model.projectors import Mlp2xGeluConfig
 from model.shared_rows import predictors
 from model.training import MicroBatch
 from model.vlm import VisionLanguageModel, build_vlm, freeze
-from pipeline.data.stored_images import open_patches, pictures
+from pipeline.data.stored_images import open_patches, read_images
 from pipeline.engine.dag import DAG
 from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
@@ -42,7 +42,7 @@ from storage.tables import read_table, where
 from tests.support.fake_stages import make
 from tests.support.plain_training import PlainLlava, TinySizes, clip_tower
 
-PER_PICTURE = 5
+PER_IMAGE = 5
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ ALL, NONE = Measures(True, True, True, True), Measures(False, False, False, Fals
 
 
 class Data:
-    """Rendered pictures with their captions, as both sides take them."""
+    """Rendered images with their captions, as both sides take them."""
 
     def __init__(self, folder: Path, images: int) -> None:
         recipe = preset("demo").override(
@@ -72,7 +72,7 @@ class Data:
         patches = open_patches(inputs["features"])
         self.all, self.each = (
             ExampleSet(inputs["examples"], patches, "train", {"caption": 1.0}, 0, count)
-            for count in (PER_PICTURE, 1)
+            for count in (PER_IMAGE, 1)
         )
         table = where(read_table(inputs["examples"].path("examples.parquet")), kind="caption")
         self.captions = dict(
@@ -80,31 +80,31 @@ class Data:
         )
         keys = dict(zip(table["example_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
         encoder = PatchEncoder(inputs["backbones"].directory("clip"), -1, "cpu")
-        found = dict(pictures(inputs["images"], set(keys.values())))
+        found = dict(read_images(inputs["images"], set(keys.values())))
         number = {key: place for place, key in enumerate(found)}
-        self.pixels = torch.stack([encoder.prepare(picture) for picture in found.values()])
-        self.picture_of = {example: number[key] for example, key in keys.items()}
+        self.pixels = torch.stack([encoder.prepare(image) for image in found.values()])
+        self.image_of = {example: number[key] for example, key in keys.items()}
 
-    def take(self, steps: int, pictures: int) -> None:
-        """Keep just what so many steps of so many pictures need; all ways then train on the same.
+    def take(self, steps: int, images: int) -> None:
+        """Keep just what so many steps of so many images need; all ways then train on the same.
 
         Args:
             steps: Optimizer steps.
-            pictures: Pictures of a step.
+            images: Images of a step.
         """
-        whole = [n for n, row in enumerate(self.all.rows) if len(row) == PER_PICTURE]
-        kept = np.array(whole[: steps * pictures])
-        if len(kept) < steps * pictures:
-            sys.exit(f"{len(kept)} pictures are too few for {steps} steps of {pictures}")
-        self.step_count, self.pictures = steps, pictures
+        whole = [n for n, row in enumerate(self.all.rows) if len(row) == PER_IMAGE]
+        kept = np.array(whole[: steps * images])
+        if len(kept) < steps * images:
+            sys.exit(f"{len(kept)} images are too few for {steps} steps of {images}")
+        self.step_count, self.images = steps, images
         self.shared = part_of(self.all, kept)
         examples = np.concatenate(self.shared.rows)
         places = {int(row[0]): place for place, row in enumerate(self.each.rows)}
         self.single = part_of(self.each, np.array([places[int(e)] for e in examples]))
 
     def pixels_of(self, examples: Sequence[int]) -> Tensor:
-        """The picture of each example [example, 3, side, side]."""
-        return self.pixels[[self.picture_of[example] for example in examples]]
+        """The image of each example [example, 3, side, side]."""
+        return self.pixels[[self.image_of[example] for example in examples]]
 
     def unused_token(self) -> int:
         used = {token for caption in self.captions.values() for token in caption}
@@ -113,7 +113,7 @@ class Data:
     def steps(self, count: int, *, shared: bool, bucketing: bool) -> Iterator[MicroBatch]:
         """Batches of the first `count` optimizer steps."""
         examples = self.shared if shared else self.single
-        size = self.pictures if shared else self.pictures * PER_PICTURE
+        size = self.images if shared else self.images * PER_IMAGE
         if bucketing:
             feed = TrainingFeed(examples, batch=size, micro_batch=size, seed=0, rank=0, processes=1)
             yield from (feed.step(step)[0] for step in range(count))
@@ -179,7 +179,7 @@ class Plain:
 
     def __call__(self, steps: int) -> int:
         """Train some steps and return how many captions they had."""
-        single, size = self.data.single, self.data.pictures * PER_PICTURE
+        single, size = self.data.single, self.data.images * PER_IMAGE
         order = np.random.default_rng(0).permutation(np.concatenate(single.rows))
         for step in range(steps):
             chosen = single.example_ids[order[step * size : (step + 1) * size]].tolist()
@@ -244,7 +244,7 @@ def compare(data: Data, words: int, repeats: int) -> None:
             began = time.process_time()  # of this process, so that other load does not count
             captions = sides[name](data.step_count if repeat else 1)
             took[name] += [(time.process_time() - began) / captions] if repeat else []
-    size = data.pictures * PER_PICTURE
+    size = data.images * PER_IMAGE
     print(f"\n{words} words, {data.step_count} steps of {size} captions, {repeats} repeats")
     plain, ours = took["transformers' LLaVA"], took["ours"]
     for name, seconds in took.items():

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 
-def upload(client: httpx.Client, data: bytes, name: str = "picture.png") -> httpx.Response:
+def upload(client: httpx.Client, data: bytes, name: str = "image.png") -> httpx.Response:
     return client.post("/gradio_api/upload", files={"files": (name, data, "image/png")})
 
 
@@ -32,14 +32,14 @@ def _event(client: httpx.Client, name: str, data: Any) -> str:
 
 
 def attach(page: Any, name: str, data: bytes) -> None:
-    """Add a picture on the page, as the file chooser does, and wait until it shows."""
+    """Add an image on the page, as the file chooser does, and wait until it shows."""
     picked = {"name": name, "mimeType": "image/png", "buffer": data}
     page.locator("#line textarea:enabled").wait_for()
     _until_shown(page, lambda: page.set_input_files("#line input[type=file]", picked))
 
 
 def paste(page: Any, data: bytes) -> None:
-    """Add a picture on the page from the clipboard, and wait until it shows."""
+    """Add an image on the page from the clipboard, and wait until it shows."""
     _until_shown(page, lambda: page.evaluate(_PASTE, list(data)))
 
 
@@ -58,4 +58,4 @@ def _until_shown(page: Any, add: Callable[[], None]) -> None:
             if page.locator("#line .thumbnail-item").count():
                 return
             page.wait_for_timeout(100)
-    pytest.fail("the picture does not show beside the line")
+    pytest.fail("the image does not show beside the line")

@@ -1,6 +1,6 @@
 """What happens to a service in its first days, told once; `test_server.py` looks at what it left.
 
-Two people start the same run, somebody runs it again, a picture is added, the night notices, its
+Two people start the same run, somebody runs it again, an image is added, the night notices, its
 machine dies, the next night goes on, and one run only waits all the while.
 """
 
@@ -35,7 +35,7 @@ class Story:
         first: Two runs of the same recipe at the same time.
         cached: The same once more, from Prefect's command line.
         own: `phivision run` with PREFECT_API_URL, where one stage was to be made again.
-        lost: The nightly retraining after a picture was added; its machine died.
+        lost: The nightly retraining after an image was added; its machine died.
         skipped: A night that found that one still at work.
         resumed: The night after.
         quiet: A night with nothing new, after which something is published again.
@@ -90,16 +90,16 @@ def tell(service: Service, tiny: Mapping[str, object]) -> Story:
     return story
 
 
-def render(data: Path, pictures: int) -> None:
-    """Write a dataset in COCO's layout with so many test pictures, the first of them the same."""
+def render(data: Path, images: int) -> None:
+    """Write a dataset in COCO's layout with so many test images, the first of them the same."""
     counts: Any = {"seed": 0, "train_images": TRAIN, "advance": lambda _: None}
-    render_coco(data, val_images=pictures, **counts)
+    render_coco(data, val_images=images, **counts)
     if not (data / "talk.json").exists():
-        render_conversations(data / "talk.json", val_images=pictures, **counts)
+        render_conversations(data / "talk.json", val_images=images, **counts)
 
 
 def recipe_of(data: Path, tiny: Mapping[str, object]) -> dict[str, object]:
-    """Return what makes the demo recipe read these pictures, and train long enough to show it."""
+    """Return what makes the demo recipe read these images, and train long enough to show it."""
     return {
         **{key: value for key, value in tiny.items() if not key.startswith("images.source.")},
         "images.source.kind": "folder",

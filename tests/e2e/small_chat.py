@@ -7,7 +7,7 @@ from flows.chat.server import Door, serve_chat
 from flows.chat.talk import Limits
 from model.assistant import load_assistant
 
-LIMITS = Limits(picture_bytes=50_000, at_once=1, waiting=2, keep_seconds=12, folder_bytes=400_000)
+LIMITS = Limits(image_bytes=50_000, at_once=1, waiting=2, keep_seconds=12, folder_bytes=400_000)
 PAUSE = 0.25  # seconds before each token
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.chat_client import ask, attach, look, paste, upload
 from tests.e2e.chat_server import ROOT, serving
-from tests.support.tiny_bundle import picture, texture
+from tests.support.tiny_bundle import image, texture
 
 pytest.importorskip("gradio", reason="the chat needs the extra `chat`")
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(600)]
@@ -70,8 +70,8 @@ def test_a_person_uploads_asks_asks_again_and_meets_a_bad_file(
     server: str, browser: Any, assistant: Any, log: Path
 ) -> None:
     before = asked(log)
-    first = assistant.ask(picture(), QUESTION)
-    second = assistant.ask(picture(), "How many objects?", [(QUESTION, first)])
+    first = assistant.ask(image(), QUESTION)
+    second = assistant.ask(image(), "How many objects?", [(QUESTION, first)])
     page = logged_in(browser, server, width=390, height=844)
     outside: list[str] = []
     page.on("request", lambda request: outside.append(request.url))
@@ -79,7 +79,7 @@ def test_a_person_uploads_asks_asks_again_and_meets_a_bad_file(
     line = page.locator("#line textarea")
     line.wait_for()
 
-    attach(page, "red.png", picture())
+    attach(page, "red.png", image())
     line.fill(QUESTION)
     line.press("Enter")
     page.get_by_text(first, exact=True).first.wait_for()
@@ -87,14 +87,14 @@ def test_a_person_uploads_asks_asks_again_and_meets_a_bad_file(
     line.press("Enter")
     page.get_by_text(second, exact=True).first.wait_for()
 
-    attach(page, "bad.png", b"no picture at all")
+    attach(page, "bad.png", b"no image at all")
     line.fill("And this?")
     line.press("Enter")
-    page.get_by_text("This is not a picture that can be read").wait_for()
+    page.get_by_text("This is not an image that can be read").wait_for()
     assert line.input_value() == "And this?"  # nothing is lost: the file can be exchanged
 
     page.click("#about button")
-    page.get_by_text("Scores on held-out pictures").wait_for()
+    page.get_by_text("Scores on held-out images").wait_for()
     widths = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert widths[0] <= widths[1]  # a phone need not scroll sideways
     page.context.close()
@@ -103,13 +103,13 @@ def test_a_person_uploads_asks_asks_again_and_meets_a_bad_file(
     assert asked(log) == before  # the server asked nobody either
 
 
-def test_a_picture_is_pasted_and_a_long_question_is_refused_and_kept(
+def test_an_image_is_pasted_and_a_long_question_is_refused_and_kept(
     server: str, browser: Any, assistant: Any
 ) -> None:
     page = logged_in(browser, server, width=1280, height=800)
     page.goto(server)
     page.locator("#line textarea:enabled").wait_for()
-    paste(page, picture())
+    paste(page, image())
     line = page.locator("#line textarea")
     long = "why " * 300
     line.fill(long)
@@ -118,7 +118,7 @@ def test_a_picture_is_pasted_and_a_long_question_is_refused_and_kept(
     assert line.input_value() == long
     line.fill(QUESTION)
     line.press("Enter")
-    page.get_by_text(assistant.ask(picture(), QUESTION), exact=True).wait_for()
+    page.get_by_text(assistant.ask(image(), QUESTION), exact=True).wait_for()
     page.context.close()
 
 
@@ -126,22 +126,22 @@ def test_an_example_is_one_click(server: str, browser: Any, assistant: Any) -> N
     page = logged_in(browser, server, width=1280, height=800)
     page.goto(server)
     page.get_by_text("Is the disc blue?").first.click()
-    page.get_by_text(assistant.ask(picture("blue"), "Is the disc blue?"), exact=True).wait_for()
+    page.get_by_text(assistant.ask(image("blue"), "Is the disc blue?"), exact=True).wait_for()
     page.context.close()
 
 
 def test_a_button_shows_where_it_looked(visitor: httpx.Client, assistant: Any) -> None:
-    path = upload(visitor, picture()).json()[0]
+    path = upload(visitor, image()).json()[0]
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
     asked = [{"type": "file", "file": file}, {"type": "text", "text": QUESTION}]
-    answer = [{"type": "text", "text": assistant.ask(picture(), QUESTION)}]
+    answer = [{"type": "text", "text": assistant.ask(image(), QUESTION)}]
     history = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     said = look(visitor, history)
     assert "event: complete" in said
     (shown,) = re.findall(r'"path": "([^"]+)"', said)
     drawn = visitor.get(f"/gradio_api/file={shown}")
     assert drawn.headers["content-type"] == "image/jpeg"
-    assert "Ask something about a picture first." in look(visitor, [])
+    assert "Ask something about an image first." in look(visitor, [])
     file["path"] = "/etc/passwd"
     assert "event: complete" not in look(visitor, history)
 
@@ -156,7 +156,7 @@ def test_the_api_gives_a_warning_beside_the_answer(wary_bundle: Path, tmp_path: 
         httpx.Client(base_url=address, timeout=60) as client,
     ):
         given = []
-        for data in (picture(), texture()):
+        for data in (image(), texture()):
             said = ask(client, QUESTION, upload(client, data).json()[0])
             given.append(json.loads(said.rpartition("data: ")[2]))
     answers, _, warnings = zip(*given, strict=True)
@@ -171,11 +171,11 @@ def test_the_api_gives_a_warning_beside_the_answer(wary_bundle: Path, tmp_path: 
 def test_twenty_simultaneous_questions_are_all_answered(
     visitor: httpx.Client, assistant: Any
 ) -> None:
-    path = upload(visitor, picture()).json()[0]
+    path = upload(visitor, image()).json()[0]
     questions = [f"What colour is object {number}?" for number in range(20)]
     with ThreadPoolExecutor(20) as crowd:
         said = list(crowd.map(lambda question: ask(visitor, question, path), questions))
-    answers = [assistant.ask(picture(), question) for question in questions]
+    answers = [assistant.ask(image(), question) for question in questions]
     assert len(set(answers)) > 10  # so that a mixed-up answer is seen
     for text, answer in zip(said, answers, strict=True):
         assert "event: complete" in text
@@ -186,9 +186,9 @@ def test_twenty_simultaneous_questions_are_all_answered(
 
 
 def malformed() -> list[tuple[str, bytes]]:
-    """Return fifty files that are no usable picture."""
+    """Return fifty files that are no usable image."""
     rng = random.Random(5)
-    whole = picture()
+    whole = image()
     header = whole[:16] + (60_000).to_bytes(4, "big") * 2 + whole[24:29]
     bomb = header + zlib.crc32(header[12:]).to_bytes(4, "big") + whole[33:]
     files = [
@@ -229,7 +229,7 @@ def test_fifty_malformed_uploads_are_refused_and_the_server_lives(
             said = ask(visitor, QUESTION, sent.json()[0])
             assert "event: error" in said, name
     assert not Path("/tmp/escape.png").exists()
-    path = upload(visitor, picture()).json()[0]
+    path = upload(visitor, image()).json()[0]
     assert "event: complete" in ask(visitor, QUESTION, path)
 
 
@@ -240,8 +240,8 @@ def test_a_file_that_is_too_large_is_turned_away(visitor: httpx.Client) -> None:
 def test_only_temporary_files_can_be_read(visitor: httpx.Client, tiny_bundle: Path) -> None:
     readme = ROOT / "pyproject.toml"
     outside = [Path("/etc/passwd"), readme, tiny_bundle / "bundle.json", Path("/proc/self/environ")]
-    uploaded = upload(visitor, picture()).json()[0]
-    assert visitor.get(f"/gradio_api/file={uploaded}").content == picture()
+    uploaded = upload(visitor, image()).json()[0]
+    assert visitor.get(f"/gradio_api/file={uploaded}").content == image()
     for path in outside:
         for address in (
             f"/gradio_api/file={path}",
@@ -275,7 +275,7 @@ def test_without_the_password_there_is_only_a_login(server: str) -> None:
             stranger.post("/login", data={"username": USER, "password": "guess"}).status_code == 400
         )
         assert stranger.get("/config").status_code == 401
-        assert upload(stranger, picture()).status_code == 401
+        assert upload(stranger, image()).status_code == 401
         assert ask(stranger, QUESTION, None) == "error 401"
 
 
@@ -307,9 +307,9 @@ def test_a_space_is_whole_and_is_the_same_page(
         serving(log, ["app.py"], alone, folder=space) as address,
         httpx.Client(base_url=address, timeout=60) as client,
     ):
-        path = upload(client, picture()).json()[0]
+        path = upload(client, image()).json()[0]
         said = ask(client, QUESTION, path)
         page = client.get("/config").json()
-    assert assistant.ask(picture(), QUESTION) in said
+    assert assistant.ask(image(), QUESTION) in said
     assert page["title"] == "tiny-assistant"
     assert not log.exists(), log.read_text()

@@ -1,4 +1,4 @@
-"""A chat that is small and slow: what a crowd, a large picture and a full disk meet; stopping."""
+"""A chat that is small and slow: what a crowd, a large image and a full disk meet; stopping."""
 
 import os
 import time
@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.chat_client import ask, attach, upload
 from tests.e2e.chat_server import serving
 from tests.e2e.small_chat import LIMITS
-from tests.support.tiny_bundle import picture
+from tests.support.tiny_bundle import image
 
 pytest.importorskip("gradio", reason="the chat needs the extra `chat`")
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
@@ -48,17 +48,17 @@ def page(server: str, browser: Any, visitor: httpx.Client) -> Iterator[Any]:
 def wait_for_room(visitor: httpx.Client) -> None:
     """Wait until what another test has sent is gone again."""
     for _ in range(60):
-        if upload(visitor, picture("green") + bytes(40_000)).status_code == 200:
+        if upload(visitor, image("green") + bytes(40_000)).status_code == 200:
             return
         time.sleep(1)
-    pytest.fail("the server never has room for a picture again")
+    pytest.fail("the server never has room for an image again")
 
 
 def test_a_stopped_answer_stays_as_far_as_it_is_and_the_next_question_works(
     page: Any, assistant: Any
 ) -> None:
-    whole = assistant.ask(picture(), QUESTION)
-    attach(page, "red.png", picture())
+    whole = assistant.ask(image(), QUESTION)
+    attach(page, "red.png", image())
     line = page.locator("#line textarea")
     line.fill(QUESTION)
     line.press("Enter")
@@ -75,15 +75,15 @@ def test_a_stopped_answer_stays_as_far_as_it_is_and_the_next_question_works(
     assert answers.last.inner_text().strip() == said  # nothing comes after the stop
     line.fill("And now?")
     line.press("Enter")
-    second = assistant.ask(picture(), "And now?", [(QUESTION, said)])
+    second = assistant.ask(image(), "And now?", [(QUESTION, said)])
     page.get_by_text(second, exact=True).first.wait_for()
 
 
-def test_a_picture_that_is_too_large_is_named_with_the_limit(page: Any) -> None:
+def test_an_image_that_is_too_large_is_named_with_the_limit(page: Any) -> None:
     large = {
         "name": "large.png",
         "mimeType": "image/png",
-        "buffer": picture() + bytes(LIMITS.picture_bytes),
+        "buffer": image() + bytes(LIMITS.image_bytes),
     }
     page.set_input_files("#line input[type=file]", large)
     page.get_by_text("exceed the maximum allowed size").wait_for()
@@ -92,8 +92,8 @@ def test_a_picture_that_is_too_large_is_named_with_the_limit(page: Any) -> None:
 def test_who_comes_when_the_queue_is_full_is_told_so(
     visitor: httpx.Client, page: Any, assistant: Any
 ) -> None:
-    path = upload(visitor, picture()).json()[0]
-    attach(page, "red.png", picture())
+    path = upload(visitor, image()).json()[0]
+    attach(page, "red.png", image())
     page.locator("#line textarea").fill(QUESTION)
     with ThreadPoolExecutor(8) as crowd:
         asking = [crowd.submit(ask, visitor, QUESTION, path) for _ in range(8)]
@@ -108,11 +108,11 @@ def test_who_comes_when_the_queue_is_full_is_told_so(
     assert len(answered) >= 1 + LIMITS.waiting
     assert turned_away
     page.locator("#line textarea").press("Enter")  # the question still stands there
-    page.get_by_text(assistant.ask(picture(), QUESTION), exact=True).wait_for()
+    page.get_by_text(assistant.ask(image(), QUESTION), exact=True).wait_for()
 
 
 def test_uploads_end_at_the_quota_and_leave_by_age(visitor: httpx.Client) -> None:
-    first = upload(visitor, picture()).json()[0]
+    first = upload(visitor, image()).json()[0]
     stored = 0
     while (sent := upload(visitor, stored.to_bytes(40_000, "big"))).status_code == 200:
         stored += 40_000

@@ -93,7 +93,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_broken_picture_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:
+def test_a_broken_image_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "nothing"
     folder.mkdir()
     done = cli("caption", str(tmp_path / "x.jpg"), "--bundle", str(folder))

@@ -46,13 +46,13 @@ def test_every_stage_is_printed_with_status_and_seconds(demo: tuple[Cli, str]) -
     assert made == dict.fromkeys(STAGES, "made")
 
 
-def test_captions_depend_on_the_picture(demo: tuple[Cli, str]) -> None:
+def test_captions_depend_on_the_image(demo: tuple[Cli, str]) -> None:
     real = metric(demo[0], "cider_d", "real")
     assert real >= 3 * metric(demo[0], "cider_d", "blind")
     assert real >= 3 * metric(demo[0], "cider_d", "shuffled")
 
 
-def test_questions_are_answered_from_the_picture(demo: tuple[Cli, str]) -> None:
+def test_questions_are_answered_from_the_image(demo: tuple[Cli, str]) -> None:
     assert metric(demo[0], "answer_accuracy", "real") >= 0.85
     assert metric(demo[0], "answer_accuracy", "blind") <= 0.45
     assert metric(demo[0], "answer_accuracy", "shuffled") <= 0.45
@@ -111,7 +111,7 @@ def test_generations_stop_by_themselves(demo: tuple[Cli, str]) -> None:
     assert metric(demo[0], "eos_rate", "real") >= 0.99
 
 
-def test_likelihood_is_best_with_the_right_picture(demo: tuple[Cli, str]) -> None:
+def test_likelihood_is_best_with_the_right_image(demo: tuple[Cli, str]) -> None:
     real = metric(demo[0], "nll", "real")
     assert real < metric(demo[0], "nll", "shuffled")
     assert real < metric(demo[0], "nll", "blind")
@@ -149,7 +149,7 @@ def test_a_caption_that_is_left_out_names_its_file(demo: tuple[Cli, str]) -> Non
     assert all(row["file"].endswith(".jpg") for row in files)
 
 
-def test_no_picture_is_trained_on_and_tested_with(demo: tuple[Cli, str]) -> None:
+def test_no_image_is_trained_on_and_tested_with(demo: tuple[Cli, str]) -> None:
     shared = rows(
         demo[0],
         "SELECT count(*) AS n FROM examples a JOIN examples b USING (sha256) "
@@ -213,7 +213,7 @@ def test_an_image_unlike_the_rendered_ones_is_answered_with_a_warning(
     assert "least_similarity" in rows(demo[0], query)[0]["summary"]
 
 
-def test_show_follows_a_picture_through_every_room(demo: tuple[Cli, str]) -> None:
+def test_show_follows_an_image_through_every_room(demo: tuple[Cli, str]) -> None:
     shown = demo[0].ok("show")
     for room in ("captions", "objects", "features", "examples", "predictions"):
         assert room in shown

@@ -32,7 +32,7 @@ def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", ["report", "browse"])
-def test_a_page_fits_shows_its_pictures_and_asks_nobody(
+def test_a_page_fits_shows_its_images_and_asks_nobody(
     pages: dict[str, Path], page: Any, name: str
 ) -> None:
     asked: list[str] = []

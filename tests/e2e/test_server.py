@@ -57,18 +57,16 @@ def test_phivision_run_appears_on_the_server(service: Service, story: Story) -> 
     assert service.stages(story.own) == dict.fromkeys(STAGES, "Cached") | {"publish": "Completed"}
 
 
-def test_a_new_picture_is_embedded_alone_and_training_follows(
-    service: Service, story: Story
-) -> None:
+def test_a_new_image_is_embedded_alone_and_training_follows(service: Service, story: Story) -> None:
     made = service.stages(story.lost) | service.stages(story.resumed)
     features = service.table(story.lost, "stage-features")
     assert service.stages(story.lost)["features"] == "Completed"
-    assert (features["images"], features["embedded"]) == (str(pictures()), "1")
+    assert (features["images"], features["embedded"]) == (str(images()), "1")
     assert {stage: made[stage] for stage in TRAINING} == dict.fromkeys(TRAINING, "Completed")
 
 
-def pictures() -> int:
-    """Return how many of the story's pictures can be decoded: two are broken on purpose."""
+def images() -> int:
+    """Return how many of the story's images can be decoded: two are broken on purpose."""
     return TRAIN + TEST + 1 - 2
 
 

@@ -210,7 +210,7 @@ def test_a_stage_that_cannot_go_on_is_told_in_one_line_and_keeps_the_work(
     held = {**tiny, "examples.filters.held": "split = 'validation'"}
     done = ForkedCli(copy, **server)("run", *assignments(held))
     assert done.returncode == 1
-    assert "no caption is about a validation picture" in done.stderr
+    assert "no caption is about a validation image" in done.stderr
     assert "images.validation_share" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert statuses(done.stdout)["features"] == "cached"

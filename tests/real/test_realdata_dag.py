@@ -1,4 +1,4 @@
-"""The same DAG on real COCO pictures, real captions and real LLaVA records."""
+"""The same DAG on real COCO images, real captions and real LLaVA records."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.realdata, pytest.mark.e2e, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = [stage.name for stage in DAG]
-GREYSCALE = 7888  # the one COCO picture here that is no RGB JPEG
+GREYSCALE = 7888  # the one COCO image here that is no RGB JPEG
 VERBATIM = "llava_instruct_150k_verbatim_records.json"
 
 
@@ -65,11 +65,11 @@ def test_every_stage_is_made(run: tuple[Cli, str]) -> None:
     )
 
 
-def test_every_real_picture_passes_the_greyscale_one_too(
+def test_every_real_image_passes_the_greyscale_one_too(
     run: tuple[Cli, str], realdata: Path
 ) -> None:
-    with Image.open(realdata / "coco" / "val2017" / f"{GREYSCALE:012d}.jpg") as picture:
-        assert picture.mode == "L"
+    with Image.open(realdata / "coco" / "val2017" / f"{GREYSCALE:012d}.jpg") as image:
+        assert image.mode == "L"
     kept = rows(run[0], "SELECT image_id, origin, width FROM images")
     assert len(kept) == 110 + 158
     assert str(GREYSCALE) in {row["image_id"] for row in kept if row["origin"] == "val2017"}
@@ -110,7 +110,7 @@ def test_metrics_are_numbers_under_every_condition(run: tuple[Cli, str]) -> None
         assert ("finetune", condition, "answer_accuracy") in found
 
 
-def test_predictions_are_about_held_out_pictures(run: tuple[Cli, str]) -> None:
+def test_predictions_are_about_held_out_images(run: tuple[Cli, str]) -> None:
     query = (
         "SELECT p.kind, i.origin, i.split, count(*) AS n FROM predictions p "
         "JOIN images i USING (image_id) GROUP BY ALL"
@@ -146,7 +146,7 @@ class FolderArtifact:
         return self.folder / prefix
 
 
-def test_llava_records_about_absent_pictures_are_dropped_as_such(
+def test_llava_records_about_absent_images_are_dropped_as_such(
     run: tuple[Cli, str], realdata: Path, tmp_path: Path
 ) -> None:
     from pipeline.data.conversations import conversations

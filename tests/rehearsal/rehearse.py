@@ -1,8 +1,8 @@
 """The preset `coco` at the real size, without the real weights: `make rehearsal`.
 
 Phi-2 and CLIP ViT-B/32 have their published layouts and random weights, in a Hub cache that is
-read without a network; pictures and conversations are real ones ($PHIVISION_REALDATA). The preset
-is the published one; only the numbers of pictures, steps and written tokens are small. Finetuning
+read without a network; images and conversations are real ones ($PHIVISION_REALDATA). The preset
+is the published one; only the numbers of images, steps and written tokens are small. Finetuning
 is killed after its first step and taken up again. At the end it prints for every stage and command
 the seconds and the memory of all its processes, beside what `plan --hardware` says, and fails
 where they held more than 16 GB. Pages of mapped files are shown but not judged: the kernel takes
@@ -36,9 +36,9 @@ from tests.rehearsal.process_tree import Held, Watch
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 16e9  # bytes
 NOT_PUBLISHED = 3
-QUESTION = "What is in the picture?"
+QUESTION = "What is in the image?"
 PLANNED = {"pretrain": "pretrain", "finetune": "finetune LoRA", "evaluate": "evaluate"}
-# What a run costs in time: pictures, rows of a step, steps, tokens written. All else is the preset.
+# What a run costs in time: images, rows of a step, steps, tokens written. All else is the preset.
 FEW: Mapping[str, object] = {
     "images.limit": 110,
     "images.test_limit": 4,
@@ -186,7 +186,7 @@ def rehearse(folder: Path, hub: Path | None, realdata: Path, *, small: bool) -> 
     Args:
         folder: An empty folder.
         hub: A Hub cache that has both models; None: one is written.
-        realdata: Real pictures, conversations and tokenizers.
+        realdata: Real images, conversations and tokenizers.
         small: Whether a written language model is a small one.
 
     Raises:
@@ -200,7 +200,7 @@ def rehearse(folder: Path, hub: Path | None, realdata: Path, *, small: bool) -> 
         "HF_HUB_CACHE": str(cache),
         "HF_HUB_OFFLINE": "1",
         "PHIVISION_WANDB": "disabled",
-        "PHIVISION_PUBLISH_ANYWAY": "true",  # random weights do not look at pictures
+        "PHIVISION_PUBLISH_ANYWAY": "true",  # random weights do not look at images
         "PREFECT_HOME": str(folder / "prefect"),
         "PYTHONUNBUFFERED": "1",
         "COLUMNS": "200",

@@ -1,7 +1,7 @@
 """Pretraining as transformers' own LLaVA does it in a plain loop: what ours is compared with.
 
 CLIP works on pixels in every step, every caption is a row of its own that is padded to the longest
-of its batch, and logits are computed for the whole vocabulary at every position. Pictures are given
+of its batch, and logits are computed for the whole vocabulary at every position. Images are given
 as tensors that are ready, so that reading and decoding them costs this side nothing.
 """
 
@@ -30,7 +30,7 @@ class TinySizes:
         width: Width of the language model.
         layers: Its layers.
         vision: Width of CLIP.
-        image: Side of a picture in pixels.
+        image: Side of an image in pixels.
         patch: Side of a patch in pixels.
     """
 
@@ -43,7 +43,7 @@ class TinySizes:
 
     @property
     def patches(self) -> int:
-        """Patches of a picture."""
+        """Patches of an image."""
         return (self.image // self.patch) ** 2
 
     def phi(self) -> PhiConfig:
@@ -99,7 +99,7 @@ class PlainLlava:
         """The mean loss per caption token of a batch.
 
         Args:
-            pixels: Prepared pictures [caption, 3, side, side], one for each caption.
+            pixels: Prepared images [caption, 3, side, side], one for each caption.
             captions: Token ids.
         """
         longest = self.patches + max(map(len, captions))

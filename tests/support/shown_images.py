@@ -1,4 +1,4 @@
-"""Random patch embeddings of a few pictures, and a likelihood computed by hand beside ours."""
+"""Random patch embeddings of a few images, and a likelihood computed by hand beside ours."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -15,17 +15,17 @@ from storage.features.shards import ShardRows, shard_paths, write_shard
 
 
 def key_of(number: int) -> str:
-    """Return the hash of a picture."""
+    """Return the hash of an image."""
     return sha256(str(number).encode()).hexdigest()
 
 
-def write_pictures(
+def write_images(
     folder: Path,
     patches: NDArray[np.float16],
     pooled: NDArray[np.float32] | None = None,
     splits: Sequence[str] | None = None,
 ) -> PatchTable:
-    """Write pictures as one shard and return their patches; picture n has the hash `key_of(n)`."""
+    """Write images as one shard and return their patches; image n has the hash `key_of(n)`."""
     folder.mkdir(parents=True, exist_ok=True)
     count = len(patches)
     rows = ShardRows(
@@ -42,11 +42,11 @@ def write_pictures(
 
 
 def scores_by_hand(vlm: VisionLanguageModel, patches: Tensor, ids: Sequence[int]) -> Tensor:
-    """Return the log-likelihoods [token, word] of every token of one text about one picture.
+    """Return the log-likelihoods [token, word] of every token of one text about one image.
 
     Args:
         vlm: The model.
-        patches: The picture [patch, vision].
+        patches: The image [patch, vision].
         ids: The text.
     """
     with torch.no_grad():
@@ -57,5 +57,5 @@ def scores_by_hand(vlm: VisionLanguageModel, patches: Tensor, ids: Sequence[int]
 
 
 def nats_by_hand(vlm: VisionLanguageModel, patches: Tensor, ids: Sequence[int]) -> Tensor:
-    """Return the nats [token] of a text about a picture."""
+    """Return the nats [token] of a text about an image."""
     return -scores_by_hand(vlm, patches, ids)[torch.arange(len(ids)), torch.tensor(list(ids))]

@@ -33,7 +33,7 @@ COLOURS = ("red", "green", "blue", "orange")
 Row = dict[str, Any]
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     """Return a PNG of one coloured square; no two are the same."""
     image = Image.new("RGB", (64 + number, 48), (120, 120, 100 + number))
     image.paste(Image.new("RGB", (20, 20), COLOURS[number % 4]), (4 + number, 10))
@@ -42,7 +42,7 @@ def picture(number: int) -> bytes:
     return stream.getvalue()
 
 
-def torn_picture() -> bytes:
+def torn_image() -> bytes:
     """Return the first half of a JPEG."""
     stream = io.BytesIO()
     Image.linear_gradient("L").save(stream, "JPEG")
@@ -57,8 +57,8 @@ def image_rows() -> list[Row]:
             "split": split,
             "origin": "val2017" if split == "test" else "train2017",
             "file_name": f"{100 + number:012d}.png",
-            "sha256": hashlib.sha256(picture(number)).hexdigest(),
-            "bytes": len(picture(number)),
+            "sha256": hashlib.sha256(image(number)).hexdigest(),
+            "bytes": len(image(number)),
             "width": 64 + number,
             "height": 48,
             "url": "",
@@ -81,7 +81,7 @@ def build_store(folder: Path, *, runs: int = 2) -> ArtifactStore:
 
 
 def bare_run(folder: Path, recipe: Recipe | None = None) -> ArtifactStore:
-    """Return a store whose only run has pictures and nothing else."""
+    """Return a store whose only run has images and nothing else."""
     store = ArtifactStore(str(folder / "store"), folder / "cache")
     first = next(iter(_artifacts(store, folder / "made", 0)))
     record_run(store, recipe or preset("demo"), [Outcome(first[0], "made", first[1], 1.0)])
@@ -106,7 +106,7 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> 
 
 def _images(out: Path, run: int) -> Row:
     rows = image_rows()
-    files = [{"sha256": row["sha256"], "data": picture(n)} for n, row in enumerate(rows)]
+    files = [{"sha256": row["sha256"], "data": image(n)} for n, row in enumerate(rows)]
     captions = [
         {"caption_id": 10 * n + k, "image_id": row["image_id"], "caption": text}
         for n, row in enumerate(rows)
@@ -139,7 +139,7 @@ def _images(out: Path, run: int) -> Row:
     _write(out / "objects.parquet", objects, schemas.OBJECTS)
     _write(out / "drops.parquet", drops, schemas.DROPS)
     quarantine = Quarantine()
-    quarantine.add({"id": 7, "file_name": "broken.jpg"}, torn_picture())
+    quarantine.add({"id": 7, "file_name": "broken.jpg"}, torn_image())
     quarantine.add({"id": 8, "file_name": "page.jpg"}, b"<script>alert(1)</script>")
     quarantine.write(out)
     return {"images": len(rows)}

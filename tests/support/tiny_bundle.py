@@ -48,7 +48,7 @@ METRICS = [
 ]
 
 
-def picture(colour: str = "red") -> bytes:
+def image(colour: str = "red") -> bytes:
     """Return a PNG with a disc."""
     image = Image.new("RGB", (96, 64), "white")
     ImageDraw.Draw(image).ellipse((10, 10, 50, 50), fill=colour)
@@ -133,8 +133,8 @@ def write_bundle(folder: Path) -> Path:
     (folder / "examples").mkdir()
     listed = []
     for name, colour in (("0.png", "red"), ("1.png", "blue")):
-        (folder / "examples" / name).write_bytes(picture(colour))
-        listed.append({"picture": name, "question": f"Is the disc {colour}?"})
+        (folder / "examples" / name).write_bytes(image(colour))
+        listed.append({"image": name, "question": f"Is the disc {colour}?"})
     (folder / "examples" / "examples.json").write_text(json.dumps(listed))
     return folder
 
@@ -151,7 +151,7 @@ def trained_on_discs(bundle: Path, folder: Path) -> Path:
     """Copy a bundle, say that it was trained on discs of all colours, and return the copy."""
     shutil.copytree(bundle, folder)
     assistant = Assistant(folder)
-    discs = [picture(f"hsl({hue}, 100%, 50%)") for hue in range(0, 360, 20)]
+    discs = [image(f"hsl({hue}, 100%, 50%)") for hue in range(0, 360, 20)]
     pooled = torch.stack([pool(assistant.see(disc)) for disc in discs])
     stated = {"what": "discs", "images": len(discs), "sentence": "It was trained on discs."}
     stated |= make_reference(pooled, "discs").save(folder)

@@ -38,7 +38,7 @@ from storage.features.shards import ShardRows, shard_paths, write_shard
 from storage.tables import read_table, write_table
 from tests.support.forks import FORKS
 
-PICTURES, PATCHES, VISION, WORDS = 40, 4, 12, 96
+IMAGES, PATCHES, VISION, WORDS = 40, 4, 12, 96
 SPOILT = WORDS - 1
 SCHEDULED = ScheduledSamplingConfig(
     decay="linear", start_rate=0.8, end_rate=0.2, sharpness=1.0, passes=1
@@ -50,27 +50,27 @@ def write_inputs(root: Path, spoilt: int | None = None) -> None:
 
     Args:
         root: The folder.
-        spoilt: A picture whose texts begin with the word `SPOILT`, which no other text has.
+        spoilt: An image whose texts begin with the word `SPOILT`, which no other text has.
     """
     rng = np.random.default_rng(0)
-    keys = [sha256(str(number).encode()).hexdigest() for number in range(PICTURES)]
+    keys = [sha256(str(number).encode()).hexdigest() for number in range(IMAGES)]
     write_table(root / "examples/examples.parquet", _examples(rng, keys, spoilt), EXAMPLES)
-    patches = rng.standard_normal((PICTURES, PATCHES, VISION)).astype(np.float16)
+    patches = rng.standard_normal((IMAGES, PATCHES, VISION)).astype(np.float16)
     rows = ShardRows(
         sha256=keys,
-        image_id=np.arange(PICTURES),
-        width=np.full(PICTURES, 8, np.int32),
-        height=np.full(PICTURES, 8, np.int32),
-        split=["train"] * PICTURES,
-        pooled=np.ones((PICTURES, 2), np.float32),
+        image_id=np.arange(IMAGES),
+        width=np.full(IMAGES, 8, np.int32),
+        height=np.full(IMAGES, 8, np.int32),
+        split=["train"] * IMAGES,
+        pooled=np.ones((IMAGES, 2), np.float32),
         patches=patches,
     )
     (root / "features").mkdir()
     write_shard(root / "features", 0, rows, "encoder")
     assert all(path.is_file() for path in shard_paths(root / "features", 0))
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(picture, "PNG")
-    files = [{"sha256": key, "data": picture.getvalue()} for key in keys]
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    files = [{"sha256": key, "data": image.getvalue()} for key in keys]
     write_table(root / "images/files-00000.parquet", files, IMAGE_FILES)
     _write_phi(root / "backbones/lm")
 
@@ -79,19 +79,19 @@ def _examples(
     rng: np.random.Generator, keys: list[str], spoilt: int | None
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for picture, key in enumerate(keys):
+    for image, key in enumerate(keys):
         for kind in ("caption", "caption", "conversation"):
             length = int(rng.integers(3, 7 if kind == "caption" else 12))
-            words = (picture + np.arange(length - 1)) % (WORDS - 2) + 1
-            if picture == spoilt:
+            words = (image + np.arange(length - 1)) % (WORDS - 2) + 1
+            if image == spoilt:
                 words[0] = SPOILT
             asked = 0 if kind == "caption" else length // 2
             rows.append(
                 {
                     "example_id": len(rows),
                     "kind": kind,
-                    "split": "validation" if picture % 8 == 7 else "train",
-                    "image_id": picture,
+                    "split": "validation" if image % 8 == 7 else "train",
+                    "image_id": image,
                     "sha256": key,
                     "source_id": len(rows),
                     "turns": 1,

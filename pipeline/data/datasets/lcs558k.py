@@ -1,6 +1,6 @@
-"""LCS-558K: LLaVA's captioned pictures for alignment, in LLaVA's JSON with a zip of pictures.
+"""LCS-558K: LLaVA's captioned images for alignment, in LLaVA's JSON with a zip of images.
 
-The one answer of a record is the picture's caption. The dataset has no split of its own.
+The one answer of a record is the image's caption. The dataset has no split of its own.
 """
 
 import hashlib
@@ -14,15 +14,15 @@ from pipeline.data.schemas import drop
 from storage.tables import as_int64, is_text
 
 Json = dict[str, Any]
-TRAIN, TEST = "lcs558k", "lcs558k-test"  # origins of its pictures
+TRAIN, TEST = "lcs558k", "lcs558k-test"  # origins of its images
 
 
 def read_lcs(
     path: Path, name: str, test_share: float, seed: int, drops: list[Json]
 ) -> dict[str, Annotations]:
-    """Return LCS-558K's pictures and captions by origin, `lcs558k` and `lcs558k-test`.
+    """Return LCS-558K's images and captions by origin, `lcs558k` and `lcs558k-test`.
 
-    Which pictures are test pictures follows from id and seed alone, as the dataset has no split.
+    Which images are test images follows from id and seed alone, as the dataset has no split.
 
     Raises:
         PipelineError: The file is not LLaVA's JSON.
@@ -39,8 +39,8 @@ def read_lcs(
                     continue
                 seen.add(image)
                 origin = TEST if _draw(image, seed) < test_share else TRAIN
-                picture = {"id": image, "file_name": file, "origin": origin}
-                found[origin].images.append(picture)
+                row = {"id": image, "file_name": file, "origin": origin}
+                found[origin].images.append(row)
                 text = {"caption_id": number, "image_id": image, "caption": caption}
                 found[origin].captions.append(text)
             case _:

@@ -1,7 +1,7 @@
-"""Which objects a caption speaks of, and which of them are not in the picture (CHAIR).
+"""Which objects a caption speaks of, and which of them are not in the image (CHAIR).
 
 Source: Rohrbach et al. 2018, *Object Hallucination in Image Captioning*. An object is there if
-people marked it or if one of the picture's reference captions names it. Longer names win, so a
+people marked it or if one of the image's reference captions names it. Longer names win, so a
 "hot dog" is no dog; the baby of an animal is that animal, no person.
 """
 
@@ -67,11 +67,11 @@ class ObjectNames:
     def hallucinated(
         self, caption: str, marked: Collection[str], references: Sequence[str]
     ) -> tuple[list[str], int]:
-        """Return the mentions of what is not in the picture, and how many mentions there are.
+        """Return the mentions of what is not in the image, and how many mentions there are.
 
         Args:
             caption: The caption to be judged.
-            marked: Categories that people marked in the picture.
+            marked: Categories that people marked in the image.
             references: What people wrote about it.
         """
         mentions = self.mentioned(caption)

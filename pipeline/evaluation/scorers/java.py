@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError
 from pipeline.evaluation.scorers.ptb_tokenizer import tokenize
 
-Captions = Sequence[tuple[str, Sequence[str]]]  # each caption with its picture's references
+Captions = Sequence[tuple[str, Sequence[str]]]  # each caption with its image's references
 _METEOR = ("java", "-jar", "-Xmx2G", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm")
 _SILENCE = "nocaption"  # for a caption without words, which would shift METEOR's arguments
 

@@ -1,7 +1,7 @@
 """Questions about presence, "is there a …?", made from the objects that people marked.
 
 Source: Li et al. 2023, *Evaluating Object Hallucination in Large Vision-Language Models* (POPE).
-About each picture as many objects are asked for that are there as that are not. Those that are not
+About each image as many objects are asked for that are there as that are not. Those that are not
 come from three sets: `random`, `popular` (the most frequent objects of the dataset) and
 `adversarial` (those that most often stand beside one that is there).
 """
@@ -17,12 +17,12 @@ SETS = ("random", "popular", "adversarial")
 
 @dataclass(frozen=True)
 class PresenceQuestion:
-    """One question about one picture.
+    """One question about one image.
 
     Attributes:
-        image_id: The picture.
+        image_id: The image.
         category: What is asked for.
-        present: Whether people marked it in the picture.
+        present: Whether people marked it in the image.
         sets: Which of the three sets ask it; all of them where it is present.
     """
 
@@ -41,7 +41,7 @@ class PresenceAsker:
     """Chooses questions by what is frequent and what stands together in a dataset.
 
     Args:
-        objects: Marked categories of every picture, in the order in which they were marked.
+        objects: Marked categories of every image, in the order in which they were marked.
         seed: Seed of the random set.
     """
 
@@ -57,10 +57,10 @@ class PresenceAsker:
         self._beside = {name: _ranked(counts) for name, counts in beside.items()}
 
     def ask(self, image_id: int, most: int) -> list[PresenceQuestion]:
-        """Return the questions about a picture, none where it has no marked object.
+        """Return the questions about an image, none where it has no marked object.
 
         Args:
-            image_id: The picture.
+            image_id: The image.
             most: Objects that are there and, in each set, that are not, at most.
         """
         there = self._objects.get(image_id, [])
@@ -95,7 +95,7 @@ def _ranked(counts: Mapping[str, int]) -> list[str]:
 
 
 def objects_by_image(rows: Iterable[Mapping[str, object]]) -> dict[int, list[str]]:
-    """Return the categories of every picture from rows of the `objects` table, in its order."""
+    """Return the categories of every image from rows of the `objects` table, in its order."""
     found: dict[int, list[str]] = {}
     for row in rows:
         found.setdefault(int(str(row["image_id"])), []).append(str(row["category"]))

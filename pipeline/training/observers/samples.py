@@ -1,4 +1,4 @@
-"""What the model writes about a few held-out pictures during training, as a table in wandb.
+"""What the model writes about a few held-out images during training, as a table in wandb.
 
 It is for people: nothing of it enters the artifact, and it draws no random number.
 """
@@ -21,18 +21,18 @@ from pipeline.training.batches import ExampleSet
 from pipeline.training.observers.wandb_logger import PatientLogger
 from storage.tables import read_table
 
-PICTURES = 8
+IMAGES = 8
 TIMES = 4  # tables per training: writing token by token costs as much as many steps of training
 NEW_TOKENS = 32
-SIDE = 160  # pixels of a picture in the table
-COLUMNS = ("step", "picture", "prompt", "people wrote", "the model writes")
+SIDE = 160  # pixels of an image in the table
+COLUMNS = ("step", "image", "prompt", "people wrote", "the model writes")
 
 
 @dataclass(frozen=True)
 class Shown:
     """One held-out example of the table."""
 
-    picture: Image.Image
+    image: Image.Image
     patches: torch.Tensor
     prompt: list[int]
     answer: str
@@ -44,7 +44,7 @@ class Showcase(Callback):
     Every process generates, since under FSDP the weights are spread over all; one logs.
 
     Args:
-        context: Its inputs hold the pictures and the tokenizer.
+        context: Its inputs hold the images and the tokenizer.
         validation: Examples to show.
         rounds: Rounds of the training.
     """
@@ -58,18 +58,18 @@ class Showcase(Callback):
         self.rounds = {round(rounds * part / TIMES) for part in range(1, TIMES + 1)}
 
     def _choose(self, images: InputArtifact, validation: ExampleSet) -> list[Shown]:
-        """Return examples about the first pictures that are at hand, one for each picture."""
+        """Return examples about the first images that are at hand, one for each image."""
         shard = next(name for name in images.names if name.startswith("files-"))
         table = read_table(images.path(shard))
         data = dict(zip(table["sha256"].to_pylist(), table["data"], strict=True))
         found: dict[str, Shown] = {}
         for row in validation.rows:
-            sha256, patches = validation.picture(int(row[0]))
+            sha256, patches = validation.image(int(row[0]))
             if sha256 in data and sha256 not in found:
                 prompt, answer = validation.opening(int(row[0]))
                 text = self.tokenizer.decode(answer, skip_special_tokens=True).strip()
                 found[sha256] = Shown(_small(data[sha256].as_py()), patches, prompt, text)
-            if len(found) == PICTURES:
+            if len(found) == IMAGES:
                 break
         return list(found.values())
 
@@ -100,13 +100,13 @@ class Showcase(Callback):
             return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
         rows = [
-            [step, wandb.Image(each.picture), text(each.prompt), each.answer, text(ids)]
+            [step, wandb.Image(each.image), text(each.prompt), each.answer, text(ids)]
             for each, ids in zip(self.shown, written, strict=True)
         ]
         logger.log_table("held_out", columns=list(COLUMNS), data=rows)
 
 
 def _small(data: bytes) -> Image.Image:
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    picture.thumbnail((SIDE, SIDE))
-    return picture
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image.thumbnail((SIDE, SIDE))
+    return image

@@ -33,13 +33,13 @@ def known_peak(device: torch.device) -> float | None:
 class Throughput(Callback):
     """Logs examples and tokens per second and, where the device is known, how well it is used.
 
-    Tokens are positions of the language model without padding, those of pictures included. `mfu`
+    Tokens are positions of the language model without padding, those of images included. `mfu`
     is the share of the devices' peak that the model's own operations take. Time between rounds,
     validation above all, is not counted. A resume goes on counting.
 
     Args:
         passes: Forward passes per optimizer step.
-        patches: Patches of a picture and their width.
+        patches: Patches of an image and their width.
         stage: Name of the stage, for the log.
         report: Where the log goes.
         path: Where the figures of the whole training go, as JSON.

@@ -23,7 +23,7 @@ from storage.tables import write_table
 NAME = "ViT-B-32"
 
 
-def made_pictures(count: int) -> Iterator[bytes]:
+def made_images(count: int) -> Iterator[bytes]:
     """Yield JPEGs of COCO's usual size, smooth with some noise."""
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -37,7 +37,7 @@ def made_pictures(count: int) -> Iterator[bytes]:
 
 def add_options(parser: argparse.ArgumentParser, images: int) -> None:
     """Add the options that say what is extracted and how."""
-    parser.add_argument("--pictures", type=Path, help="folder of JPEGs; others are made")
+    parser.add_argument("--jpegs", type=Path, help="folder of JPEGs; others are made")
     parser.add_argument("--images", type=int, default=images)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
@@ -45,12 +45,12 @@ def add_options(parser: argparse.ArgumentParser, images: int) -> None:
 
 
 class Inputs:
-    """Pictures and weights in a folder, in the form that each side takes.
+    """Images and weights in a folder, in the form that each side takes.
 
     Attributes:
         clip: Folder of the encoder, in open_clip's layout.
         weights: The same weights as one file.
-        jpegs: Folder of the pictures as files.
+        jpegs: Folder of the images as files.
     """
 
     def __init__(self, folder: Path, given: argparse.Namespace) -> None:
@@ -62,9 +62,9 @@ class Inputs:
         assert config is not None
         save_clip(clip, config, self.clip)
         save_file(clip.state_dict(), self.weights)
-        found = sorted(given.pictures.glob("*.jpg")) if given.pictures else []
+        found = sorted(given.jpegs.glob("*.jpg")) if given.jpegs else []
         data = [path.read_bytes() for path in found[: given.images]]
-        data += made_pictures(given.images - len(data))
+        data += made_images(given.images - len(data))
         self.jpegs.mkdir()
         for number, each in enumerate(data):
             (self.jpegs / f"{number:06d}.jpg").write_bytes(each)
@@ -77,7 +77,7 @@ class Inputs:
         return Extraction(self.clip, -1, self.given.batch, 49, "cpu", threads, folder)
 
     def jobs(self, size: int) -> list[ShardJob]:
-        """Return shards of so many pictures that hold them all."""
+        """Return shards of so many images that hold them all."""
         starts = range(0, len(self._keys), size)
         return [self._job(number, start, size) for number, start in enumerate(starts)]
 

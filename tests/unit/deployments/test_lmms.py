@@ -12,17 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from deployments.lmms.requests import one_picture, read_writing
+from deployments.lmms.requests import one_image, read_writing
 from model.assistant import Assistant
 from model.errors import ModelError
 from model.generation_configs import BeamConfig, GreedyConfig, TopPConfig
 from pipeline.errors import PipelineError
 from tests.support.lmms_stand_in import use_interface
-from tests.support.tiny_bundle import picture
+from tests.support.tiny_bundle import image
 
 ASKED = (
     ("What colour is it?", "red"),
-    ("How many objects are there in this picture?", "blue"),
+    ("How many objects are there in this image?", "blue"),
     ("What?", "green"),
     ("What colour is it?", "blue"),
     ("", "red"),
@@ -42,7 +42,7 @@ def adapter(instance: type, tiny_bundle: Path) -> Any:
     built = importlib.import_module("deployments.lmms.adapter").PhiVision(
         pretrained=str(tiny_bundle), batch_size="2", device="cpu"
     )
-    documents = [{"image": Image.open(io.BytesIO(picture(colour)))} for _, colour in ASKED]
+    documents = [{"image": Image.open(io.BytesIO(image(colour)))} for _, colour in ASKED]
     built.task_dict = {"task": {"test": documents}}
     return built
 
@@ -64,15 +64,15 @@ def test_answers_are_those_of_ask_in_order_whatever_the_batch(
 ) -> None:
     adapter.batch_size = size
     requests = [request_of(text, dict(GREEDY), n) for n, (text, _) in enumerate(ASKED)]
-    expected = [assistant.ask(picture(colour), text) for text, colour in ASKED if text]
-    assert adapter.generate_until(requests) == [*expected, assistant.caption([picture("red")])[0]]
+    expected = [assistant.ask(image(colour), text) for text, colour in ASKED if text]
+    assert adapter.generate_until(requests) == [*expected, assistant.caption([image("red")])[0]]
     assert len(set(expected)) > 1
 
 
 def test_answers_end_where_the_task_says(
     adapter: Any, assistant: Assistant, request_of: Callable[..., Any]
 ) -> None:
-    question, whole = ASKED[0][0], assistant.ask(picture("red"), ASKED[0][0])
+    question, whole = ASKED[0][0], assistant.ask(image("red"), ASKED[0][0])
     middle = whole[len(whole) // 2 :][:2]
     settings = [{**GREEDY, "until": middle}, {**GREEDY, "max_new_tokens": 3}, {}]
     cut, short, default = adapter.generate_until([request_of(question, s, 0) for s in settings])
@@ -107,7 +107,7 @@ def by_hand(assistant: Assistant, question: str, colour: str, answer: str) -> tu
     vlm, template = assistant.vlm, assistant.template
     asked, said = template.question(question), template.encode(f" {answer}")
     with torch.no_grad():
-        prefix = vlm.embed_images(assistant.see(picture(colour))[None]).tokens
+        prefix = vlm.embed_images(assistant.see(image(colour))[None]).tokens
         text = vlm.embed_text(torch.tensor([asked + said]))
         scores = vlm.logits(vlm.hidden(torch.cat([prefix, text], dim=1)))[0].log_softmax(-1)
     before = prefix.shape[1] + len(asked) - 1
@@ -145,33 +145,33 @@ def test_what_greedy_search_writes_first_is_told_and_is_the_smallest(
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
-def test_a_picture_of_any_mode_can_be_shown(mode: str, adapter: Any, request_of: Any) -> None:
-    image = Image.open(io.BytesIO(picture())).convert("L" if mode == "I;16" else mode)
-    shown = image.convert("I").convert("I;16") if mode == "I;16" else image
+def test_an_image_of_any_mode_can_be_shown(mode: str, adapter: Any, request_of: Any) -> None:
+    opened = Image.open(io.BytesIO(image())).convert("L" if mode == "I;16" else mode)
+    shown = opened.convert("I").convert("I;16") if mode == "I;16" else opened
     request = request_of("What?", dict(GREEDY), 0, lambda row: [shown])
     assert adapter.generate_until([request])[0]
 
 
-def test_a_picture_is_turned_upright() -> None:
+def test_an_image_is_turned_upright() -> None:
     image = Image.new("RGB", (40, 20))
     image.getexif()[0x0112] = 6
-    assert Image.open(io.BytesIO(one_picture([image], "task"))).size == (20, 40)
+    assert Image.open(io.BytesIO(one_image([image], "task"))).size == (20, 40)
 
 
 @pytest.mark.parametrize(
     ("visuals", "kinds"),
     [([], "nothing"), ([Image.new("L", (2, 2))] * 2, "Image, Image"), (["clip.mp4"], "str")],
 )
-def test_anything_but_one_picture_is_refused(visuals: list[Any], kinds: str) -> None:
-    with pytest.raises(PipelineError, match=rf"task mmmu shows {kinds}: .* one picture"):
-        one_picture(visuals, "mmmu")
+def test_anything_but_one_image_is_refused(visuals: list[Any], kinds: str) -> None:
+    with pytest.raises(PipelineError, match=rf"task mmmu shows {kinds}: .* one image"):
+        one_image(visuals, "mmmu")
 
 
 def test_what_it_cannot_do_is_told(adapter: Any, instance: type, tiny_bundle: Path) -> None:
     with pytest.raises(PipelineError, match="asks in rounds"):
         adapter.generate_until_multi_round([])
     place = {"task": "task", "doc_id": 0, "repeats": 1}
-    with pytest.raises(PipelineError, match="without its picture"):
+    with pytest.raises(PipelineError, match="without its image"):
         adapter.loglikelihood([instance("loglikelihood", ("", "Yes"), idx=0, metadata=place)])
     with pytest.raises(PipelineError, match="batch size auto is no number"):
         type(adapter)(pretrained=str(tiny_bundle), batch_size="auto")

@@ -26,7 +26,7 @@ from tests.support.small_store import build_store
         (TransientError("answered HTTP 503"), True),
         (ChecksumError("other bytes"), False),
         (StorageError("no room"), False),
-        (PipelineError("no picture"), False),
+        (PipelineError("no image"), False),
         (RecipeError("no such field"), False),
         (OSError(errno.ENOSPC, "No space left on device"), False),
         (ZeroDivisionError("a defect"), False),

@@ -1,4 +1,4 @@
-"""The catalog's shell, its file, similar pictures, and comparing variants of a recipe."""
+"""The catalog's shell, its file, similar images, and comparing variants of a recipe."""
 
 import errno
 import io
@@ -21,7 +21,7 @@ from storage.sql.catalog import Catalog
 from storage.sql.catalog_file import export_catalog
 from storage.store.artifacts import ArtifactStore
 from storage.store.runs import read_runs
-from tests.support.small_store import bare_run, build_store, image_rows, picture
+from tests.support.small_store import bare_run, build_store, image, image_rows
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def typed(
 # -- views -----------------------------------------------------------------------------------
 
 
-def test_predictions_know_their_picture_and_example(store: ArtifactStore) -> None:
+def test_predictions_know_their_image_and_example(store: ArtifactStore) -> None:
     sql = (
         "SELECT kind, file_name, width, e.kind AS example FROM predictions p "
         "LEFT JOIN examples e USING (example_id) WHERE p.condition = 'real' AND p.image_id = 108 "
@@ -325,17 +325,17 @@ def test_views_cannot_point_into_a_remote_store(
     assert "--copy" in capsys.readouterr().err
 
 
-# -- similar pictures ------------------------------------------------------------------------
+# -- similar images ------------------------------------------------------------------------
 
 
-def test_the_nearest_pictures_come_first(store: ArtifactStore, tmp_path: Path) -> None:
+def test_the_nearest_images_come_first(store: ArtifactStore, tmp_path: Path) -> None:
     catalog, settings = Catalog(store), Settings()
     rows = find_similar(catalog, "100", 3, settings)
     assert [row["image_id"] for row in rows] == [101, 102, 103]
     assert rows[0]["similarity"] > rows[1]["similarity"] > rows[2]["similarity"]
     assert rows[0]["caption"] == "A green square."
     path = tmp_path / "100"  # a file that is named like an id
-    path.write_bytes(picture(0))
+    path.write_bytes(image(0))
     assert find_similar(catalog, str(path), 3, settings) == rows
 
 
@@ -345,7 +345,7 @@ def test_the_other_end_has_the_other_neighbours(store: ArtifactStore) -> None:
 
 
 @pytest.mark.parametrize("image", ["5", "nowhere.jpg"])
-def test_a_picture_that_is_not_there_is_told(
+def test_an_image_that_is_not_there_is_told(
     store: ArtifactStore, image: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -354,7 +354,7 @@ def test_a_picture_that_is_not_there_is_told(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["similar", "100", "--count"], ["browse", "--drops"], ["report", "--pictures"]]
+    "arguments", [["similar", "100", "--count"], ["browse", "--drops"], ["report", "--images"]]
 )
 def test_less_than_nothing_is_wrong_usage(
     store: ArtifactStore, arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -367,11 +367,11 @@ def test_less_than_nothing_is_wrong_usage(
     assert arguments[-1] in told
 
 
-def test_no_pictures_at_all_may_be_asked_for(
+def test_no_images_at_all_may_be_asked_for(
     store: ArtifactStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "report.html"
-    main(["report", "--pictures", "0", "--store", store.uri, "--output", str(path)])
+    main(["report", "--images", "0", "--store", store.uri, "--output", str(path)])
     main(["similar", "100", "--count", "0", "--store", store.uri])
     assert "data:image/jpeg" not in path.read_text()
     assert "similarity" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from pipeline.recipe.presets import preset
 from storage.store.artifacts import ArtifactStore
 from storage.store.published import add_entry, read_history
 from storage.store.runs import read_runs
-from tests.support.small_store import bare_run, build_store, picture, torn_picture
+from tests.support.small_store import bare_run, build_store, image, torn_image
 from tests.support.store_fixtures import add, payload
 
 
@@ -57,8 +57,8 @@ def report(store: ArtifactStore) -> str:
 @pytest.fixture(scope="module")
 def dataset(store: ArtifactStore, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("out") / "deep" / "dataset.html"
-    main(["browse", "--store", store.uri, "--output", str(path), "--pictures", "9"])
-    main(["browse", "--store", store.uri, "--pictures", "9"])
+    main(["browse", "--store", store.uri, "--output", str(path), "--images", "9"])
+    main(["browse", "--store", store.uri, "--images", "9"])
     assert Path(store.uri, "reports", "dataset.html").read_text() == path.read_text()
     return path.read_text()
 
@@ -79,7 +79,7 @@ def test_a_page_asks_for_nothing_and_runs_nothing(
 
 
 @pytest.mark.parametrize("name", ["report", "dataset"])
-def test_pictures_and_drawings_can_be_decoded(name: str, request: pytest.FixtureRequest) -> None:
+def test_images_and_drawings_can_be_decoded(name: str, request: pytest.FixtureRequest) -> None:
     uris = [uri for uri in Page(request.getfixturevalue(name)).addresses if uri[:5] == "data:"]
     kinds = {uri.partition(";")[0] for uri in uris}
     assert kinds == {"data:image/svg+xml", "data:image/jpeg"}
@@ -99,7 +99,7 @@ def test_text_of_the_data_is_never_markup(report: str, dataset: str) -> None:
     assert "One &lt;b&gt;" in dataset
 
 
-def test_the_report_tells_conditions_floors_and_what_the_picture_is_worth(report: str) -> None:
+def test_the_report_tells_conditions_floors_and_what_the_image_is_worth(report: str) -> None:
     words = Page(report).words
     for expected in ("real", "shuffled", "blind", "most_frequent", "CIDEr-D of captions"):
         assert expected in words
@@ -122,7 +122,7 @@ def test_the_report_shows_where_the_model_looked(report: str) -> None:
 
 
 @pytest.mark.parametrize("order", [("real", "blind"), ("blind", "real")])
-def test_the_table_counts_what_the_right_pictures_were_asked(order: tuple[str, str]) -> None:
+def test_the_table_counts_what_the_right_images_were_asked(order: tuple[str, str]) -> None:
     fixed = {"stage": "finetune", "split": "test", "value": 0.5, "low": None, "high": None}
     counts = {"real": 1200, "blind": 30}
     rows = [
@@ -182,11 +182,11 @@ def test_equal_figures_give_equal_drawings() -> None:
     assert charts.lines("t", series, "x", "y") == charts.lines("t", series, "x", "y")
 
 
-def test_a_run_that_has_only_pictures_still_has_both_pages(tmp_path: Path) -> None:
+def test_a_run_that_has_only_images_still_has_both_pages(tmp_path: Path) -> None:
     store = bare_run(tmp_path)
     for command, words in (
         ("report", "This run has no scores"),
-        ("browse", "20 pictures"),
+        ("browse", "20 images"),
     ):
         path = tmp_path / f"{command}.html"
         main([command, "--store", store.uri, "--output", str(path)])
@@ -214,33 +214,33 @@ def test_an_empty_store_is_told_in_one_line(
     assert message in capsys.readouterr().err
 
 
-def test_the_dataset_page_shows_as_many_pictures_as_asked(dataset: str) -> None:
+def test_the_dataset_page_shows_as_many_images_as_asked(dataset: str) -> None:
     words = Page(dataset).words
     assert "9 of them" in words
     assert words.count("conversation of 2 turns") == 9
     assert all(split in words for split in ("· train ·", "· validation ·", "· test ·"))
     assert "caption: refusal (1)" in words
     assert "image: broken image (1)" in words
-    assert "no picture to show" in words
+    assert "no image to show" in words
 
 
-def test_a_drop_about_a_good_picture_is_shown_with_it(dataset: str) -> None:
+def test_a_drop_about_a_good_image_is_shown_with_it(dataset: str) -> None:
     card = dataset.partition("caption: refusal (1)")[2].partition("</div>\n</div>")[0]
     assert "data:image/jpeg" in card
 
 
-def test_of_an_unusable_picture_what_can_be_drawn_is_shown(dataset: str) -> None:
+def test_of_an_unusable_image_what_can_be_drawn_is_shown(dataset: str) -> None:
     broken = dataset.partition("image: broken image (1)")[2].partition("</div>\n</div>")[0]
     page = dataset.partition("image: not an image (1)")[2].partition("</div>\n</div>")[0]
     assert "data:image/jpeg" in broken
-    assert "no picture to show" in page
+    assert "no image to show" in page
     assert "data:" not in page
 
 
-def test_pillows_remarks_about_odd_pictures_are_kept_back(
+def test_pillows_remarks_about_odd_images_are_kept_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr("tests.support.small_store.picture", odd_picture)
+    monkeypatch.setattr("tests.support.small_store.image", odd_image)
     store = bare_run(tmp_path)
     path = tmp_path / "dataset.html"
     main(["browse", "--store", store.uri, "--output", str(path)])
@@ -249,7 +249,7 @@ def test_pillows_remarks_about_odd_pictures_are_kept_back(
     assert not [str(each.message) for each in recwarn]
 
 
-def odd_picture(number: int) -> bytes:
+def odd_image(number: int) -> bytes:
     """Return a PNG of a half transparent palette: Pillow warns where that is converted."""
     stream = io.BytesIO()
     image = Image.new("P", (8 + number, 8))
@@ -258,19 +258,19 @@ def odd_picture(number: int) -> bytes:
     return stream.getvalue()
 
 
-def test_half_a_picture_is_drawn_on_demand_only() -> None:
-    assert thumbnail(torn_picture()) is None
-    assert thumbnail(torn_picture(), torn=True) is not None
-    assert thumbnail(torn_picture()) is None
+def test_half_an_image_is_drawn_on_demand_only() -> None:
+    assert thumbnail(torn_image()) is None
+    assert thumbnail(torn_image(), torn=True) is not None
+    assert thumbnail(torn_image()) is None
 
 
-def test_a_picture_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.pages.page.MOST_PIXELS", 100)
-    assert thumbnail(picture(1)) is None
+    assert thumbnail(image(1)) is None
 
 
-@pytest.mark.parametrize("data", [None, b"", b"<html>", picture(1)[:60]])
-def test_what_is_no_picture_has_no_thumbnail(data: bytes | None) -> None:
+@pytest.mark.parametrize("data", [None, b"", b"<html>", image(1)[:60]])
+def test_what_is_no_image_has_no_thumbnail(data: bytes | None) -> None:
     assert thumbnail(data) is None
 
 

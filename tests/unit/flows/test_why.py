@@ -15,7 +15,7 @@ from flows.overlay import overlay, sheet
 from model.assistant import Assistant
 from model.explanation import Explanation
 from model.view import View
-from tests.support.tiny_bundle import picture
+from tests.support.tiny_bundle import image
 
 VIEW = View(16, 0, 64, 64)
 
@@ -83,11 +83,11 @@ def test_ask_why_prints_the_answer_then_the_grids_and_draws(
     tiny_bundle: Path, tmp_path: Path, assistant: Assistant, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo, drawing = tmp_path / "photo.png", tmp_path / "why.png"
-    photo.write_bytes(picture())
+    photo.write_bytes(image())
     question = "What colour is it?"
     main(["ask", str(photo), question, "--bundle", str(tiny_bundle)])
     plain = capsys.readouterr().out
-    assert plain == f"{assistant.ask(picture(), question)}\n"
+    assert plain == f"{assistant.ask(image(), question)}\n"
     arguments = ["--bundle", str(tiny_bundle), "--why", "--output", str(drawing)]
     main(["ask", str(photo), question, *arguments])
     printed = capsys.readouterr().out
@@ -136,18 +136,18 @@ def test_the_chat_shows_where_it_looked_for_the_newest_answer(
     assistant: Assistant, tmp_path: Path
 ) -> None:
     red = tmp_path / "red.png"
-    red.write_bytes(picture())
+    red.write_bytes(image())
     talk = Talk(assistant, tmp_path, Limits())
-    first = assistant.ask(picture(), "What colour?")
+    first = assistant.ask(image(), "What colour?")
     history = [said("user", "What colour?", str(red)), said("assistant", first)]
     shown = talk.look(history)
     assert shown.size[0] > 0
-    second = assistant.ask(picture(), "How many?", [("What colour?", first)])
+    second = assistant.ask(image(), "How many?", [("What colour?", first)])
     later = [*history, said("user", "How many?"), said("assistant", second)]
     assert png_of(talk.look(later)) != png_of(shown)
     unanswered = [*history, said("user", "Why?"), said("assistant", NOTHING)]
     assert png_of(talk.look(unanswered)) == png_of(shown)
-    caption = assistant.caption([picture()])[0]
+    caption = assistant.caption([image()])[0]
     talk.look([said("user", "", str(red)), said("assistant", caption)])
 
 
@@ -166,7 +166,7 @@ def test_the_chat_shows_where_it_looked_for_the_newest_answer(
 def test_what_cannot_be_shown_is_told(
     assistant: Assistant, tmp_path: Path, history: list[dict[str, Any]]
 ) -> None:
-    (tmp_path / "red.png").write_bytes(picture())
+    (tmp_path / "red.png").write_bytes(image())
     for message in history:
         for part in message["content"]:
             if part["type"] == "file" and part["file"]["path"] == "red.png":

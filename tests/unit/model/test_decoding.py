@@ -42,7 +42,7 @@ def reason(data: bytes, max_pixels: int = MANY) -> str:
 
 
 def outcome(data: bytes) -> str:
-    """Return the mode of the decoded picture, or the reason why there is none."""
+    """Return the mode of the decoded image, or the reason why there is none."""
     try:
         return decode_image(data, MANY).mode
     except BadImageError as error:
@@ -56,7 +56,7 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 def quadrants() -> Image.Image:
-    """A 40x20 picture, red above left, green above right, blue below left, white below right."""
+    """A 40x20 image, red above left, green above right, blue below left, white below right."""
     values = np.full((20, 40, 3), 255, np.uint8)
     values[:10, :20], values[:10, 20:], values[10:, :20] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     return Image.fromarray(values)
@@ -137,7 +137,7 @@ def test_sixteen_bits_scale_and_do_not_clip_to_white(kind: str) -> None:
     assert np.abs(found - np.arange(256)).max() <= 1
 
 
-def test_a_dark_sixteen_bit_picture_stays_dark() -> None:
+def test_a_dark_sixteen_bit_image_stays_dark() -> None:
     dark = np.full((8, 8), 200, np.uint16)  # 200 of 65535 is nearly black
     assert pixels(encoded(Image.fromarray(dark))).max() <= 1
 
@@ -287,7 +287,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
     edits=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=6),
     cut=st.floats(0.1, 1.0),
 )
-def test_a_damaged_picture_is_decoded_or_refused(
+def test_a_damaged_image_is_decoded_or_refused(
     kind: str, edits: list[tuple[float, int]], cut: float
 ) -> None:
     data = bytearray(KINDS[kind]())

@@ -15,7 +15,7 @@ from model.importance import importance_map, importance_maps, neutral_patch
 from model.view import View, view_of
 from model.vlm import VisionLanguageModel
 from tests.support.shown_images import nats_by_hand
-from tests.support.tiny_bundle import picture
+from tests.support.tiny_bundle import image
 
 PATCHES, VISION = 49, 32
 PROMPT, ANSWER = [44, 50, 70], [71, 75, 80]  # letters, which the tiny model may write
@@ -23,7 +23,7 @@ PROMPT, ANSWER = [44, 50, 70], [71, 75, 80]  # letters, which the tiny model may
 
 @pytest.fixture(scope="module")
 def sighted(tiny_bundle: Path) -> Assistant:
-    """An assistant of our own whose answers hang on the picture more than others' do."""
+    """An assistant of our own whose answers hang on the image more than others' do."""
     assistant = load_assistant(tiny_bundle)
     torch.manual_seed(6)
     with torch.no_grad():
@@ -179,15 +179,15 @@ def test_places_are_counted_from_one() -> None:
 
 
 def test_an_assistant_explains_its_own_answer(sighted: Assistant) -> None:
-    answer = sighted.ask(picture(), "What colour?")
-    found = explain(sighted, picture(), "What colour?", answer)
+    answer = sighted.ask(image(), "What colour?")
+    found = explain(sighted, image(), "What colour?", answer)
     assert found.words == answer.split()
     assert found.maps.shape == (len(found.words), PATCHES)
     assert found.view == View(16, 0, 64, 64)  # the middle of 96 by 64 pixels
-    caption = sighted.caption([picture()])[0]
-    assert explain(sighted, picture(), None, caption).words == caption.split()
+    caption = sighted.caption([image()])[0]
+    assert explain(sighted, image(), None, caption).words == caption.split()
     with pytest.raises(ModelError, match="no word"):
-        explain(sighted, picture(), "What colour?", "  ")
+        explain(sighted, image(), "What colour?", "  ")
 
 
 # -- what an encoder sees ----------------------------------------------------------------------

@@ -46,14 +46,14 @@ def tiny_vlm(attention: str = "sdpa", positions: int = 64) -> VisionLanguageMode
 
 @dataclass(frozen=True)
 class Story:
-    """Pictures and what is said about each: ids and target masks of its examples."""
+    """Images and what is said about each: ids and target masks of its examples."""
 
     patches: Tensor
     ids: Sequence[Sequence[NDArray[np.int64]]]
     targets: Sequence[Sequence[NDArray[np.bool_]]]
 
     def shared(self) -> Batch:
-        """One row per picture."""
+        """One row per image."""
         counts = [len(examples) for examples in self.ids]
         return collate(self.patches, [*chain(*self.ids)], [*chain(*self.targets)], counts)
 
@@ -118,7 +118,7 @@ def test_an_example_does_not_see_the_others_of_its_row(attention: str, changed: 
         assert distance > 0.01 if number == changed else distance < 1e-6
 
 
-def test_a_picture_matters_to_its_own_row_and_to_all_of_it() -> None:
+def test_an_image_matters_to_its_own_row_and_to_all_of_it() -> None:
     vlm, told = tiny_vlm(), story([(5, 4), (3, 6)])
     patches = told.patches.clone()
     patches[1] += 1

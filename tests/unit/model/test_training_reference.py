@@ -24,8 +24,8 @@ from pipeline.engine.materialize import payload_of
 from pipeline.publishing.trained_images import MOST, reference_of, trained_images
 from pipeline.recipe.presets import PRESETS, preset
 from storage.tables import write_table
-from tests.support.shown_images import key_of, write_pictures
-from tests.support.tiny_bundle import picture, texture
+from tests.support.shown_images import key_of, write_images
+from tests.support.tiny_bundle import image, texture
 from tests.support.training_inputs import files_of
 
 WARNING = "this image is unlike those the model was trained on (discs): the answer may be a guess"
@@ -113,7 +113,7 @@ def write_inputs(folder: Path, splits: list[str]) -> None:
     write_table(folder / "examples/examples.parquet", rows, EXAMPLES)
     patches = drawn(len(splits), 5).half().numpy()
     pooled = np.ones((len(splits), 2), np.float32)
-    write_pictures(folder / "features", patches, pooled, splits)
+    write_images(folder / "features", patches, pooled, splits)
 
 
 def referred(folder: Path) -> TrainingReference | None:
@@ -163,7 +163,7 @@ def test_the_phrase_bears_no_identity_and_every_source_has_one() -> None:
 def photos(tmp_path: Path) -> tuple[str, str]:
     """A disc and a texture, as files."""
     red, sand = tmp_path / "red.png", tmp_path / "sand.png"
-    red.write_bytes(picture())
+    red.write_bytes(image())
     sand.write_bytes(texture())
     return str(red), str(sand)
 

@@ -13,7 +13,7 @@ from tests.support.small_store import build_store
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "queries.md"
 QUERIES = re.findall(r"^\*\*(\d+\. .+?)\*\*.*?```sql\n(.*?)```", PAGE.read_text(), re.S | re.M)
-NOTHING_FOUND = ("10. ", "11. ")  # copies of a picture; pictures on both sides
+NOTHING_FOUND = ("10. ", "11. ")  # copies of an image; images on both sides
 
 
 @pytest.fixture(scope="module")

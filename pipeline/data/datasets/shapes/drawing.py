@@ -1,6 +1,6 @@
-"""One scene as a picture.
+"""One scene as an image.
 
-Invariant: the picture is a pure function of the scene; what is drawn is the polygon that the
+Invariant: the image is a pure function of the scene; what is drawn is the polygon that the
 annotations describe.
 """
 
@@ -19,17 +19,17 @@ _NOISE = 4
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The picture of a scene, in RGB."""
-    picture = Image.fromarray(_backdrop(scene))
+    """The image of a scene, in RGB."""
+    image = Image.fromarray(_backdrop(scene))
     for item in scene.objects:
-        _paint(picture, scene, item)
-    return picture
+        _paint(image, scene, item)
+    return image
 
 
-def encode(picture: Image.Image) -> bytes:
-    """The picture as JPEG, with colours stored at half resolution as cameras do."""
+def encode(image: Image.Image) -> bytes:
+    """The image as JPEG, with colours stored at half resolution as cameras do."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    image.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue()
 
 
@@ -46,8 +46,8 @@ def _backdrop(scene: Scene) -> UInt8[np.ndarray, "height width rgb"]:
     return (start + (end - start) * fade + grain).clip(0, 255).astype(np.uint8)
 
 
-def _paint(picture: Image.Image, scene: Scene, item: SceneObject) -> None:
-    """Paste one object into the picture; a larger mask, reduced, gives it smooth edges."""
+def _paint(image: Image.Image, scene: Scene, item: SceneObject) -> None:
+    """Paste one object into the image; a larger mask, reduced, gives it smooth edges."""
     corners = outline(scene, item)
     left, top = (math.floor(min(axis)) for axis in zip(*corners, strict=True))
     right, bottom = (math.ceil(max(axis)) for axis in zip(*corners, strict=True))
@@ -57,4 +57,4 @@ def _paint(picture: Image.Image, scene: Scene, item: SceneObject) -> None:
     ImageDraw.Draw(mask).polygon(
         [((x - left) * factor - 0.5, (y - top) * factor - 0.5) for x, y in corners], fill=255
     )
-    picture.paste(item.paint, (left, top), mask.reduce(factor))
+    image.paste(item.paint, (left, top), mask.reduce(factor))

@@ -1,7 +1,7 @@
 """Scenes become a dataset: archives in COCO's own layout, conversations in LLaVA's schema.
 
 Invariant: the same seed and counts give the same bytes (no clock, fixed order, stored members),
-and picture number i is the same whatever the counts. A file appears whole or not at all.
+and image number i is the same whatever the counts. A file appears whole or not at all.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The little world that the `demo` preset depicts: coloured shapes in four quadrants.
 
-A scene is pure data and a pure function of (seed, index), so picture number i is the same
-whatever the number of pictures. Invariant: every object lies inside its own quadrant of the
-central square of the picture, which is what remains after CLIP's centre crop.
+A scene is pure data and a pure function of (seed, index), so image number i is the same
+whatever the number of images. Invariant: every object lies inside its own quadrant of the
+central square of the image, which is what remains after CLIP's centre crop.
 """
 
 import math
@@ -78,12 +78,12 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture before it is drawn.
+    """One image before it is drawn.
 
     Attributes:
         seed: The seed of the world.
         index: The number of the scene in that world.
-        width: Width of the picture in pixels.
+        width: Width of the image in pixels.
         height: Height in pixels.
         backdrop: The two RGB colours between which the background fades.
         slope: Direction of that fade in radians.
@@ -110,7 +110,7 @@ def generator(seed: int, index: int, purpose: str) -> random.Random:
 
     It is seeded with a text, which Python hashes with SHA-512: the same in every process.
     """
-    return random.Random(f"{seed}/{index}/{purpose}")  # noqa: S311 - pictures, not secrets
+    return random.Random(f"{seed}/{index}/{purpose}")  # noqa: S311 - images, not secrets
 
 
 def make_scene(seed: int, index: int) -> Scene:
@@ -120,7 +120,7 @@ def make_scene(seed: int, index: int) -> Scene:
     answers questions about a scene by its priors.
     """
     rng = generator(seed, index, "scene")
-    width, height = _picture_size(rng)
+    width, height = _image_size(rng)
     grey = rng.randint(16, 44)
     backdrop = (_near((grey, grey, grey), 10, rng), _near((grey, grey, grey), 10, rng))
     slope = rng.uniform(0, 2 * math.pi)
@@ -131,7 +131,7 @@ def make_scene(seed: int, index: int) -> Scene:
 
 
 def outline(scene: Scene, item: SceneObject) -> list[Point]:
-    """The corners of an object's polygon, in pixels of the picture.
+    """The corners of an object's polygon, in pixels of the image.
 
     The tilted shape is scaled so that its longer extent fills the object's box, and centred there.
     """
@@ -145,7 +145,7 @@ def outline(scene: Scene, item: SceneObject) -> list[Point]:
     return [(across + scale * x, down + scale * y) for x, y in turned]
 
 
-def _picture_size(rng: random.Random) -> tuple[int, int]:
+def _image_size(rng: random.Random) -> tuple[int, int]:
     shortest = rng.randint(*_SHORTEST_SIDE)
     longest = round(shortest * rng.choices(_ASPECTS, _ASPECT_WEIGHTS)[0])
     return (shortest, longest) if rng.random() < _PORTRAIT_SHARE else (longest, shortest)

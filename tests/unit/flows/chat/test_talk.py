@@ -12,16 +12,16 @@ from flows.commands.chat import check_door
 from model.assistant import Assistant
 from model.decoding import FORMATS
 from pipeline.errors import PipelineError
-from tests.support.tiny_bundle import picture, texture
+from tests.support.tiny_bundle import image, texture
 
-LIMITS = Limits(picture_bytes=10_000, question_characters=50)
+LIMITS = Limits(image_bytes=10_000, question_characters=50)
 
 
 @pytest.fixture
 def talk(assistant: Assistant, tmp_path: Path) -> Talk:
-    (tmp_path / "red.png").write_bytes(picture())
-    (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "large.png").write_bytes(picture() + bytes(10_000))
+    (tmp_path / "red.png").write_bytes(image())
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "large.png").write_bytes(image() + bytes(10_000))
     return Talk(assistant, tmp_path, LIMITS)
 
 
@@ -35,19 +35,19 @@ def test_an_answer_is_the_assistants_own(talk: Talk, tmp_path: Path) -> None:
     red = str(tmp_path / "red.png")
     *_, (answer, warning) = talk.answer("What colour?", [red], [])
     assert not warning
-    assert answer == talk.assistant.ask(picture(), "What colour?")
+    assert answer == talk.assistant.ask(image(), "What colour?")
     *_, (caption, _) = talk.answer("", [red], [])
-    assert caption == talk.assistant.caption([picture()])[0]
+    assert caption == talk.assistant.caption([image()])[0]
     history = [said("user", "What colour?", red), said("assistant", answer)]
     *_, (second, _) = talk.answer("How many?", [], history)
-    assert second == talk.assistant.ask(picture(), "How many?", [("What colour?", answer)])
+    assert second == talk.assistant.ask(image(), "How many?", [("What colour?", answer)])
 
 
 def test_an_image_unlike_the_training_is_answered_with_a_warning_beside_the_text(
     wary_bundle: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "sand.png").write_bytes(texture())
-    (tmp_path / "red.png").write_bytes(picture())
+    (tmp_path / "red.png").write_bytes(image())
     talk = Talk(Assistant(wary_bundle), tmp_path, Limits())
     sand = str(tmp_path / "sand.png")
     replies = list(talk.answer("What colour?", [sand], []))
@@ -83,15 +83,15 @@ def test_an_assistant_with_beams_answers_the_chat_as_it_answers_ask(
 ) -> None:
     searching = Assistant(talk.assistant.folder)
     searching.card["beams"] = 4
-    expected = searching.ask(picture(), "What colour?")
-    assert expected != talk.assistant.ask(picture(), "What colour?")
+    expected = searching.ask(image(), "What colour?")
+    assert expected != talk.assistant.ask(image(), "What colour?")
     answer = Talk(searching, tmp_path, LIMITS).answer(
         "What colour?", [str(tmp_path / "red.png")], []
     )
     assert list(answer) == [(expected, "")]
 
 
-def test_a_new_picture_begins_a_new_subject() -> None:
+def test_a_new_image_begins_a_new_subject() -> None:
     history = [
         said("user", "Which?", "old.png"),
         said("assistant", "This."),
@@ -115,10 +115,10 @@ def test_a_new_picture_begins_a_new_subject() -> None:
     [
         ("", "", "Write a question"),
         ("   ", "", "Write a question"),
-        ("What?", "", "Add a picture first"),
+        ("What?", "", "Add an image first"),
         ("x" * 51, "red.png", "at most 50"),
         ("What\ud83d?", "red.png", "half a character. Please write it again"),
-        ("What?", "text.png", "not a picture"),
+        ("What?", "text.png", "not an image"),
         ("What?", "large.png", "Please make it smaller"),
         ("What?", "gone.png", "add it again"),
         ("What?", "../outside.png", "add it again"),
@@ -130,7 +130,7 @@ def test_a_message_that_cannot_be_answered_says_what_to_do(
     talk: Talk, tmp_path: Path, text: str, file: str, words: str
 ) -> None:
     outside = tmp_path.parent / "outside.png"
-    outside.write_bytes(picture())
+    outside.write_bytes(image())
     (tmp_path / "link.png").symlink_to(outside)
     with pytest.raises(ChatError, match=words) as caught:
         list(talk.answer(text, [str(tmp_path / file)] if file else [], []))
@@ -138,14 +138,14 @@ def test_a_message_that_cannot_be_answered_says_what_to_do(
 
 
 @pytest.mark.parametrize("head", [b"\0\0\0\x18ftypheic", b"\0\0\0\x18ftypavif", b"<svg xmlns="])
-def test_a_picture_of_another_kind_is_answered_with_the_kinds_that_are_taken(
+def test_an_image_of_another_kind_is_answered_with_the_kinds_that_are_taken(
     talk: Talk, tmp_path: Path, head: bytes
 ) -> None:
     (tmp_path / "phone").write_bytes(head + bytes(99))
     with pytest.raises(ChatError) as caught:
         talk.check("What?", [str(tmp_path / "phone")])
     said = str(caught.value)
-    assert said.startswith("Pictures of this kind cannot be read. Please send a JPEG, PNG")
+    assert said.startswith("Images of this kind cannot be read. Please send a JPEG, PNG")
     assert all(kind in said.upper() for kind in FORMATS)
     assert "b'" not in said
 
@@ -192,10 +192,10 @@ def test_examples_stay_in_their_folder(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     (tmp_path / "secret.png").write_text("secret")
-    (source / "secret.png").write_bytes(picture())
-    listed = '[{"picture": "../secret.png", "question": "What?"}]'
+    (source / "secret.png").write_bytes(image())
+    listed = '[{"image": "../secret.png", "question": "What?"}]'
     (source / "examples.json").write_text(listed)
     (path, question) = read_examples(source, target)[0]
     assert question == "What?"
-    assert Path(path).read_bytes() == picture()
+    assert Path(path).read_bytes() == image()
     assert read_examples(target, target) == []

@@ -8,7 +8,7 @@ import pytest
 from flows.chat.talk import Limits
 from flows.chat.uploads import Uploads
 
-LIMITS = Limits(picture_bytes=10_000, folder_bytes=50_000, keep_seconds=100)
+LIMITS = Limits(image_bytes=10_000, folder_bytes=50_000, keep_seconds=100)
 
 
 def put(path: Path, size: int = 10) -> Path:
@@ -21,7 +21,7 @@ def test_everything_leaves_by_age_but_what_was_there_at_the_start(tmp_path: Path
     example = put(tmp_path / "examples" / "0.png")
     uploads = Uploads(tmp_path, LIMITS)
     with uploads.swept():
-        sent = put(tmp_path / "hash" / "picture.png")
+        sent = put(tmp_path / "hash" / "image.png")
         torn = put(tmp_path / "tmp_unfinished")  # its sender left in the middle
         uploads.sweep(time.time() + 99)
         assert sent.is_file()

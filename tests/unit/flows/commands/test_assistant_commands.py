@@ -14,36 +14,36 @@ from model.assistant import Assistant, load_assistant
 from model.bundle import PREFIX
 from model.errors import ModelError
 from model.language import load_language_model
-from tests.support.tiny_bundle import picture
+from tests.support.tiny_bundle import image
 
 
 def test_the_streamed_text_grows_to_the_answer(assistant: Assistant) -> None:
-    texts = list(assistant.stream(picture(), "What colour is it?"))
+    texts = list(assistant.stream(image(), "What colour is it?"))
     assert len(texts) > 3
-    assert texts[-1] == assistant.ask(picture(), "What colour is it?")
-    assert list(assistant.stream(picture(), None))[-1] == assistant.caption([picture()])[0]
+    assert texts[-1] == assistant.ask(image(), "What colour is it?")
+    assert list(assistant.stream(image(), None))[-1] == assistant.caption([image()])[0]
 
 
-def test_the_picture_and_the_history_matter(assistant: Assistant) -> None:
+def test_the_image_and_the_history_matter(assistant: Assistant) -> None:
     answers = {
-        assistant.ask(picture("red"), "What colour?"),
-        assistant.ask(picture("blue"), "What colour?"),
-        assistant.ask(picture("red"), "What colour?", [("How many?", "Two.")]),
+        assistant.ask(image("red"), "What colour?"),
+        assistant.ask(image("blue"), "What colour?"),
+        assistant.ask(image("red"), "What colour?", [("How many?", "Two.")]),
     }
     assert len(answers) == 3
 
 
 def test_the_oldest_turns_are_forgotten_where_there_is_no_room(assistant: Assistant) -> None:
     turn = ("How many objects are there?", "Two.")
-    short = assistant.ask(picture(), "What colour?", [turn] * 3)
-    assert assistant.ask(picture(), "What colour?", [("old " * 200, "x"), *[turn] * 3]) == short
+    short = assistant.ask(image(), "What colour?", [turn] * 3)
+    assert assistant.ask(image(), "What colour?", [("old " * 200, "x"), *[turn] * 3]) == short
 
 
 def test_a_question_that_never_fits_is_refused_in_tokens(assistant: Assistant) -> None:
     with pytest.raises(ModelError, match=f"{assistant.room} fit"):
-        assistant.ask(picture(), "why " * 300)
+        assistant.ask(image(), "why " * 300)
     with pytest.raises(ModelError, match="empty"):
-        assistant.ask(picture(), "  ")
+        assistant.ask(image(), "  ")
 
 
 def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
@@ -59,11 +59,11 @@ def test_a_bundle_of_a_later_format_is_refused(assistant: Assistant, tmp_path: P
 
 
 @pytest.mark.parametrize("command", ["ask", "caption"])
-def test_a_picture_that_cannot_be_used_is_named_with_the_kinds_that_can(
+def test_an_image_that_cannot_be_used_is_named_with_the_kinds_that_can(
     command: str, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = tmp_path / "red.png", tmp_path / "phone.heic"
-    good.write_bytes(picture())
+    good.write_bytes(image())
     bad.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
     told = [str(bad), "What?"] if command == "ask" else [str(good), str(bad)]
     with pytest.raises(SystemExit) as ended:
@@ -83,22 +83,22 @@ def test_a_question_in_another_encoding_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "red.png"
-    path.write_bytes(picture())
+    path.write_bytes(image())
     typed = b"caf\xe9?".decode(errors="surrogateescape")  # as Python reads its arguments
     with pytest.raises(SystemExit) as ended:
         main(["ask", str(path), typed, "--bundle", str(tiny_bundle)])
     assert ended.value.code == 1
     assert "the question holds half a character" in capsys.readouterr().err
     with pytest.raises(ModelError, match="half a character"):
-        assistant.ask(picture(), "What colour?", [(typed, "Red.")])
+        assistant.ask(image(), "What colour?", [(typed, "Red.")])
 
 
-def test_a_broken_picture_among_good_ones_is_named(
+def test_a_broken_image_among_good_ones_is_named(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, torn = tmp_path / "red.png", tmp_path / "torn.png"
-    good.write_bytes(picture())
-    torn.write_bytes(picture()[:100])
+    good.write_bytes(image())
+    torn.write_bytes(image()[:100])
     with pytest.raises(SystemExit):
         main(["caption", str(good), str(torn), "--bundle", str(tiny_bundle)])
     assert f"{torn}: broken image" in capsys.readouterr().err
@@ -132,5 +132,5 @@ def test_a_bundle_made_before_patches_were_centred_answers_as_it_did(
     prefix = load_file(older / PREFIX)
     assert {prefix.pop("patch_mean").any().item(), prefix.pop("patch_scale").item()} == {False, 1.0}
     save_file(prefix, older / PREFIX)
-    asked = [load_assistant(folder).ask(picture(), "What?") for folder in (tiny_bundle, older)]
+    asked = [load_assistant(folder).ask(image(), "What?") for folder in (tiny_bundle, older)]
     assert asked[0] == asked[1]

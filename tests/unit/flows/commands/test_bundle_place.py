@@ -11,7 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from storage.store.artifacts import ArtifactStore
 from storage.store.manifest import Manifest
-from tests.support.tiny_bundle import picture, publish_tiny
+from tests.support.tiny_bundle import image, publish_tiny
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_an_address_of_the_hub_is_kept_as_it_is(settings: Settings) -> None:
 def test_a_run_answers(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "red.png").write_bytes(picture())
+    (tmp_path / "red.png").write_bytes(image())
     main(["ask", str(tmp_path / "red.png"), "What?", "--run", "0123", "--store", settings.store])
     assert capsys.readouterr().out.strip()
 
@@ -72,7 +72,7 @@ def test_what_does_not_exist_is_told_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "red.png").write_bytes(picture())
+    (tmp_path / "red.png").write_bytes(image())
     given = {"ask": ["red.png", "What?"], "caption": ["red.png"], "chat": []}[command]
     with pytest.raises(SystemExit) as ended:
         main([command, *given, *options, "--store", settings.store])

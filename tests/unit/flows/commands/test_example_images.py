@@ -1,4 +1,4 @@
-"""Which pictures an assistant is tried with."""
+"""Which images an assistant is tried with."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from flows.commands.example_images import write_examples
 from pipeline.publishing.export import Lineage, trace
 from storage.store.artifacts import ArtifactStore
 from tests.support.store_fixtures import add, payload
-from tests.support.tiny_bundle import picture
+from tests.support.tiny_bundle import image
 
 
 def table(folder: Path, rows: list[dict[str, object]]) -> bytes:
@@ -22,8 +22,8 @@ def table(folder: Path, rows: list[dict[str, object]]) -> bytes:
 
 
 def made(store: ArtifactStore, folder: Path, colour: str) -> Lineage:
-    """Commit pictures of one colour, questions about them, and an assistant made of them."""
-    files = [{"sha256": f"{colour}{n}", "data": picture(colour)} for n in range(3)]
+    """Commit images of one colour, questions about them, and an assistant made of them."""
+    files = [{"sha256": f"{colour}{n}", "data": image(colour)} for n in range(3)]
     questions = [
         {"image_id": n, "sha256": f"{colour}{n}", "split": split, "question": f"{text} {colour}?"}
         for n, split in enumerate(("train", "test", "test"))
@@ -53,7 +53,7 @@ def test_they_are_held_out_ones_of_the_assistants_own_data(
     listed = json.loads((tmp_path / "out" / "examples.json").read_text())
     assert [each["question"] for each in listed] == ["Count the red?", "Is it red?"]
     for each in listed:
-        assert (tmp_path / "out" / each["picture"]).read_bytes() == picture("red")
+        assert (tmp_path / "out" / each["image"]).read_bytes() == image("red")
 
 
 @pytest.mark.parametrize("stage", ["images", "examples"])

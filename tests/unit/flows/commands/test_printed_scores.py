@@ -1,4 +1,4 @@
-"""Scores and pictures as they are printed: whole words on any terminal, what matters first."""
+"""Scores and images as they are printed: whole words on any terminal, what matters first."""
 
 import re
 
@@ -38,7 +38,7 @@ def test_scores_fit_the_terminal_without_breaking_a_word(
     ("image", "told"),
     [("7", "image 7 was left out: broken image, truncated"), ("5", "there is no image 5")],
 )
-def test_of_a_picture_that_is_not_there_the_reason_is_told(
+def test_of_an_image_that_is_not_there_the_reason_is_told(
     store: ArtifactStore, capsys: pytest.CaptureFixture[str], image: str, told: str
 ) -> None:
     with pytest.raises(SystemExit, match="1"):
@@ -46,7 +46,7 @@ def test_of_a_picture_that_is_not_there_the_reason_is_told(
     assert told in capsys.readouterr().err
 
 
-def test_a_picture_is_shown_with_what_the_model_says_of_it_first(
+def test_an_image_is_shown_with_what_the_model_says_of_it_first(
     store: ArtifactStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")

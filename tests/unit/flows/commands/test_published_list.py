@@ -40,7 +40,7 @@ def test_the_history_is_listed_and_nothing_moves(
     command = ["rollback", "--list", "--store", store.uri]
     main(command)
     assert "nothing was ever published" in capsys.readouterr().out
-    decide(store, "published", "first", "the picture helps")
+    decide(store, "published", "first", "the image helps")
     decide(store, "forced", "second", "there is no evidence that the model uses the image")
     decide(store, "refused", "third", "cider_d is 0.200 below the published run second")
     main(command)

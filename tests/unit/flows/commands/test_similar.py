@@ -1,4 +1,4 @@
-"""`phivision similar FILE`: a picture that the store does not hold, read as its own are read."""
+"""`phivision similar FILE`: an image that the store does not hold, read as its own are read."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ from storage.tables import write_table
 from tests.support.store_fixtures import NOTHING
 from tests.unit.pipeline.features.test_features import Folder, embed, made_backbones
 
-ROTATED = 6  # EXIF's word for a picture that must be turned by 90 degrees
+ROTATED = 6  # EXIF's word for an image that must be turned by 90 degrees
 LIMIT = 10_000  # pixels
 
 
@@ -51,7 +51,7 @@ def add(
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
-    """Return a store of twelve pictures, whose newest encoder is not that of its embeddings."""
+    """Return a store of twelve images, whose newest encoder is not that of its embeddings."""
     folder = tmp_path_factory.mktemp("similar")
     store = ArtifactStore(str(folder / "store"), folder / "cache")
     rows, files = [], []
@@ -82,13 +82,13 @@ def nearest(catalog: Catalog, path: Path, data: bytes) -> dict[str, Any]:
     return find_similar(catalog, str(path), 1, Settings(device="cpu"))[0]
 
 
-def test_a_rotated_copy_is_nearest_to_its_picture(catalog: Catalog, tmp_path: Path) -> None:
+def test_a_rotated_copy_is_nearest_to_its_image(catalog: Catalog, tmp_path: Path) -> None:
     turned = Image.fromarray(pixels(5)).transpose(Image.Transpose.ROTATE_90)
     found = nearest(catalog, tmp_path / "x.png", png(turned, ROTATED))
     assert (found["image_id"], found["similarity"]) == (5, 1.0)
 
 
-def test_a_copy_of_16_bits_is_nearest_to_its_picture(catalog: Catalog, tmp_path: Path) -> None:
+def test_a_copy_of_16_bits_is_nearest_to_its_image(catalog: Catalog, tmp_path: Path) -> None:
     deep = Image.fromarray(pixels(7).astype(np.uint16) * 257)
     found = nearest(catalog, tmp_path / "x.png", png(deep))
     assert (found["image_id"], found["similarity"]) == (7, 1.0)
@@ -98,7 +98,7 @@ def test_what_the_stage_would_refuse_is_refused(catalog: Catalog, tmp_path: Path
     path = tmp_path / "large.png"
     with pytest.raises(PipelineError, match="too many pixels"):
         nearest(catalog, path, png(Image.new("L", (LIMIT, 2))))
-    with pytest.raises(PipelineError, match="no picture"):
+    with pytest.raises(PipelineError, match="no image"):
         nearest(catalog, path, b"<html>")
 
 

@@ -15,7 +15,7 @@ from pipeline.settings import Settings
 from storage.store.artifacts import ArtifactStore
 from tests.e2e.chat_server import ROOT
 from tests.support.fake_hub import FakeHub
-from tests.support.tiny_bundle import picture, publish_tiny
+from tests.support.tiny_bundle import image, publish_tiny
 
 TOKEN = "hf_planted4Uk8WzQs2Lm"
 ADDRESS = "hf://somebody/my-model"
@@ -73,11 +73,11 @@ def test_an_export_is_private_whole_and_comes_back_equal(
     assert 'load_assistant("hf://somebody/my-model")' in card
     assert "OWNER/NAME" not in card
     settings = Settings(store=str(store), device="cpu")
-    (tmp_path / "photo.png").write_bytes(picture())
+    (tmp_path / "photo.png").write_bytes(image())
     (tmp_path / "ask.py").write_text(ASK)
     asking = [str(tmp_path / "ask.py"), ADDRESS, str(tmp_path / "photo.png")]
     there = run(tmp_path, hub.url, *asking)
-    here = open_assistant(settings, None).ask(picture(), "What colour?")
+    here = open_assistant(settings, None).ask(image(), "What colour?")
     assert there.stdout.strip() == here, there.stderr
     # The token went to the hub that was named and nowhere else, and into no file.
     assert {token for _, token in hub.asked} <= {TOKEN, ""}

@@ -409,7 +409,7 @@ def test_an_encoder_of_another_activation_is_refused(hub: FakeHub, tmp_path: Pat
         make_backbones(tmp_path, published(clip_pretrained=str(folder)))
 
 
-def test_pictures_are_normalised_as_the_config_beside_the_weights_says(
+def test_images_are_normalised_as_the_config_beside_the_weights_says(
     hub: FakeHub, tmp_path: Path
 ) -> None:
     config = json.loads(clip_files()["open_clip_config.json"])

@@ -1,4 +1,4 @@
-"""What the tiny backbones learn from: all text about training pictures, however it names them."""
+"""What the tiny backbones learn from: all text about training images, however it names them."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -16,25 +16,25 @@ from storage.sql.queries import Database
 from storage.tables import read_table, write_table
 from tests.support.training_inputs import context_of
 
-PICTURE = "000000000009.jpg"
+IMAGE = "000000000009.jpg"
 NAMES = [
-    PICTURE,
-    f"coco/train2017/{PICTURE}",
-    f"COCO_train2014_{PICTURE}",
-    f"coco/val2014/COCO_val2014_{PICTURE}",
-    f"folder\\{PICTURE}",
-    f"COCO_test2015_{PICTURE}",
+    IMAGE,
+    f"coco/train2017/{IMAGE}",
+    f"COCO_train2014_{IMAGE}",
+    f"coco/val2014/COCO_val2014_{IMAGE}",
+    f"folder\\{IMAGE}",
+    f"COCO_test2015_{IMAGE}",
     "other.jpg",
 ]
 
 
 def write_talk(root: Path, names: Sequence[str], captions: Sequence[str]) -> None:
-    """Write one training picture with captions, and a conversation under each name."""
-    picture = {
+    """Write one training image with captions, and a conversation under each name."""
+    image = {
         "image_id": 9,
         "split": "train",
         "origin": "train2017",
-        "file_name": PICTURE,
+        "file_name": IMAGE,
         "sha256": sha256(b"9").hexdigest(),
         "bytes": 9,
         "width": 64,
@@ -57,7 +57,7 @@ def write_talk(root: Path, names: Sequence[str], captions: Sequence[str]) -> Non
         }
         for number, name in enumerate(names)
     ]
-    write_table(root / "images/images.parquet", [picture], IMAGES)
+    write_table(root / "images/images.parquet", [image], IMAGES)
     write_table(root / "images/captions.parquet", texts, CAPTIONS)
     write_table(root / "conversations/conversations.parquet", talk, CONVERSATIONS)
 
@@ -77,19 +77,19 @@ def test_the_language_model_reads_the_talk_that_becomes_examples(tmp_path: Path)
     assert read == [["A cat.", *(f"{row['texts'][0]}\n {row['texts'][1]}" for row in kept)]]
 
 
-def test_talk_about_a_test_picture_of_the_same_name_is_not_read(tmp_path: Path) -> None:
+def test_talk_about_a_test_image_of_the_same_name_is_not_read(tmp_path: Path) -> None:
     root = tmp_path / "in"
-    write_talk(root, [f"train2017/{PICTURE}", f"val2017/{PICTURE}"], ["A cat."])
-    (picture,) = read_table(root / "images/images.parquet").to_pylist()
+    write_talk(root, [f"train2017/{IMAGE}", f"val2017/{IMAGE}"], ["A cat."])
+    (image,) = read_table(root / "images/images.parquet").to_pylist()
     other = {"image_id": 10, "split": "test", "origin": "val2017", "sha256": "0" * 64}
-    write_table(root / "images/images.parquet", [picture, {**picture, **other}], IMAGES)
+    write_table(root / "images/images.parquet", [image, {**image, **other}], IMAGES)
     (document,) = _documents(context_of(root, tmp_path / "work"))
     assert len(document) == 2
 
 
-def test_pictures_without_any_caption_are_refused_before_training(tmp_path: Path) -> None:
-    write_talk(tmp_path / "in", [PICTURE], [" "])
+def test_images_without_any_caption_are_refused_before_training(tmp_path: Path) -> None:
+    write_talk(tmp_path / "in", [IMAGE], [" "])
     tiny = preset("demo").backbones
     assert isinstance(tiny, TinyBackbones)
-    with pytest.raises(PipelineError, match="no training picture has a caption"):
+    with pytest.raises(PipelineError, match="no training image has a caption"):
         train_tiny_backbones(context_of(tmp_path / "in", tmp_path / "work"), tiny, 0)

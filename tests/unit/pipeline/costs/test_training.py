@@ -309,7 +309,7 @@ def test_hours_are_those_of_all_rows_of_all_epochs() -> None:
     assert hours(**{"images.limit": 80_000}) == pytest.approx([2 * each for each in once], rel=0.02)
     assert hours(**{"finetune.epochs": 3.0})[2] == pytest.approx(3 * once[2], rel=0.02)
     pretrain = next(trainings(preset("coco")))
-    assert pretrain.rows == pytest.approx(40_000 * 0.98)  # five captions of a picture in a row
+    assert pretrain.rows == pytest.approx(40_000 * 0.98)  # five captions of an image in a row
 
 
 def test_packed_layers_are_about_a_quarter_of_their_weights_in_bf16() -> None:

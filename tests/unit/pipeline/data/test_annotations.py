@@ -103,7 +103,7 @@ def test_captions_and_boxes_without_ids_get_free_ones(tmp_path: Path) -> None:
     assert [row["object_id"] for row in objects_of(origins, {1})] == [1, 2]
 
 
-def test_one_record_per_caption_is_one_picture_with_all_captions(tmp_path: Path) -> None:
+def test_one_record_per_caption_is_one_image_with_all_captions(tmp_path: Path) -> None:
     accents = ("caf\u00e9.jpg", "cafe\u0301.jpg")
     images = [image(12, accents[0]), image(11, accents[1]), image(10, accents[0]), image(20)]
     texts = [caption(n, about, f"text {n}") for n, about in enumerate((10, 11, 12, 20))]

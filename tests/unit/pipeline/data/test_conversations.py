@@ -178,7 +178,7 @@ def test_another_checksum_is_refused(tmp_path: Path) -> None:
         run(file, tmp_path / "wrong", "0" * 64)
 
 
-def test_records_without_a_picture_are_dropped_as_such(tmp_path: Path) -> None:
+def test_records_without_an_image_are_dropped_as_such(tmp_path: Path) -> None:
     bare = talk(7)
     del bare["image"]
     file = written(tmp_path / "llava.json", [talk(1), bare, talk(8, image=None)])
@@ -221,7 +221,7 @@ def test_records_of_another_shape_are_dropped_as_broken(tmp_path: Path, record: 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"a": 1}'])
 def test_a_file_without_a_conversation_is_named(tmp_path: Path, content: bytes) -> None:
     file = written(tmp_path / "llava.json", content)
-    with pytest.raises(PipelineError, match=r"llava\.json holds no conversation about a picture"):
+    with pytest.raises(PipelineError, match=r"llava\.json holds no conversation about an image"):
         run(file, tmp_path / "work")
 
 

@@ -13,12 +13,12 @@ from pipeline.recipe.presets import preset
 from storage.tables import read_table, write_table
 from tests.support.training_inputs import context_of
 
-PICTURES = 12
+COUNT = 12
 TALK = [("Is it red?", "Yes."), ("How many?", "Three."), ("Which shape?", "A square.")]
 
 
 def write_dataset(root: Path, tiny_bundle: Path, spoken: range, answer: str = "Yes.") -> None:
-    """Write pictures with a caption each: 8 to train on, 2 to validate, 2 to test with."""
+    """Write images with a caption each: 8 to train on, 2 to validate, 2 to test with."""
     shutil.copytree(tiny_bundle / "lm", root / "backbones/lm")
     images = [
         {
@@ -32,11 +32,11 @@ def write_dataset(root: Path, tiny_bundle: Path, spoken: range, answer: str = "Y
             "height": 48,
             "url": "",
         }
-        for number in range(PICTURES)
+        for number in range(COUNT)
     ]
     captions = [
         {"caption_id": number, "image_id": number, "caption": f"A square and {number} others."}
-        for number in range(PICTURES)
+        for number in range(COUNT)
     ]
     turns = [
         {"speaker": speaker, "text": text}
@@ -54,7 +54,7 @@ def write_dataset(root: Path, tiny_bundle: Path, spoken: range, answer: str = "Y
 
 
 def test_the_turns_of_a_conversation_can_be_told_apart(tmp_path: Path, tiny_bundle: Path) -> None:
-    write_dataset(tmp_path / "in", tiny_bundle, range(PICTURES))
+    write_dataset(tmp_path / "in", tiny_bundle, range(COUNT))
     part = preset("demo").override({"examples.max_turns": 9, "examples.max_tokens": 500}).examples
     context = context_of(tmp_path / "in", tmp_path / "work")
     examples(context, part, 0)
@@ -68,14 +68,14 @@ def test_a_validation_split_without_talk_is_refused_with_a_share_that_has_some(
 ) -> None:
     write_dataset(tmp_path / "in", tiny_bundle, range(8))
     context = context_of(tmp_path / "in", tmp_path / "work")
-    with pytest.raises(PipelineError, match="no conversation is about a validation picture") as say:
+    with pytest.raises(PipelineError, match="no conversation is about a validation image") as say:
         examples(context, preset("demo").examples, 0)
-    assert "8 training pictures" in str(say.value)
+    assert "8 training images" in str(say.value)
     assert "images.validation_share=0.5" in str(say.value)
 
 
 def test_if_nothing_is_left_the_reasons_are_told(tmp_path: Path, tiny_bundle: Path) -> None:
-    write_dataset(tmp_path / "in", tiny_bundle, range(PICTURES), answer="See the bounding box.")
+    write_dataset(tmp_path / "in", tiny_bundle, range(COUNT), answer="See the bounding box.")
     context = context_of(tmp_path / "in", tmp_path / "work")
     with pytest.raises(PipelineError, match="12 speaks of captions or boxes"):
         examples(context, preset("demo").examples, 0)

@@ -229,7 +229,7 @@ def test_the_first_conversation_reason_wins() -> None:
 @pytest.mark.parametrize(
     "written", ["000000000001.jpg", "coco/train2017/000000000001.jpg", "a\\b\\000000000001.jpg"]
 )
-def test_a_picture_is_found_by_name_path_and_coco_2014_prefix(written: str) -> None:
+def test_an_image_is_found_by_name_path_and_coco_2014_prefix(written: str) -> None:
     prefixed = written.replace("0000", "COCO_train2014_0000", 1)
     rows = spoken([(written, TALK), (prefixed, [TALK[0], ("gpt", "B.")])])
     assert [row["image_id"] for row in rows] == [1, 1]
@@ -252,9 +252,7 @@ def test_a_picture_is_found_by_name_path_and_coco_2014_prefix(written: str) -> N
         ("top.jpg", (11, None)),
     ],
 )
-def test_a_name_means_one_picture_or_none(
-    written: str, found: tuple[int | None, str | None]
-) -> None:
+def test_a_name_means_one_image_or_none(written: str, found: tuple[int | None, str | None]) -> None:
     images = [
         *(image(5, name="a/same.jpg"), image(6, name="b/same.jpg"), image(7, name="a/alone.jpg")),
         *(image(8, name="twice.jpg"), image(9, name="twice.jpg")),

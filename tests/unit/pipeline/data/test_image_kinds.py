@@ -98,7 +98,7 @@ def flipped() -> bytes:
     return bytes(data)
 
 
-# Pictures that must be used: upright, with the scene's own size and colours.
+# Images that must be used: upright, with the scene's own size and colours.
 GOOD: dict[str, Callable[[], bytes]] = {
     "rgb.jpg": lambda: saved(scene(), "JPEG", quality=95),
     "progressive.jpg": lambda: saved(scene(), "JPEG", progressive=True, quality=95),
@@ -126,7 +126,7 @@ GOOD: dict[str, Callable[[], bytes]] = {
     "palette.gif": lambda: saved(scene(), "GIF"),
     "palette.png": lambda: saved(scene().quantize(200), "PNG"),
 }
-# Greyscale pictures that must be used, neither white nor black.
+# Greyscale images that must be used, neither white nor black.
 GREY: dict[str, Callable[[], bytes]] = {
     "grey.jpg": lambda: saved(scene().convert("L"), "JPEG"),
     "grey.png": lambda: saved(scene().convert("L"), "PNG"),
@@ -185,16 +185,14 @@ UNWRITTEN = ("unsafe file name", "file missing")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return what the stage makes of a dataset that has one picture of each kind."""
+    """Return what the stage makes of a dataset that has one image of each kind."""
     folder = tmp_path_factory.mktemp("kinds")
     files = {name: build() for name, build in (*GOOD.items(), *GREY.items())}
     names = [*files, *BAD, LINK]
     files |= {n: build() for n, (build, why) in BAD.items() if why not in UNWRITTEN}
     train = {**coco([]), "images": [record(n, name) for n, name in enumerate(names)]}
-    pictures = {f"{TRAIN}/{name}": data for name, data in files.items()}
-    root = lay_out(
-        folder / "coco", train, coco([999]), pictures | {f"{VAL}/{999:012d}.jpg": jpeg(9)}
-    )
+    images = {f"{TRAIN}/{name}": data for name, data in files.items()}
+    root = lay_out(folder / "coco", train, coco([999]), images | {f"{VAL}/{999:012d}.jpg": jpeg(9)})
     (folder / "elsewhere.jpg").write_bytes(jpeg(1))
     (root / TRAIN / LINK).symlink_to(folder / "elsewhere.jpg")
     (root / TRAIN / "folder.jpg").mkdir()
@@ -235,15 +233,15 @@ def test_the_bytes_of_what_was_read_and_refused_are_kept_apart(made: Path) -> No
 
 
 @pytest.mark.realdata
-def test_the_collection_of_bad_pictures_goes_through_the_stage(
+def test_the_collection_of_bad_images_goes_through_the_stage(
     realdata: Path, tmp_path: Path
 ) -> None:
     source = realdata / "badimages"
     names = sorted(path.name for path in source.iterdir() if path.suffix != ".csv")
     train = {**coco([]), "images": [record(n, name) for n, name in enumerate(names)]}
     good = {f"{VAL}/{999:012d}.jpg": jpeg(9)}
-    pictures = {f"{TRAIN}/{name}": (source / name).read_bytes() for name in names}
-    root = lay_out(tmp_path / "coco", train, coco([999]), pictures | good)
+    images = {f"{TRAIN}/{name}": (source / name).read_bytes() for name in names}
+    root = lay_out(tmp_path / "coco", train, coco([999]), images | good)
     _, out = run(root, tmp_path, max_bad_share=1.0)
     used = {row["file_name"] for row in table(out, "images")} - {f"{999:012d}.jpg"}
     dropped = {row["file"]: row["reason"] for row in table(out, "drops")}

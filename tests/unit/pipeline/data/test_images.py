@@ -67,7 +67,7 @@ def record(number: int, file_name: str | None = None) -> dict[str, Json]:
 
 
 def coco(numbers: list[int], **more: Json) -> dict[str, Json]:
-    captions = [{"id": 10 * n, "image_id": n, "caption": f"picture {n}"} for n in numbers]
+    captions = [{"id": 10 * n, "image_id": n, "caption": f"image {n}"} for n in numbers]
     return {"images": [record(n) for n in numbers], "annotations": captions, **more}
 
 
@@ -75,7 +75,7 @@ def lay_out(
     root: Path,
     train: Json,
     val: Json,
-    pictures: Mapping[str, bytes] | None = None,
+    images: Mapping[str, bytes] | None = None,
     instances: Json = None,
 ) -> Path:
     """Write COCO's layout as folders; JSON given as bytes is written as it is."""
@@ -87,12 +87,12 @@ def lay_out(
     for name, value in files.items():
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         (root / "annotations" / name).write_bytes(data)
-    for name, data in (pictures or {}).items():
+    for name, data in (images or {}).items():
         (root / name).write_bytes(data)
     return root
 
 
-def pictures_of(train: list[int], val: list[int]) -> dict[str, bytes]:
+def images_of(train: list[int], val: list[int]) -> dict[str, bytes]:
     named = [*((TRAIN, n) for n in train), *((VAL, n) for n in val)]
     return {f"{folder}/{number:012d}.jpg": jpeg(number) for folder, number in named}
 
@@ -123,9 +123,9 @@ def reasons(out: Path) -> dict[str, str]:
 # -- whole datasets ----------------------------------------------------------------------------
 
 
-def test_a_folder_becomes_tables_and_the_pictures_own_bytes(tmp_path: Path) -> None:
-    pictures = pictures_of([1, 2, 3], [4])
-    root = lay_out(tmp_path / "coco", coco([1, 2, 3]), coco([4]), pictures)
+def test_a_folder_becomes_tables_and_the_images_own_bytes(tmp_path: Path) -> None:
+    images = images_of([1, 2, 3], [4])
+    root = lay_out(tmp_path / "coco", coco([1, 2, 3]), coco([4]), images)
     summary, out = run(root, tmp_path)
     assert summary == {"images": 4, "captions": 4, "objects": 0, "quarantined": 0}
     rows = table(out, "images")
@@ -133,7 +133,7 @@ def test_a_folder_becomes_tables_and_the_pictures_own_bytes(tmp_path: Path) -> N
     assert rows[3]["split"] == "test"
     assert (rows[0]["width"], rows[0]["height"]) == (12, 8)
     files = pa.concat_tables(map(read_table, sorted(out.glob("files-*.parquet")))).to_pylist()
-    assert {row["data"] for row in files} == set(pictures.values())
+    assert {row["data"] for row in files} == set(images.values())
     assert {row["sha256"] for row in files} == {row["sha256"] for row in rows}
 
 
@@ -157,9 +157,9 @@ def pack(root: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tgz"])
 def test_archives_give_what_folders_give(tmp_path: Path, kind: str) -> None:
-    pictures = pictures_of([1, 2], [3])
-    folder = lay_out(tmp_path / "folder", coco([1, 2]), coco([3]), pictures)
-    packed = lay_out(tmp_path / "packed", coco([1, 2]), coco([3]), pictures)
+    images = images_of([1, 2], [3])
+    folder = lay_out(tmp_path / "folder", coco([1, 2]), coco([3]), images)
+    packed = lay_out(tmp_path / "packed", coco([1, 2]), coco([3]), images)
     pack(packed, kind)
     _, first = run(folder, tmp_path / "a")
     _, second = run(packed, tmp_path / "b")
@@ -167,14 +167,14 @@ def test_archives_give_what_folders_give(tmp_path: Path, kind: str) -> None:
     assert table(first, "captions") == table(second, "captions")
 
 
-def test_boxes_of_good_pictures_are_kept_with_their_category(tmp_path: Path) -> None:
+def test_boxes_of_good_images_are_kept_with_their_category(tmp_path: Path) -> None:
     box = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2.5, 3, 4], "area": 12}
     instances = {
         "images": [record(1)],
         "annotations": [box, {**box, "id": 2, "image_id": 99}],
         "categories": [{"id": 7, "name": "cat"}],
     }
-    root = lay_out(tmp_path / "coco", coco([1]), coco([2]), pictures_of([1], [2]), instances)
+    root = lay_out(tmp_path / "coco", coco([1]), coco([2]), images_of([1], [2]), instances)
     _, out = run(root, tmp_path)
     assert [(row["category"], row["y"], row["iscrowd"]) for row in table(out, "objects")] == [
         ("cat", 2.5, False)
@@ -186,7 +186,7 @@ def test_outlines_are_not_held_in_memory(tmp_path: Path) -> None:
     outline = [[(n * 7919 % 1000) / 8 for n in range(60)]]
     many = [{**box, "id": n, "segmentation": outline} for n in range(4000)]
     document = {**coco([1]), "annotations": many, "categories": [{"id": 3, "name": "cat"}]}
-    root = lay_out(tmp_path / "coco", coco([1]), coco([2]), pictures_of([1], [2]), document)
+    root = lay_out(tmp_path / "coco", coco([1]), coco([2]), images_of([1], [2]), document)
     size = (root / "annotations" / f"instances_{TRAIN}.json").stat().st_size
     tracemalloc.start()
     found = read_coco(root / "annotations", TRAIN, [])
@@ -197,8 +197,8 @@ def test_outlines_are_not_held_in_memory(tmp_path: Path) -> None:
     assert peak < 3 * size
 
 
-def test_equal_pictures_are_stored_once(tmp_path: Path) -> None:
-    same = {f"{TRAIN}/{n:012d}.jpg": jpeg(5) for n in (1, 2)} | pictures_of([], [3])
+def test_equal_images_are_stored_once(tmp_path: Path) -> None:
+    same = {f"{TRAIN}/{n:012d}.jpg": jpeg(5) for n in (1, 2)} | images_of([], [3])
     root = lay_out(tmp_path / "coco", coco([1, 2]), coco([3]), same)
     summary, out = run(root, tmp_path)
     assert summary["images"] == 3
@@ -206,10 +206,10 @@ def test_equal_pictures_are_stored_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_equal_pictures_are_in_one_split_whatever_their_ids(tmp_path: Path, seed: int) -> None:
+def test_equal_images_are_in_one_split_whatever_their_ids(tmp_path: Path, seed: int) -> None:
     numbers = list(range(1, 17))
     same = {f"{TRAIN}/{n:012d}.jpg": jpeg(40 * (n % 4)) for n in numbers}
-    root = lay_out(tmp_path / "coco", coco(numbers), coco([99]), same | pictures_of([], [99]))
+    root = lay_out(tmp_path / "coco", coco(numbers), coco([99]), same | images_of([], [99]))
     splits: list[dict[int, str]] = []
     for limit in (6, 11, 16):
         _, out = run(root, tmp_path, seed=seed, limit=limit, validation_share=0.5)
@@ -228,8 +228,8 @@ def test_names_are_compared_after_unicodes_normalisation(tmp_path: Path, kind: s
     apart, joined = "Mo\u0308we.jpg", "M\u00f6we.jpg"
     train = {**coco([1]), "images": [record(1, joined), record(2, "dir/2" + joined)]}
     (tmp_path / "coco" / TRAIN / "dir").mkdir(parents=True)
-    pictures = {f"{TRAIN}/{apart}": jpeg(1), f"{TRAIN}/dir/2{apart}": jpeg(90)}
-    root = lay_out(tmp_path / "coco", train, coco([9]), pictures | pictures_of([], [9]))
+    images = {f"{TRAIN}/{apart}": jpeg(1), f"{TRAIN}/dir/2{apart}": jpeg(90)}
+    root = lay_out(tmp_path / "coco", train, coco([9]), images | images_of([], [9]))
     if kind == "zip":
         pack_tree(root, TRAIN)
     _, out = run(root, tmp_path)
@@ -242,16 +242,16 @@ def test_names_are_compared_after_unicodes_normalisation(tmp_path: Path, kind: s
 def test_of_two_names_that_look_the_same_the_written_one_is_meant(tmp_path: Path) -> None:
     apart, joined = "Mo\u0308we.jpg", "M\u00f6we.jpg"
     train = {**coco([]), "images": [record(1, joined)]}
-    pictures = {f"{TRAIN}/{apart}": jpeg(90), f"{TRAIN}/{joined}": jpeg(1)}
-    root = lay_out(tmp_path / "coco", train, coco([9]), pictures | pictures_of([], [9]))
+    images = {f"{TRAIN}/{apart}": jpeg(90), f"{TRAIN}/{joined}": jpeg(1)}
+    root = lay_out(tmp_path / "coco", train, coco([9]), images | images_of([], [9]))
     _, out = run(root, tmp_path)
     assert table(out, "images")[0]["sha256"] == hashlib.sha256(jpeg(1)).hexdigest()
 
 
 def test_a_name_that_differs_in_capitals_is_told(tmp_path: Path) -> None:
     train = {**coco([]), "images": [record(1, "0001.jpg"), record(2, "0002.jpg")]}
-    pictures = {f"{TRAIN}/0001.JPG": jpeg(1)} | pictures_of([], [9])
-    root = lay_out(tmp_path / "coco", train, coco([9]), pictures)
+    images = {f"{TRAIN}/0001.JPG": jpeg(1)} | images_of([], [9])
+    root = lay_out(tmp_path / "coco", train, coco([9]), images)
     _, out = run(root, tmp_path, max_bad_share=1.0)
     assert [row["detail"] for row in table(out, "drops")] == [
         "0001.jpg; there is 0001.JPG",
@@ -264,7 +264,7 @@ def test_a_name_that_differs_in_capitals_is_told(tmp_path: Path) -> None:
 
 
 def test_links_lead_anywhere_from_a_folder_of_the_users_own(tmp_path: Path) -> None:
-    root = lay_out(tmp_path / "coco", coco([1, 2]), coco([9]), pictures_of([1, 2], [9]))
+    root = lay_out(tmp_path / "coco", coco([1, 2]), coco([9]), images_of([1, 2], [9]))
     store = tmp_path / "elsewhere"
     store.mkdir()
     (root / TRAIN / f"{1:012d}.jpg").rename(store / "blob")
@@ -284,7 +284,7 @@ def test_links_lead_anywhere_from_a_folder_of_the_users_own(tmp_path: Path) -> N
 # -- what cannot be used is dropped with its reason --------------------------------------------
 
 
-def test_bad_pictures_are_dropped_with_their_reason(tmp_path: Path) -> None:
+def test_bad_images_are_dropped_with_their_reason(tmp_path: Path) -> None:
     train = coco([1, 2, 3, 4, 5, 6])
     train["images"] += [
         record(7, "../outside.jpg"),
@@ -295,14 +295,14 @@ def test_bad_pictures_are_dropped_with_their_reason(tmp_path: Path) -> None:
     train["images"] += [record(2**70), record(9, "\ud800.jpg"), {"id": True, "file_name": "t.jpg"}]
     train["annotations"] += [{"id": 1}, {"id": 2**70, "image_id": 1, "caption": "big"}, None]
     train["annotations"] += [{"id": 2, "image_id": 1, "caption": "\ud800"}]
-    pictures = pictures_of([1], [10]) | {
+    images = images_of([1], [10]) | {
         f"{TRAIN}/{3:012d}.jpg": jpeg(3)[:300],
         f"{TRAIN}/{4:012d}.jpg": b"<html>404</html>",
         f"{TRAIN}/{5:012d}.jpg": b"",
         f"{TRAIN}/{6:012d}.jpg": jpeg(6, (200, 200)),
     }
     (tmp_path / "outside.jpg").write_bytes(jpeg(7))
-    root = lay_out(tmp_path / "coco", train, coco([10]), pictures)
+    root = lay_out(tmp_path / "coco", train, coco([10]), images)
     summary, out = run(root, tmp_path, max_bad_share=1.0, max_pixels=10_000)
     found = reasons(out)
     assert found["2"] == "file missing"
@@ -318,21 +318,19 @@ def test_bad_pictures_are_dropped_with_their_reason(tmp_path: Path) -> None:
     assert summary["quarantined"] == 7
     assert [row["image_id"] for row in table(out, "images")] == [1, 10]
     kept = {row["record"]: row["data"] for row in table(out, "quarantine")}
-    assert kept == {
-        record: pictures[f"{TRAIN}/{int(record):012d}.jpg"] for record in ("3", "4", "6")
-    }
+    assert kept == {record: images[f"{TRAIN}/{int(record):012d}.jpg"] for record in ("3", "4", "6")}
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_a_like_base_name_in_another_folder_is_another_picture(tmp_path: Path, kind: str) -> None:
+def test_a_like_base_name_in_another_folder_is_another_image(tmp_path: Path, kind: str) -> None:
     longer = "set/a/4.jpg" if kind == "folder" else f"set/{TRAIN}/a/4.jpg"
     names = ["b/1.jpg", "a/2.jpg", "same.jpg", longer, "5.jpg", "6.jpg"]
     train = {**coco([]), "images": [record(n, name) for n, name in enumerate(names, 1)]}
     files = ["a/1.jpg", "a/2.jpg", "a/same.jpg", "b/same.jpg", "a/4.jpg", "c/5.jpg", "6.jpg"]
-    pictures = {f"{TRAIN}/{name}": jpeg(30 * n) for n, name in enumerate(files)}
+    images = {f"{TRAIN}/{name}": jpeg(30 * n) for n, name in enumerate(files)}
     for folder in "abc":
         (tmp_path / "coco" / TRAIN / folder).mkdir(parents=True)
-    root = lay_out(tmp_path / "coco", train, coco([10]), pictures | pictures_of([], [10]))
+    root = lay_out(tmp_path / "coco", train, coco([10]), images | images_of([], [10]))
     if kind == "zip":
         pack_tree(root, TRAIN)
     _, out = run(root, tmp_path, max_bad_share=1.0)
@@ -340,7 +338,7 @@ def test_a_like_base_name_in_another_folder_is_another_picture(tmp_path: Path, k
     kept = {row["image_id"]: row["sha256"] for row in table(out, "images")}
     sources = {2: "a/2.jpg", 4: "a/4.jpg", 5: "c/5.jpg", 6: "6.jpg"}
     for image_id, name in sources.items():
-        assert kept[image_id] == hashlib.sha256(pictures[f"{TRAIN}/{name}"]).hexdigest()
+        assert kept[image_id] == hashlib.sha256(images[f"{TRAIN}/{name}"]).hexdigest()
 
 
 def pack_tree(root: Path, name: str) -> None:
@@ -353,29 +351,29 @@ def pack_tree(root: Path, name: str) -> None:
 
 def test_files_above_max_bytes_are_dropped(tmp_path: Path) -> None:
     big = {f"{TRAIN}/{2:012d}.jpg": jpeg(2) + b"\0" * 5000}
-    root = lay_out(tmp_path / "coco", coco([1, 2]), coco([3]), pictures_of([1], [3]) | big)
+    root = lay_out(tmp_path / "coco", coco([1, 2]), coco([3]), images_of([1], [3]) | big)
     _, out = run(root, tmp_path, max_bytes=4000, max_bad_share=1.0)
     assert reasons(out) == {"2": "file refused"}
     assert table(out, "drops")[0]["detail"] == "larger than 4000 bytes"
 
 
-def test_large_and_many_unusable_pictures_are_only_named(
+def test_large_and_many_unusable_images_are_only_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.data.quarantine.LARGEST", 5)
     monkeypatch.setattr("pipeline.data.quarantine.MOST", 2)
     bad = {2: b"123456", 3: b"1234", 4: b"12345", 5: b"1"}
     files = {f"{TRAIN}/{number:012d}.jpg": data for number, data in bad.items()}
-    root = lay_out(tmp_path / "coco", coco([1, *bad]), coco([9]), pictures_of([1], [9]) | files)
+    root = lay_out(tmp_path / "coco", coco([1, *bad]), coco([9]), images_of([1], [9]) | files)
     _, out = run(root, tmp_path, max_bad_share=1.0)
     assert [row["record"] for row in table(out, "quarantine")] == ["3", "4"]
     assert set(reasons(out)) == {"2", "3", "4", "5"}
 
 
-def test_too_many_bad_pictures_stop_the_run_with_their_reasons(tmp_path: Path) -> None:
-    pictures = pictures_of([1], [9]) | {f"{TRAIN}/{2:012d}.jpg": b"no"}
-    root = lay_out(tmp_path / "coco", coco([1, 2, 3, 4]), coco([9]), pictures)
-    with pytest.raises(PipelineError, match="3 of 5 pictures are bad") as caught:
+def test_too_many_bad_images_stop_the_run_with_their_reasons(tmp_path: Path) -> None:
+    images = images_of([1], [9]) | {f"{TRAIN}/{2:012d}.jpg": b"no"}
+    root = lay_out(tmp_path / "coco", coco([1, 2, 3, 4]), coco([9]), images)
+    with pytest.raises(PipelineError, match="3 of 5 images are bad") as caught:
         run(root, tmp_path, max_bad_share=0.5)
     assert "2 file missing, 1 not an image" in str(caught.value)
     named = re.search(r"(/\S+\.csv) names each", str(caught.value))
@@ -390,16 +388,16 @@ def test_records_that_contradict_the_list_of_images_are_counted(tmp_path: Path) 
     train = coco([1, 2])
     train["images"].append({**train["images"][0], "file_name": "other.jpg"})
     train["annotations"].append({"id": 77, "image_id": 5, "caption": "of nothing"})
-    root = lay_out(tmp_path / "coco", train, coco([9]), pictures_of([1, 2], [9]))
+    root = lay_out(tmp_path / "coco", train, coco([9]), images_of([1, 2], [9]))
     summary, out = run(root, tmp_path)
     told = {(row["kind"], row["record"], row["reason"]) for row in table(out, "drops")}
     assert told == {("image", "1", "id is taken"), ("caption", "77", "image not listed")}
     assert summary["images"] == 3
 
 
-def test_no_usable_picture_stops_the_run(tmp_path: Path) -> None:
+def test_no_usable_image_stops_the_run(tmp_path: Path) -> None:
     root = lay_out(tmp_path / "coco", coco([1]), coco([2]))
-    with pytest.raises(PipelineError, match="no picture of the dataset") as caught:
+    with pytest.raises(PipelineError, match="no image of the dataset") as caught:
         run(root, tmp_path, max_bad_share=1.0)
     assert "2 file missing" in str(caught.value)
 
@@ -407,7 +405,7 @@ def test_no_usable_picture_stops_the_run(tmp_path: Path) -> None:
 def test_unreadable_records_are_counted_with_the_first_fault(tmp_path: Path) -> None:
     texts = [{"image_id": 1, "text": "a cat"}] * 3
     root = lay_out(
-        tmp_path / "coco", {**coco([1]), "annotations": texts}, coco([2]), pictures_of([1], [2])
+        tmp_path / "coco", {**coco([1]), "annotations": texts}, coco([2]), images_of([1], [2])
     )
     with pytest.raises(PipelineError, match=f"no caption of {TRAIN} can be used") as caught:
         run(root, tmp_path)
@@ -415,7 +413,7 @@ def test_unreadable_records_are_counted_with_the_first_fault(tmp_path: Path) -> 
     assert told in str(caught.value)
     nameless = {"images": [{"file_name": "1.jpg"}], "annotations": []}
     root = lay_out(tmp_path / "other", nameless, nameless)
-    with pytest.raises(PipelineError, match="no picture of the dataset") as caught:
+    with pytest.raises(PipelineError, match="no image of the dataset") as caught:
         run(root, tmp_path)
     assert f"2 broken record, the first: captions_{TRAIN}.json images[0]: no 'id'" in str(
         caught.value
@@ -430,7 +428,7 @@ def test_unreadable_records_are_counted_with_the_first_fault(tmp_path: Path) -> 
     ids=["cut", "empty", "bytes", "deep", "html", "number"],
 )  # fmt: skip
 def test_broken_json_names_the_file(tmp_path: Path, broken: bytes) -> None:
-    root = lay_out(tmp_path / "coco", broken, coco([1]), pictures_of([], [1]))
+    root = lay_out(tmp_path / "coco", broken, coco([1]), images_of([], [1]))
     with pytest.raises(PipelineError, match=f"captions_{TRAIN}.json is not valid JSON"):
         run(root, tmp_path)
 
@@ -439,7 +437,7 @@ def test_broken_json_names_the_file(tmp_path: Path, broken: bytes) -> None:
     "shape", [[], 1, None, {"images": {}}, {"images": [], "annotations": None}]
 )
 def test_json_of_another_shape_names_the_file(tmp_path: Path, shape: Json) -> None:
-    root = lay_out(tmp_path / "coco", coco([1]), json.dumps(shape).encode(), pictures_of([1], []))
+    root = lay_out(tmp_path / "coco", coco([1]), json.dumps(shape).encode(), images_of([1], []))
     with pytest.raises(PipelineError, match=f"captions_{VAL}.json is JSON but not COCO's"):
         run(root, tmp_path)
 
@@ -447,7 +445,7 @@ def test_json_of_another_shape_names_the_file(tmp_path: Path, shape: Json) -> No
 def test_missing_parts_of_the_layout_are_named(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="is no folder"):
         run(tmp_path / "nowhere", tmp_path)
-    root = lay_out(tmp_path / "coco", coco([1]), coco([2]), pictures_of([1], [2]))
+    root = lay_out(tmp_path / "coco", coco([1]), coco([2]), images_of([1], [2]))
     (root / "annotations" / f"captions_{VAL}.json").unlink()
     with pytest.raises(PipelineError, match=f"holds no captions_{VAL}.json"):
         run(root, tmp_path)
@@ -460,14 +458,14 @@ def test_missing_parts_of_the_layout_are_named(tmp_path: Path) -> None:
 
 
 def test_an_id_in_both_splits_is_refused(tmp_path: Path) -> None:
-    root = lay_out(tmp_path / "coco", coco([1, 2]), coco([2, 3]), pictures_of([1, 2], [2, 3]))
+    root = lay_out(tmp_path / "coco", coco([1, 2]), coco([2, 3]), images_of([1, 2], [2, 3]))
     with pytest.raises(PipelineError, match=r"image ids \[2\] are in train2017 and in val2017"):
         run(root, tmp_path)
 
 
 def test_a_larger_limit_keeps_what_a_smaller_one_chose(tmp_path: Path) -> None:
     train, val = list(range(1, 21)), list(range(100, 110))
-    root = lay_out(tmp_path / "coco", coco(train), coco(val), pictures_of(train, val))
+    root = lay_out(tmp_path / "coco", coco(train), coco(val), images_of(train, val))
     chosen: list[dict[int, str]] = []
     for limit, tests in ((3, 2), (7, 5), (20, 10)):
         _, out = run(root, tmp_path, limit=limit, test_limit=tests, validation_share=0.3)
@@ -537,7 +535,7 @@ documents = st.fixed_dictionaries(
 def test_strange_json_gives_tables_or_a_clear_error(train: Json, instances: Json) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        root = lay_out(work / "coco", train, coco([9]), pictures_of([1], [9]), instances)
+        root = lay_out(work / "coco", train, coco([9]), images_of([1], [9]), instances)
         try:
             summary, out = run(root, work, max_bad_share=1.0)
         except (PipelineError, StorageError) as error:

@@ -1,4 +1,4 @@
-"""Pictures that lie one by one in a bucket: the chosen ones come, and each is read once."""
+"""Images that lie one by one in a bucket: the chosen ones come, and each is read once."""
 
 import json
 from collections.abc import Iterator
@@ -63,8 +63,8 @@ class Bucket:
 
         monkeypatch.setattr(MemoryFileSystem, "find", find_more)
 
-    def pictures(self) -> list[str]:
-        """Return the pictures that were read since the last look."""
+    def images(self) -> list[str]:
+        """Return the images that were read since the last look."""
         seen = sorted(name for name in self.reads if name.endswith(".jpg"))
         self.reads.clear()
         return seen
@@ -81,17 +81,17 @@ def names(out: Path) -> list[str]:
 
 def test_a_larger_subset_reads_the_difference(bucket: Bucket, tmp_path: Path) -> None:
     _, small, recorder = run(SOURCE, tmp_path / "small", tmp_path / "machine", limit=12)
-    few = bucket.pictures()
+    few = bucket.images()
     assert few == names(small)
     assert len(few) == 12 + len(TESTED)
     moved = sum(row["bytes"] for row in rows(small, "images") if row["origin"] == "train2017")
     assert recorder.counted["fetch 12 files of train2017"] == moved
     _, large, _ = run(SOURCE, tmp_path / "large", tmp_path / "machine", limit=30)
-    assert bucket.pictures() == sorted(set(names(large)) - set(few))
+    assert bucket.images() == sorted(set(names(large)) - set(few))
     assert stored(large) > stored(small)
 
 
-def test_a_changed_picture_is_seen_and_read(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_changed_image_is_seen_and_read(bucket: Bucket, tmp_path: Path) -> None:
     recipe = preset("coco").override({"images.source": SOURCE.model_dump()})
     before = probe_images(recipe)
     assert probe_images(recipe) == before
@@ -114,11 +114,11 @@ def test_what_came_before_a_kill_or_a_failure_is_kept(
             run(SOURCE, tmp_path, limit=None)
         bucket.failure = None
     _, out, _ = run(SOURCE, tmp_path, limit=None)
-    assert bucket.pictures() == names(out)
+    assert bucket.images() == names(out)
     assert stored(out) == {*TRAINED.values(), *TESTED.values()}
 
 
-def test_pictures_that_cannot_be_had_are_counted(
+def test_images_that_cannot_be_had_are_counted(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put("train2017/000000000001.jpg", bytes(30_000))

@@ -1,4 +1,4 @@
-"""Datasets behind HTTP and on the Hub: the chosen pictures arrive, and little else is moved."""
+"""Datasets behind HTTP and on the Hub: the chosen images arrive, and little else is moved."""
 
 import io
 import json
@@ -35,7 +35,7 @@ REVISION = "70f9d1e5e1a697fe35830875cfc7de1dd590d727"
 NOISE = random.Random(0)
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     """A JPEG of noise, so that it weighs a few kilobytes, as no zip entry does."""
     buffer = io.BytesIO()
     noise = NOISE.randbytes(64 * 48 * 3)
@@ -51,8 +51,8 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
     return target.getvalue()
 
 
-TRAINED = {n: picture(n) for n in range(1, 41)}
-TESTED = {n: picture(n) for n in range(101, 104)}
+TRAINED = {n: image(n) for n in range(1, 41)}
+TESTED = {n: image(n) for n in range(101, 104)}
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def stored(out: Path) -> set[bytes]:
 
 
 @pytest.mark.parametrize("kind", ["folder", "coco2017"])
-def test_over_http_only_the_chosen_pictures_are_moved(
+def test_over_http_only_the_chosen_images_are_moved(
     server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     root = offer(server, monkeypatch)
@@ -193,7 +193,7 @@ def test_another_version_of_an_archive_is_not_taken_for_the_one_that_is_here(
     root, machine = offer(server, monkeypatch), tmp_path / "machine"
     source = FolderImages(root=root)
     run(source, tmp_path / "old", machine, limit=12)
-    newer = {n: picture(n) for n in TRAINED}
+    newer = {n: image(n) for n in TRAINED}
     files = {f"train2017/{n:012d}.jpg": data for n, data in newer.items()}
     server.serve("/zips/train2017.zip", zipped(files))
     _, out, _ = run(source, tmp_path / "new", machine, limit=12)
@@ -267,7 +267,7 @@ def test_a_server_without_range_gives_the_whole_zip(
     assert any("answers no Range" in said for said in recorder.counted)
 
 
-def test_pictures_that_are_not_there_are_drops_with_their_reason(
+def test_images_that_are_not_there_are_drops_with_their_reason(
     server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = offer(server, monkeypatch)
@@ -287,7 +287,7 @@ def test_pictures_that_are_not_there_are_drops_with_their_reason(
         assert told == {key: why for key, why in expected.items() if int(key) in chosen}
 
 
-def test_pictures_of_val2014_are_left_out_and_counted(
+def test_images_of_val2014_are_left_out_and_counted(
     server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = offer(server, monkeypatch)
@@ -347,7 +347,7 @@ LAYOUTS = [
 LOOSE = ("train2017", "zips/val2017", "annotations")
 
 
-def expected_pictures(out: Path) -> set[bytes]:
+def expected_images(out: Path) -> set[bytes]:
     return {(TRAINED | TESTED)[key] for key in rows_by_id(out)}
 
 
@@ -370,7 +370,7 @@ def test_a_dataset_in_a_bucket_is_read(
     assert set(probe_images(recipe)) == set(layout)
     summary, out, _ = run(recipe.images.source, tmp_path / "work", limit=12)
     assert summary["images"] == 15
-    assert stored(out) == expected_pictures(out)
+    assert stored(out) == expected_images(out)
     files.rm(f"{bucket}/set/{layout[1]}", recursive=True)
     with pytest.raises(StorageError, match=r"has no archive zips/val2017\.zip"):
         probe_images(recipe)
@@ -382,7 +382,7 @@ def test_tars_behind_http_are_found(server: FaultServer, tmp_path: Path) -> None
         server.serve(f"/set/{name}", (here / name).read_bytes())
     source = FolderImages(root=f"http://127.0.0.1:{server.port}/set")
     _, out, _ = run(source, tmp_path / "work", limit=12)
-    assert stored(out) == expected_pictures(out)
+    assert stored(out) == expected_images(out)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["published", "tars"])
@@ -392,7 +392,7 @@ def test_a_file_url_is_a_folder_of_this_machine(
     here = laid_out(tmp_path / "with a blank", *layout)
     for root in (here.as_uri(), f"file://{here}", str(here)):
         _, out, _ = run(FolderImages(root=root), tmp_path / "work", limit=12)
-        assert stored(out) == expected_pictures(out)
+        assert stored(out) == expected_images(out)
         assert not list((tmp_path / "work" / "scratch").iterdir())  # nothing was copied
     with pytest.raises(PipelineError, match="is no folder"):
         run(FolderImages(root=f"{here.as_uri()}-not"), tmp_path / "other", limit=12)
@@ -408,7 +408,7 @@ def lcs_records(numbers: range) -> list[dict[str, Any]]:
             "image": f"{n % 3:05d}/{n:09d}.jpg",
             "conversations": [
                 {"from": "human", "value": "<image>\nDescribe it."},
-                {"from": "gpt", "value": f"picture number {n}"},
+                {"from": "gpt", "value": f"image number {n}"},
             ],
         }
         for n in numbers
@@ -426,7 +426,7 @@ def cached(home: Path, files: Mapping[str, bytes]) -> None:
 LCS = LcsImages(
     repository="liuhaotian/LLaVA-Pretrain",
     annotations="blip_laion_cc_sbu_558k.json",
-    pictures="images.zip",
+    images="images.zip",
     revision=REVISION,
     test_share=0.3,
 )
@@ -449,25 +449,25 @@ def lcs_files() -> tuple[bytes, bytes]:
 
 
 def test_lcs_558k_comes_from_the_hubs_cache(hub: Path, tmp_path: Path) -> None:
-    records, pictures = lcs_files()
-    cached(hub, {LCS.annotations: records, LCS.pictures: pictures})
+    records, images = lcs_files()
+    cached(hub, {LCS.annotations: records, LCS.images: images})
     summary, out, _ = run(LCS, tmp_path, limit=1000)
     assert summary == {"images": 40, "captions": 40, "objects": 0, "quarantined": 0}
     found = rows(out, "images")
     assert {row["origin"] for row in found} == {TRAIN, TEST}
     assert {row["split"] for row in found if row["origin"] == TEST} == {"test"}
     assert "test" not in {row["split"] for row in found if row["origin"] == TRAIN}
-    assert rows(out, "captions")[0]["caption"].startswith("picture number")
+    assert rows(out, "captions")[0]["caption"].startswith("image number")
 
 
-def test_lcs_558k_moves_only_the_chosen_pictures(
+def test_lcs_558k_moves_only_the_chosen_images(
     server: FaultServer, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records, pictures = lcs_files()
+    records, images = lcs_files()
     cached(hub, {LCS.annotations: records})
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    address = f"/datasets/{LCS.repository}/resolve/{REVISION}/{LCS.pictures}"
-    server.serve("/signed/images.zip", pictures)
+    address = f"/datasets/{LCS.repository}/resolve/{REVISION}/{LCS.images}"
+    server.serve("/signed/images.zip", images)
     elsewhere = f"http://127.0.0.1:{server.port}/signed/images.zip"
     server.serve(address, b"", *[Fault(redirect=elsewhere)] * 50)
     summary, out, _ = run(LCS, tmp_path, limit=6, test_limit=2)
@@ -497,7 +497,7 @@ strange = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(document=st.lists(strange | values, max_size=4) | values, share=st.floats(0, 1))
-def test_strange_lcs_json_gives_pictures_or_a_clear_error(
+def test_strange_lcs_json_gives_images_or_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, document: Any, share: float
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "lcs.json"

@@ -198,7 +198,7 @@ def test_of_two_processes_the_one_whose_loss_is_no_number_tells_its_examples(
         path for path in context.scratch.glob("not-finite-*.json") if str(path) in str(caught.value)
     ]
     assert "nan" in told.read_text()
-    assert "17" in str(caught.value)  # the conversation about picture 5
+    assert "17" in str(caught.value)  # the conversation about image 5
 
 
 def test_a_launcher_that_is_none_is_refused_with_its_name(inputs: Path, tmp_path: Path) -> None:

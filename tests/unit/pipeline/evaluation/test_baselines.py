@@ -1,4 +1,4 @@
-"""Floors: captions that no language model wrote, made of what training pictures have."""
+"""Floors: captions that no language model wrote, made of what training images have."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ import pytest
 from pipeline.data.schemas import EXAMPLES
 from pipeline.evaluation.baselines import floor_captions
 from storage.tables import write_table
-from tests.support.shown_images import key_of, write_pictures
+from tests.support.shown_images import key_of, write_images
 from tests.support.training_inputs import files_of
 
-# Picture → its split, its pooled embedding and its captions.
+# Image → its split, its pooled embedding and its captions.
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-PICTURES: list[tuple[str, tuple[float, float], list[str]]] = [
+IMAGES: list[tuple[str, tuple[float, float], list[str]]] = [
     (TRAIN, (1, 0), ["east", "the east"]),
     (TRAIN, (0, 1), ["a place"]),
     (TRAIN, (-30, -30), ["a place", "southwest"]),
@@ -26,11 +26,11 @@ PICTURES: list[tuple[str, tuple[float, float], list[str]]] = [
 
 
 def floors(
-    folder: Path, pictures: list[tuple[str, tuple[float, float], list[str]]], kind: str = "caption"
+    folder: Path, images: list[tuple[str, tuple[float, float], list[str]]], kind: str = "caption"
 ) -> dict[str, dict[int, str]]:
-    """Return the floors by number of picture."""
+    """Return the floors by number of image."""
     rows: list[dict[str, Any]] = []
-    for number, (split, _, captions) in enumerate(pictures):
+    for number, (split, _, captions) in enumerate(images):
         place = {"split": split, "image_id": number, "sha256": key_of(number)}
         for text in captions:
             fixed = {"example_id": len(rows), "source_id": 0, "turns": 1}
@@ -40,14 +40,14 @@ def floors(
     for row in rows:
         row |= {"input_ids": [1], "supervised": [True]}
     write_table(folder / "examples/examples.parquet", rows, EXAMPLES)
-    write_pictures(
+    write_images(
         folder / "features",
-        np.ones((len(pictures), 1, 2), np.float16),
-        np.array([pooled for _, pooled, _ in pictures], np.float32),
-        [split for split, _, _ in pictures],
+        np.ones((len(images), 1, 2), np.float16),
+        np.array([pooled for _, pooled, _ in images], np.float32),
+        [split for split, _, _ in images],
     )
     found = floor_captions(files_of(folder / "examples"), files_of(folder / "features"), 1)
-    numbers = {key_of(number): number for number in range(len(pictures))}
+    numbers = {key_of(number): number for number in range(len(images))}
     return {
         name: {numbers[key]: text for key, text in texts.items()} for name, texts in found.items()
     }
@@ -55,10 +55,10 @@ def floors(
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, str]]:
-    return floors(tmp_path_factory.mktemp("floors"), PICTURES)
+    return floors(tmp_path_factory.mktemp("floors"), IMAGES)
 
 
-def test_every_test_picture_and_no_other_has_both(found: dict[str, dict[int, str]]) -> None:
+def test_every_test_image_and_no_other_has_both(found: dict[str, dict[int, str]]) -> None:
     assert list(found) == ["most_frequent", "nearest_neighbour"]
     assert all(sorted(texts) == [4, 5, 6] for texts in found.values())
 
@@ -69,13 +69,13 @@ def test_the_commonest_caption_is_counted_in_training_only(
     assert set(found["most_frequent"].values()) == {"a place"}
 
 
-def test_the_neighbour_is_a_training_picture_never_the_picture_itself(
+def test_the_neighbour_is_a_training_image_never_the_image_itself(
     found: dict[str, dict[int, str]],
 ) -> None:
-    # Picture 3 lies just where picture 4 does, but is for validation; directions count, not length.
+    # Image 3 lies just where image 4 does, but is for validation; directions count, not length.
     assert found["nearest_neighbour"] == {4: "east", 5: "a place", 6: "a place"}
     said = {text for texts in found.values() for text in texts.values()}
-    assert not said & {text for split, _, texts in PICTURES if split != TRAIN for text in texts}
+    assert not said & {text for split, _, texts in IMAGES if split != TRAIN for text in texts}
 
 
 def test_what_test_captions_say_changes_nothing(
@@ -83,7 +83,7 @@ def test_what_test_captions_say_changes_nothing(
 ) -> None:
     other = [
         (split, pooled, ["something else"] if split == TEST else captions)
-        for split, pooled, captions in PICTURES
+        for split, pooled, captions in IMAGES
     ]
     assert floors(tmp_path, other) == found
 

@@ -1,4 +1,4 @@
-"""What is asked of a model: questions about all pictures, and of which split they are."""
+"""What is asked of a model: questions about all images, and of which split they are."""
 
 import json
 import shutil
@@ -18,19 +18,19 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.tasks import spread
 from pipeline.recipe.presets import preset
 from storage.tables import read_table, write_table
-from tests.support.shown_images import key_of, write_pictures
+from tests.support.shown_images import key_of, write_images
 from tests.support.training_inputs import context_of
 
 Row = dict[str, Any]
 
 
 def rows_of(counts: list[int]) -> list[Row]:
-    """So many questions about each picture, one picture after the other, as the tables are."""
+    """So many questions about each image, one image after the other, as the tables are."""
     images = [image for image, count in enumerate(counts) for _ in range(count)]
     return [{"image_id": image, "number": number} for number, image in enumerate(images)]
 
 
-def test_a_limit_leaves_no_picture_out() -> None:
+def test_a_limit_leaves_no_image_out() -> None:
     rows = rows_of([10] * 25)
     counts = Counter(row["image_id"] for row in spread(rows, 60, seed=0))
     assert len(counts) == 25
@@ -41,7 +41,7 @@ def test_a_limit_leaves_no_picture_out() -> None:
 
 
 @given(st.lists(st.integers(0, 5), max_size=8), st.integers(0, 30), st.integers(0, 9))
-def test_pictures_share_a_limit_as_evenly_as_they_can(
+def test_images_share_a_limit_as_evenly_as_they_can(
     counts: list[int], limit: int, seed: int
 ) -> None:
     rows = rows_of(counts)
@@ -55,10 +55,8 @@ def test_pictures_share_a_limit_as_evenly_as_they_can(
 
 
 @pytest.mark.parametrize(("tested", "known"), [(1, False), (2, True)])
-def test_a_picture_alone_is_never_shown_as_another(
-    tmp_path: Path, tested: int, known: bool
-) -> None:
-    patches = write_pictures(tmp_path, np.zeros((4, 2, 3), np.float16))
+def test_an_image_alone_is_never_shown_as_another(tmp_path: Path, tested: int, known: bool) -> None:
+    patches = write_images(tmp_path, np.zeros((4, 2, 3), np.float16))
     shown = Shown(patches, np.arange(tested), np.array([3]), 0)
     assert ("shuffled" in shown.conditions) is known
     assert {"real", "blind"} <= set(shown.conditions)
@@ -76,25 +74,25 @@ def write_exam(root: Path, tiny_bundle: Path, spoken: str) -> None:
         for file in tiny_bundle.glob("vision_prefix*"):
             shutil.copy(file, root / name)
     patches = np.random.default_rng(1).standard_normal((9, 49, 32)).astype(np.float16)
-    write_pictures(root / "features", patches, splits=["test"] * 4 + [spoken] * 4 + ["train"])
+    write_images(root / "features", patches, splits=["test"] * 4 + [spoken] * 4 + ["train"])
     examples, questions = [], []
-    for picture in range(9):
-        split = "train" if picture == 8 else "test" if picture < 4 else spoken
-        kind = "caption" if picture < 4 or picture == 8 else "conversation"
+    for image in range(9):
+        split = "train" if image == 8 else "test" if image < 4 else spoken
+        kind = "caption" if image < 4 or image == 8 else "conversation"
         tokens = template.caption("Two.")
         if kind == "conversation":
             tokens = template.conversation([("Two?", "Red.")])
-            place = {"example_id": picture, "split": split, "image_id": picture, "turn": 0}
-            said = {"sha256": key_of(picture), "question": "Two?", "answer": "Red."}
+            place = {"example_id": image, "split": split, "image_id": image, "turn": 0}
+            said = {"sha256": key_of(image), "question": "Two?", "answer": "Red."}
             questions.append({"question_id": len(questions), **place, **said})
         examples.append(
             {
-                "example_id": picture,
+                "example_id": image,
                 "kind": kind,
                 "split": split,
-                "image_id": picture,
-                "sha256": key_of(picture),
-                "source_id": picture,
+                "image_id": image,
+                "sha256": key_of(image),
+                "source_id": image,
                 "turns": 0,
                 "text": "Two.",
                 "input_ids": tokens.input_ids,
@@ -103,7 +101,7 @@ def write_exam(root: Path, tiny_bundle: Path, spoken: str) -> None:
         )
     (root / "images").mkdir()
     write_table(root / "images/objects.parquet", [], OBJECTS)
-    images = [{"image_id": picture, "width": 96, "height": 64} for picture in range(9)]
+    images = [{"image_id": image, "width": 96, "height": 64} for image in range(9)]
     write_table(root / "images/images.parquet", images, IMAGES)
     write_table(root / "examples/examples.parquet", examples, EXAMPLES)
     write_table(root / "examples/questions.parquet", questions, QUESTIONS)
@@ -112,7 +110,7 @@ def write_exam(root: Path, tiny_bundle: Path, spoken: str) -> None:
 
 
 @pytest.mark.parametrize("spoken", ["test", "validation"])
-def test_questions_come_from_validation_where_none_is_about_a_test_picture(
+def test_questions_come_from_validation_where_none_is_about_a_test_image(
     tmp_path: Path, tiny_bundle: Path, spoken: str
 ) -> None:
     write_exam(tmp_path / "in", tiny_bundle, spoken)

@@ -23,10 +23,10 @@ from pipeline.evaluation.likelihood import (
 )
 from pipeline.recipe.presets import preset
 from storage.features.patches import PatchTable
-from tests.support.shown_images import key_of, nats_by_hand, write_pictures
+from tests.support.shown_images import key_of, nats_by_hand, write_images
 from tests.support.training_inputs import PATCHES, VISION, WORDS, write_inputs
 
-TESTED = 6  # pictures; as many behind them are for training
+TESTED = 6  # images; as many behind them are for training
 Row = dict[str, Any]
 
 
@@ -48,7 +48,7 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
 def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchTable:
     rng = np.random.default_rng(5)
     values = rng.standard_normal((2 * TESTED, PATCHES, VISION)).astype(np.float16)
-    return write_pictures(tmp_path_factory.mktemp("patches"), values)
+    return write_images(tmp_path_factory.mktemp("patches"), values)
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,14 @@ def shown(patches: PatchTable) -> Shown:
     return Shown(patches, np.arange(TESTED), np.arange(TESTED, 2 * TESTED), 3)
 
 
-def row_of(number: int, picture: int, ids: list[int], asked: int, kind: str = "caption") -> Row:
+def row_of(number: int, image: int, ids: list[int], asked: int, kind: str = "caption") -> Row:
     """An example whose first `asked` tokens are a question."""
     return {
         "example_id": number,
         "kind": kind,
         "split": "test",
-        "image_id": 100 + picture,
-        "sha256": key_of(picture),
+        "image_id": 100 + image,
+        "sha256": key_of(image),
         "source_id": number,
         "turns": 1,
         "text": "",
@@ -89,12 +89,12 @@ def test_it_is_what_one_plain_pass_per_text_gives(
     found = likelihood(vlm, ROWS, shown, condition, batch, "cpu")
     assert len(found) == len(ROWS)
     for row, nats in zip(ROWS, found, strict=True):
-        picture = shown.show(shown.patches.rows_of([row["sha256"]]), condition)[0]
-        expected = nats_by_hand(vlm, picture, row["input_ids"])[torch.tensor(row["supervised"])]
+        image = shown.show(shown.patches.rows_of([row["sha256"]]), condition)[0]
+        expected = nats_by_hand(vlm, image, row["input_ids"])[torch.tensor(row["supervised"])]
         np.testing.assert_allclose(nats, expected.numpy(), rtol=1e-4)
 
 
-def test_a_blind_model_gives_a_text_the_same_about_every_picture(
+def test_a_blind_model_gives_a_text_the_same_about_every_image(
     vlm: VisionLanguageModel, shown: Shown
 ) -> None:
     same = [row_of(n, n, [5, 6, 7, 0], 0) for n in range(TESTED)]
@@ -104,7 +104,7 @@ def test_a_blind_model_gives_a_text_the_same_about_every_picture(
     }
     assert np.ptp(sums["blind"]) < 1e-4
     assert np.ptp(sums["real"]) > 0.01
-    # Shuffling shows each picture exactly once, and no picture its own.
+    # Shuffling shows each image exactly once, and no image its own.
     np.testing.assert_allclose(sorted(sums["real"]), sorted(sums["shuffled"]), rtol=1e-4)
     assert not np.isclose(sums["real"], sums["shuffled"]).any()
 
@@ -121,7 +121,7 @@ def test_mere_text_is_the_language_models_own_loss(vlm: VisionLanguageModel) -> 
         assert nat.nats == pytest.approx(float(loss) * nat.tokens, rel=1e-4)
 
 
-def test_only_test_pictures_that_are_shown_are_judged_shortest_first(shown: Shown) -> None:
+def test_only_test_images_that_are_shown_are_judged_shortest_first(shown: Shown) -> None:
     others = [
         {**row_of(5, 0, [1, 0], 0), "split": "train"},
         row_of(6, TESTED + 1, [1, 0], 0),
@@ -136,7 +136,7 @@ def test_only_test_pictures_that_are_shown_are_judged_shortest_first(shown: Show
     assert chosen("caption", "test", 99) == [3, 1, 4, 0, 2]
     assert chosen("conversation", "test", 9) == [7]
     assert chosen("caption", "train", 9) == [5]
-    # Picture 1 has two captions: four of five rows are about all four pictures.
+    # Image 1 has two captions: four of five rows are about all four images.
     assert sorted(ROWS[number]["image_id"] for number in chosen("caption", "test", 4)) == [
         100,
         101,

@@ -10,7 +10,7 @@ import torch
 from model.assistant import Assistant, load_assistant
 from pipeline.evaluation.conditions import Shown
 from pipeline.evaluation.likelihood_tasks import choice_scores, presence_answers
-from tests.support.shown_images import nats_by_hand, scores_by_hand, write_pictures
+from tests.support.shown_images import nats_by_hand, scores_by_hand, write_images
 
 TESTED, PATCHES, VISION = 5, 49, 32
 CAPTIONS = ["Two.", "Red, green or blue.", "What colour", "objects", "How many objects are there"]
@@ -24,7 +24,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def sighted(tiny_bundle: Path) -> Assistant:
-    """An assistant of our own whose answers hang on the picture more than others' do."""
+    """An assistant of our own whose answers hang on the image more than others' do."""
     assistant = load_assistant(tiny_bundle)
     torch.manual_seed(6)
     with torch.no_grad():
@@ -37,23 +37,23 @@ def sighted(tiny_bundle: Path) -> Assistant:
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     rng = np.random.default_rng(7)
     patches = rng.standard_normal((TESTED + 3, PATCHES, VISION)).astype(np.float16)
-    table = write_pictures(tmp_path_factory.mktemp("pictures"), patches)
+    table = write_images(tmp_path_factory.mktemp("images"), patches)
     return Shown(table, np.arange(TESTED), np.arange(TESTED, TESTED + 3), 0)
 
 
 def choose(
     assistant: Assistant, shown: Shown, choices: int, condition: str = "real", batch: int = 2
 ) -> list[float]:
-    """Image choice over all pictures and captions."""
+    """Image choice over all images and captions."""
     texts = [assistant.template.caption(text) for text in CAPTIONS]
-    pictures = np.arange(TESTED)
+    images = np.arange(TESTED)
     vlm = assistant.vlm
-    return choice_scores(vlm, pictures, texts, choices, shown, condition, batch, "cpu").tolist()
+    return choice_scores(vlm, images, texts, choices, shown, condition, batch, "cpu").tolist()
 
 
 @pytest.mark.parametrize("choices", [2, 3, 5])
 @pytest.mark.parametrize("condition", ["real", "shuffled"])
-def test_a_caption_chooses_among_its_picture_and_those_after_it(
+def test_a_caption_chooses_among_its_image_and_those_after_it(
     sighted: Assistant, shown: Shown, choices: int, condition: str
 ) -> None:
     expected = []
@@ -99,7 +99,7 @@ def test_who_sees_nothing_is_right_by_chance(sighted: Assistant, shown: Shown) -
     assert choose(sighted, shown, 4, "blind") == [0.25] * TESTED
 
 
-def test_there_are_no_more_choices_than_pictures(sighted: Assistant, shown: Shown) -> None:
+def test_there_are_no_more_choices_than_images(sighted: Assistant, shown: Shown) -> None:
     assert choose(sighted, shown, 99) == choose(sighted, shown, TESTED)
     assert choose(sighted, shown, 99, "blind") == [1 / TESTED] * TESTED
 
@@ -115,8 +115,8 @@ def margins(assistant: Assistant, shown: Shown, condition: str) -> list[list[flo
     """By how much yes is likelier than no, question by question."""
     lead, yes, no = fork(assistant)
     found = []
-    for picture, questions in enumerate(QUESTIONS):
-        patches = shown.show([picture], condition)[0]
+    for image, questions in enumerate(QUESTIONS):
+        patches = shown.show([image], condition)[0]
         found.append([])
         for question in questions:
             ids = [*assistant.template.question(question), *lead, yes]
@@ -136,9 +136,9 @@ def test_yes_is_said_where_it_is_likelier_than_no(
     with torch.no_grad():
         bias[fork(sighted)[1]] -= (flat[2] + flat[3]) / 2
     expected = [[m > 0 for m in each] for each in margins(sighted, shown, condition)]
-    pictures = np.arange(len(QUESTIONS))
+    images = np.arange(len(QUESTIONS))
     found = presence_answers(
-        sighted.vlm, sighted.template, pictures, QUESTIONS, ANSWERS, shown, condition, batch, "cpu"
+        sighted.vlm, sighted.template, images, QUESTIONS, ANSWERS, shown, condition, batch, "cpu"
     )
     assert found == expected
     assert sum(map(sum, found)) == 3

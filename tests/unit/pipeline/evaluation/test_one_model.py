@@ -19,7 +19,7 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.progress import Ticker
 from pipeline.recipe.presets import preset
 from pipeline.training.batches import open_examples
-from tests.support.tiny_bundle import picture
+from tests.support.tiny_bundle import image
 from tests.support.training_inputs import (
     Choices,
     context_of,
@@ -78,7 +78,7 @@ def test_evaluation_holds_one_language_model_in_the_type_of_finetuning(
     for stage in ("pretrain", "finetune"):
         assert report.seen[f"load the model of {stage}"] == []
         assert [report.seen[f"{stage}, {name}"] for name in conditions] == [[dtype]] * 3
-    assert report.seen["draw pictures for the intervals"] == []
+    assert report.seen["draw images for the intervals"] == []
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_an_assistant_answers_in_the_type_that_it_was_evaluated_in(
     assistant = load_assistant(folder)
     assert assistant.vlm.language_model.dtype == torch.bfloat16
     assert {p.dtype for p in assistant.vlm.vision_prefix.parameters()} == {torch.float32}
-    asked = assistant.ask(picture(), "Two?")
-    assert asked == [*assistant.stream(picture(), "Two?")][-1] != ""
+    asked = assistant.ask(image(), "Two?")
+    assert asked == [*assistant.stream(image(), "Two?")][-1] != ""
     assert load_assistant(tiny_bundle).vlm.language_model.dtype == torch.float32
 
 
@@ -153,7 +153,7 @@ def test_validation_is_bounded_and_always_sees_the_same_examples(
         part = Choices(validation=examples).part()
         context = context_of(inputs, tmp_path)
         training, validation = open_examples(context, part, {"caption": 1.0}, seed)
-        assert len(training) == 70  # of 35 pictures
+        assert len(training) == 70  # of 35 images
         return sorted(validation.example_ids.tolist())
 
     every = held_out(1000)

@@ -1,4 +1,4 @@
-"""Scores of two runs, paired by what was asked; intervals over pictures."""
+"""Scores of two runs, paired by what was asked; intervals over images."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def test_what_only_one_was_asked_or_has_no_score_is_left_out() -> None:
     assert difference(scores_by_question(new), {}, 0, 50) is None
 
 
-def test_many_questions_about_a_picture_are_no_more_than_one_picture() -> None:
+def test_many_questions_about_an_image_are_no_more_than_one_image() -> None:
     hard = np.random.default_rng(0).normal(0, 1, 30)
     widths = []
     for asked in (1, 20):

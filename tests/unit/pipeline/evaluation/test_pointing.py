@@ -25,7 +25,7 @@ from pipeline.evaluation.scorers.chair import ObjectNames
 from pipeline.evaluation.scores import summarize
 from pipeline.evaluation.tasks import Task
 from storage.tables import read_table, write_table
-from tests.support.shown_images import write_pictures
+from tests.support.shown_images import write_images
 
 Row = dict[str, Any]
 PATCHES, VISION = 49, 32
@@ -96,7 +96,7 @@ def test_words_keep_the_names_that_the_whole_text_has() -> None:
 
 @pytest.fixture(scope="module")
 def sighted(tiny_bundle: Path) -> Assistant:
-    """An assistant of our own whose answers hang on the picture more than others' do."""
+    """An assistant of our own whose answers hang on the image more than others' do."""
     assistant = load_assistant(tiny_bundle)
     torch.manual_seed(6)
     with torch.no_grad():
@@ -108,7 +108,7 @@ def sighted(tiny_bundle: Path) -> Assistant:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     patches = np.random.default_rng(7).standard_normal((4, PATCHES, VISION)).astype(np.float16)
-    table = write_pictures(tmp_path_factory.mktemp("pictures"), patches)
+    table = write_images(tmp_path_factory.mktemp("images"), patches)
     return Shown(table, np.arange(3), np.array([3]), 0)
 
 

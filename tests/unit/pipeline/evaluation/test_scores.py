@@ -22,7 +22,7 @@ def rows_by_name(found: dict[str, list[Measure]]) -> dict[tuple[str, str], dict[
     return {(row["metric"], row["condition"]): row for row in rows}
 
 
-def test_a_gap_is_paired_and_positive_where_the_picture_helps() -> None:
+def test_a_gap_is_paired_and_positive_where_the_image_helps() -> None:
     noise = np.random.default_rng(0).normal(0, 5, 60)
     found = {
         "real": [mean("good", IMAGES, noise + 0.3), mean("bad", IMAGES, noise, -1)],

@@ -77,7 +77,7 @@ def made_backbones(root: Path, seed: int) -> Folder:
     return Folder(root)
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     rng = np.random.default_rng(number)
     stream = io.BytesIO()
     pixels = rng.integers(0, 255, (5 + number % 3, 7, 3), np.uint8)
@@ -86,10 +86,10 @@ def picture(number: int) -> bytes:
 
 
 def images_in(root: Path, numbers: Iterable[int], per_file: int = 25) -> Folder:
-    """Write an `images` artifact of these pictures, in this order."""
+    """Write an `images` artifact of these images, in this order."""
     rows, files = [], []
     for number in numbers:
-        data = picture(number)
+        data = image(number)
         sha256 = hashlib.sha256(data).hexdigest()
         files.append({"sha256": sha256, "data": data})
         row = {"image_id": number, "split": "train", "sha256": sha256, "width": 40, "height": 50}
@@ -187,9 +187,9 @@ def test_a_row_does_not_depend_on_what_shares_its_batch(backbones: Folder) -> No
         assert torch.equal(found.pooled, whole.pooled[places])
 
 
-def test_shrunk_pictures_give_what_open_clips_own_transform_gives(backbones: Folder) -> None:
+def test_shrunk_images_give_what_open_clips_own_transform_gives(backbones: Folder) -> None:
     encoder = PatchEncoder(backbones.directory("clip"), -1)
-    found = [Image.open(io.BytesIO(picture(number))).convert("RGB") for number in range(5)]
+    found = [Image.open(io.BytesIO(image(number))).convert("RGB") for number in range(5)]
     ours = encoder.encode_shrunk(np.stack([encoder.shrink(each) for each in found]), 5)
     theirs = encoder.encode_images(found)
     assert torch.equal(ours.patches, theirs.patches)
@@ -264,7 +264,7 @@ def test_a_torn_earlier_shard_costs_its_rows_and_no_more(tmp_path: Path, backbon
     assert content(found) == content(whole)
 
 
-def test_equal_pictures_are_embedded_once(tmp_path: Path, backbones: Folder) -> None:
+def test_equal_images_are_embedded_once(tmp_path: Path, backbones: Folder) -> None:
     images = images_in(tmp_path / "images", [1, 2, 1, 3, 2], per_file=2)
     found, summary = embed(tmp_path / "a", images, backbones)
     assert summary["embedded"] == summary["images"] == 3

@@ -20,7 +20,7 @@ from pipeline.recipe.presets import PRESETS, preset
 from pipeline.settings import Settings
 from storage.errors import StorageError
 from storage.store.artifacts import ArtifactStore
-from tests.support.tiny_bundle import picture, publish_tiny
+from tests.support.tiny_bundle import image, publish_tiny
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -51,13 +51,13 @@ def test_every_way_to_load_gives_equal_logits(
     from flows.commands.assistant import open_assistant
 
     published = open_assistant(settings, None)
-    embeddings = published.vlm.embed_images(published.see(picture()).unsqueeze(0)).tokens
+    embeddings = published.vlm.embed_images(published.see(image()).unsqueeze(0)).tokens
     expected = published.vlm.language_model(inputs_embeds=embeddings).logits
     for folder in repositories.values():
         loaded = load_assistant(folder)
-        again = loaded.vlm.embed_images(loaded.see(picture()).unsqueeze(0)).tokens
+        again = loaded.vlm.embed_images(loaded.see(image()).unsqueeze(0)).tokens
         assert torch.equal(loaded.vlm.language_model(inputs_embeds=again).logits, expected)
-        assert loaded.ask(picture(), "What colour?") == published.ask(picture(), "What colour?")
+        assert loaded.ask(image(), "What colour?") == published.ask(image(), "What colour?")
     plain = AutoModelForCausalLM.from_pretrained(repositories["merged"], subfolder="lm").eval()
     assert torch.equal(plain(inputs_embeds=embeddings).logits, expected)
     base = AutoModelForCausalLM.from_pretrained(repositories["beside"], subfolder="lm").eval()
@@ -113,7 +113,7 @@ def test_a_two_layer_projector_answers_the_same_without_any_code_of_ours(
     store = ArtifactStore(settings.store, settings.work / "cache")
     publish_tiny(store, tmp_path / "made", projector=Mlp2xGeluConfig())
     export_to(settings, str(tmp_path / "out"), "merged", 0, public=False)
-    (tmp_path / "photo.jpg").write_bytes(picture())
+    (tmp_path / "photo.jpg").write_bytes(image())
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     _, *snippets = re.findall(r"```python\n(.*?)```", Path("out/README.md").read_text(), re.DOTALL)
@@ -122,7 +122,7 @@ def test_a_two_layer_projector_answers_the_same_without_any_code_of_ours(
     assert "phivision" not in code
     assert "from model" not in code
     exec(compile(code, "card", "exec"), {})
-    expected = load_assistant("out").ask(picture(), "What is in the picture?")
+    expected = load_assistant("out").ask(image(), "What is in the image?")
     assert capsys.readouterr().out.strip() == expected
 
 
@@ -147,7 +147,7 @@ def test_a_failure_midway_leaves_nothing_and_the_next_try_works(
     assert [path.name for path in (tmp_path / "exports").rglob("*")] == ["out"] * is_there
     (tmp_path / "away").rename(weights)
     export_to(settings, str(target), "merged", 0, public=False)
-    assert load_assistant(target).ask(picture(), "What?")
+    assert load_assistant(target).ask(image(), "What?")
     assert [path.name for path in (tmp_path / "exports").iterdir()] == ["out"]
 
 
@@ -165,7 +165,7 @@ def test_the_folders_of_this_machine_are_left_out(
     recipe = lineage.manifests["backbones"].payload["recipe"]
     recipe["images"]["source"] = {
         "kind": "folder",
-        "root": f"{scheme}/home/somebody/private/pictures",
+        "root": f"{scheme}/home/somebody/private/images",
     }
     recipe["conversations"] = {
         "source": {"kind": "file", "path": f"{scheme}/home/somebody/talk.json"}
@@ -175,7 +175,7 @@ def test_the_folders_of_this_machine_are_left_out(
     for path in (tmp_path / "out").glob("*.*"):
         assert b"/home/somebody" not in path.read_bytes()
     shown = json.loads((tmp_path / "out" / "provenance.json").read_text())["recipe"]
-    assert shown["images"]["source"]["root"] == "pictures"
+    assert shown["images"]["source"]["root"] == "images"
     assert shown["backbones"]["clip_pretrained"] == "clip.safetensors"
     assert "to be stated by whoever trained this" in (tmp_path / "out" / "README.md").read_text()
 
@@ -218,6 +218,6 @@ def test_a_target_that_names_no_repository_is_refused(target: str) -> None:
 def test_every_presets_data_and_weights_have_a_licence(name: str) -> None:
     found = origins(preset(name).model_dump(mode="json"))
     spoken = [] if name == "photos" else ["conversations"]
-    assert [o.part for o in found] == ["pictures", *spoken, "encoder", "language model"]
+    assert [o.part for o in found] == ["images", *spoken, "encoder", "language model"]
     assert all(origin.licence and origin.what for origin in found)
     assert all(origin.is_ours for origin in found) == (name == "demo")

@@ -42,7 +42,7 @@ def finish(
     first_image: int = 0,
     beside: Sequence[Mapping[str, object]] = (),
 ) -> None:
-    """Write a run whose captions all score about `quality`, and whose answers use the picture."""
+    """Write a run whose captions all score about `quality`, and whose answers use the image."""
     rows = [
         {
             "stage": "finetune",
@@ -135,13 +135,13 @@ def test_scores_that_are_back_are_compared(local: ArtifactStore, tmp_path: Path)
     assert publish_run(local, DEMO, "better").action == "published"
 
 
-def test_what_was_tested_on_other_pictures_is_not_compared(
+def test_what_was_tested_on_other_images_is_not_compared(
     local: ArtifactStore, tmp_path: Path
 ) -> None:
     finish(local, tmp_path, "good", 1.0)
     finish(local, tmp_path, "elsewhere", 1.0, first_image=1000)
     publish_run(local, DEMO, "good")
-    assert "on other pictures" in publish_run(local, DEMO, "elsewhere").reason
+    assert "on other images" in publish_run(local, DEMO, "elsewhere").reason
 
 
 def test_who_comes_second_is_judged_against_what_is_published_by_then(
@@ -202,8 +202,8 @@ def test_a_model_below_a_caption_without_a_model_is_refused_by_that_name() -> No
     rows = [scored("real", 0.171), scored("most_frequent", 0.05)]
     assert not baseline_fault([*rows, scored("nearest_neighbour", 0.171)], "cider_d")
     assert baseline_fault([*rows, scored("nearest_neighbour", 0.223)], "cider_d") == (
-        "cider_d with the real picture is 0.171, below 0.223 of the baseline nearest_neighbour: "
-        "the caption of the most similar training picture, which needs no model, is better"
+        "cider_d with the real image is 0.171, below 0.223 of the baseline nearest_neighbour: "
+        "the caption of the most similar training image, which needs no model, is better"
     )
     frequent = [scored("real", 0.1), scored("most_frequent", 0.2)]
     assert "the commonest training caption" in baseline_fault(frequent, "cider_d")

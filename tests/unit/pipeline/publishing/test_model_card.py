@@ -1,4 +1,4 @@
-"""The model card tells what the picture is worth, with intervals."""
+"""The model card tells what the image is worth, with intervals."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def test_the_vision_gap_stands_beside_the_scores() -> None:
     assert "| `cider_d` | +0.400 [+0.350, +0.450] |  | -0.020 [-0.070, +0.030] |  |" in text
     assert "| `nll` |  | +0.300 |  |  |" in text
     assert "| `cider_d` | 0.500 [0.400, 0.600] | 0.500" in text
-    assert text.index("## Scores") < text.index("## What the picture is worth") < text.index("Use")
+    assert text.index("## Scores") < text.index("## What the image is worth") < text.index("Use")
 
 
 def test_it_says_what_images_the_model_was_made_for_and_that_others_are_warned_of() -> None:
@@ -39,5 +39,5 @@ def test_it_says_what_images_the_model_was_made_for_and_that_others_are_warned_o
 
 def test_a_bundle_without_gaps_promises_none() -> None:
     text = model_card({"name": "tiny", "metrics": METRICS})
-    assert "What the picture is worth" not in text
+    assert "What the image is worth" not in text
     assert "within this card only.\n\n## Use" in text

@@ -220,7 +220,7 @@ def test_nonsense_is_refused_before_any_work(path: str, value: object, words: st
 
 
 def test_texts_that_phi_2_cannot_read_are_refused() -> None:
-    with pytest.raises(RecipeError, match="2048 positions: 50 of the picture"):
+    with pytest.raises(RecipeError, match="2048 positions: 50 of the image"):
         preset("coco").override({"examples.max_tokens": 2000})
     # Another model's positions are not known before its config is fetched.
     other = {"backbones.lm_repository": "someone/phi", "examples.max_tokens": 2000}

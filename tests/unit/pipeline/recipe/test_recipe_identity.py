@@ -27,7 +27,7 @@ OTHER_KINDS = {
             "kind": "lcs558k",
             "repository": "owner/name",
             "annotations": "chat.json",
-            "pictures": "images.zip",
+            "images": "images.zip",
             "revision": "main",
             "test_share": 0.01,
         }
@@ -134,7 +134,7 @@ def test_every_part_of_the_recipe_is_read_by_some_stage() -> None:
     assert parts == set(Recipe.model_fields)
 
 
-def test_more_pictures_make_other_conversations_only_where_they_are_written_for_them() -> None:
+def test_more_images_make_other_conversations_only_where_they_are_written_for_them() -> None:
     found = {
         name: fingerprints(recipe)["conversations"]
         != fingerprints(recipe.override({"images.limit": 80_000}))["conversations"]

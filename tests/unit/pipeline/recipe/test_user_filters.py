@@ -134,9 +134,9 @@ def example(number: int, text: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_dropped_examples_are_counted_and_the_rest_is_numbered_anew(tmp_path: Path) -> None:
-    picture = dict.fromkeys(IMAGES.names, 0) | dict.fromkeys(("split", "origin", "sha256"), "")
-    picture |= {"image_id": 7, "file_name": "a.jpg", "width": 64, "height": 48, "url": ""}
-    write_table(tmp_path / "images.parquet", [picture], IMAGES)
+    image = dict.fromkeys(IMAGES.names, 0) | dict.fromkeys(("split", "origin", "sha256"), "")
+    image |= {"image_id": 7, "file_name": "a.jpg", "width": 64, "height": 48, "url": ""}
+    write_table(tmp_path / "images.parquet", [image], IMAGES)
     context = StageContext(
         {"images": cast("InputArtifact", Folder(tmp_path))}, tmp_path, tmp_path, Settings(),
         ConsoleReporter(),
@@ -159,14 +159,14 @@ def test_dropped_examples_are_counted_and_the_rest_is_numbered_anew(tmp_path: Pa
     ]
 
 
-def pictured(*pictures: tuple[int, str, str]) -> list[dict[str, Any]]:
-    return [{"image_id": n, "split": split, "sha256": sha} for n, split, sha in pictures]
+def imaged(*images: tuple[int, str, str]) -> list[dict[str, Any]]:
+    return [{"image_id": n, "split": split, "sha256": sha} for n, split, sha in images]
 
 
-def test_a_picture_on_both_sides_stops_the_run() -> None:
-    _refuse_leaks(pictured((1, "train", "a"), (1, "train", "a"), (2, "test", "b")))
+def test_an_image_on_both_sides_stops_the_run() -> None:
+    _refuse_leaks(imaged((1, "train", "a"), (1, "train", "a"), (2, "test", "b")))
     for split in ("train", "validation"):
-        rows = pictured((1, split, "a"), (1, split, "a"), (3, split, "c"), (2, "test", "a"))
+        rows = imaged((1, split, "a"), (1, split, "a"), (3, split, "c"), (2, "test", "a"))
         with pytest.raises(PipelineError, match=rf"image 1 \({split}\) and image 2 \(test\) are"):
             _refuse_leaks(rows)
     _refuse_leaks([])

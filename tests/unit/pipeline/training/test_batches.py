@@ -1,4 +1,4 @@
-"""The feed: rows by picture, every example once, the same order whoever asks and whenever."""
+"""The feed: rows by image, every example once, the same order whoever asks and whenever."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from storage.features.patches import PatchTable
 from storage.features.shards import ShardRows, shard_paths, write_shard
 from storage.tables import write_table
 
-PICTURES, PATCHES, VISION = 23, 3, 4
+IMAGES, PATCHES, VISION = 23, 3, 4
 CAPTIONS = {"caption": 1.0}
 BOTH = {"conversation": 1.0, "caption": 0.5}
 
@@ -46,18 +46,18 @@ class Folder:
         return self.root / prefix
 
 
-def key(picture: int) -> str:
-    return sha256(str(picture).encode()).hexdigest()
+def key(image: int) -> str:
+    return sha256(str(image).encode()).hexdigest()
 
 
 def example_rows() -> list[dict[str, Any]]:
-    """Pictures with 1 to 7 captions and 0 to 2 conversations, every fifth for validation.
+    """Images with 1 to 7 captions and 0 to 2 conversations, every fifth for validation.
 
     The first token of an example is its id, which is how the tests recognise it.
     """
     rng, rows = np.random.default_rng(0), []
-    for picture in range(PICTURES):
-        kinds = ["caption"] * (1 + picture % 7) + ["conversation"] * (picture % 3)
+    for image in range(IMAGES):
+        kinds = ["caption"] * (1 + image % 7) + ["conversation"] * (image % 3)
         for kind in kinds:
             number = len(rows)
             length = int(rng.integers(4, 9) if kind == "caption" else rng.integers(10, 30))
@@ -66,9 +66,9 @@ def example_rows() -> list[dict[str, Any]]:
                 {
                     "example_id": number,
                     "kind": kind,
-                    "split": "validation" if picture % 5 == 4 else "train",
-                    "image_id": picture,
-                    "sha256": key(picture),
+                    "split": "validation" if image % 5 == 4 else "train",
+                    "image_id": image,
+                    "sha256": key(image),
                     "source_id": number,
                     "turns": 1,
                     "text": "",
@@ -84,14 +84,14 @@ ROWS = {row["example_id"]: row for row in example_rows()}
 
 @pytest.fixture(scope="module")
 def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchTable:
-    """Two shards; all values of a picture's patches are its number."""
+    """Two shards; all values of an image's patches are its number."""
     folder = tmp_path_factory.mktemp("features")
-    for shard, pictures in enumerate(np.array_split(np.arange(PICTURES)[::-1], 2)):
-        count = len(pictures)
-        values = np.broadcast_to(pictures[:, None, None], (count, PATCHES, VISION))
+    for shard, images in enumerate(np.array_split(np.arange(IMAGES)[::-1], 2)):
+        count = len(images)
+        values = np.broadcast_to(images[:, None, None], (count, PATCHES, VISION))
         rows = ShardRows(
-            sha256=[key(picture) for picture in pictures],
-            image_id=pictures.astype(np.int64),
+            sha256=[key(image) for image in images],
+            image_id=images.astype(np.int64),
             width=np.full(count, 8, np.int32),
             height=np.full(count, 8, np.int32),
             split=["train"] * count,
@@ -139,7 +139,7 @@ def ids_of(step: Sequence[MicroBatch]) -> list[list[int]]:
 
 @pytest.mark.parametrize("shares", [CAPTIONS, BOTH], ids=["captions", "both kinds"])
 @pytest.mark.parametrize("per_row", [1, 2, 5, 99])
-def test_a_row_is_one_picture_with_its_own_examples(
+def test_a_row_is_one_image_with_its_own_examples(
     artifact: Folder, patches: PatchTable, per_row: int, shares: dict[str, float]
 ) -> None:
     examples = ExampleSet(artifact, patches, "train", shares, 0, per_row)
@@ -148,8 +148,8 @@ def test_a_row_is_one_picture_with_its_own_examples(
         assert found == sorted(found)
         assert len(found) <= per_row
         assert {ROWS[example]["split"] for example in found} == {"train"}
-        (picture,) = {ROWS[example]["image_id"] for example in found}
-        assert everything.batch.patches[row].unique().tolist() == [picture]
+        (image,) = {ROWS[example]["image_id"] for example in found}
+        assert everything.batch.patches[row].unique().tolist() == [image]
         real = everything.batch.attention[row]
         said = [ROWS[example]["input_ids"] for example in found]
         asked = [ROWS[example]["supervised"] for example in found]
@@ -159,7 +159,7 @@ def test_a_row_is_one_picture_with_its_own_examples(
         assert examples.targets[row] == sum(map(sum, asked))
 
 
-def test_pictures_take_as_few_rows_as_they_can_and_fill_them_alike(shared: ExampleSet) -> None:
+def test_images_take_as_few_rows_as_they_can_and_fill_them_alike(shared: ExampleSet) -> None:
     everything = examples_in(shared.micro_batch(np.arange(len(shared.rows)), 1))
     sizes: dict[object, list[int]] = {}
     for row in everything:

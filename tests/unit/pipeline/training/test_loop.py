@@ -97,7 +97,7 @@ def test_a_loss_that_is_no_number_stops_the_training_and_names_the_examples(
     (path,) = context.scratch.glob("not-finite-*.json")
     assert str(path) in str(caught.value)
     found = json.loads(path.read_text())
-    assert 17 in found["example_ids"]  # the conversation about picture 5
+    assert 17 in found["example_ids"]  # the conversation about image 5
     assert len(found["example_ids"]) <= 8  # of its forward pass only
     assert all(str(example) in str(caught.value) for example in found["example_ids"])
     assert "nan" in found["losses"]
@@ -155,14 +155,14 @@ def test_the_model_is_that_of_the_best_validation_though_training_went_on_to_lea
 
 
 def assert_watched(context: StageContext) -> None:
-    """wandb has the table of held-out pictures, under the id that a resume would take up."""
+    """wandb has the table of held-out images, under the id that a resume would take up."""
     assert wandb.run is None
     folder = context.settings.work / "wandb/wandb"
     (run,) = [path for path in folder.iterdir() if path.name.startswith("offline-run")]
     assert run.name.endswith(f"-{context.scratch.parent.name}")
     tables = sorted((run / "files/media/table").glob("held_out_*.table.json"))
     table = json.loads(tables[-1].read_text())
-    assert table["columns"][1:] == ["picture", "prompt", "people wrote", "the model writes"]
+    assert table["columns"][1:] == ["image", "prompt", "people wrote", "the model writes"]
     assert len(table["data"]) == 5
     assert all(row[3].startswith("w") for row in table["data"])
 

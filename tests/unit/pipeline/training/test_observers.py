@@ -168,7 +168,7 @@ def test_a_training_outlives_an_image_that_wandb_cannot_keep(
 ) -> None:
     """Somebody has cleared the temporary folder in which wandb puts images, say."""
 
-    def fail(picture: object) -> None:
+    def fail(image: object) -> None:
         raise FileNotFoundError("its folder is gone")
 
     monkeypatch.setattr(wandb, "Image", fail)
@@ -216,7 +216,7 @@ def test_a_share_of_one_is_captions_only(inputs: Path, tmp_path: Path) -> None:
     for share in (0.0, 0.3, 1.0):
         told = Choices(stage="finetune", epochs=0.2, captions=share).run(context)
         kinds[share] = told["examples"]
-    # 35 pictures to learn from, each with one conversation and two captions.
+    # 35 images to learn from, each with one conversation and two captions.
     assert kinds == {0.0: 35, 0.3: 50, 1.0: 70}
 
 

@@ -113,9 +113,9 @@ def test_sizes_in_the_annotations_are_those_of_the_files(coco: Path) -> None:
         for number, entry in enumerate(annotations(coco, "captions", "val2017")["images"]):
             if not has_broken_image(number):
                 data = archive.read(f"val2017/{entry['file_name']}")
-                with Image.open(io.BytesIO(data)) as picture:
-                    assert picture.size == (entry["width"], entry["height"])
-                    assert (picture.format, picture.mode) == ("JPEG", "RGB")
+                with Image.open(io.BytesIO(data)) as image:
+                    assert image.size == (entry["width"], entry["height"])
+                    assert (image.format, image.mode) == ("JPEG", "RGB")
 
 
 def test_instances_enclose_what_is_drawn(coco: Path) -> None:
@@ -173,8 +173,8 @@ def test_half_a_per_cent_of_the_files_are_broken_in_two_ways(coco: Path) -> None
     with ZipFile(coco / "zips/train2017.zip") as archive:
         for name in archive.namelist():
             try:
-                with Image.open(io.BytesIO(archive.read(name))) as picture:
-                    picture.load()
+                with Image.open(io.BytesIO(archive.read(name))) as image:
+                    image.load()
             except (OSError, UnidentifiedImageError) as error:
                 errors.append(type(error))
     assert len(errors) == 0.005 * TRAIN

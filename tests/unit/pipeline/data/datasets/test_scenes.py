@@ -69,7 +69,7 @@ def test_the_background_contrasts_with_every_colour(scene: Scene) -> None:
             assert np.linalg.norm(np.subtract(shade, rgb)) > 70
 
 
-def test_picture_sizes_are_as_varied_as_those_of_coco() -> None:
+def test_image_sizes_are_as_varied_as_those_of_coco() -> None:
     sizes = [(s.width, s.height) for s in (make_scene(SEED, index) for index in range(300))]
     assert len(set(sizes)) > 60
     assert sum(width != height for width, height in sizes) > 0.75 * len(sizes)

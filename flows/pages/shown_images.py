@@ -1,4 +1,4 @@
-"""Small pictures for a page, read out of the files that hold the dataset's ones."""
+"""Small images for a page, read out of the files that hold the dataset's ones."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,8 +9,8 @@ from storage.sql.catalog import Catalog
 from storage.tables import read_table
 
 
-def pictures_of(catalog: Catalog, wanted: Iterable[str]) -> dict[str, str | None]:
-    """Return small pictures by the hash of their content; those that the store has.
+def images_of(catalog: Catalog, wanted: Iterable[str]) -> dict[str, str | None]:
+    """Return small images by the hash of their content; those that the store has.
 
     Args:
         catalog: The catalog whose run is shown.
@@ -26,7 +26,7 @@ def contents_of(catalog: Catalog, wanted: Iterable[str]) -> Iterator[tuple[str, 
     """Yield the hash and the content of image files; those that the store has.
 
     Of a file that holds none of them only the hashes are read, and only one file at a time: a
-    query over all of them reads, and holds, the bytes of every picture.
+    query over all of them reads, and holds, the bytes of every image.
 
     Args:
         catalog: The catalog whose run is shown.
