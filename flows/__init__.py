@@ -1,4 +1,4 @@
-"""The only room that imports Prefect: the flow, the command line, and nothing else."""
+"""The flows, the command line, the chat and the pages; the only package that imports Prefect."""
 
 import os
 

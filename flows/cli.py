@@ -164,7 +164,7 @@ def recipe(*, preset: Preset = "demo", set_: Set = None) -> None:
 
 @app.command
 def scores(*, store: Store = None, every: EveryMetric = False, java: bool = False) -> None:
-    """Print the held-out scores of the latest run: real, shuffled and blind images, and floors.
+    """Print the held-out scores of the latest run: real, shuffled and blind images, and baselines.
 
     Args:
         java: METEOR and SPICE of its captions instead; needs Java and phivision[java-metrics].

@@ -62,5 +62,5 @@ def may_pass(error: object) -> bool:
     return isinstance(error, UnreachableError | TransientError)
 
 
-# By name, because importing the model room would import torch.
+# By name, because importing `model` would import torch.
 _MODEL_ERRORS = frozenset({"ModelError", "BadImageError"})

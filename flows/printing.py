@@ -45,7 +45,7 @@ def when(seconds: float) -> str:
 
 
 def condition_order(conditions: Iterable[str]) -> list[str]:
-    """Return conditions in the order of reading: real, shuffled, blind, then floors by name."""
+    """Return conditions in the order of reading: real, shuffled, blind, then baselines by name."""
     from pipeline.data.schemas import CONDITIONS
 
     found = set(conditions)

@@ -1,4 +1,4 @@
-"""The errors of this room: one clear line that says what is wrong and what to do."""
+"""Errors of the model: one clear line that says what is wrong and what to do."""
 
 
 class ModelError(ValueError):

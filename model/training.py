@@ -246,7 +246,7 @@ class TrainingModule(L.LightningModule):
         self.log("val_nll", (total / tokens).float(), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW with one group per room and decay, under warm-up and cosine."""
+        """Return AdamW with one group per part of the model and decay, under warm-up and cosine."""
         config = self.optimizer_config
         groups = [group for _, group in self._groups()]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, fused=True)
@@ -256,18 +256,18 @@ class TrainingModule(L.LightningModule):
     def _groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
         config = self.optimizer_config
         prefix, language = self.vlm.vision_prefix, self.vlm.language_model
-        rooms: list[tuple[str, Iterable[tuple[str, nn.Parameter]], float]] = [
+        parts: list[tuple[str, Iterable[tuple[str, nn.Parameter]], float]] = [
             ("projector", prefix.named_parameters(), config.projector_rate),
             ("language", language.named_parameters(), config.language_rate),
         ]
         if config.separator_rate != config.projector_rate:
             projector = prefix.projector.named_parameters()
             separator = [("separator", prefix.separator)]
-            rooms[:1] = [
+            parts[:1] = [
                 ("projector", projector, config.projector_rate),
                 ("separator", separator, config.separator_rate),
             ]
-        for room, named, rate in rooms:
+        for part, named, rate in parts:
             trained = [(name, p) for name, p in named if p.requires_grad]
             # The biases of a mixture's experts are one matrix, but biases.
             decays = [p.ndim >= 2 and not name.endswith("bias") for name, p in trained]
@@ -276,12 +276,12 @@ class TrainingModule(L.LightningModule):
                 (0.0, [p for (_, p), d in zip(trained, decays, strict=True) if not d]),
             ):
                 if chosen:
-                    yield room, {"params": chosen, "lr": rate, "weight_decay": decay}
+                    yield part, {"params": chosen, "lr": rate, "weight_decay": decay}
 
     def learning_rates(self) -> dict[str, float]:
-        """Return the present learning rate of each room that is trained, by its name."""
+        """Return the present learning rate of each part that is trained, by its name."""
         groups = zip(self._groups(), self.trainer.optimizers[0].param_groups, strict=True)
-        return {room: float(group["lr"]) for (room, _), group in groups}
+        return {part: float(group["lr"]) for (part, _), group in groups}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained, and the optimizer's state by the names of the weights.

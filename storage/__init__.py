@@ -1,1 +1,1 @@
-"""Artifacts, features and SQL on any fsspec filesystem; this room knows no torch."""
+"""Artifacts, features and SQL on any fsspec filesystem; knows no torch."""

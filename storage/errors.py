@@ -1,4 +1,4 @@
-"""Errors of the storage room: one line that names the thing and the remedy, and no secrets."""
+"""Errors of storage: one line that names the thing and the remedy, and no secrets."""
 
 import errno
 import re

@@ -1,7 +1,7 @@
 """Put a Space together: `python -m deployments.space.assemble DIR|hf://owner/name [BUNDLE]`.
 
-The Space gets `app.py`, its requirements and header, the page and the model room as they are in
-this checkout, and the bundle: a folder that `phivision export` wrote is copied into it, the
+The Space gets `app.py`, its requirements and header, the page and the package `model` as they are
+in this checkout, and the bundle: a folder that `phivision export` wrote is copied into it, the
 `hf://` address of a model is fetched by the Space when it starts.
 """
 
@@ -18,7 +18,7 @@ from pipeline.publishing.export import new_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("app.py", "requirements.txt", "README.md")
-ROOMS = ("flows", "model")
+PACKAGES = ("flows", "model")
 _FETCHED = 'os.environ["PHIVISION_BUNDLE"] = os.environ.get("PHIVISION_BUNDLE") or "{address}"\n'
 
 
@@ -56,13 +56,13 @@ def _fetch_at_start(app: Path, address: str) -> None:
 
 def modules_of(path: Path) -> list[str]:
     """Return the modules of ours that a file needs, as paths below the checkout, sorted."""
-    found = {f"{room}/__init__.py" for room in ROOMS}
+    found = {f"{package}/__init__.py" for package in PACKAGES}
     waiting = [path]
     while waiting:
         for node in ast.walk(ast.parse(waiting.pop().read_text("utf-8"))):
             module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
             name = f"{module.replace('.', '/')}.py"
-            if module.partition(".")[0] in ROOMS and name not in found:
+            if module.partition(".")[0] in PACKAGES and name not in found:
                 found.add(name)
                 waiting.append(ROOT / name)
     return sorted(found)

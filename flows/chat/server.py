@@ -1,7 +1,7 @@
 """Serving the chat: on loopback unless told otherwise, reading only temporary files.
 
 The command `phivision chat` and the Space in `deployments/space` both end here, and this file
-knows neither stores nor Prefect, so that a Space needs only the model room and Gradio.
+knows neither stores nor Prefect, so that a Space needs only `model` and Gradio.
 """
 
 import importlib

@@ -224,7 +224,7 @@ _REASONS = {
 
 @contextmanager
 def _explained() -> Generator[None]:
-    """Turn the model room's errors into sentences for a visitor, without any detail of ours."""
+    """Turn the errors of `model` into sentences for a visitor, without any detail of ours."""
     try:
         yield
     except ModelError as error:

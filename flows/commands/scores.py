@@ -1,4 +1,4 @@
-"""`phivision scores`: what a run's models do on held-out images, beside what floors do."""
+"""`phivision scores`: what a run's models do on held-out images, beside what baselines do."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -87,7 +87,7 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
     evaluate, language = recipe.evaluate, language_line(recipe.backbones)
     patches = recipe.features.patches
     width = vision_width(recipe)
-    examined = Writing(
+    evaluated = Writing(
         name="evaluate",
         language=language,
         prefix=projector_costs(recipe.pretrain.projector, width, patches, language.width),
@@ -104,21 +104,21 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
     captions, questions = min(evaluate.images, recipe.images.test_limit), evaluate.questions
     batches = math.ceil(captions / evaluate.batch)  # of the pretrained model
     batches += math.ceil((captions + questions) / evaluate.batch)
-    positions = CONDITIONS * _positions(recipe, examined.prefix_tokens, captions, questions)
+    positions = CONDITIONS * _positions(recipe, evaluated.prefix_tokens, captions, questions)
     # Every patch is hidden once, and the image is shown once as it is.
     looked = POINTED * min(captions, evaluate.pointing_images) * (patches + 1)
     yield replace(
-        examined,
+        evaluated,
         steps=CONDITIONS * batches * evaluate.max_new_tokens,
-        positions=positions + looked * (examined.prefix_tokens + CAPTION[0]),
+        positions=positions + looked * (evaluated.prefix_tokens + CAPTION[0]),
     )
     yield replace(
-        examined,
+        evaluated,
         name="chat",
         encoder=_encoder_bytes(recipe.backbones),
         rows=evaluate.beams,
         # A conversation may grow as long as the model reads.
-        prompt=language.positions - examined.prefix_tokens - evaluate.max_new_tokens,
+        prompt=language.positions - evaluated.prefix_tokens - evaluate.max_new_tokens,
         read=0,
     )
 
@@ -126,7 +126,7 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
 def _positions(recipe: Recipe, prefix: int, captions: int, questions: int) -> float:
     """Return the mean positions that both models read under one condition."""
     evaluate = recipe.evaluate
-    probes = min(captions, evaluate.probes)
+    probes = min(captions, evaluate.likelihood_images)
     asked = evaluate.presence_objects * (1 + NEGATIVES)
     written = 2 * captions * prefix + questions * (prefix + QUESTION)
     likelihoods = 2 * captions * (prefix + CAPTION[0]) + questions * (prefix + CONVERSATION[0])

@@ -19,7 +19,7 @@ from pathlib import Path
 from pipeline.engine.code_facts import EFFECTS, Facts, remembered_facts
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("pipeline", "model", "storage")
+PACKAGES = ("pipeline", "model", "storage")
 
 # Packages and modules that decide where and how things run, or only declare values that the
 # fingerprint holds anyway. They are injected into stages or hashed as data, so their code bears no
@@ -114,8 +114,8 @@ class _Project:
 
     def has(self, module: str) -> bool:
         """Return whether this is a module of the project whose code bears identity."""
-        room = module.partition(".")[0]
-        return room in ROOMS and not _is_infrastructure(module) and self._find(module)
+        package = module.partition(".")[0]
+        return package in PACKAGES and not _is_infrastructure(module) and self._find(module)
 
     def _find(self, module: str) -> bool:
         if module not in self._paths:
@@ -198,5 +198,5 @@ class _Project:
             f"{first}={source}.{original}"
             for first in {name.partition(".")[0] for name in names}
             for source, original in imports.get(first, ())
-            if source.split(".")[0] not in ROOMS
+            if source.split(".")[0] not in PACKAGES
         )

@@ -31,18 +31,18 @@ GRACE = 10.0  # seconds that the others have to end after one has failed
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which process of how many; the defaults are those of the only one.
+class World:
+    """Rank and world size of a process; the defaults are those of the only one.
 
     Attributes:
         rank: Number of this process among all.
-        processes: All processes, on all machines.
-        machines: Machines, each with as many processes.
+        size: World size: all processes, on all machines.
+        nodes: Machines, each with as many processes.
     """
 
     rank: int = 0
-    processes: int = 1
-    machines: int = 1
+    size: int = 1
+    nodes: int = 1
 
 
 class Files(InputArtifact):

@@ -35,10 +35,10 @@ FROM nearest JOIN trained ON trained.sha256 = best.sha256 ORDER BY nearest.sha25
 """
 
 
-def floor_captions(
+def baseline_captions(
     examples: InputArtifact, features: InputArtifact, threads: int | None
 ) -> dict[str, dict[str, str]]:
-    """Return the caption of every test image by its hash, for each floor.
+    """Return the caption of every test image by its hash, for each baseline.
 
     Args:
         examples: The `examples` artifact.

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: what models do on test images, under three conditions, against two floors."""
+"""Stage `evaluate`: what models do on test images, under three conditions, against baselines."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,20 @@ from model.prompt import PromptTemplate
 from model.vlm import VisionLanguageModel
 from pipeline.data.schemas import METRICS, PREDICTIONS, TEXT_ONLY
 from pipeline.engine.stage import StageContext, Summary
-from pipeline.evaluation import metrics as measures
-from pipeline.evaluation.baselines import floor_captions
-from pipeline.evaluation.evaluation_plan import TRAINED, Exam, prepare_exam
+from pipeline.evaluation.baselines import baseline_captions
+from pipeline.evaluation.evaluation_plan import TRAINED, EvaluationPlan, plan_evaluation
 from pipeline.evaluation.likelihood import model_likelihood, text_likelihood
 from pipeline.evaluation.likelihood_tasks import choice_scores, presence_answers
-from pipeline.evaluation.metrics import Measure
-from pipeline.evaluation.pointing import IMPORTANCE, look, pointing_measures, table_rows
+from pipeline.evaluation.metrics import (
+    Metric,
+    answer_metrics,
+    caption_metrics,
+    ending_metric,
+    likelihood_metrics,
+    mean,
+    presence_metrics,
+)
+from pipeline.evaluation.pointing import IMPORTANCE, look, pointing_metrics, table_rows
 from pipeline.evaluation.scorers.vqa import answer_accuracy
 from pipeline.evaluation.scores import change, summarize
 from pipeline.evaluation.tasks import Task
@@ -40,20 +47,20 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     Raises:
         PipelineError: There is no test image with a caption.
     """
-    exam = prepare_exam(context, evaluate, seed)
-    floors = _floor_rows(context, exam)
+    plan = plan_evaluation(context, evaluate, seed)
+    baselines = _baseline_rows(context, plan)
     predictions: list[Row] = []
     looked: list[Row] = []
     metrics: list[Row] = []
-    plain: list[Measure] = []
-    with context.report.track("evaluate test images", exam.work) as tick:
+    plain: list[Metric] = []
+    with context.report.track("evaluate test images", plan.work) as tick:
         for stage in TRAINED:
             # One call for each, so that the first model is gone before the second is there.
-            rows, found, words = _conditions(context, exam, stage, tick)
+            rows, found, words = _conditions(context, plan, stage, tick)
             predictions += rows
             looked += words
-            for name, rows in floors.items():
-                found[name] = measures.caption_measures(rows)
+            for name, rows in baselines.items():
+                found[name] = caption_metrics(rows)
                 if stage == "finetune":
                     predictions += [{"stage": stage, "condition": name, **row} for row in rows]
             plain += found[TEXT_ONLY]
@@ -71,7 +78,7 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     return _headline(metrics, len(predictions))
 
 
-def _load(context: StageContext, exam: Exam, stage: str) -> VisionLanguageModel:
+def _load(context: StageContext, plan: EvaluationPlan, stage: str) -> VisionLanguageModel:
     """Return the model of a stage, in the type that finetuning left its own in.
 
     Both are compared with each other, so both compute in the same type.
@@ -79,101 +86,101 @@ def _load(context: StageContext, exam: Exam, stage: str) -> VisionLanguageModel:
     finetuned = context.inputs["finetune"].directory("lm")
     dtype = saved_dtype(finetuned)
     lm = context.inputs["backbones"].directory("lm") if stage == "pretrain" else finetuned
-    vlm = load_pretrained(lm, context.inputs[stage], dtype, device=exam.device)
-    forbid_ids(vlm.language_model, exam.template.tokenizer.get_vocab_size())
+    vlm = load_pretrained(lm, context.inputs[stage], dtype, device=plan.device)
+    forbid_ids(vlm.language_model, plan.template.tokenizer.get_vocab_size())
     return vlm
 
 
-def _floor_rows(context: StageContext, exam: Exam) -> dict[str, list[Row]]:
-    """Return captions that no language model wrote, as rows of predictions, by floor."""
+def _baseline_rows(context: StageContext, plan: EvaluationPlan) -> dict[str, list[Row]]:
+    """Return captions that no language model wrote, as rows of predictions, by baseline."""
     inputs = context.inputs
-    texts = floor_captions(inputs["examples"], inputs["features"], context.settings.threads)
+    texts = baseline_captions(inputs["examples"], inputs["features"], context.settings.threads)
     found: dict[str, list[Row]] = {}
     for name, by_hash in texts.items():
         found[name] = [
             {**task.fixed, "kind": "caption", "prediction": by_hash[task.fixed["sha256"]]}
-            for task in exam.captions
+            for task in plan.captions
         ]
         for row in found[name]:
-            exam.objects.judge(row)
+            plan.objects.judge(row)
     return found
 
 
 def _conditions(
-    context: StageContext, exam: Exam, stage: str, tick: Ticker
-) -> tuple[list[Row], dict[str, list[Measure]], list[Row]]:
-    """Return what a stage's model says under every condition, all measures, where it looked."""
+    context: StageContext, plan: EvaluationPlan, stage: str, tick: Ticker
+) -> tuple[list[Row], dict[str, list[Metric]], list[Row]]:
+    """Return what a stage's model says under every condition, all metrics, where it looked."""
     tick(0, f"load the model of {stage}")
-    vlm = _load(context, exam, stage)
+    vlm = _load(context, plan, stage)
     said: list[Row] = []
-    found: dict[str, list[Measure]] = {}
-    for condition in exam.shown.conditions:
+    found: dict[str, list[Metric]] = {}
+    for condition in plan.shown.conditions:
         tick(0, f"{stage}, {condition}")
-        rows, found[condition] = _examine(exam, vlm, stage, condition, tick)
+        rows, found[condition] = _examine(plan, vlm, stage, condition, tick)
         said += [{"stage": stage, "condition": condition, **row} for row in rows]
-    nats = text_likelihood(vlm, exam.texts, exam.evaluate.batch, exam.device, tick)
-    found[TEXT_ONLY] = measures.likelihood_measures({"text_nll": nats})
+    nats = text_likelihood(vlm, plan.texts, plan.evaluate.batch, plan.device, tick)
+    found[TEXT_ONLY] = likelihood_metrics({"text_nll": nats})
     looked: list[Row] = []
     if stage == "finetune":
         tick(0, "hide one patch after the other")
-        batch = exam.evaluate.batch
-        looked = look(vlm, exam.template, said, exam.boxes, exam.shown, batch, tick)
-        for condition, pointing in pointing_measures(looked).items():
+        batch = plan.evaluate.batch
+        looked = look(vlm, plan.template, said, plan.boxes, plan.shown, batch, tick)
+        for condition, pointing in pointing_metrics(looked).items():
             found[condition] += pointing
     return said, found, looked
 
 
 def _examine(
-    exam: Exam, vlm: VisionLanguageModel, stage: str, condition: str, tick: Ticker
-) -> tuple[list[Row], list[Measure]]:
-    """Return what a model says under a condition, and all measures of it."""
-    tasks = exam.captions if stage == "pretrain" else [*exam.captions, *exam.questions]
+    plan: EvaluationPlan, vlm: VisionLanguageModel, stage: str, condition: str, tick: Ticker
+) -> tuple[list[Row], list[Metric]]:
+    """Return what a model says under a condition, and all metrics of it."""
+    tasks = plan.captions if stage == "pretrain" else [*plan.captions, *plan.questions]
     rows = []
-    for row in _predict(exam, vlm, tasks, condition):
+    for row in _predict(plan, vlm, tasks, condition):
         rows.append(row)
         tick()
     rows.sort(key=lambda row: (row["kind"], row["image_id"], row["question_id"] or 0))
     captions = [row for row in rows if row["kind"] == "caption"]
     for row in captions:
-        exam.objects.judge(row)
-    found = measures.caption_measures(captions)
-    found.append(measures.ending_measure([row for row in rows if row["split"] == "test"]))
-    evaluate, shown = exam.evaluate, exam.shown
+        plan.objects.judge(row)
+    found = caption_metrics(captions)
+    found.append(ending_metric([row for row in rows if row["split"] == "test"]))
+    evaluate, shown = plan.evaluate, plan.shown
     nats = model_likelihood(
-        vlm, exam.examples, exam.answers, shown, condition, stage, evaluate, exam.device, tick
+        vlm, plan.examples, plan.answers, shown, condition, stage, evaluate, plan.device, tick
     )
     captioned = {"caption_nll"} if stage == "finetune" else {"caption_nll", "nll"}
-    found += measures.likelihood_measures({name: nats[name] for name in sorted(captioned)})
-    found += _choice(exam, vlm, condition, tick)
+    found += likelihood_metrics({name: nats[name] for name in sorted(captioned)})
+    found += _choice(plan, vlm, condition, tick)
     if stage == "finetune":
         answers = [row for row in rows if row["kind"] == "answer"]
-        about = measures.answer_measures(answers) if answers else []
+        about = answer_metrics(answers) if answers else []
         spoken = {name: each for name, each in nats.items() if name not in captioned}
-        about += measures.likelihood_measures(spoken)
-        found += [replace(each, split=exam.spoken) for each in about]
-        presence = _presence(exam, vlm, condition, tick)
-        found += measures.presence_measures(presence) if presence else []
+        about += likelihood_metrics(spoken)
+        found += [replace(each, split=plan.spoken) for each in about]
+        presence = _presence(plan, vlm, condition, tick)
+        found += presence_metrics(presence) if presence else []
         rows += presence
     return rows, found
 
 
 def _predict(
-    exam: Exam, vlm: VisionLanguageModel, tasks: Sequence[Task], condition: str
+    plan: EvaluationPlan, vlm: VisionLanguageModel, tasks: Sequence[Task], condition: str
 ) -> Iterator[Row]:
     ordered = sorted(tasks, key=lambda task: len(task.prompt))
-    for start in range(0, len(ordered), exam.evaluate.batch):
-        batch = ordered[start : start + exam.evaluate.batch]
+    for start in range(0, len(ordered), plan.evaluate.batch):
+        batch = ordered[start : start + plan.evaluate.batch]
         with torch.inference_mode():
             texts = generate(
                 vlm,
-                exam.shown.show([task.row for task in batch], condition).to(exam.device),
+                plan.shown.show([task.row for task in batch], condition).to(plan.device),
                 [task.prompt for task in batch],
-                eos_id=exam.template.eos_id,
-                max_new_tokens=exam.evaluate.max_new_tokens,
-                decoding=decoding_of(exam.evaluate.beams),
+                eos_id=plan.template.eos_id,
+                max_new_tokens=plan.evaluate.max_new_tokens,
+                decoding=decoding_of(plan.evaluate.beams),
             )
         for task, text in zip(batch, texts, strict=True):
-            yield _row(task, text, exam.template)
+            yield _row(task, text, plan.template)
 
 
 def _row(task: Task, text: Generated, template: PromptTemplate) -> Row:
@@ -185,40 +192,44 @@ def _row(task: Task, text: Generated, template: PromptTemplate) -> Row:
     return row
 
 
-def _choice(exam: Exam, vlm: VisionLanguageModel, condition: str, tick: Ticker) -> list[Measure]:
-    tasks = exam.captions[: exam.evaluate.probes]
+def _choice(
+    plan: EvaluationPlan, vlm: VisionLanguageModel, condition: str, tick: Ticker
+) -> list[Metric]:
+    tasks = plan.captions[: plan.evaluate.likelihood_images]
     if len(tasks) < 2:
         return []
     scores = choice_scores(
         vlm,
         np.array([task.row for task in tasks], np.int64),
-        [exam.template.caption(task.fixed["references"][0]) for task in tasks],
-        exam.evaluate.choices,
-        exam.shown,
+        [plan.template.caption(task.fixed["references"][0]) for task in tasks],
+        plan.evaluate.choices,
+        plan.shown,
         condition,
-        exam.evaluate.batch,
-        exam.device,
+        plan.evaluate.batch,
+        plan.device,
         tick,
     )
     images = [task.fixed["image_id"] for task in tasks]
-    return [measures.mean("image_choice", images, scores)]
+    return [mean("image_choice", images, scores)]
 
 
-def _presence(exam: Exam, vlm: VisionLanguageModel, condition: str, tick: Ticker) -> list[Row]:
-    asked = exam.presence
+def _presence(
+    plan: EvaluationPlan, vlm: VisionLanguageModel, condition: str, tick: Ticker
+) -> list[Row]:
+    asked = plan.presence
     texts = [
-        [each.text(exam.evaluate.presence_question) for each in questions] for _, questions in asked
+        [each.text(plan.evaluate.presence_question) for each in questions] for _, questions in asked
     ]
     answers = presence_answers(
         vlm,
-        exam.template,
+        plan.template,
         np.array([task.row for task, _ in asked], np.int64),
         texts,
-        exam.evaluate.presence_answers,
-        exam.shown,
+        plan.evaluate.presence_answers,
+        plan.shown,
         condition,
-        exam.evaluate.batch,
-        exam.device,
+        plan.evaluate.batch,
+        plan.device,
         tick,
     )
     words = {True: "yes", False: "no"}

@@ -25,11 +25,11 @@ from pipeline.recipe.parts import EvaluatePart
 from storage.tables import read_table, where
 
 Row = dict[str, Any]
-TRAINED = ("pretrain", "finetune")  # whose models are examined
+TRAINED = ("pretrain", "finetune")  # whose models are evaluated
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvaluationPlan:
     """All that a model is asked, and what it is shown.
 
     Attributes:
@@ -69,7 +69,7 @@ class Exam:
     def work(self) -> int:
         """How many texts and images are looked at in all, over stages and conditions."""
         captions, spoken = (len(self.examples[kind]) for kind in ("caption", "conversation"))
-        choice = min(len(self.captions), self.evaluate.probes)
+        choice = min(len(self.captions), self.evaluate.likelihood_images)
         both = len(TRAINED) * (len(self.captions) + captions + choice)
         last = len(self.questions) + spoken + len(self.presence)
         looked = len(self.boxes.tasks) * sum(name in POINTED for name in self.shown.conditions)
@@ -77,7 +77,7 @@ class Exam:
         return (both + last) * len(self.shown.conditions) + texts + looked
 
 
-def prepare_exam(context: StageContext, evaluate: EvaluatePart, seed: int) -> Exam:
+def plan_evaluation(context: StageContext, evaluate: EvaluatePart, seed: int) -> EvaluationPlan:
     """Return what a recipe asks of the models of a run.
 
     Raises:
@@ -95,7 +95,7 @@ def prepare_exam(context: StageContext, evaluate: EvaluatePart, seed: int) -> Ex
     shown = Shown(patches, tested, patches.rows_of(train), seed)
     splits = {"caption": ("test", evaluate.images), "conversation": (spoken, evaluate.questions)}
     objects = MarkedObjects(context.inputs["images"], seed)
-    return Exam(
+    return EvaluationPlan(
         template,
         captions,
         questions,

@@ -20,7 +20,7 @@ _REPEATED = 4  # words of a piece that counts as repeated (Welleck et al. 2020, 
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """One metric under one condition.
 
     Attributes:
@@ -44,19 +44,19 @@ class Measure:
 
 def ratio(
     metric: str, images: Sequence[int], above: ArrayLike, below: ArrayLike, better: int = 1
-) -> Measure:
-    """Return a measure that divides one sum by another; its count is the lower sum."""
+) -> Metric:
+    """Return a metric that divides one sum by another; its count is the lower sum."""
     parts = np.stack([np.asarray(above, float), np.asarray(below, float)], axis=1)
-    return Measure(metric, images, parts, _divide, int(parts[:, 1].sum()), better)
+    return Metric(metric, images, parts, _divide, int(parts[:, 1].sum()), better)
 
 
-def mean(metric: str, images: Sequence[int], values: ArrayLike, better: int = 1) -> Measure:
-    """Return a measure that is the mean of its rows."""
+def mean(metric: str, images: Sequence[int], values: ArrayLike, better: int = 1) -> Metric:
+    """Return a metric that is the mean of its rows."""
     return ratio(metric, images, values, np.ones(len(images)), better)
 
 
-def caption_measures(rows: Sequence[Row]) -> list[Measure]:
-    """Return the measures of captions: CIDEr-D, BLEU, ROUGE-L, lengths, repetition, CHAIR.
+def caption_metrics(rows: Sequence[Row]) -> list[Metric]:
+    """Return the metrics of captions: CIDEr-D, BLEU, ROUGE-L, lengths, repetition, CHAIR.
 
     It also writes each caption's CIDEr-D into its row as `score`.
 
@@ -71,7 +71,7 @@ def caption_measures(rows: Sequence[Row]) -> list[Measure]:
     found = [mean(name, images, scores.per_image[name]) for name in ("cider_d", "rouge_l")]
     for order in range(MAX_ORDER):
         name = f"bleu_{order + 1}"
-        found.append(Measure(name, images, scores.counts, _bleu_of(order), len(rows), 1))
+        found.append(Metric(name, images, scores.counts, _bleu_of(order), len(rows), 1))
     written, nearest = scores.counts[:, -2], scores.counts[:, -1]
     lengths = ratio("length_ratio", images, written, nearest, better=0)
     found += [lengths, _repetition("repetition", images, texts)]
@@ -84,7 +84,7 @@ def caption_measures(rows: Sequence[Row]) -> list[Measure]:
     return found
 
 
-def answer_measures(rows: Sequence[Row]) -> list[Measure]:
+def answer_metrics(rows: Sequence[Row]) -> list[Metric]:
     """Return the accuracy of answers, whole and by the type of the expected one; their form."""
     groups: dict[str, list[Row]] = {"answer_accuracy": list(rows)}
     for row in rows:
@@ -101,13 +101,13 @@ def answer_measures(rows: Sequence[Row]) -> list[Measure]:
     return [*found, _repetition("answer_repetition", images, texts)]
 
 
-def presence_measures(rows: Sequence[Row]) -> list[Measure]:
+def presence_metrics(rows: Sequence[Row]) -> list[Metric]:
     """Return POPE's five figures for each set, as `pope_random_accuracy`, …, and over all sets.
 
     Over all sets a question counts once for every set that asks it, as in POPE's three files: what
     is there is asked in each, so a model that always says no is right in half of the cases.
     """
-    found: list[Measure] = []
+    found: list[Metric] = []
     for name in (*SETS, None):
         mine = [row for row in rows if name is None or name in row["sets"]]
         images = [row["image_id"] for row in mine]
@@ -118,11 +118,11 @@ def presence_measures(rows: Sequence[Row]) -> list[Measure]:
         for figure, (statistic, better) in _PRESENCE.items():
             if name is not None or figure in ("accuracy", "f1"):
                 metric = f"{start}_{figure}"
-                found.append(Measure(metric, images, cells, statistic, len(mine), better))
+                found.append(Metric(metric, images, cells, statistic, len(mine), better))
     return found
 
 
-def likelihood_measures(found: dict[str, list[Nats]]) -> list[Measure]:
+def likelihood_metrics(found: dict[str, list[Nats]]) -> list[Metric]:
     """Return mean nats per token, by metric name; less is better."""
     return [
         ratio(
@@ -137,13 +137,13 @@ def likelihood_measures(found: dict[str, list[Nats]]) -> list[Measure]:
     ]
 
 
-def ending_measure(rows: Sequence[Row]) -> Measure:
+def ending_metric(rows: Sequence[Row]) -> Metric:
     """Return the share of texts that the model ended itself."""
     ended = [float(row["ended"]) for row in rows]
     return mean("eos_rate", [row["image_id"] for row in rows], ended, better=0)
 
 
-def _repetition(metric: str, images: Sequence[int], texts: Sequence[str]) -> Measure:
+def _repetition(metric: str, images: Sequence[int], texts: Sequence[str]) -> Metric:
     pieces = []
     for text in texts:
         said = words(text.lower())

@@ -25,7 +25,7 @@ from model.vlm import VisionLanguageModel
 from pipeline.engine.stage import StageContext
 from pipeline.evaluation.boxes import Box, patches_in_boxes
 from pipeline.evaluation.conditions import Shown
-from pipeline.evaluation.metrics import Measure, mean, ratio
+from pipeline.evaluation.metrics import Metric, mean, ratio
 from pipeline.evaluation.scorers.chair import ObjectNames
 from pipeline.evaluation.tasks import Task
 from pipeline.progress import Ticker, silent
@@ -177,7 +177,7 @@ def look(
     return found
 
 
-def pointing_measures(rows: Sequence[Row]) -> dict[str, list[Measure]]:
+def pointing_metrics(rows: Sequence[Row]) -> dict[str, list[Metric]]:
     """Return by condition how much of what mattered for words lies on the objects they name.
 
     `pointing` is the share of the positive importance that lies in the boxes, over all mentions
@@ -187,7 +187,7 @@ def pointing_measures(rows: Sequence[Row]) -> dict[str, list[Measure]]:
     Args:
         rows: What `look` found.
     """
-    found: dict[str, list[Measure]] = {}
+    found: dict[str, list[Metric]] = {}
     for condition in CONDITIONS:
         here = [row for row in rows if row["condition"] == condition and row["mention"]]
         # The words of a mention have it in common.

@@ -1,4 +1,4 @@
-"""From measures to rows of the `metrics` table: values, intervals, and what the image is worth.
+"""From metrics to rows of the `metrics` table: values, intervals, and what the image is worth.
 
 `X` is a metric's value under a condition. `X_gap` is by how much the real image is better than
 that condition: positive always speaks for the image, also where less of X is better. Its interval
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.intervals import resampled_totals
-from pipeline.evaluation.metrics import Measure
+from pipeline.evaluation.metrics import Metric
 
 Row = dict[str, Any]
 REAL = "real"
@@ -20,7 +20,7 @@ _BOUNDS = (0.025, 0.975)  # of the 95 % intervals
 
 
 def summarize(
-    stage: str, measures: Mapping[str, Sequence[Measure]], resamples: int, seed: int
+    stage: str, metrics: Mapping[str, Sequence[Metric]], resamples: int, seed: int
 ) -> list[Row]:
     """Return the rows of one stage, conditions in the given order, each metric before its gaps.
 
@@ -28,14 +28,14 @@ def summarize(
 
     Args:
         stage: Whose metrics they are.
-        measures: Measures by condition; gaps are made where `real` is among them.
+        metrics: Metrics by condition; gaps are made where `real` is among them.
         resamples: Bootstrap resamples.
         seed: Seed of the bootstrap.
     """
-    drawn = _Drawn(measures, resamples, seed)
+    drawn = _Drawn(metrics, resamples, seed)
     rows: list[Row] = []
 
-    def add(condition: str, metric: str, sample: NDArray[np.float64], of: Measure) -> None:
+    def add(condition: str, metric: str, sample: NDArray[np.float64], of: Metric) -> None:
         if not np.isfinite(sample[0]):
             return
         low, high = drawn.bounds(sample[1:])
@@ -43,8 +43,8 @@ def summarize(
         value = {"value": float(sample[0]), "low": low, "high": high, "count": of.count}
         rows.append({**place, **value})
 
-    real = {each.metric: each for each in measures.get(REAL, ())}
-    for condition, found in measures.items():
+    real = {each.metric: each for each in metrics.get(REAL, ())}
+    for condition, found in metrics.items():
         for each in found:
             add(condition, each.metric, drawn.sample(each), each)
         for each in found if condition != REAL else ():
@@ -55,7 +55,7 @@ def summarize(
 
 
 def change(
-    metric: str, stage: str, before: Measure, after: Measure, resamples: int, seed: int
+    metric: str, stage: str, before: Metric, after: Metric, resamples: int, seed: int
 ) -> list[Row]:
     """Return one row: by how much a metric rose from one model to another, on the same images."""
     found = {"before": [before], "after": [after]}
@@ -68,12 +68,10 @@ def change(
 
 
 class _Drawn:
-    """All measures of a stage on the same redrawn images."""
+    """All metrics of a stage on the same redrawn images."""
 
-    def __init__(
-        self, measures: Mapping[str, Sequence[Measure]], resamples: int, seed: int
-    ) -> None:
-        listed = [each for found in measures.values() for each in found]
+    def __init__(self, metrics: Mapping[str, Sequence[Metric]], resamples: int, seed: int) -> None:
+        listed = [each for found in metrics.values() for each in found]
         images = np.unique(np.concatenate([np.asarray(each.images) for each in listed]))
         self._single = len(images) < 2
         self._places: dict[int, slice] = {}
@@ -88,10 +86,10 @@ class _Drawn:
         # The first row is the images as they are.
         self._totals = np.vstack([parts.sum(axis=0), resampled_totals(parts, seed, resamples)])
 
-    def sample(self, measure: Measure) -> NDArray[np.float64]:
-        """Return a measure's value, then its value on every redrawn set of images."""
+    def sample(self, metric: Metric) -> NDArray[np.float64]:
+        """Return a metric's value, then its value on every redrawn set of images."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return measure.statistic(self._totals[:, self._places[id(measure)]])
+            return metric.statistic(self._totals[:, self._places[id(metric)]])
 
     def bounds(self, values: NDArray[np.float64]) -> tuple[float | None, float | None]:
         """Return the bounds of an interval, None where there is nothing to draw from."""

@@ -128,7 +128,7 @@ class MarkedObjects:
         """Return the presence questions about the images of caption tasks that have any."""
         asked = [
             (task, self._asker.ask(task.fixed["image_id"], evaluate.presence_objects))
-            for task in tasks[: evaluate.probes]
+            for task in tasks[: evaluate.likelihood_images]
         ]
         return [(task, questions) for task, questions in asked if questions]
 

@@ -12,8 +12,8 @@ UNKNOWN = "OWNER/NAME"
 
 _TEXT = """## Load it
 
-With phivision's model room (it reads safetensors and JSON, and runs no code of this repository);
-`pip install .` in a checkout of phivision brings what is needed:
+With phivision's package `model` (it reads safetensors and JSON, and runs no code of this
+repository); `pip install .` in a checkout of phivision brings what is needed:
 
 ```python
 from model.assistant import load_assistant

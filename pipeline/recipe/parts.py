@@ -290,7 +290,7 @@ class EvaluatePart(Part):
     max_new_tokens: Positive = Field(description="Tokens after which a generation is cut.")
     beams: Positive = Field(description="Beams of the search; 1 is greedy.")
     resamples: Positive = Field(description="Bootstrap resamples of every interval.")
-    probes: Positive = Field(
+    likelihood_images: Positive = Field(
         description="Test images of presence questions and of image choice, at most."
     )
     choices: int = Field(ge=2, description="Images among which a caption's own is to be found.")

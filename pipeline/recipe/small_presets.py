@@ -109,7 +109,7 @@ def photos(coco: "Recipe") -> "Recipe":
             "evaluate.questions": 1,
             "evaluate.batch": 50,
             "evaluate.max_new_tokens": 32,
-            "evaluate.probes": 150,
+            "evaluate.likelihood_images": 150,
             "evaluate.pointing_images": 20,
             "publish.name": "phivision-photos",
         }

@@ -205,7 +205,7 @@ def collate(
     )
 
 
-class TrainingFeed:
+class TrainingBatches:
     """The micro-batches of every optimizer step.
 
     Args:

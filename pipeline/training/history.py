@@ -74,8 +74,8 @@ class History(Callback):
             "loss": summed.pop(),
             "gradient_norm": sum(each.gradient_norm for each in steps) / count,
         }
-        for room, rate in module.learning_rates().items():
-            figures[f"learning_rate_{room}"] = rate
+        for part, rate in module.learning_rates().items():
+            figures[f"learning_rate_{part}"] = rate
         for number, share in enumerate(summed):
             figures[f"expert_{number}_usage"] = share / trainer.world_size
         self._steps = []

@@ -27,15 +27,15 @@ from model.training import OptimizerConfig, TrainingModule
 from model.vlm import VisionLanguageModel, check_precision
 from pipeline.data.schemas import TRAINING
 from pipeline.engine.devices import fast_steps, pick_device
-from pipeline.engine.processes import Place, run_processes
+from pipeline.engine.processes import World, run_processes
 from pipeline.engine.stage import StageContext
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import TrainingPart
 from pipeline.settings import Settings
-from pipeline.training.batches import ExampleSet, TrainingFeed
+from pipeline.training.batches import ExampleSet, TrainingBatches
 from pipeline.training.checkpoint_seals import drop_altered, seal
 from pipeline.training.history import History
-from pipeline.training.observers.samples import Showcase
+from pipeline.training.observers.samples import SamplesCallback
 from pipeline.training.observers.throughput import Bar, Throughput
 from pipeline.training.observers.tracking import open_wandb
 from pipeline.training.rounds import Rounds
@@ -90,7 +90,7 @@ def train(context: StageContext, training: Training) -> Trained:
     if context.settings.devices > 1 or context.settings.launcher:
         run_processes(context, training.stage, training.part, training.seed)
     else:
-        fit(context, training, Place())
+        fit(context, training, World())
     # The trainer and its module hold each other, and with them the optimizer's moments.
     gc.collect()
     training.vlm.zero_grad(set_to_none=True)
@@ -110,14 +110,14 @@ def train(context: StageContext, training: Training) -> Trained:
     return Trained(state, summary)
 
 
-def fit(context: StageContext, training: Training, place: Place) -> None:
+def fit(context: StageContext, training: Training, world: World) -> None:
     """Train as one of several processes, or as the only one.
 
     Args:
         context: Its scratch folder keeps the checkpoints; the first process writes the figures
             into its `out`.
         training: What to train.
-        place: Which process of how many this is.
+        world: Which process of how many this is.
 
     Raises:
         PipelineError: A loss or gradient was not finite; a file in the scratch folder has the
@@ -129,26 +129,26 @@ def fit(context: StageContext, training: Training, place: Place) -> None:
     training.vlm.train()
     if part.gradient_checkpointing:
         training.vlm.enable_gradient_checkpointing()
-    feed = TrainingFeed(
+    batches = TrainingBatches(
         training.training,
         batch=part.batch,
         micro_batch=part.micro_batch,
         seed=training.seed,
-        rank=place.rank,
-        processes=place.processes,
+        rank=world.rank,
+        processes=world.size,
     )
-    steps = max(1, round(part.epochs * feed.steps_per_epoch))
+    steps = max(1, round(part.epochs * batches.steps_per_epoch))
     optimizer = OptimizerConfig(
         *training.rates, part.weight_decay, part.warmup_share, part.clip_norm, steps
     )
-    module = TrainingModule(training.vlm, part.objective, optimizer, feed.passes, training.seed)
-    rounds = Rounds(feed, training.validation, part, steps)
-    history = History(feed.passes, part.patience)
+    module = TrainingModule(training.vlm, part.objective, optimizer, batches.passes, training.seed)
+    rounds = Rounds(batches, training.validation, part, steps)
+    history = History(batches.passes, part.patience)
     try:
-        _run(context, training, module, rounds, history, place)
+        _run(context, training, module, rounds, history, world)
     except NotFiniteError as error:
-        raise _stopped(context, error, place) from error
-    if place.rank == 0:
+        raise _stopped(context, error, world) from error
+    if world.rank == 0:
         write_table(context.out / FIGURES, history.rows, TRAINING)
 
 
@@ -158,25 +158,25 @@ def _run(
     module: TrainingModule,
     rounds: Rounds,
     history: History,
-    place: Place,
+    world: World,
 ) -> None:
     """Run Lightning from the last checkpoint, if there is one."""
     last = _checkpoints(context) / "last.ckpt"
-    passes = rounds.feed.passes
-    logger = open_wandb(context, training.stage) if place.rank == 0 else None
+    passes = rounds.batches.passes
+    logger = open_wandb(context, training.stage) if world.rank == 0 else None
     report, label = context.report, training.stage
     with report.track(label, rounds.steps) as tick, warnings.catch_warnings():
         _silence_lightning()
-        patches = rounds.feed.examples.patches.shape
+        patches = rounds.batches.examples.patches.shape
         speed = Throughput(passes, patches, label, report, context.scratch / SPEED)
         callbacks: list[Callback] = [history, speed]
-        if place.rank == 0:
+        if world.rank == 0:
             callbacks.append(Bar(tick, passes))
         if context.settings.wandb != "disabled":
-            callbacks.append(Showcase(context, training.validation, rounds.count))
+            callbacks.append(SamplesCallback(context, training.validation, rounds.count))
         device = pick_device(context.settings)
         try:
-            trainer = _trainer(context, training.part, rounds, callbacks, logger, place)
+            trainer = _trainer(context, training.part, rounds, callbacks, logger, world)
             with fast_steps(device, training.part.precision, training.vlm.language_model):
                 trainer.fit(
                     module,
@@ -263,20 +263,20 @@ def _trainer(
     rounds: Rounds,
     callbacks: list[Callback],
     logger: WandbLogger | None,
-    place: Place,
+    world: World,
 ) -> L.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return L.Trainer(
         accelerator="gpu" if pick_device(context.settings) == "cuda" else "cpu",
-        devices=place.processes // place.machines,
-        num_nodes=place.machines,
-        strategy=_strategy(context.settings, place),
+        devices=world.size // world.nodes,
+        num_nodes=world.nodes,
+        strategy=_strategy(context.settings, world),
         precision="bf16-mixed" if part.precision == "bf16" else "32-true",
         # No max_steps: with it, Lightning takes every checkpoint for the middle of a round, and a
         # resumed round ends without validation. The last round is as short as it must be.
         max_epochs=rounds.count,
-        accumulate_grad_batches=rounds.feed.passes,
+        accumulate_grad_batches=rounds.batches.passes,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         callbacks=[*callbacks, *_keepers(_checkpoints(context))],
@@ -284,7 +284,7 @@ def _trainer(
         # Named, because Lightning would take a Slurm job's variables for its own.
         plugins=[
             _AtomicCheckpointIO(),
-            LightningEnvironment() if place.processes == 1 else TorchElasticEnvironment(),
+            LightningEnvironment() if world.size == 1 else TorchElasticEnvironment(),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -293,12 +293,12 @@ def _trainer(
     )
 
 
-def _strategy(settings: Settings, place: Place) -> Strategy | str:
-    if place.processes == 1:
+def _strategy(settings: Settings, world: World) -> Strategy | str:
+    if world.size == 1:
         return "auto"
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(
-            data_parallel_size=place.processes,
+            data_parallel_size=world.size,
             tensor_parallel_size=1,
             # One file, which any number of devices can read, sharded or not: `TrainingModule`
             # names the optimizer's states.
@@ -312,9 +312,9 @@ def _strategy(settings: Settings, place: Place) -> Strategy | str:
     )
 
 
-def _stopped(context: StageContext, error: NotFiniteError, place: Place) -> PipelineError:
+def _stopped(context: StageContext, error: NotFiniteError, world: World) -> PipelineError:
     """Save which examples spoiled a step and return the error that tells it."""
-    path = context.scratch / f"not-finite-{place.rank}.json"
+    path = context.scratch / f"not-finite-{world.rank}.json"
     found = {
         "step": error.step,
         "losses": [str(loss) for loss in error.losses],

@@ -11,43 +11,43 @@ import lightning as L
 
 from model.training import MicroBatch
 from pipeline.recipe.parts import TrainingPart
-from pipeline.training.batches import ExampleSet, TrainingFeed
+from pipeline.training.batches import ExampleSet, TrainingBatches
 
 
 class Rounds(L.LightningDataModule):
     """Gives Lightning the micro-batches of the current round, and the validation set."""
 
     def __init__(
-        self, feed: TrainingFeed, validation: ExampleSet, part: TrainingPart, steps: int
+        self, batches: TrainingBatches, validation: ExampleSet, part: TrainingPart, steps: int
     ) -> None:
         super().__init__()
-        self.feed, self.validation, self.part, self.steps = feed, validation, part, steps
+        self.batches, self.validation, self.part, self.steps = batches, validation, part, steps
         self.count = math.ceil(steps / part.validate_every)
 
     def train_dataloader(self) -> "Round":
         """Return the micro-batches of the trainer's current round."""
         assert self.trainer is not None
         start = self.trainer.current_epoch * self.part.validate_every
-        return Round(self.feed, start, min(start + self.part.validate_every, self.steps))
+        return Round(self.batches, start, min(start + self.part.validate_every, self.steps))
 
     def val_dataloader(self) -> "Validation":
         """Return the validation examples."""
-        feed = self.feed
-        return Validation(self.validation, self.part.micro_batch, feed.rank, feed.processes)
+        batches = self.batches
+        return Validation(self.validation, self.part.micro_batch, batches.rank, batches.processes)
 
 
 class Round:
     """The micro-batches of some optimizer steps, as an iterable of known length."""
 
-    def __init__(self, feed: TrainingFeed, start: int, stop: int) -> None:
-        self.feed, self.start, self.stop = feed, start, stop
+    def __init__(self, batches: TrainingBatches, start: int, stop: int) -> None:
+        self.batches, self.start, self.stop = batches, start, stop
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.feed.passes
+        return (self.stop - self.start) * self.batches.passes
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for step in range(self.start, self.stop):
-            yield from self.feed.step(step)
+            yield from self.batches.step(step)
 
 
 class Validation:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from model.errors import ModelError, NotFiniteError
 from pipeline.engine.dag import BY_NAME
-from pipeline.engine.processes import Files, Place
+from pipeline.engine.processes import Files, World
 from pipeline.engine.stage import StageContext
 from pipeline.errors import PipelineError
 from pipeline.interpreter import importing, leave_quickly
@@ -41,15 +41,15 @@ def work(folder: Path) -> None:
         settings=Settings.model_validate(request["settings"]),
         report=ConsoleReporter(),
     )
-    place = place_in(os.environ)
+    world = world_of(os.environ)
     part = PARTS[request["stage"]].model_validate(request["part"])
     with importing():
         prepare = import_module(BY_NAME[request["stage"]].module).prepare
-    fit(context, prepare(context, part, request["seed"]), place)
+    fit(context, prepare(context, part, request["seed"]), world)
 
 
-def place_in(variables: Mapping[str, str]) -> Place:
-    """Return the place that torchrun's variables tell.
+def world_of(variables: Mapping[str, str]) -> World:
+    """Return the rank and world size that torchrun's variables give.
 
     Raises:
         PipelineError: They are missing, or the machines have different numbers of processes.
@@ -66,7 +66,7 @@ def place_in(variables: Mapping[str, str]) -> Place:
             f"{processes} processes cannot be {local} on each of {machines} machines",
             "give all machines the same --nproc-per-node",
         )
-    return Place(rank, processes, machines)
+    return World(rank, processes, machines)
 
 
 def _end_with_stage() -> None:

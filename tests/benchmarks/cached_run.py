@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# A file run by its path finds only its own folder; the rooms lie two folders up.
+# A file run by its path finds only its own folder; the packages lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipeline.engine.code_identity import code_digests

@@ -1,7 +1,7 @@
 """What the metrics of an evaluation cost on one core, without any model.
 
 Run it from the repository root: `python tests/benchmarks/evaluation_metrics.py`. Made-up
-predictions go through the measures and the bootstrap just as `evaluate` does it for one condition:
+predictions go through the metrics and the bootstrap just as `evaluate` does it for one condition:
 captions with five references each, answers, presence questions. Printed is the time of the process,
 so that other load on the machine does not count. Goal: 5,000 predictions in at most 10 s.
 """
@@ -15,15 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# A file run by its path finds only its own folder; the rooms lie two folders up.
+# A file run by its path finds only its own folder; the packages lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported
 
 from pipeline.evaluation.metrics import (
-    Measure,
-    answer_measures,
-    caption_measures,
-    presence_measures,
+    Metric,
+    answer_metrics,
+    caption_metrics,
+    presence_metrics,
 )
 from pipeline.evaluation.scorers.pope import SETS
 from pipeline.evaluation.scorers.vqa import answer_accuracy
@@ -79,11 +79,11 @@ def presence(count: int, rng: random.Random) -> list[Row]:
     ]
 
 
-def scored(rows: list[Row]) -> list[Measure]:
-    """The measures of answers, each scored as `evaluate` does it."""
+def scored(rows: list[Row]) -> list[Metric]:
+    """The metrics of answers, each scored as `evaluate` does it."""
     for row in rows:
         row["score"] = answer_accuracy(row["prediction"], row["references"])
-    return answer_measures(rows)
+    return answer_metrics(rows)
 
 
 def main() -> None:
@@ -93,10 +93,10 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=2000)
     arguments = parser.parse_args()
     rng = random.Random(0)
-    kinds: dict[str, tuple[list[Row], Callable[[list[Row]], list[Measure]]]] = {
-        "captions": (captions(arguments.count, rng), caption_measures),
+    kinds: dict[str, tuple[list[Row], Callable[[list[Row]], list[Metric]]]] = {
+        "captions": (captions(arguments.count, rng), caption_metrics),
         "answers": (answers(arguments.count, rng), scored),
-        "presence": (presence(arguments.count, rng), presence_measures),
+        "presence": (presence(arguments.count, rng), presence_metrics),
     }
     print(f"{arguments.count:,} predictions of each kind, {arguments.resamples:,} resamples")
     for name, (rows, measured) in kinds.items():
@@ -106,7 +106,7 @@ def main() -> None:
         metrics = summarize("finetune", {"real": found}, arguments.resamples, 0)
         ended = time.process_time()
         print(
-            f"{name:<9} {half - started:5.2f} s measures + {ended - half:5.2f} s intervals of "
+            f"{name:<9} {half - started:5.2f} s metrics + {ended - half:5.2f} s intervals of "
             f"{len(metrics)} metrics = {ended - started:5.2f} s"
         )
 

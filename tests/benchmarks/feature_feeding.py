@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-# A file run by its path finds only its own folder; the rooms lie two folders up.
+# A file run by its path finds only its own folder; the packages lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from storage.features.patches import PatchTable

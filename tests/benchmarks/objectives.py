@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-# A file run by its path finds only its own folder; the rooms lie two folders up.
+# A file run by its path finds only its own folder; the packages lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from model.objective_configs import ObjectiveConfig, ScheduledSamplingConfig, StandardConfig
@@ -28,14 +28,15 @@ from model.objectives import objective_loss
 from pipeline.engine.processes import Files
 from pipeline.engine.stage import InputArtifact, StageContext
 from pipeline.evaluation import evaluate as stage
-from pipeline.evaluation.metrics import Measure, answer_measures, caption_measures
+from pipeline.evaluation.evaluation_plan import plan_evaluation
+from pipeline.evaluation.metrics import Metric, answer_metrics, caption_metrics
 from pipeline.evaluation.scores import change, summarize
 from pipeline.progress import ConsoleReporter
 from pipeline.recipe.presets import preset
 from pipeline.recipe.recipe import Recipe
 from pipeline.settings import Settings
 from pipeline.training.assemble import load_pretrained
-from pipeline.training.batches import TrainingFeed
+from pipeline.training.batches import TrainingBatches
 from pipeline.training.finetune import finetune, prepare
 from storage.store.artifacts import ArtifactStore
 
@@ -71,7 +72,9 @@ def cost(context: StageContext, recipe: Recipe, steps: int) -> float:
     part = recipe.finetune
     training = prepare(context, part, 0)
     vlm, took = training.vlm.train(), {name: list[float]() for name in METHODS}
-    feed = TrainingFeed(training.training, batch=part.batch, micro_batch=part.micro_batch, seed=0)
+    feed = TrainingBatches(
+        training.training, batch=part.batch, micro_batch=part.micro_batch, seed=0
+    )
     for step in range(steps):
         (micro,) = feed.step(step)
         for name in sorted(METHODS, reverse=bool(step % 2)):
@@ -97,12 +100,12 @@ def answers(
     name = recipe.finetune.objective.kind
     print(f"{name}, seed {seed}: {told['steps']} steps, val_nll {told['val_nll']}", flush=True)
     tuned = Files({p.relative_to(context.out).as_posix(): str(p) for p in _files(context.out)})
-    exam = stage._prepare(context, recipe.evaluate, recipe.seed)
+    plan = plan_evaluation(context, recipe.evaluate, recipe.seed)
     vlm = load_pretrained(tuned.directory("lm"), tuned)
-    rows = list(stage._predict(exam, vlm, [*exam.captions, *exam.questions], "real"))
+    rows = list(stage._predict(plan, vlm, [*plan.captions, *plan.questions], "real"))
     for row in rows:
         if row["kind"] == "caption":
-            exam.objects.judge(row)
+            plan.objects.judge(row)
     return rows
 
 
@@ -110,10 +113,10 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def measured(rows: Sequence[dict[str, Any]]) -> dict[str, Measure]:
+def measured(rows: Sequence[dict[str, Any]]) -> dict[str, Metric]:
     """The two metrics of the rows of all seeds together: each seed weighs alike."""
     by_kind = [[row for row in rows if row["kind"] == kind] for kind in ("caption", "answer")]
-    found = [*caption_measures(by_kind[0]), *answer_measures(by_kind[1])]
+    found = [*caption_metrics(by_kind[0]), *answer_metrics(by_kind[1])]
     return {each.metric: each for each in found if each.metric in METRICS}
 
 
@@ -130,7 +133,7 @@ def main() -> None:
         more = cost(context_of(inputs, Path(name) / "cost"), recipe, given.steps)
         epochs = {"standard": given.epochs, "scheduled_sampling": round(given.epochs / more, 3)}
         print(f"a step of scheduled sampling costs {more:.2f} standard ones; epochs {epochs}")
-        found: dict[str, dict[str, Measure]] = {}
+        found: dict[str, dict[str, Metric]] = {}
         for method, objective in METHODS.items():
             part = recipe.finetune.model_copy(
                 update={"objective": objective, "epochs": epochs[method]}

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import PhiForCausalLM
 
-# A file run by its path finds only its own folder; the rooms lie two folders up.
+# A file run by its path finds only its own folder; the packages lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from model.objectives import standard

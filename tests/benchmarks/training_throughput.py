@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PhiForCausalLM
 
-# A file run by its path finds only its own folder; the rooms lie two folders up.
+# A file run by its path finds only its own folder; the packages lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from model.batch import Batch
@@ -36,7 +36,7 @@ from pipeline.data.stored_images import open_patches, read_images
 from pipeline.engine.dag import DAG
 from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
-from pipeline.training.batches import ExampleSet, TrainingFeed
+from pipeline.training.batches import ExampleSet, TrainingBatches
 from storage.store.artifacts import ArtifactStore
 from storage.tables import read_table, where
 from tests.support.fake_stages import make
@@ -115,7 +115,9 @@ class Data:
         examples = self.shared if shared else self.single
         size = self.images if shared else self.images * PER_IMAGE
         if bucketing:
-            feed = TrainingFeed(examples, batch=size, micro_batch=size, seed=0, rank=0, processes=1)
+            feed = TrainingBatches(
+                examples, batch=size, micro_batch=size, seed=0, rank=0, processes=1
+            )
             yield from (feed.step(step)[0] for step in range(count))
             return
         order = np.random.default_rng(0).permutation(len(examples.rows))

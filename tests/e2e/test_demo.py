@@ -58,9 +58,9 @@ def test_questions_are_answered_from_the_image(demo: tuple[Cli, str]) -> None:
     assert metric(demo[0], "answer_accuracy", "shuffled") <= 0.45
 
 
-@pytest.mark.parametrize("floor", ["most_frequent", "nearest_neighbour"])
-def test_captions_beat_every_floor_beyond_noise(demo: tuple[Cli, str], floor: str) -> None:
-    assert metric(demo[0], "cider_d_gap", floor, "low") > 0
+@pytest.mark.parametrize("baseline", ["most_frequent", "nearest_neighbour"])
+def test_captions_beat_every_baseline_beyond_noise(demo: tuple[Cli, str], baseline: str) -> None:
+    assert metric(demo[0], "cider_d_gap", baseline, "low") > 0
 
 
 def test_the_report_tells_all_conditions_and_floors_with_intervals(demo: tuple[Cli, str]) -> None:
@@ -215,8 +215,8 @@ def test_an_image_unlike_the_rendered_ones_is_answered_with_a_warning(
 
 def test_show_follows_an_image_through_every_room(demo: tuple[Cli, str]) -> None:
     shown = demo[0].ok("show")
-    for room in ("captions", "objects", "features", "examples", "predictions"):
-        assert room in shown
+    for name in ("captions", "objects", "features", "examples", "predictions"):
+        assert name in shown
     assert "test" in shown
 
 

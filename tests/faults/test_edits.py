@@ -24,9 +24,9 @@ class Checkout:
         self.sets = [
             part for path, value in changes.items() for part in ("--set", f"{path}={value}")
         ]
-        for room in ("flows", "pipeline", "model", "storage"):
+        for package in ("flows", "pipeline", "model", "storage"):
             shutil.copytree(
-                ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__")
+                ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
             )
 
     def edit(self, name: str, old: str, new: str) -> None:

@@ -30,7 +30,7 @@ SMALL = {
     "finetune.validate_every": 20,
     "finetune.least_image_gain": 0,
     "evaluate.images": 24,
-    "evaluate.probes": 16,
+    "evaluate.likelihood_images": 16,
     "evaluate.pointing_images": 4,
     "evaluate.max_new_tokens": 16,
 }

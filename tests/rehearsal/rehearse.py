@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# A file run by its path finds only its own folder; the rooms lie two folders up.
+# A file run by its path finds only its own folder; the packages lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipeline.engine.dag import BY_NAME
@@ -54,7 +54,7 @@ FEW: Mapping[str, object] = {
     "evaluate.images": 4,
     "evaluate.questions": 4,
     "evaluate.max_new_tokens": 8,
-    "evaluate.probes": 2,
+    "evaluate.likelihood_images": 2,
     "evaluate.pointing_images": 1,
     "evaluate.choices": 2,
     "evaluate.presence_objects": 1,

@@ -38,7 +38,7 @@ class Shown:
     answer: str
 
 
-class Showcase(Callback):
+class SamplesCallback(Callback):
     """Logs a table of free-running generations a few times per training, the last at its end.
 
     Every process generates, since under FSDP the weights are spread over all; one logs.

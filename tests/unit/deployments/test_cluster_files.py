@@ -153,8 +153,8 @@ def program(path: Path, body: str) -> None:
 
 def test_the_image_holds_every_room_and_runs_as_nobody_special() -> None:
     text = (ROOT / "deployments/kubernetes/Dockerfile").read_text()
-    for room in ("deployments", "flows", "pipeline", "model", "storage"):
-        assert f"COPY {room} {room}\n" in text
+    for package in ("deployments", "flows", "pipeline", "model", "storage"):
+        assert f"COPY {package} {package}\n" in text
     assert re.search(r"^USER phivision$", text, re.MULTILINE)
 
 

@@ -129,8 +129,8 @@ def test_the_table_counts_what_the_right_images_were_asked(order: tuple[str, str
         {**fixed, "metric": "answer_accuracy", "condition": each, "count": counts[each]}
         for each in order
     ]
-    floor = {**fixed, "metric": "cider_d", "condition": "most_frequent", "count": 7}
-    columns, cells = score_table([*rows, floor])
+    baseline = {**fixed, "metric": "cider_d", "condition": "most_frequent", "count": 7}
+    columns, cells = score_table([*rows, baseline])
     assert columns == ["model", "metric", "real", "blind", "most_frequent", "n"]
     assert [line[-1] for line in cells] == ["1,200", "7"]
 

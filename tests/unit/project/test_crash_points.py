@@ -17,8 +17,8 @@ from pipeline.settings import Settings
 from storage.store.artifacts import ArtifactStore
 from storage.store.garbage import find_garbage
 from storage.store.verify import committed, verify
+from tests.support import fake_stages
 from tests.support.fake_stages import FAKE_DAG, make
-from tests.unit import fake_stages
 
 STAGES = FAKE_DAG[:2]
 CHANGES = ("put", "create", "write", "remove")

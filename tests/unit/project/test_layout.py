@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-ROOMS = ("flows", "pipeline", "model", "storage", "deployments")
+PACKAGES = ("flows", "pipeline", "model", "storage", "deployments")
 MAX_FILE, MAX_FUNCTION = 350, 45
 
 
 def sources() -> Iterator[Path]:
-    for room in ROOMS:
-        yield from sorted((ROOT / room).rglob("*.py"))
+    for package in PACKAGES:
+        yield from sorted((ROOT / package).rglob("*.py"))
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -59,7 +59,7 @@ def test_public_functions_are_documented() -> None:
 
 
 def test_no_module_hides_a_package_or_the_standard_library() -> None:
-    taken = {*ROOMS, *sys.stdlib_module_names} - {"__init__"}
+    taken = {*PACKAGES, *sys.stdlib_module_names} - {"__init__"}
     # A name is only in danger where its folder is put on the path, so it must differ everywhere.
     clashes = [str(path.relative_to(ROOT)) for path in sources() if path.stem in taken]
     assert not clashes

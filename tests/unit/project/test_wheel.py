@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-ROOMS = ("deployments", "flows", "model", "pipeline", "storage")
+PACKAGES = ("deployments", "flows", "model", "pipeline", "storage")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the files that git knows, built without a network."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in tracked("pyproject.toml", "README.md", "LICENSE", *ROOMS):
+    for name in tracked("pyproject.toml", "README.md", "LICENSE", *PACKAGES):
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
     build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
@@ -39,7 +39,7 @@ def tracked(*paths: str) -> list[str]:
 
 def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        assert set(tracked(*ROOMS)) <= set(archive.namelist())
+        assert set(tracked(*PACKAGES)) <= set(archive.namelist())
 
 
 def test_an_installed_wheel_assembles_a_space_from_anywhere(wheel: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Errors of the storage room say one line, name the remedy, and keep secrets."""
+"""Errors of storage say one line, name the remedy, and keep secrets."""
 
 import pickle
 import time

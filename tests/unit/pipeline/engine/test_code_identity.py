@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine.code_facts import read_facts
-from pipeline.engine.code_identity import INFRASTRUCTURE, ROOMS, ROOT, code_digests
+from pipeline.engine.code_identity import INFRASTRUCTURE, PACKAGES, ROOT, code_digests
 from pipeline.engine.dag import DAG
 
 SOURCE = '''
@@ -231,7 +231,7 @@ def test_every_stage_has_code_and_none_of_it_is_infrastructure() -> None:
         assert f"{stage.module.replace('.', '/')}.py" in closure
         modules = {path[:-3].replace("/", ".") for path in closure}
         assert not {name for name in modules if f"{name}.".startswith(no_identity)}
-        assert {path.split("/")[0] for path in closure} <= set(ROOMS)
+        assert {path.split("/")[0] for path in closure} <= set(PACKAGES)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +251,10 @@ def test_an_edit_is_noticed_by_these_stages_and_what_follows(path: str, notice: 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of the project's code."""
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     return tmp_path
 
 
@@ -285,17 +287,17 @@ def test_the_wording_of_questions_is_noticed_by_conversations_alone(checkout: Pa
 
 def test_moving_files_re_runs_nothing_and_editing_one_what_depends_on_it(checkout: Path) -> None:
     before = identities(checkout)
-    for room, name in (
+    for package, name in (
         ("model", "blocks"),
         ("pipeline.data", "schemas"),
         ("storage", "tables"),
     ):
-        folder = checkout / room.replace(".", "/")
+        folder = checkout / package.replace(".", "/")
         (folder / "inner").mkdir()
         (folder / "inner/__init__.py").touch()
         (folder / f"{name}.py").rename(folder / f"inner/{name}.py")
         for path in checkout.rglob("*.py"):
-            old, new = f"from {room}.{name} import", f"from {room}.inner.{name} import"
+            old, new = f"from {package}.{name} import", f"from {package}.inner.{name} import"
             path.write_text(path.read_text().replace(old, new))
     assert identities(checkout) == before
     old, new = "class ResidualMlp(nn.Module):", "class ResidualMlp(nn.Identity):"

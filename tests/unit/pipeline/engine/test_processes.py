@@ -15,7 +15,7 @@ from model.objective_configs import ScheduledSamplingConfig
 from model.projectors import SparseMixtureConfig
 from pipeline.engine.stage import StageContext
 from pipeline.errors import PipelineError
-from pipeline.training.worker import place_in
+from pipeline.training.worker import world_of
 from tests.support.forks import FORKS
 from tests.support.training_inputs import (
     Choices,
@@ -205,7 +205,7 @@ def test_a_launcher_that_is_none_is_refused_with_its_name(inputs: Path, tmp_path
     with pytest.raises(PipelineError, match=r"launcher no-such-command cannot be started"):
         Choices().run(context_of(inputs, tmp_path, launcher="no-such-command --nnodes 2"))
     with pytest.raises(PipelineError, match="sets no RANK"):
-        place_in({})
+        world_of({})
     uneven = {"RANK": "0", "WORLD_SIZE": "3", "GROUP_WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     with pytest.raises(PipelineError, match="same --nproc-per-node"):
-        place_in(uneven)
+        world_of(uneven)

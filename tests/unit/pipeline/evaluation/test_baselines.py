@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.schemas import EXAMPLES
-from pipeline.evaluation.baselines import floor_captions
+from pipeline.evaluation.baselines import baseline_captions
 from storage.tables import write_table
 from tests.support.shown_images import key_of, write_images
 from tests.support.training_inputs import files_of
@@ -25,10 +25,10 @@ IMAGES: list[tuple[str, tuple[float, float], list[str]]] = [
 ]
 
 
-def floors(
+def baselines(
     folder: Path, images: list[tuple[str, tuple[float, float], list[str]]], kind: str = "caption"
 ) -> dict[str, dict[int, str]]:
-    """Return the floors by number of image."""
+    """Return the baselines by number of image."""
     rows: list[dict[str, Any]] = []
     for number, (split, _, captions) in enumerate(images):
         place = {"split": split, "image_id": number, "sha256": key_of(number)}
@@ -46,7 +46,7 @@ def floors(
         np.array([pooled for _, pooled, _ in images], np.float32),
         [split for split, _, _ in images],
     )
-    found = floor_captions(files_of(folder / "examples"), files_of(folder / "features"), 1)
+    found = baseline_captions(files_of(folder / "examples"), files_of(folder / "features"), 1)
     numbers = {key_of(number): number for number in range(len(images))}
     return {
         name: {numbers[key]: text for key, text in texts.items()} for name, texts in found.items()
@@ -55,7 +55,7 @@ def floors(
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, str]]:
-    return floors(tmp_path_factory.mktemp("floors"), IMAGES)
+    return baselines(tmp_path_factory.mktemp("baselines"), IMAGES)
 
 
 def test_every_test_image_and_no_other_has_both(found: dict[str, dict[int, str]]) -> None:
@@ -85,19 +85,19 @@ def test_what_test_captions_say_changes_nothing(
         (split, pooled, ["something else"] if split == TEST else captions)
         for split, pooled, captions in IMAGES
     ]
-    assert floors(tmp_path, other) == found
+    assert baselines(tmp_path, other) == found
 
 
 def test_an_embedding_of_zeros_is_nobody_s_nearest(tmp_path: Path) -> None:
     train = [(TRAIN, (0.0, 0.0), ["blank"]), (TRAIN, (0.0, 1.0), ["north"])]
-    texts = floors(tmp_path, [*train, (TEST, (1.0, 0.2), ["own"]), (TEST, (0.0, 0.0), ["own"])])
+    texts = baselines(tmp_path, [*train, (TEST, (1.0, 0.2), ["own"]), (TEST, (0.0, 0.0), ["own"])])
     assert texts["nearest_neighbour"][2] == "north"
     assert texts["nearest_neighbour"].keys() == {2, 3}  # what has no direction has some caption
 
 
 def test_ties_go_to_the_same_caption_whatever_the_order(tmp_path: Path) -> None:
     train = [(TRAIN, (1.0, 0.0), [text]) for text in ("b", "a", "c")]
-    texts = floors(tmp_path, [*train, (TEST, (1.0, 0.0), ["own"])])
+    texts = baselines(tmp_path, [*train, (TEST, (1.0, 0.0), ["own"])])
     assert texts["most_frequent"] == {3: "a"}
     largest = max(range(3), key=key_of)
     assert texts["nearest_neighbour"] == {3: train[largest][2][0]}

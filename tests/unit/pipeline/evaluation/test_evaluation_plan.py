@@ -62,7 +62,7 @@ def test_an_image_alone_is_never_shown_as_another(tmp_path: Path, tested: int, k
     assert {"real", "blind"} <= set(shown.conditions)
 
 
-def write_exam(root: Path, tiny_bundle: Path, spoken: str) -> None:
+def write_evaluation_inputs(root: Path, tiny_bundle: Path, spoken: str) -> None:
     """Write what `evaluate` reads: test captions, and conversations of one split."""
     assistant = load_assistant(tiny_bundle)
     template = assistant.template
@@ -113,7 +113,7 @@ def write_exam(root: Path, tiny_bundle: Path, spoken: str) -> None:
 def test_questions_come_from_validation_where_none_is_about_a_test_image(
     tmp_path: Path, tiny_bundle: Path, spoken: str
 ) -> None:
-    write_exam(tmp_path / "in", tiny_bundle, spoken)
+    write_evaluation_inputs(tmp_path / "in", tiny_bundle, spoken)
     part = preset("demo").override({"evaluate.max_new_tokens": 4}).evaluate
     context = context_of(tmp_path / "in", tmp_path / "work")
     evaluate(context, part, 0)
@@ -143,7 +143,7 @@ def test_questions_come_from_validation_where_none_is_about_a_test_image(
 
 
 def test_without_images_to_look_at_nothing_is_looked_at(tmp_path: Path, tiny_bundle: Path) -> None:
-    write_exam(tmp_path / "in", tiny_bundle, "test")
+    write_evaluation_inputs(tmp_path / "in", tiny_bundle, "test")
     shutil.rmtree(tmp_path / "in/backbones/clip")  # it is not even read
     changes = {"evaluate.max_new_tokens": 4, "evaluate.pointing_images": 0}
     context = context_of(tmp_path / "in", tmp_path / "work")

@@ -26,7 +26,7 @@ from tests.support.training_inputs import (
     figures,
     language_models,
 )
-from tests.unit.pipeline.evaluation.test_evaluation_plan import write_exam
+from tests.unit.pipeline.evaluation.test_evaluation_plan import write_evaluation_inputs
 
 ROOT = Path(__file__).resolve().parents[4]
 LOADING = """
@@ -69,7 +69,7 @@ def test_evaluation_holds_one_language_model_in_the_type_of_finetuning(
     tmp_path: Path, tiny_bundle: Path, dtype: torch.dtype
 ) -> None:
     root = tmp_path / "in"
-    write_exam(root, tiny_bundle, "test")
+    write_evaluation_inputs(root, tiny_bundle, "test")
     load_language_model(tiny_bundle / "lm", dtype).save_pretrained(root / "finetune/lm")
     report = Counting()
     context = context_of(root, tmp_path / "work", report)

@@ -18,7 +18,7 @@ from pipeline.evaluation.pointing import (
     Boxes,
     Mention,
     look,
-    pointing_measures,
+    pointing_metrics,
     table_rows,
 )
 from pipeline.evaluation.scorers.chair import ObjectNames
@@ -167,7 +167,7 @@ def test_an_object_outside_of_what_is_seen_is_not_pointed_at(
     boxes.views[0] = View(50, 50, 50, 50)
     rows = look(sighted.vlm, sighted.template, [said(0, "A circle")], boxes, shown, 64)
     assert [(row["word"], row["category"]) for row in rows] == [("A", None), ("circle", None)]
-    assert pointing_measures(rows) == {}
+    assert pointing_metrics(rows) == {}
 
 
 def test_pointing_is_the_share_inside_and_the_game_counts_tops() -> None:
@@ -177,7 +177,7 @@ def test_pointing_is_the_share_inside_and_the_game_counts_tops() -> None:
     other = [Mention(1, 1.0, 4.0, False)]
     rows = [{"condition": "real", "mention": each} for each in real]
     rows += [{"condition": "shuffled", "mention": each} for each in other]
-    found = summarize("finetune", pointing_measures(rows), 20, 0)
+    found = summarize("finetune", pointing_metrics(rows), 20, 0)
     values = {(row["condition"], row["metric"]): (row["value"], row["count"]) for row in found}
     assert values == {
         ("real", "pointing"): (0.6, 2),

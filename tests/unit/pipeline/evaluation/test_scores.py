@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.metrics import (
-    Measure,
-    answer_measures,
-    caption_measures,
+    Metric,
+    answer_metrics,
+    caption_metrics,
     mean,
-    presence_measures,
+    presence_metrics,
     ratio,
 )
 from pipeline.evaluation.scorers.pope import SETS, PresenceAsker
@@ -17,7 +17,7 @@ from pipeline.evaluation.scores import summarize
 IMAGES = list(range(60))
 
 
-def rows_by_name(found: dict[str, list[Measure]]) -> dict[tuple[str, str], dict[str, float]]:
+def rows_by_name(found: dict[str, list[Metric]]) -> dict[tuple[str, str], dict[str, float]]:
     rows = summarize("finetune", found, resamples=400, seed=0)
     return {(row["metric"], row["condition"]): row for row in rows}
 
@@ -50,7 +50,7 @@ def test_presence_has_the_five_published_figures() -> None:
         {"image_id": n, "prediction": said, "references": [true], "sets": ["random"]}
         for n, (said, true) in enumerate(cells)
     ]
-    rows = rows_by_name({"real": presence_measures(answers)})
+    rows = rows_by_name({"real": presence_metrics(answers)})
     values = {m.removeprefix("pope_random_"): row["value"] for (m, _), row in rows.items()}
     assert values["accuracy"] == pytest.approx(3 / 5)
     assert values["precision"] == values["recall"] == values["f1"] == pytest.approx(2 / 3)
@@ -67,7 +67,7 @@ def test_who_always_says_the_same_is_right_in_half_of_all_presence_questions(sai
         for i in objects
         for q in asker.ask(i, most=2)
     ]
-    rows = rows_by_name({"real": presence_measures(answers)})
+    rows = rows_by_name({"real": presence_metrics(answers)})
     assert [rows[f"pope_{name}_accuracy", "real"]["value"] for name in SETS] == [0.5] * 3
     assert rows["pope_accuracy", "real"]["value"] == 0.5
     assert rows["pope_accuracy", "real"]["count"] == len(answers)
@@ -79,7 +79,7 @@ def test_answers_get_lengths_and_repetition() -> None:
         {"image_id": n, "prediction": said, "references": [true], "score": float(said == true)}
         for n, (said, true) in enumerate(texts)
     ]
-    rows = rows_by_name({"real": answer_measures(answers)})
+    rows = rows_by_name({"real": answer_metrics(answers)})
     assert rows["answer_length_ratio", "real"]["value"] == pytest.approx(11 / 6)
     assert rows["answer_repetition", "real"]["value"] == pytest.approx(3 / 5)
 
@@ -97,7 +97,7 @@ def test_captions_get_lengths_repetition_and_hallucinations() -> None:
             [("a red cat on a mat", []), ("a dog a dog a dog a dog", ["dog"])]
         )
     ]
-    rows = rows_by_name({"real": caption_measures(captions)})
+    rows = rows_by_name({"real": caption_metrics(captions)})
     assert rows["length_ratio", "real"]["value"] == pytest.approx(14 / 12)
     assert rows["repetition", "real"]["value"] == pytest.approx(3 / 8)
     assert rows["chair_i", "real"]["value"] == rows["chair_s", "real"]["value"] == 0.5

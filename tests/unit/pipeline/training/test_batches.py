@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from model.training import MicroBatch
 from pipeline.data.schemas import EXAMPLES
 from pipeline.errors import PipelineError
-from pipeline.training.batches import ExampleSet, TrainingFeed, collate
+from pipeline.training.batches import ExampleSet, TrainingBatches, collate
 from storage.features.patches import PatchTable
 from storage.features.shards import ShardRows, shard_paths, write_shard
 from storage.tables import write_table
@@ -125,9 +125,11 @@ def examples_in(micro: MicroBatch) -> list[list[int]]:
     return found
 
 
-def feed(examples: ExampleSet, batch: int = 4, micro_batch: int = 4, **others: int) -> TrainingFeed:
+def feed(
+    examples: ExampleSet, batch: int = 4, micro_batch: int = 4, **others: int
+) -> TrainingBatches:
     others = {"seed": 0, **others}
-    return TrainingFeed(examples, batch=batch, micro_batch=micro_batch, **others)
+    return TrainingBatches(examples, batch=batch, micro_batch=micro_batch, **others)
 
 
 def ids_of(step: Sequence[MicroBatch]) -> list[list[int]]:
@@ -334,5 +336,5 @@ def test_a_batch_that_leaves_a_process_without_rows_is_refused(
         feed(shared, batch, micro_batch, processes=2)
 
 
-def _epoch(stream: TrainingFeed) -> list[MicroBatch]:
+def _epoch(stream: TrainingBatches) -> list[MicroBatch]:
     return [micro for step in range(stream.steps_per_epoch) for micro in stream.step(step)]

@@ -17,7 +17,7 @@ from pipeline.data.stored_images import open_patches
 from pipeline.engine.stage import StageContext
 from pipeline.progress import Ticker
 from pipeline.recipe.parts import PretrainPart
-from pipeline.training.batches import ExampleSet, TrainingFeed
+from pipeline.training.batches import ExampleSet, TrainingBatches
 from pipeline.training.pretrain import prepare, pretrain
 from tests.support.training_inputs import (
     PATCHES,
@@ -52,11 +52,11 @@ class Recording:
         yield lambda amount=1, note="": self.ticks.append((amount, note))
 
 
-def feed_of(context: StageContext) -> TrainingFeed:
+def feed_of(context: StageContext) -> TrainingBatches:
     """The batches of the tests' pretraining."""
     patches = open_patches(context.inputs["features"])
     examples = ExampleSet(context.inputs["examples"], patches, "train", {"caption": 1.0}, 3, 2)
-    return TrainingFeed(examples, batch=8, micro_batch=4, seed=3)
+    return TrainingBatches(examples, batch=8, micro_batch=4, seed=3)
 
 
 def test_the_speed_is_that_of_all_examples_tokens_and_operations(
@@ -205,7 +205,9 @@ def test_the_separator_has_a_rate_of_its_own(inputs: Path, tmp_path: Path) -> No
     assert isinstance(part, PretrainPart)
     pretrain(context, part.model_copy(update={"separator_learning_rate": 5e-3}), 3)
     found = figures(context)
-    projector, separator = (found[f"learning_rate_{room}"] for room in ("projector", "separator"))
+    projector, separator = (
+        found[f"learning_rate_{package}"] for package in ("projector", "separator")
+    )
     assert separator == pytest.approx([5 * rate for rate in projector])
     assert max(separator) > 1e-3
 
