@@ -7,15 +7,11 @@ from flows.example_scores import MAIN, Row, scored_predictions, scores_of
 from pipeline.engine.runs import find_run
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.pairing import difference
+from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 from storage.sql.catalog import Catalog
 from storage.store.artifacts import ArtifactStore
 
-# Metric of the `metrics` view → heading, and the kind of text whose scores can be paired.
-METRICS: dict[str, tuple[str, str | None]] = {
-    "cider_d": ("CIDEr-D", "caption"),
-    "answer_accuracy": ("answers right", "answer"),
-    "caption_nll": ("caption NLL", None),
-}
+COMPARED = {name: shown for name, shown in SHOWN_METRICS.items() if shown.heading}
 _SQL = (
     "SELECT metric, value, low, high FROM metrics WHERE run = $run AND stage = $stage "
     "AND condition = 'real'"
@@ -55,9 +51,9 @@ def measure(
         "seconds": record["seconds"],
         "metrics": real_scores(catalog, run),
         "differences": {
-            metric: _plain(_paired(rows, base, kind, seed, resamples))
-            for metric, (_, kind) in METRICS.items()
-            if kind is not None and run != first
+            metric: _plain(_paired(rows, base, shown.kind, seed, resamples))
+            for metric, shown in COMPARED.items()
+            if shown.kind and run != first
         },
         "vision_gap": _plain(
             difference(
@@ -76,17 +72,17 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     Args:
         rows: What :func:`measure` told of each; the first is what the others were compared to.
     """
-    shown = [metric for metric in METRICS if any(metric in row["metrics"] for row in rows)]
+    shown = [metric for metric in COMPARED if any(metric in row["metrics"] for row in rows)]
     head, against = ["variant"], f"against {_escaped(rows[0])}"
     for metric in shown:
-        head += [METRICS[metric][0], *([against] if METRICS[metric][1] else [])]
+        head += [COMPARED[metric].heading, *([against] if COMPARED[metric].kind else [])]
     head += ["CIDEr-D real − shuffled", "stages made", "seconds"]  # noqa: RUF001 - a minus
     lines = [f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
     for row in rows:
         cells = [_escaped(row)]
         for metric in shown:
             cells.append(estimate(row["metrics"].get(metric)))
-            if METRICS[metric][1]:
+            if COMPARED[metric].kind:
                 cells.append(estimate(row["differences"].get(metric), sign=True))
         cells += [
             estimate(row["vision_gap"], sign=True),

@@ -8,23 +8,13 @@ from rich.table import Table
 
 from flows.printing import condition_order, metric_name, table_of
 from pipeline.errors import PipelineError
+from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 from storage.sql.catalog import Catalog
 
 Row = dict[str, Any]
 
 # What says most; the gaps, splits and sums behind them are for `--all`.
-MAIN = (
-    "cider_d",
-    "bleu_4",
-    "rouge_l",
-    "answer_accuracy",
-    "pope_accuracy",
-    "chair_i",
-    "image_choice",
-    "pointing",
-    "eos_rate",
-    "nll",
-)
+MAIN = tuple(name for name, shown in SHOWN_METRICS.items() if shown.main)
 
 _SQL = """
 SELECT stage, split, metric, condition, value, low, high, count FROM metrics WHERE run = $run

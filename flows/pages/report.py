@@ -8,6 +8,7 @@ from flows.example_scores import MAIN, MEASURES, Row, scored_predictions
 from flows.pages import report_before, report_looking, report_scores, report_training
 from flows.pages.page import figure, render
 from flows.pages.shown_images import images_of
+from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 from pipeline.recipe.recipe import flatten
 from storage.sql.catalog import Catalog
 from storage.store.artifacts import ArtifactStore
@@ -155,15 +156,15 @@ def _tiles(metrics: Sequence[Row], manifests: Mapping[str, Manifest]) -> list[tu
     """Return value, name and a note of the figures at the top."""
     by_key = {(row["stage"], row["metric"], row["condition"]): row for row in metrics}
     tiles = []
-    for name, text in report_scores.NAMES.items():
+    for name, shown in SHOWN_METRICS.items():
         row = by_key.get((MAIN, name, "real"))
-        if row is not None and len(tiles) < 3 and "lower" not in text:
+        if row is not None and len(tiles) < 3 and "lower" not in shown.label:
             others = [
                 f"{condition} {figure(by_key[MAIN, name, condition]['value'])}"
                 for condition in ("shuffled", "blind")
                 if (MAIN, name, condition) in by_key
             ]
-            tiles.append((figure(row["value"]), text, ", ".join(others)))
+            tiles.append((figure(row["value"]), shown.label, ", ".join(others)))
     for stage, key, text in (
         ("images", "images", "images"),
         ("examples", "examples", "examples"),

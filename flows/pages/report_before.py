@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.compare_table import METRICS, estimate, measure, real_scores
+from flows.compare_table import COMPARED, estimate, measure, real_scores
 from pipeline.engine.runs import Change, compare_runs
 from pipeline.errors import PipelineError
 from storage.sql.catalog import Catalog
@@ -31,14 +31,14 @@ def score_changes(store: ArtifactStore, before: str, run: str) -> list[list[obje
     now = measure(store, "now", {}, run, before)
     old = real_scores(Catalog(store, before), before)
     rows: list[list[object]] = []
-    for metric, (name, kind) in METRICS.items():
+    for metric, shown in COMPARED.items():
         if metric in old and metric in now["metrics"]:
             scores = [estimate(each) for each in (old[metric], now["metrics"][metric])]
             gap = now["differences"].get(metric)
-            shown = estimate(gap, sign=True) if gap else "no interval"
-            if kind is not None and gap is None:
-                shown = "other images"
-            rows.append([name, _verdict(gap), shown, *scores])
+            moved = estimate(gap, sign=True) if gap else "no interval"
+            if shown.kind and gap is None:
+                moved = "other images"
+            rows.append([shown.heading, _verdict(gap), moved, *scores])
     return rows
 
 

@@ -10,39 +10,10 @@ from flows.pages.charts import COLOURS, Chart, Estimate, bars, intervals
 from flows.printing import condition_order, metric_name
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.pairing import difference
+from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 
-NAMES = {
-    "cider_d": "CIDEr-D of captions",
-    "answer_accuracy": "Share of answers right",
-    "rouge_l": "ROUGE-L of captions",
-    "caption_nll": "Negative log-likelihood of captions (lower is better)",
-    "nll": "Negative log-likelihood of held-out text (lower is better)",
-    "eos_rate": "Share of texts that end by themselves",
-    "image_choice": "Share of images found among others",
-    "chair_i": "CHAIR-i: named objects that are not there (lower is better)",
-    "chair_s": "CHAIR-s: captions with such an object (lower is better)",
-    "pope_accuracy": "POPE: share of presence questions right",
-    "pope_f1": "POPE: F1",
-    "pointing": "Share of what mattered for a word that lies on the object it names",
-    "pointing_game": "Share of named objects on which the patch lies that mattered most",
-    "length_ratio": "Length of captions against people's",
-    "repetition": "Share of repeated word groups (lower is better)",
-    "answer_length_ratio": "Length of answers against people's",
-    "answer_repetition": "Share of repeated word groups in answers (lower is better)",
-}
-_FIRST = (
-    "cider_d",
-    "answer_accuracy",
-    "image_choice",
-    "pope_accuracy",
-    "chair_i",
-    "rouge_l",
-    "caption_nll",
-    "nll",
-)
 _SHADES = {"real": COLOURS[0], "shuffled": COLOURS[1], "blind": COLOURS[2]}
 _GAP = "_gap"  # ends the name of a metric that tells a difference
-_GAPS = ("cider_d", "answer_accuracy")  # differences told in words
 _CHARTS = 12  # metrics drawn; the table has all
 _GROUPS = 14  # bars of one chart
 _LEAST = 5  # predictions that a group needs to be drawn
@@ -55,7 +26,9 @@ def score_charts(metrics: Sequence[Row]) -> list[Chart]:
         by_name.setdefault(row["metric"], []).append(row)
     several = [n for n, rows in by_name.items() if len(rows) > 1 and not n.endswith(_GAP)]
     told = [name for name in several if any(row["low"] is not None for row in by_name[name])]
-    order = dict.fromkeys([*(n for n in _FIRST if n in several), *told])
+    order = dict.fromkeys(
+        [*(n for n, shown in SHOWN_METRICS.items() if shown.chart and n in several), *told]
+    )
     return [_score_chart(name, by_name[name]) for name in list(order)[:_CHARTS]]
 
 
@@ -63,7 +36,7 @@ def _score_chart(name: str, rows: Sequence[Row]) -> Chart:
     conditions = condition_order(row["condition"] for row in rows)
     ordered = sorted(rows, key=lambda row: (row["stage"], conditions.index(row["condition"])))
     return intervals(
-        NAMES.get(name, name),
+        SHOWN_METRICS[name].label if name in SHOWN_METRICS else name,
         [
             Estimate(
                 f"{row['stage']} · {row['condition']}".replace("_", " "),
@@ -102,11 +75,12 @@ def vision_gaps(
     Taken from the metrics where evaluation wrote such gaps, else from the predictions.
     """
     told = [
-        {"name": NAMES[row["metric"].removesuffix(_GAP)], "other": row["condition"], "gap": row}
+        {"name": shown.label, "other": row["condition"], "gap": row}
         for row in metrics
+        for name, shown in SHOWN_METRICS.items()
         if row["stage"] == MAIN
-        and row["metric"].removesuffix(_GAP) in _GAPS
-        and row["metric"].endswith(_GAP)
+        and shown.kind
+        and row["metric"] == f"{name}{_GAP}"
         and row["low"] is not None
     ]
     return told or _paired_gaps(rows, seed, resamples)
@@ -114,12 +88,12 @@ def vision_gaps(
 
 def _paired_gaps(rows: Sequence[Row], seed: int, resamples: int) -> list[dict[str, Any]]:
     found = []
-    for kind, name in (("caption", NAMES["cider_d"]), ("answer", NAMES["answer_accuracy"])):
-        real = scores_of(rows, kind, "real")
+    for shown in (shown for shown in SHOWN_METRICS.values() if shown.kind):
+        real = scores_of(rows, shown.kind, "real")
         for other in condition_order({row["condition"] for row in rows} - {"real"}):
-            gap = difference(real, scores_of(rows, kind, other), seed, resamples)
+            gap = difference(real, scores_of(rows, shown.kind, other), seed, resamples)
             if gap is not None:
-                found.append({"name": name, "other": other, "gap": asdict(gap)})
+                found.append({"name": shown.label, "other": other, "gap": asdict(gap)})
     return found
 
 

@@ -18,7 +18,6 @@ from storage.store.published import Entry, add_entry, previous, published, read_
 from storage.store.runs import read_run
 
 STAGE = "publish"
-_KINDS = {"cider_d": "caption", "answer_accuracy": "answer"}
 _RESAMPLES = 2000
 _BASELINES = {
     "most_frequent": "the commonest training caption for every image",
@@ -227,7 +226,8 @@ def _worse(
     store: ArtifactStore, metric: str, before: Manifest, after: Manifest, seed: int, run: str
 ) -> str:
     """Return that a model is worse on the images both were tested on, or an empty string."""
-    from pipeline.evaluation.pairing import difference
+    from pipeline.evaluation.shown_metrics import SHOWN_METRICS
+from pipeline.evaluation.pairing import difference
 
     old, new = _scores(store, metric, before), _scores(store, metric, after)
     found = difference(new, old, seed, _RESAMPLES)
@@ -242,12 +242,13 @@ def _worse(
 
 
 def _scores(store: ArtifactStore, metric: str, evaluated: Manifest) -> dict[Any, float]:
-    from pipeline.evaluation.pairing import scores_by_question
+    from pipeline.evaluation.shown_metrics import SHOWN_METRICS
+from pipeline.evaluation.pairing import scores_by_question
     from storage.tables import read_table, where
 
     columns = ["stage", "condition", "kind", "image_id", "question", "references", "score"]
     table = read_table(store.artifact(evaluated).path("predictions.parquet"), columns)
-    rows = where(table, stage="finetune", condition="real", kind=_KINDS[metric])
+    rows = where(table, stage="finetune", condition="real", kind=SHOWN_METRICS[metric].kind)
     return scores_by_question(rows.to_pylist())
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.evaluation.shown_metrics import SHOWN_METRICS
+
 Row = dict[str, Any]
-_SHOWN = ("cider_d", "bleu_4", "rouge_l", "answer_accuracy", "eos_rate", "nll")
 
 _CARD = """---
 library_name: phivision
@@ -96,7 +97,7 @@ def _table(
 ) -> str:
     """Return a line for each metric that has a value in one of the columns."""
     lines = []
-    for metric in _SHOWN:
+    for metric in (name for name, shown in SHOWN_METRICS.items() if shown.card):
         cells = [_cell(values.get((f"{metric}{suffix}", column)), style) for column in columns]
         if any(cells):
             lines.append(f"| `{metric}` | {' | '.join(cells)} |")

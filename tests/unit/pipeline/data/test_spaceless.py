@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.filters import MACROS
 from pipeline.data.spaceless import words
-from pipeline.evaluation.metrics import answer_measures
+from pipeline.evaluation.metrics import answer_metrics
 from pipeline.evaluation.scorers.captions import score_captions
 from pipeline.evaluation.scorers.ptb_tokenizer import tokenize
 from pipeline.evaluation.scorers.vqa import answer_accuracy
@@ -49,7 +49,7 @@ def test_answers_are_compared_without_the_marks_of_their_script() -> None:
 
 def test_the_length_of_an_answer_is_that_of_its_characters() -> None:
     row = {"image_id": 1, "prediction": "红红红红红红", "references": ["红色圆形"], "score": 0.0}
-    found = {each.metric: each for each in answer_measures([row])}
+    found = {each.metric: each for each in answer_metrics([row])}
     length, again = found["answer_length_ratio"], found["answer_repetition"]
     assert length.statistic(length.parts.sum(axis=0)) == 6 / 4
     assert again.statistic(again.parts.sum(axis=0)) == 2 / 3  # of three runs of four

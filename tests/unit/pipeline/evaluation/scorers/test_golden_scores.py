@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.evaluation.metrics import presence_measures
+from pipeline.evaluation.metrics import presence_metrics
 from pipeline.evaluation.scorers.captions import score_captions
 from pipeline.evaluation.scorers.java import meteor
 from pipeline.evaluation.scorers.pope import SETS
@@ -89,7 +89,7 @@ def test_presence_has_the_figures_of_the_published_evaluator() -> None:
                 | {"references": [row["label"]], "sets": []},
             )
             question["sets"].append(name)
-    rows = summarize("finetune", {"real": presence_measures(list(asked.values()))}, 50, 0)
+    rows = summarize("finetune", {"real": presence_metrics(list(asked.values()))}, 50, 0)
     found = {row["metric"]: row["value"] for row in rows}
     for name in SETS:
         for figure, official in files["figures"][name].items():
