@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.data.schemas import CONDITIONS, FLOORS
 from pipeline.errors import PipelineError
+from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 from pipeline.recipe.recipe import Recipe
 from pipeline.settings import Settings
 from storage.store.artifacts import ArtifactStore
@@ -226,8 +227,7 @@ def _worse(
     store: ArtifactStore, metric: str, before: Manifest, after: Manifest, seed: int, run: str
 ) -> str:
     """Return that a model is worse on the images both were tested on, or an empty string."""
-    from pipeline.evaluation.shown_metrics import SHOWN_METRICS
-from pipeline.evaluation.pairing import difference
+    from pipeline.evaluation.pairing import difference
 
     old, new = _scores(store, metric, before), _scores(store, metric, after)
     found = difference(new, old, seed, _RESAMPLES)
@@ -242,8 +242,7 @@ from pipeline.evaluation.pairing import difference
 
 
 def _scores(store: ArtifactStore, metric: str, evaluated: Manifest) -> dict[Any, float]:
-    from pipeline.evaluation.shown_metrics import SHOWN_METRICS
-from pipeline.evaluation.pairing import scores_by_question
+    from pipeline.evaluation.pairing import scores_by_question
     from storage.tables import read_table, where
 
     columns = ["stage", "condition", "kind", "image_id", "question", "references", "score"]
