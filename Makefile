@@ -54,7 +54,7 @@ worker deploy: export no_proxy = $(NO_PROXY)
 # The work pool; another one is made by hand first, as docs/deployments.md says for Kubernetes.
 worker deploy: export PREFECT_DEFAULT_WORK_POOL_NAME ?= phivision
 
-server: $(READY)  ## Prefect's server and window on loopback; SQLite, or the database of a URL
+server: $(READY)  ## Prefect's server and UI on loopback; SQLite, or the database of a URL
 	$(BIN)/python -m deployments.server
 
 worker: export PHIVISION_STORE := $(or $(PHIVISION_STORE),$(CURDIR)/.phivision)

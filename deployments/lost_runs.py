@@ -17,7 +17,7 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 
 from flows.full_pipeline import full_pipeline
 from flows.retrain import retrain
-from flows.runner.window import ENDINGS
+from flows.runner.ui_artifacts import ENDINGS
 from flows.surroundings import spare_loopback
 
 NAME = "phivision: runs without a heartbeat have crashed"

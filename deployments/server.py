@@ -67,7 +67,7 @@ def serve(host: str, port: int) -> None:
     guarded = app if os.environ.get(AUTH) else Guard(app)
     config = uvicorn.Config(guarded, host=host, port=port, log_level="warning")
     port_of_ours = config.bind_socket()  # says so and ends where the port is taken
-    print(f"Prefect's window: http://{host}:{port}", flush=True)  # noqa: T201 - a person watches
+    print(f"Prefect's UI: http://{host}:{port}", flush=True)  # noqa: T201 - a person watches
     uvicorn.Server(config).run(sockets=[port_of_ours])
 
 

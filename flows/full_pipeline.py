@@ -1,6 +1,6 @@
 """The flow `full-pipeline`: one Prefect task run per stage, and nothing else of the DAG.
 
-Prefect is the orchestrator and the window. What is fresh is asked of the store's manifests, never
+Prefect orchestrates and shows. What is fresh is asked of the store's manifests, never
 of Prefect's cache, so a stage that was already there shows as *Cached*.
 """
 
@@ -15,7 +15,7 @@ from prefect.runtime import deployment, flow_run
 
 from flows.runner.parameters import Overrides, Preset, SettingValues, StageName
 from flows.runner.stage_task import make_stages
-from flows.runner.window import run_title, show_plan
+from flows.runner.ui_artifacts import run_title, show_plan
 from pipeline.engine.plan import Step, plan
 from pipeline.errors import PipelineError
 from pipeline.recipe.presets import preset as load_preset

@@ -13,7 +13,7 @@ from flows.pages.saved import find_report
 from flows.runner.parameters import Overrides, Preset, SettingValues
 from flows.runner.report_attach import attach_report
 from flows.runner.stage_task import make_stages
-from flows.runner.window import NOTHING_NEW
+from flows.runner.ui_artifacts import NOTHING_NEW
 from pipeline.engine.plan import cached_outcomes, plan
 from pipeline.engine.runs import record_run
 from pipeline.publishing.gate import decide, status_line

@@ -1,4 +1,4 @@
-"""What lies around a command and must not change what it does: proxies, the terminal's encoding.
+"""The environment of a command, made harmless: proxies, and the terminal's encoding.
 
 The chat uses this file too, so it knows neither stores nor Prefect.
 """

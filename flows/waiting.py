@@ -1,4 +1,4 @@
-"""A word while something takes seconds and has no parts that could be counted."""
+"""A spinner or one line for waits of seconds whose progress cannot be measured."""
 
 import sys
 from collections.abc import Generator

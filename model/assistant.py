@@ -44,13 +44,13 @@ class Assistant:
         device: Where to compute.
 
     Raises:
-        ModelError: The folder is no bundle, or one of another format.
+        ModelError: The folder is not a bundle, or one of another format.
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         path = folder / BUNDLE
         if not path.is_file():
-            raise ModelError(f"{folder} is no phivision bundle: it has no {BUNDLE}")
+            raise ModelError(f"{folder} is not a phivision bundle: it has no {BUNDLE}")
         self.card: dict[str, Any] = json.loads(path.read_text())
         if self.card.get("format") != FORMAT:
             raise ModelError(

@@ -121,7 +121,7 @@ class _ClipTower:
     def __init__(self, folder: Path, layer: int, device: str) -> None:
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
-                raise ModelError(f"{folder} has no {name}: it is no open_clip model")
+                raise ModelError(f"{folder} has no {name}: it is not an open_clip model")
         clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         self._visual: Any = clip.visual.eval().requires_grad_(False).to(device)
         self._layer, self._device = layer, device
@@ -212,7 +212,7 @@ def _own(name: str, config: dict[str, Any], beside: str, weights: Path) -> dict[
         own, preprocess = stated["model_cfg"], dict(stated.get("preprocess_cfg", {}))
         quick = bool(own.get("quick_gelu"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{weights.parent / CONFIG} is no config of open_clip") from None
+        raise ModelError(f"{weights.parent / CONFIG} is not a config of open_clip") from None
     # Other sizes are refused when the weights are loaded; another activation is silently wrong.
     if quick != bool(config.get("quick_gelu")):
         raise ModelError(

@@ -164,7 +164,7 @@ def _left_padded(
     patches: Float[Tensor, "batch patch vision"],
     prompts: Sequence[Sequence[int]],
 ) -> tuple[Float[Tensor, "batch position language"], Bool[Tensor, "batch position"]]:
-    """Embeddings [padding][patches][separator][prompt] and the mask of what is no padding."""
+    """Embeddings [padding][patches][separator][prompt] and the mask of what is not padding."""
     prefixes = vlm.embed_images(patches).tokens
     ids = torch.tensor([i for prompt in prompts for i in prompt], dtype=torch.long)
     texts = vlm.embed_text(ids.to(prefixes.device)).split([len(prompt) for prompt in prompts])

@@ -67,4 +67,4 @@ def write_gguf_model(path: Path, folder: Path, title: str) -> int:
 def _check_magic(path: Path, title: str) -> None:
     with path.open("rb") as stream:
         if stream.read(len(MAGIC)) != MAGIC:
-            raise ModelError(f"{title} is no GGUF file")
+            raise ModelError(f"{title} is not a GGUF file")

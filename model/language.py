@@ -70,7 +70,7 @@ def check_language_model(folder: Path, title: str) -> None:
         title: How people know the model.
 
     Raises:
-        ModelError: It is no causal language model of transformers' own; a repository's code is
+        ModelError: It is not a causal language model of transformers' own; a repository's code is
             never run.
     """
     try:
@@ -79,7 +79,7 @@ def check_language_model(folder: Path, title: str) -> None:
         if "trust_remote_code" in str(error):
             raise ModelError(f"{title} needs code of its own, which is never run") from None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{title} is no model that transformers knows: {reason}") from None
+        raise ModelError(f"transformers does not know the model {title}: {reason}") from None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{title} is a '{config.model_type}', no causal language model")
 

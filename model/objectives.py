@@ -154,7 +154,7 @@ def true_token_coins(
         batch: The tokens to draw for are its supervised ones.
         rate: Probability of True.
         generator: Source of the coins.
-        longest: Examples with more supervised tokens than this are all True; None is no limit.
+        longest: Examples with more supervised tokens than this are all True; None sets no limit.
     """
     places = batch.target_rows, batch.target_columns
     draws = torch.rand(len(places[0]), generator=generator, device=generator.device)

@@ -1,4 +1,4 @@
-"""Which network maps image patches to the language model's space, as a value.
+"""Configs of the projectors, which map image patches to the language model's space.
 
 The recipe holds one of these configs, and `plan` reads recipes without torch, so this file must
 not import torch: `build` imports the modules of `model.blocks` when it is called. A config checks

@@ -62,7 +62,7 @@ class TimmTower:
     def __init__(self, folder: Path, layer: int, device: str) -> None:
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
-                raise ModelError(f"{folder} has no {name}: it is no timm model")
+                raise ModelError(f"{folder} has no {name}: it is not a timm model")
         stated = json.loads((folder / CONFIG).read_text())
         trunk = _create(stated["architecture"], stated.get("num_classes"))
         _load(trunk, folder / WEIGHTS)
@@ -170,7 +170,7 @@ def _stated(architecture: str, beside: str, weights: Path) -> dict[str, Any]:
         stated = json.loads(beside)
         known = stated["architecture"]
     except (ValueError, KeyError, TypeError):
-        raise ModelError(f"{weights.parent / CONFIG} is no config of timm") from None
+        raise ModelError(f"{weights.parent / CONFIG} is not a config of timm") from None
     if known != architecture:
         raise ModelError(f"{weights} is a '{known}', not a '{architecture}'")
     return stated

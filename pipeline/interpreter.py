@@ -1,4 +1,4 @@
-"""Python as we need it: what its garbage collector costs, and where it looks for modules.
+"""The Python process: garbage collection during imports, import path of children, quick exit.
 
 Torch, open_clip, Lightning and Prefect together are 700,000 objects. While they are imported the
 collector looks through them again and again, and once more when the interpreter ends. Of 15 seconds
@@ -42,7 +42,7 @@ def child_environment() -> dict[str, str]:
 
 
 def leave_quickly() -> None:
-    """Let this process end without a last look through all objects, and without a word.
+    """Exit without a final garbage collection and without messages of destructors.
 
     To be called before libraries register what they do at the end, so that it comes after them.
     """

@@ -176,7 +176,7 @@ def walk(root: Path) -> Iterator[Path]:
 
 
 def walk_files(root: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Yield every path below a folder that is no folder, sorted, through links to folders, too.
+    """Yield every path below a folder that is not a folder, sorted, through links to folders, too.
 
     Args:
         root: The folder.

@@ -24,7 +24,7 @@ def resolve_member(root_name: str, file_name: str) -> str:
         file_name: A path that somebody else wrote into an annotation file.
 
     Raises:
-        UnsafeArchiveError: `file_name` is no safe relative path.
+        UnsafeArchiveError: `file_name` is not a safe relative path.
     """
     reason = name_fault(file_name) if isinstance(file_name, str) else "not a text"
     if reason:

@@ -38,7 +38,7 @@ class PhiVision(lmms):
         max_batch_size: Given by lmms-eval for models that look for a batch size; not used.
 
     Raises:
-        PipelineError: There is no such assistant, or the batch size is no number.
+        PipelineError: There is no such assistant, or the batch size is not a number.
     """
 
     is_simple = True  # it takes text and images, not messages of a chat
@@ -53,7 +53,9 @@ class PhiVision(lmms):
         super().__init__()
         del max_batch_size
         if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise PipelineError(f"batch size {batch_size} is no number", "give --batch_size 16")
+            raise PipelineError(
+                f"the batch size {batch_size} is not a number", "give --batch_size 16"
+            )
         settings = settings_of(None, device=device.partition(":")[0] or None)
         self.assistant = open_assistant(settings, pretrained or None)
         self.batch_size, self.device = int(batch_size), torch.device(self.assistant.device)

@@ -34,7 +34,7 @@ def assemble(folder: Path, bundle: str) -> None:
     """
     is_remote = bundle.startswith(HUB)
     if not is_remote and not (Path(bundle) / "bundle.json").is_file():
-        raise PipelineError(f"{bundle} is no bundle", "`phivision export DIR` writes one")
+        raise PipelineError(f"not a bundle: {bundle}", "`phivision export DIR` writes one")
     with new_folder(folder) as space:
         for name in FILES:
             shutil.copyfile(Path(__file__).parent / name, space / name)

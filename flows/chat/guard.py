@@ -1,4 +1,4 @@
-"""What stands before Gradio: each request is looked at before it is read, each answer is marked."""
+"""Middleware in front of Gradio: it checks requests before their body is read, and sets headers."""
 
 import asyncio
 from typing import Any

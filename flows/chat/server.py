@@ -45,7 +45,7 @@ _CLOSED: Mapping[str, Any] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Door:
-    """Where the chat listens and whom it lets in.
+    """Host, port and credentials of the chat.
 
     Attributes:
         host: Address of a network interface.

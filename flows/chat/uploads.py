@@ -1,4 +1,4 @@
-"""The images that visitors send: a folder with an end, which everything leaves by age.
+"""Uploaded images: a folder with a size limit, from which files are deleted by age.
 
 Gradio forgets what it did not finish to receive and what came under another field's name, so the
 folder is looked at as it is, not as Gradio remembers it.

@@ -51,5 +51,5 @@ def _check_folder(bundle: str) -> None:
         raise PipelineError(f"No such folder: {bundle}", "`phivision export DIR` writes a bundle")
     if not (Path(bundle) / "bundle.json").is_file():
         raise PipelineError(
-            f"{bundle} is no bundle: it has no bundle.json", "`phivision export DIR` writes one"
+            f"not a bundle: {bundle} has no bundle.json", "`phivision export DIR` writes one"
         )

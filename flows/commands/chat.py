@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flows.chat.server import Door, serve_chat
 from flows.commands.assistant import open_assistant
-from flows.commands.example_images import write_evaluation_inputsples
+from flows.commands.example_images import write_examples
 from flows.commands.ports import refuse_taken
 from flows.surroundings import LOOPBACK
 from flows.waiting import waiting
@@ -39,9 +39,7 @@ def chat(settings: Settings, bundle: Manifest | str | None, door: Door) -> None:
         examples = Path(name) if of_store else assistant.folder / "examples"
         if of_store and settings.is_local:
             store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
-            write_evaluation_inputsples(
-                trace(store, bundle or published_manifest(store)), examples, 3
-            )
+            write_examples(trace(store, bundle or published_manifest(store)), examples, 3)
         serve_chat(assistant, examples, door)
 
 

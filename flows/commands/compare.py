@@ -109,7 +109,7 @@ def read_grid(texts: Sequence[str]) -> dict[str, Changes]:
     Values are separated by commas, or are a JSON list.
 
     Raises:
-        PipelineError: A text is no assignment of values, or two are about one field.
+        PipelineError: A text is not an assignment of values, or two are about one field.
     """
     axes: list[list[tuple[str, object]]] = []
     for text in texts:
@@ -130,7 +130,7 @@ def _values(text: str) -> list[object]:
         try:
             return list(json.loads(text))
         except ValueError:
-            raise PipelineError(f"'{text}' is no JSON list", 'write ["a", "b"] or a,b') from None
+            raise PipelineError(f"'{text}' is not a JSON list", 'write ["a", "b"] or a,b') from None
     return [value.strip() for value in text.split(",")]
 
 

@@ -14,7 +14,7 @@ GROUP BY q.split, q.image_id ORDER BY q.split, q.image_id LIMIT $count
 """
 
 
-def write_evaluation_inputsples(lineage: Lineage, folder: Path, count: int) -> int:
+def write_examples(lineage: Lineage, folder: Path, count: int) -> int:
     """Write held-out images, each with a question, and return how many there were.
 
     A later run of the store may have other images; those may even be ones that this assistant

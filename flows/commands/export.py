@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from flows.commands.example_images import write_evaluation_inputsples
+from flows.commands.example_images import write_examples
 from flows.waiting import waiting
 from pipeline.errors import PipelineError
 from pipeline.publishing.export import Adapters, new_folder, trace, write_repository
@@ -51,7 +51,7 @@ def _write(
     with waiting("writing the repository"), new_folder(target) as folder:
         write_repository(lineage, folder, adapters, name)
         if images > 0:
-            write_evaluation_inputsples(lineage, folder / "examples", images)
+            write_examples(lineage, folder / "examples", images)
 
 
 def hub_name(target: str) -> str:

@@ -73,10 +73,10 @@ def print_hardware(
         style: A table for people or JSON for programs.
 
     Raises:
-        PipelineError: There is no such device, or the share is no share.
+        PipelineError: There is no such device, or the share is not between 0 and 1.
     """
     if not 0 < mfu <= 1:
-        raise PipelineError(f"--mfu {mfu} is no share of the peak", "give 0.4, for example")
+        raise PipelineError(f"--mfu {mfu} is not a share of the peak", "give 0.4, for example")
     device = device_of(hardware, peak)
     rows = [*rows_of(recipe, device, mfu), *writing_rows(recipe, device, mfu)]
     if style == "json":

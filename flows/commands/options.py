@@ -43,7 +43,7 @@ Days = Annotated[float, Parameter(validator=validators.Number(gte=0))]
 
 
 def _refuse_option(text: str | None) -> None:
-    """Refuse an option that was mistyped: a comment of one line is no query.
+    """Refuse an option that was mistyped: a comment of one line is not a query.
 
     Raises:
         ValueError: It begins with a hyphen and has one line.
@@ -56,14 +56,14 @@ def changes_of(assignments: Sequence[str] | None) -> dict[str, object]:
     """Return recipe changes by dotted path.
 
     Raises:
-        PipelineError: One of them is no assignment.
+        PipelineError: One of them is not an assignment.
     """
     changes: dict[str, object] = {}
     for assignment in assignments or ():
         path, separator, value = assignment.partition("=")
         if not separator:
             raise PipelineError(
-                f"--set {assignment} is no assignment", "write --set dotted.path=value"
+                f"--set {assignment} is not an assignment", "write --set dotted.path=value"
             )
         changes[path.strip()] = value
     return changes
@@ -96,7 +96,7 @@ def open_own_store(settings: "Settings") -> "ArtifactStore":
     """Return the artifact store of the settings, for a command that removes or replaces things.
 
     Raises:
-        StorageError: The place is no store of ours.
+        StorageError: The place is not a store of ours.
     """
     from storage.store.mark import require_store
 

@@ -27,7 +27,7 @@ def refuse_taken(host: str, port: int, remedy: str) -> None:
         try:
             probe.bind((host, port))
         except OverflowError:
-            raise PipelineError(f"{port} is no port", f"use 1 to 65535: {remedy}") from None
+            raise PipelineError(f"{port} is not a port", f"use 1 to 65535: {remedy}") from None
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             fault = "is in use" if taken else f"cannot be listened on: {error.strerror or error}"

@@ -36,7 +36,9 @@ def query_once(catalog: Catalog, query: str, style: str, output: Path | None) ->
         result = database.read_only(query) if native else database.printable(query)
     if style == "parquet":
         if output is None:
-            raise PipelineError("parquet is no text", "name a file with --output rows.parquet")
+            raise PipelineError(
+                "parquet is a binary format", "name a file with --output rows.parquet"
+            )
         write_arrow(output, result)
         return
     text = {"csv": _csv, "json": _json}.get(style)

@@ -60,11 +60,11 @@ def collect_garbage(
 
     Raises:
         PipelineError: Downloads are to go while a pipeline may be reading them.
-        StorageError: The place is no store, or cannot be read.
+        StorageError: The place is not a store, or cannot be read.
     """
     from storage.names import shown as printable
+    from storage.store.foreign_files import strangers
     from storage.store.garbage import garbage_of
-    from storage.store.strangers import strangers
     from storage.store.survey import BUSY_GRACE, DAY, is_busy, take_survey
 
     if days * DAY < BUSY_GRACE and is_busy(store, settings.work):

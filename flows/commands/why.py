@@ -14,14 +14,16 @@ def check_output(output: Path, *, why: bool) -> None:
     """Refuse a file that cannot be written, before anything that takes seconds.
 
     Raises:
-        PipelineError: Nothing would be drawn, or it is no PNG file in a folder that is there.
+        PipelineError: Nothing would be drawn, or it is not a PNG file in a folder that is there.
     """
     if not why:
         raise PipelineError("--output is for the drawing of --why", "give --why as well")
     if output.suffix.lower() != ".png" or output.is_dir():
-        raise PipelineError(f"{output} is no name of a PNG file", "name one that ends with .png")
+        raise PipelineError(f"not the name of a PNG file: {output}", "name one that ends with .png")
     if not output.absolute().parent.is_dir():
-        raise PipelineError(f"{output.parent} is no folder", "make it first, or name another file")
+        raise PipelineError(
+            f"no such folder: {output.parent}", "make it first, or name another file"
+        )
 
 
 def print_why(

@@ -1,1 +1,1 @@
-"""Pages that people look at: one HTML file each, complete in itself, fetching nothing."""
+"""HTML pages for people: one file each, self-contained, that fetches nothing."""

@@ -1,4 +1,4 @@
-"""The part of a report about making: curves, experts, drops, cost."""
+"""The part of a report about training: loss curves, experts, dropped records, cost."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,8 +1,8 @@
 """Spreading jobs over a Dask cluster, with one setting; a lost worker costs the job it was at.
 
-Dask is asked directly and not through Prefect's task runner: a shard is no task run, so a thousand
-shards cost Prefect's server nothing, and Dask's own scheduler gives the job of a dead worker to
-another one.
+Dask is asked directly and not through Prefect's task runner: a shard is not a task run, so a
+thousand shards cost Prefect's server nothing, and Dask's own scheduler gives the job of a dead
+worker to another one.
 """
 
 from collections.abc import Callable, Iterator, Sequence

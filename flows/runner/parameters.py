@@ -1,6 +1,6 @@
-"""What a flow can be told, as types that Prefect writes into every deployment's schema.
+"""Parameters of the flows, as types that Prefect writes into every deployment's schema.
 
-The server checks a run's parameters against that schema before the run exists, and its window
+The server checks a run's parameters against that schema before the run exists, and its UI
 shows a form made of it. The fields are those of the recipe by dotted path, and those of the
 settings; they are read off the models, so nothing is written down twice.
 """

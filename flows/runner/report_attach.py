@@ -1,4 +1,4 @@
-"""The report of a finished run, in Prefect's window and in Weights & Biases."""
+"""The report of a finished run, in Prefect's UI and in Weights & Biases."""
 
 from prefect.artifacts import create_markdown_artifact
 

@@ -1,4 +1,4 @@
-"""Progress for people who only have Prefect's window: log lines, and a bar per piece of work."""
+"""Progress for people who only have Prefect's UI: log lines, and a bar per piece of work."""
 
 import time
 from collections.abc import Generator
@@ -16,7 +16,7 @@ INTERVAL = 5.0  # seconds between two looks of the bar; shorter work shows none
 
 
 class PrefectReporter(ConsoleReporter):
-    """Shows on the console what `ConsoleReporter` shows, and the same in Prefect's window.
+    """Shows on the console what `ConsoleReporter` shows, and the same in Prefect's UI.
 
     Args:
         stage: The stage at work; its bars are Prefect artifacts named `STAGE-progress`.

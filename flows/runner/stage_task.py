@@ -13,7 +13,7 @@ from flows.failures import may_pass
 from flows.runner.fan_out import fan_out
 from flows.runner.report_attach import attach_report
 from flows.runner.reporter import PrefectReporter
-from flows.runner.window import (
+from flows.runner.ui_artifacts import (
     CACHED,
     COMPLETED,
     NOT_PUBLISHED,
@@ -62,7 +62,7 @@ def make_stages(
             {name: outcomes[name].manifest.model_dump(mode="json") for name in inputs},
             settings.model_dump(mode="json"),
             force=stage.name in rerun,
-            wait_for=[states[name] for name in inputs],  # draws the DAG in the window
+            wait_for=[states[name] for name in inputs],  # draws the DAG in the UI
             return_state=True,
         )
         states[stage.name] = state

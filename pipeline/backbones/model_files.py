@@ -97,7 +97,11 @@ def check_weights(path: Path, title: str) -> None:
     except SafetensorError as error:
         with path.open("rb") as stream:
             pointer = stream.read(40).startswith(b"version https://git-lfs")
-        reason = "is a pointer of Git LFS" if pointer else f"is no whole safetensors file ({error})"
+        reason = (
+            "is a pointer of Git LFS"
+            if pointer
+            else f"is not a complete safetensors file ({error})"
+        )
         remedy = "fetch it with `git lfs pull`" if pointer else "fetch or copy it again"
         raise PipelineError(f"{path.name} of {title} {reason}", remedy) from None
 
@@ -142,5 +146,7 @@ def _read(path: Path, title: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise PipelineError(f"{path.name} of {title} is no JSON object", "fetch or copy it again")
+        raise PipelineError(
+            f"{path.name} of {title} is not a JSON object", "fetch or copy it again"
+        )
     return found

@@ -64,7 +64,7 @@ def find_source(text: str, revision: str) -> Source:
     if text.startswith(HUB):
         repository, file = parse_address(text, revision)
         if file or repository.kind != "model":
-            raise PipelineError(f"{text} is no model", "write hf://owner/name[@revision]")
+            raise PipelineError(f"not a model: {text}", "write hf://owner/name[@revision]")
         return repository
     local = local_folder(text)
     if local is None:

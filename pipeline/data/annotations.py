@@ -200,7 +200,7 @@ def _image_fault(record: object) -> str:
         return "not an object"
     if as_int64(record.get("id")) is None:
         return _no_number("id", record)
-    return "" if is_text(record.get("file_name")) else "'file_name' is no text"
+    return "" if is_text(record.get("file_name")) else "'file_name' is not text"
 
 
 def _id_fault(record: Json) -> str:
@@ -213,29 +213,29 @@ def _id_fault(record: Json) -> str:
 
 
 def _no_number(name: str, record: Json) -> str:
-    return f"'{name}' is no whole number" if record.get(name) is not None else f"no '{name}'"
+    return f"'{name}' is not a whole number" if record.get(name) is not None else f"no '{name}'"
 
 
 def _caption_fault(record: Json) -> str:
-    return "" if is_text(record.get("caption")) else "'caption' is no text"
+    return "" if is_text(record.get("caption")) else "'caption' is not text"
 
 
 def _object_fault(record: Json, categories: Mapping[int, str]) -> str:
-    """Return why a record is no box, "" if it is one."""
+    """Return why a record is not a box, "" if it is one."""
     match record.get("bbox"):
         case [x, y, w, h] if all(map(is_number, (x, y, w, h))):
             pass
         case _:
-            return "'bbox' is no list of four numbers"
+            return "'bbox' is not a list of four numbers"
     if as_int64(record.get("category_id")) not in categories:
         return "'category_id' is none of the categories"
     if not is_number(record.get("area", 0)):
-        return "'area' is no number"
+        return "'area' is not a number"
     return "" if _flag(record.get("iscrowd", 0)) is not None else "'iscrowd' is neither 0 nor 1"
 
 
 def _flag(value: object) -> bool | None:
-    """Return what a flag means, None where it is no flag; null is 0, as where it is absent."""
+    """Return what a flag means, None where it is none; null is 0, as where it is absent."""
     if value is None:
         return False
     if isinstance(value, str):

@@ -32,7 +32,7 @@ def read_document(archive: Archive, path: Path, name: str, *, required: bool) ->
         required: Whether the file must be there.
 
     Raises:
-        PipelineError: It is missing, may be one of several, is no JSON, or not COCO's.
+        PipelineError: It is missing, may be one of several, is not JSON, or not COCO's.
     """
     found = _find(archive, path, name)
     if found is None:

@@ -44,7 +44,7 @@ def conversations(
         seed: Seed of these.
 
     Raises:
-        PipelineError: The file is no LLaVA-Instruct JSON, or holds no conversation.
+        PipelineError: The file is not LLaVA-Instruct JSON, or holds no conversation.
         StorageError: The file cannot be fetched.
     """
     drops: list[dict[str, Any]] = []
@@ -135,10 +135,10 @@ def _rows(records: list[Any], drops: list[dict]) -> Iterator[dict[str, Any]]:
 
 
 def _fault(record: object) -> str:
-    """Return why a record is no conversation about an image."""
+    """Return why a record is not a conversation about an image."""
     if not isinstance(record, dict):
         return "not an object"
     turns = record.get("conversations")
     if not isinstance(turns, list):
         return "no list 'conversations'"
-    return "'image' is no text" if all(map(is_turn, turns)) else "a turn without 'from' or 'value'"
+    return "'image' is not text" if all(map(is_turn, turns)) else "a turn without 'from' or 'value'"

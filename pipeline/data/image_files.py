@@ -42,10 +42,10 @@ class ImageFiles:
 class ImageFinder:
     """Finds an image by its `file_name`, with or without the folders that lead to it.
 
-    Where a name is no member's, it means the one member of which it is the end, by whole parts of
-    the path, or that is its own end. A like base name alone is another image. Names are compared
-    after Unicode's normalisation, which differs between systems; of two members that differ in it
-    alone, the one written as the record writes it is meant.
+    Where a name is not that of a member, it means the one member of which it is the end, by whole
+    parts of the path, or that is its own end. A like base name alone is another image. Names are
+    compared after Unicode's normalisation, which differs between systems; of two members that
+    differ in it alone, the one written as the record writes it is meant.
     """
 
     def __init__(self, archive: Archive, known: ImageFiles | None = None) -> None:
@@ -66,7 +66,7 @@ class ImageFinder:
         """Return the member that a `file_name` means, or None if there is none.
 
         Raises:
-            UnsafeArchiveError: It is no safe relative path.
+            UnsafeArchiveError: It is not a safe relative path.
             BadImageError: It may mean several members.
         """
         found = self._candidates(file_name)

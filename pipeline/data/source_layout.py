@@ -81,7 +81,7 @@ def local_files(root: str) -> dict[str, Path]:
     folder = local_folder(root)
     if folder is None or not folder.is_dir():
         raise PipelineError(
-            f"images.source.root: {folder or root} is no folder",
+            f"images.source.root: no such folder: {folder or root}",
             "give the folder that holds annotations/, train2017/ and val2017/",
         )
     return {part: _one_of(folder, part, names) for part, names in _NAMES.items()}

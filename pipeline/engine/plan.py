@@ -78,7 +78,7 @@ def cached_outcomes(steps: Sequence[Step]) -> list[Outcome] | None:
 
 
 def check_stages(names: Collection[str], stages: Sequence[Stage] = DAG) -> None:
-    """Raise PipelineError for a name that is no stage."""
+    """Raise PipelineError for a name that is not a stage."""
     known = [stage.name for stage in stages]
     for name in names:
         if name not in known:

@@ -1,4 +1,4 @@
-"""Metrics as what images add up to, so that every one of them can have a paired interval."""
+"""Metrics as sums over images, so that every one of them can have a paired interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

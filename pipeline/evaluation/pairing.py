@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.evaluation.intervals import Interval, paired_difference
 
-# Image, question and what people said. The id of a question is no part: it is the number of a
+# Image, question and what people said. The id of a question is no part of it: it is the number of a
 # row, and the next run may have other rows.
 Asked = tuple[int, str, tuple[str, ...]]
 _LEAST = 2  # images without which there is nothing to draw from

@@ -1,4 +1,4 @@
-"""How the Hugging Face Hub fails, told in one line with what a person can do about it."""
+"""Failures of the Hugging Face Hub, each as one line with a remedy."""
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager

@@ -39,12 +39,12 @@ class TinyBackbones(Part):
     def _sizes_fit(self) -> Self:
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
         for name in ("clip_width", "clip_text_width"):
             if getattr(self, name) % CLIP_HEAD:
                 raise ValueError(
-                    f"{name} {getattr(self, name)} is no multiple of {CLIP_HEAD}, "
+                    f"{name} {getattr(self, name)} is not a multiple of {CLIP_HEAD}, "
                     "the width of an attention head"
                 )
         # Phi turns half of each head by the position, in pairs of dimensions.

@@ -3,8 +3,8 @@
 A part holds values only. It is imported by `plan`, so it must not import torch, pyarrow or
 Prefect; what the values mean in code lives with the stage that reads them.
 
-A source's `phrase` tells in a bundle what the model was trained on. It is no field, so that wording
-it better re-runs nothing.
+A source's `phrase` tells in a bundle what the model was trained on. It is not a field, so that
+wording it better re-runs nothing.
 """
 
 from typing import Annotated, ClassVar, Literal, Self
@@ -231,7 +231,9 @@ class TrainingPart(Part):
     @model_validator(mode="after")
     def _batch_is_whole(self) -> Self:
         if self.batch % self.micro_batch:
-            raise ValueError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
+            raise ValueError(
+                f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}"
+            )
         return self
 
 

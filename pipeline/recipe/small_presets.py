@@ -1,4 +1,4 @@
-"""Two presets between the toy and Phi-2, told by what differs from `coco`.
+"""The presets `small` and `photos`, as differences from `coco`.
 
 `small` is for a person with a network: SmolLM2-135M on 10,000 of COCO's images, meant for one
 consumer GPU or a patient CPU. `photos` is for photographs and needs no network but a package index:

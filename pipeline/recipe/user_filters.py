@@ -37,10 +37,10 @@ _TYPE = "SELECT typeof(\n{}\n) AS kind FROM (VALUES (1)) LEFT JOIN rows ON false
 
 
 def filters_fault(filters: Mapping[str, str]) -> str:
-    """Return what is wrong with the first filter that is no predicate over `rows`, "" if none."""
+    """Return what is wrong with the first filter that is not a predicate, "" if none is."""
     for name, predicate in filters.items():
         if not name.strip() or not name.isprintable():
-            return f"{name!r} is no name for a reason"
+            return f"{name!r} is not a valid name for a reason"
         fault = predicate_fault(predicate) or _unbound(predicate)
         if fault:
             return f"{name!r} ({predicate!r}): {fault}"

@@ -1,4 +1,4 @@
-"""What is remembered of a training: figures that depend on its data and weights, never on a clock.
+"""History of a training: figures that depend on its data and weights, never on a clock.
 
 They go into the artifact, so equal trainings give equal rows. An interval never spans two rounds,
 because a resume begins with a round.

@@ -74,7 +74,7 @@ def _kind(path: Path) -> type[Archive]:
     if tarfile.is_tarfile(path):
         return _Tar
     raise StorageError(
-        f"{path} is no zip, tar or tar.gz: it starts with {head[:16]!r}", "Download it again"
+        f"{path} is not a zip, tar or tar.gz: it starts with {head[:16]!r}", "Download it again"
     )
 
 

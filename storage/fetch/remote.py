@@ -213,7 +213,7 @@ def _naming(url: str) -> Generator[None, None, None]:
 
 
 def _is_broken_body(error: Exception) -> bool:
-    """Return whether an answer broke off: s3fs passes on aiohttp's error, which is no OSError."""
+    """Return whether an answer broke off: s3fs passes on an error of aiohttp, no OSError."""
     import aiohttp
 
     return isinstance(error, aiohttp.ClientPayloadError)

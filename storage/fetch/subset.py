@@ -237,7 +237,7 @@ def _body(url: str, largest: int, timeout: float) -> bytes | StorageError:
         TransientError: It may come at another time.
     """
     if not is_http(url):
-        return StorageError(f"{url!r} is no http address", "Mend the annotation file")
+        return StorageError(f"{url!r} is not an HTTP address", "Mend the annotation file")
     held = bytearray()
     try:
         with closing(open_stream(url, timeout=timeout)) as stream:

@@ -32,7 +32,7 @@ def export_catalog(catalog: Catalog, path: Path, *, copy: bool) -> list[str]:
             rows are not to be copied.
     """
     if path.exists() and not _is_duckdb(path):
-        raise StorageError(f"{path} is no DuckDB file", "name a new file, it is not overwritten")
+        raise StorageError(f"{path} is not a DuckDB file", "name a new file, it is not overwritten")
     if not copy and not catalog.store.local:
         raise StorageError(
             f"views cannot point into {catalog.store.uri}", "copy the rows instead: --copy"

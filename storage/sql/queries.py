@@ -19,7 +19,7 @@ _AGE = "age() with one argument"
 _CONDITION = "SELECT 1 FROM x WHERE (\n{}\n)"
 
 # How types begin whose values Arrow or Python cannot hold: the year 290000, an infinite date, a
-# month that is no number of days, a time with its zone, numbers of more than 127 bits.
+# month that is not a number of days, a time with its zone, numbers of more than 127 bits.
 _TEXTS = ("date", "time", "interval", "uhugeint", "bignum", "bit")
 
 Source = pa.Table | Sequence[Path]
@@ -75,7 +75,7 @@ class Database:
         """Return the result of exactly one statement that only reads.
 
         Raises:
-            StorageError: It is no single SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
+            StorageError: It is not a single SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
         """
         refuse_writing(sql)
         return self.query(sql)
@@ -84,7 +84,7 @@ class Database:
         """Return what `read_only` does, with dates, times and the like as DuckDB's texts.
 
         Raises:
-            StorageError: It is no single SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
+            StorageError: It is not a single SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
         """
         refuse_writing(sql)
         try:
@@ -144,7 +144,7 @@ def is_blank(sql: str) -> bool:
 def tables_of(sql: str) -> set[str] | None:
     """Return the relations that one statement reads, in lower case, its own WITH names among them.
 
-    None where that cannot be told: it is no SQL or a PIVOT, or takes a name from a text.
+    None where that cannot be told: it is not SQL, or is a PIVOT, or takes a name from a text.
     """
     if not is_text(sql):
         return None
@@ -158,7 +158,7 @@ def tables_of(sql: str) -> set[str] | None:
 
 
 def predicate_fault(predicate: str) -> str:
-    """Return why a text is no SQL predicate that always means the same, "" if it is one.
+    """Return why a text is not an SQL predicate that always means the same, "" if it is one.
 
     A subquery could read other relations, and a function such as random() gives other rows in
     each run. Columns and types are not looked at: they need the relation.

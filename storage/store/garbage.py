@@ -6,7 +6,7 @@ files, so that no manifest ever names a missing file. Nothing here decides corre
 removed too early is made again.
 
 Only what bears a name of ours goes (`storage.layout`), and nothing behind a symbolic link; the rest
-belongs to somebody else (`storage.store.strangers` counts it).
+belongs to somebody else (`storage.store.foreign_files` counts it).
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -57,7 +57,7 @@ def find_garbage(store: ArtifactStore, work: Path, *, keep: int, grace: float) -
 
     Raises:
         UnknownManifestError: A newer version works with this store; it alone knows what it needs.
-        StorageError: The place is no store, or cannot be read.
+        StorageError: The place is not a store, or cannot be read.
     """
     return garbage_of(take_survey(store, work, keep=keep, grace=grace))
 

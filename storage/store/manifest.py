@@ -165,7 +165,7 @@ def _refuse_odd_keys(value: object) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"key {key!r} is no text")
+                raise TypeError(f"key {key!r} is not text")
             _refuse_odd_keys(item)
     elif isinstance(value, list | tuple):
         for item in value:

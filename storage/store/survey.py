@@ -122,7 +122,7 @@ def take_survey(store: ArtifactStore, work: Path, *, keep: int, grace: float) ->
 
     Raises:
         UnknownManifestError: A newer version works with this store; it alone knows what it needs.
-        StorageError: The place is no store, or cannot be read.
+        StorageError: The place is not a store, or cannot be read.
     """
     require_store(store.files)
     # In this order: what is committed or used from here on is younger than the horizon.

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import httpx
 
 from flows.commands.assistant import open_assistant
-from flows.commands.example_images import write_evaluation_inputsples
+from flows.commands.example_images import write_examples
 from pipeline.errors import PipelineError
 from pipeline.publishing.export import trace
 from pipeline.publishing.gate import published_manifest
@@ -76,7 +76,7 @@ def ask(address: str, question: Question) -> Wait:
 def questions_of(settings: Settings, address: str, folder: Path, count: int) -> list[Question]:
     """Upload test images and return one question about each."""
     store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
-    write_evaluation_inputsples(trace(store, published_manifest(store)), folder, count)
+    write_examples(trace(store, published_manifest(store)), folder, count)
     assistant = open_assistant(settings, None)
     found = []
     with httpx.Client(base_url=address, timeout=60) as client:

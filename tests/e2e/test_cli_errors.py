@@ -154,7 +154,7 @@ def test_a_taken_port_is_explained() -> None:
 
 
 def test_a_number_that_is_no_port_is_told() -> None:
-    with pytest.raises(PipelineError, match="99999 is no port"):
+    with pytest.raises(PipelineError, match="99999 is not a port"):
         refuse_taken("127.0.0.1", 99_999, "choose another with --port")
 
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.realdata, pytest.mark.e2e, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = [stage.name for stage in DAG]
-GREYSCALE = 7888  # the one COCO image here that is no RGB JPEG
+GREYSCALE = 7888  # the one COCO image here that is not an RGB JPEG
 VERBATIM = "llava_instruct_150k_verbatim_records.json"
 
 

@@ -2,7 +2,7 @@
 
 Source: Rohrbach et al. 2018, *Object Hallucination in Image Captioning*. An object is there if
 people marked it or if one of the image's reference captions names it. Longer names win, so a
-"hot dog" is no dog; the baby of an animal is that animal, no person.
+"hot dog" is not a dog; the baby of an animal is that animal, no person.
 """
 
 from collections.abc import Collection, Sequence

@@ -26,7 +26,7 @@ _SILENCE = "nocaption"  # for a caption without words, which would shift METEOR'
 def meteor(groups: Mapping[str, Captions]) -> dict[str, float]:
     """Return the METEOR of each group of captions, from 0 to 1, as coco-caption prints it.
 
-    It is no mean over captions: the program adds up its counts first.
+    It is not a mean over captions: the program adds up its counts first.
 
     Raises:
         PipelineError: There is no Java, no pycocoevalcap, or the program ends too early.

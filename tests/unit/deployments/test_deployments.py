@@ -110,7 +110,7 @@ def test_a_relative_store_is_refused_under_a_deployment(monkeypatch: pytest.Monk
 
 
 def test_a_runs_name_says_what_was_changed() -> None:
-    from flows.runner.window import run_title
+    from flows.runner.ui_artifacts import run_title
 
     changes = {"seed": 1, "pretrain.epochs": 2, "finetune.epochs": 3}
     assert run_title({"preset": "demo", "overrides": None}) == "demo"

@@ -285,7 +285,7 @@ def test_a_file_that_is_something_else_is_kept(store: ArtifactStore, tmp_path: P
 
 
 def test_a_folder_is_not_replaced_by_a_catalog(store: ArtifactStore, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="is no DuckDB file"):
+    with pytest.raises(StorageError, match="is not a DuckDB file"):
         export_catalog(Catalog(store), tmp_path, copy=False)
 
 

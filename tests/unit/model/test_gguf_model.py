@@ -123,7 +123,7 @@ def test_the_same_file_gives_the_same_bytes(path: Path, tmp_path: Path) -> None:
 def test_what_is_no_language_model_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.gguf"
     text.write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(ModelError, match="mine is no GGUF file"):
+    with pytest.raises(ModelError, match="mine is not a GGUF file"):
         write_gguf_model(text, tmp_path / "lm", "mine")
     writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "no-such-architecture")
     writer.write_header_to_file()

@@ -21,10 +21,10 @@ from storage.errors import StorageError
 from storage.fetch.download_cache import FOLDER as DOWNLOADS
 from storage.layout import MARK
 from storage.store.artifacts import ArtifactStore
+from storage.store.foreign_files import strangers
 from storage.store.garbage import garbage_of
 from storage.store.mark import require_store
 from storage.store.published import add_entry, read_history
-from storage.store.strangers import strangers
 from storage.store.survey import DAY, take_survey
 from tests.support.fake_stages import make
 from tests.support.store_fixtures import PLACES, add, again, new_uri, payload
@@ -139,7 +139,7 @@ def look(root: Path, names: list[str]) -> dict[str, object]:
     return found
 
 
-# -- a folder that is no store --------------------------------------------------------------------
+# -- a folder that is not a store ------------------------------------------------------------------
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])

@@ -1,4 +1,4 @@
-"""The little world that the `demo` preset depicts: coloured shapes in four quadrants.
+"""The scenes of the preset `demo`: coloured shapes in four quadrants.
 
 A scene is pure data and a pure function of (seed, index), so image number i is the same
 whatever the number of images. Invariant: every object lies inside its own quadrant of the

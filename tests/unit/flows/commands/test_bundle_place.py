@@ -57,7 +57,7 @@ def test_a_run_answers(
     [
         (("--run", "nope"), "0 runs are called 'nope'"),
         (("--bundle", "nowhere"), "No such folder: nowhere"),
-        (("--bundle", "."), ". is no bundle: it has no bundle.json"),
+        (("--bundle", "."), "not a bundle: . has no bundle.json"),
         (("--run", "0123", "--bundle", "."), "--run and --bundle each name an assistant"),
     ],
 )

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.commands.example_images import write_evaluation_inputsples
+from flows.commands.example_images import write_examples
 from pipeline.publishing.export import Lineage, trace
 from storage.store.artifacts import ArtifactStore
 from tests.support.store_fixtures import add, payload
@@ -49,7 +49,7 @@ def test_they_are_held_out_ones_of_the_assistants_own_data(
 ) -> None:
     published = made(local, tmp_path / "made", "red")
     made(local, tmp_path / "made", "blue")  # a later run, which was not published
-    assert write_evaluation_inputsples(published, tmp_path / "out", 3) == 2
+    assert write_examples(published, tmp_path / "out", 3) == 2
     listed = json.loads((tmp_path / "out" / "examples.json").read_text())
     assert [each["question"] for each in listed] == ["Count the red?", "Is it red?"]
     for each in listed:
@@ -62,5 +62,5 @@ def test_there_are_none_where_the_data_is_gone(
 ) -> None:
     published = made(local, tmp_path / "made", "red")
     del published.manifests[stage]
-    assert write_evaluation_inputsples(published, tmp_path / "out", 3) == 0
+    assert write_examples(published, tmp_path / "out", 3) == 0
     assert not (tmp_path / "out").exists()

@@ -66,10 +66,10 @@ def test_numbers_written_as_text_or_with_a_point_are_numbers(tmp_path: Path, for
     ("number", "fault"),
     [
         (None, "no 'id'"),
-        ("seven", "'id' is no whole number"),
-        (1.5, "'id' is no whole number"),
-        ("9" * 30, "'id' is no whole number"),
-        (2.0**60, "'id' is no whole number"),
+        ("seven", "'id' is not a whole number"),
+        (1.5, "'id' is not a whole number"),
+        ("9" * 30, "'id' is not a whole number"),
+        (2.0**60, "'id' is not a whole number"),
     ],
 )
 def test_an_id_that_is_none_is_told_with_file_and_place(
@@ -138,9 +138,9 @@ def test_a_crowd_is_what_the_flag_says(tmp_path: Path, written_as: Json, meant: 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"bbox": [1, 2, "3", 4]}, "'bbox' is no list of four numbers"),
+        ({"bbox": [1, 2, "3", 4]}, "'bbox' is not a list of four numbers"),
         ({"category_id": 8}, "'category_id' is none of the categories"),
-        ({"area": "big"}, "'area' is no number"),
+        ({"area": "big"}, "'area' is not a number"),
         ({"image_id": None}, "no 'image_id'"),
     ],
 )

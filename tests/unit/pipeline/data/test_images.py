@@ -409,7 +409,9 @@ def test_unreadable_records_are_counted_with_the_first_fault(tmp_path: Path) -> 
     )
     with pytest.raises(PipelineError, match=f"no caption of {TRAIN} can be used") as caught:
         run(root, tmp_path)
-    told = f"3 broken record, the first: captions_{TRAIN}.json annotations[0]: 'caption' is no text"
+    told = (
+        f"3 broken record, the first: captions_{TRAIN}.json annotations[0]: 'caption' is not text"
+    )
     assert told in str(caught.value)
     nameless = {"images": [{"file_name": "1.jpg"}], "annotations": []}
     root = lay_out(tmp_path / "other", nameless, nameless)
@@ -443,7 +445,7 @@ def test_json_of_another_shape_names_the_file(tmp_path: Path, shape: Json) -> No
 
 
 def test_missing_parts_of_the_layout_are_named(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="is no folder"):
+    with pytest.raises(PipelineError, match="no such folder"):
         run(tmp_path / "nowhere", tmp_path)
     root = lay_out(tmp_path / "coco", coco([1]), coco([2]), images_of([1], [2]))
     (root / "annotations" / f"captions_{VAL}.json").unlink()

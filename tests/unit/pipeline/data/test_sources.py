@@ -394,7 +394,7 @@ def test_a_file_url_is_a_folder_of_this_machine(
         _, out, _ = run(FolderImages(root=root), tmp_path / "work", limit=12)
         assert stored(out) == expected_images(out)
         assert not list((tmp_path / "work" / "scratch").iterdir())  # nothing was copied
-    with pytest.raises(PipelineError, match="is no folder"):
+    with pytest.raises(PipelineError, match="no such folder"):
         run(FolderImages(root=f"{here.as_uri()}-not"), tmp_path / "other", limit=12)
 
 

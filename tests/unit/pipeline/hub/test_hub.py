@@ -62,7 +62,7 @@ def test_a_path_is_told_from_a_repository(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "owner" / "name").mkdir(parents=True)
     assert find_source("owner/name", "main") == Path("owner/name")
     for text in ("hf://datasets/owner/name", "hf://owner/name/model.safetensors"):
-        with pytest.raises(PipelineError, match="is no model"):
+        with pytest.raises(PipelineError, match="not a model"):
             find_source(text, "main")
 
 

@@ -103,7 +103,7 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
 def test_what_is_no_archive_is_named(tmp_path: Path, body: bytes) -> None:
     path = tmp_path / "train2017.zip"
     path.write_bytes(body)
-    with pytest.raises(StorageError, match=r"train2017\.zip is no zip, tar or tar\.gz"):
+    with pytest.raises(StorageError, match=r"train2017\.zip is not a zip, tar or tar\.gz"):
         open_archive(path)
 
 

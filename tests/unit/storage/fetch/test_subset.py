@@ -504,7 +504,7 @@ def test_files_that_cannot_be_had_are_named(server: FaultServer, tmp_path: Path)
     faults, told = by_address(server, tmp_path / "a", **odd)
     assert told == len(CHOSEN) + 3
     assert "HTTP 404" in faults["gone"]
-    assert "no http address" in faults["local"]
+    assert "not an HTTP address" in faults["local"]
     assert "more than 40000 bytes" in faults["large"]
     assert content(tmp_path / "a") == wanted()
     with pytest.raises(StorageError, match="attempts in a row: 3") as told_of:

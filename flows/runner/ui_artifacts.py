@@ -1,4 +1,4 @@
-"""What a person reads in Prefect's window: the names of runs, the plan, each stage, the scores."""
+"""What a person reads in Prefect's UI: the names of runs, the plan, each stage, the scores."""
 
 import json
 from collections.abc import Mapping, Sequence
