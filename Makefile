@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
 
 .PHONY: demo photos test test-services lint format server worker deploy audit faults coverage bench rehearsal clean requirements
 
@@ -28,19 +29,19 @@ PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 # Hundreds of processes are started; without kept byte code each would compile the project anew.
 test: export PYTHONDONTWRITEBYTECODE =
-test: $(READY) lint  ## all tests from units to the whole demo, but those in a browser
+test: $(DEV) lint  ## all tests from units to the whole demo, but those in a browser
 	$(PYTEST) -m "not browser"
 
-test-services: $(READY)  ## Prefect's server with workers, PostgreSQL and a browser, where installed
+test-services: $(DEV)  ## Prefect's server with workers, PostgreSQL and a browser, where installed
 	$(BIN)/python -m pytest -m "server or browser"
 
-lint: $(READY)  ## style, types and the layers
+lint: $(DEV)  ## style, types and the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
 	$(BIN)/lint-imports
 
-format: $(READY)  ## put the code in the one style
+format: $(DEV)  ## put the code in the one style
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
@@ -74,29 +75,37 @@ audit: $(READY)  ## ask PyPI's advisories about every pinned dependency; needs t
 	$(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.txt
 
 # The seed is printed, so that a kill that finds something can be had again.
-faults: $(READY)  ## kill the pipeline fifty times at random instants
+faults: $(DEV)  ## kill the pipeline fifty times at random instants
 	@seed=$${PHIVISION_SEED:-$$(date +%s)}; echo "PHIVISION_SEED=$$seed"; \
 	PHIVISION_SEED=$$seed PHIVISION_KILLS=50 $(BIN)/python -m pytest tests/faults --timeout 7200
 
-coverage: $(READY)  ## every branch of the store and of stages is taken by some unit test
+coverage: $(DEV)  ## every branch of the store and of stages is taken by some unit test
 	$(BIN)/python -m pytest tests/unit --cov=storage --cov=pipeline.engine.stage --cov-branch \
 	  --cov-report=term-missing:skip-covered --cov-fail-under=100
 
-bench: $(READY)  ## print the figures of every benchmark
+bench: $(DEV)  ## print the figures of every benchmark
 	for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 # About half an hour, 16 GB of memory and 45 GB of disk, in the folder that TMPDIR names.
-rehearsal: $(READY)  ## the preset coco at Phi-2's size, with random weights and real images
+rehearsal: $(DEV)  ## the preset coco at Phi-2's size, with random weights and real images
 	$(BIN)/python tests/rehearsal/rehearse.py
 
 # uv installs in a fifth of pip's time and comes from the same index as everything else.
+INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
+  --constraint requirements.txt --editable
+
 $(READY): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint requirements.txt --editable '.[dev,chat]'
+	$(INSTALL) '.[chat,gguf,s3]'
 	touch $(READY)
 
-requirements: $(READY)  ## pin every dependency anew, without any index address
+# What running does not need: tests, types, style.
+$(DEV): $(READY)
+	$(INSTALL) '.[dev,chat]'
+	touch $(DEV)
+
+requirements: $(DEV)  ## pin every dependency anew, without any index address
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	  --extra dev --extra chat --extra java-metrics \
 	  --no-emit-index-url --no-annotate --no-header --output-file requirements.txt pyproject.toml
