@@ -1,0 +1,149 @@
+"""What ARCHITECTURE.md says under "How to add" is all there is to do: each is done in a copy."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGES = ("flows", "pipeline", "model", "storage")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the project's code, to be added to."""
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def add(copy: Path, name: str, before: str, new: str) -> None:
+    """Insert text before some that stands in a file once."""
+    text = (copy / name).read_text()
+    assert text.count(before) == 1, f"{before!r} in {name}"
+    (copy / name).write_text(text.replace(before, new + before))
+
+
+def python(copy: Path, *arguments: str) -> str:
+    """Run Python with the copy's code in an empty folder and return what it prints."""
+    folder = copy / "empty"
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(copy), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_stage(copy: Path) -> None:
+    (copy / "pipeline/data/counts.py").write_text(
+        '"""Stage `counts`."""\n\n\ndef counts(context, examples, seed):\n    return {}\n'
+    )
+    entry = '    Stage("counts", "pipeline.data.counts", ("examples",), ("examples",)),\n'
+    add(copy, "pipeline/engine/dag.py", ")\n\nBY_NAME", entry)
+    assert "counts" in python(copy, "-m", "flows.cli", "plan")
+
+
+def test_a_projector(copy: Path) -> None:
+    config = '''class TwiceConfig(LinearConfig):
+    """Twice the linear one."""
+
+    kind: Literal["twice"] = "twice"
+
+
+'''
+    add(copy, "model/projectors.py", "ProjectorConfig = Annotated[", config)
+    add(copy, "model/projectors.py", "LinearConfig | Mlp2xGeluConfig |", "TwiceConfig | ")
+    change = 'pretrain.projector={"kind": "twice"}'
+    assert "twice" in python(copy, "-m", "flows.cli", "recipe", "--set", change)
+
+
+def test_an_encoder(copy: Path) -> None:
+    line = '        "ViT-X-16": EncoderLine(160, 16, 320, 6, {"mine": "me/vit-x-16"}),\n'
+    add(copy, "model/encoder_table.py", '        "ViT-B-32": EncoderLine', line)
+    values = {
+        "backbones.clip_name": "ViT-X-16",
+        "backbones.clip_pretrained": "mine",
+        "features.patches": 100,
+        "features.layer": -6,
+        "pretrain.projector.tokens": 100,
+    }
+    changes = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    assert "ViT-X-16" in python(copy, "-m", "flows.cli", "recipe", "--preset", "coco", *changes)
+
+
+def test_a_filter_for_good(copy: Path) -> None:
+    line = '    ("shouting", "caption = upper(caption)"),\n'
+    add(copy, "pipeline/data/filters.py", '    ("duplicate", "copy > 1"),\n)\n\n# Relation', line)
+    code = (
+        "from pipeline.data.filters import CAPTION_FILTERS, first_reason\n"
+        "from storage.sql.queries import Database\n"
+        "import pyarrow as pa\n"
+        "rows = pa.table({'caption': ['A DOG', 'a cat']})\n"
+        "sql = first_reason([f for f in CAPTION_FILTERS if f[0] == 'shouting'])\n"
+        "with Database({'rows': rows}) as database:\n"
+        "    print(database.query(f'SELECT {sql} AS reason FROM rows')['reason'].to_pylist())\n"
+    )
+    assert python(copy, "-c", code).strip() == "['shouting', None]"
+
+
+def test_a_metric(copy: Path) -> None:
+    line = '    found.append(mean("words", images, [len(words(text)) for text in texts], 0))\n'
+    before = '    known = [row for row in rows if row["mentions"] is not None]\n'
+    add(copy, "pipeline/evaluation/metrics.py", before, line)
+    shown = '        "words": ShownMetric("Words of a caption", main=True, card=True),\n'
+    add(copy, "pipeline/evaluation/shown_metrics.py", '        "eos_rate": ShownMetric', shown)
+    code = (
+        "from flows.commands.scores import MAIN\n"
+        "from pipeline.evaluation.metrics import caption_metrics\n"
+        "row = {'image_id': 1, 'prediction': 'a red dog', 'references': ['a dog'],"
+        " 'mentions': None}\n"
+        "print('words' in MAIN, [m.parts[0, 0] for m in caption_metrics([row]) if m.metric =="
+        " 'words'])\n"
+    )
+    assert python(copy, "-c", code).replace("np.float64(3.0)", "3.0").strip() == "True [3.0]"
+
+
+def test_a_dataset(copy: Path) -> None:
+    source = '''class TableImages(Part):
+    """A table of file names and captions, beside the images."""
+
+    kind: Literal["table"] = "table"
+    phrase: ClassVar[str] = "images of a table"
+    root: str = Field(description="Folder.")
+
+
+'''
+    add(copy, "pipeline/recipe/parts.py", "class ImagesPart(Part):", source)
+    add(copy, "pipeline/recipe/parts.py", "DemoImages | FolderImages | Coco", "TableImages | ")
+    reader = copy / "pipeline/data/datasets/table.py"
+    reader.write_text(
+        '"""A table."""\n\nfrom pipeline.data.annotations import Annotations\n\n\n'
+        "def read_table_of(root):\n"
+        "    return {'train2017': Annotations([], [], []), 'val2017': Annotations([], [], [])}\n"
+    )
+    case = (
+        "        case TableImages(root=root):\n"
+        "            from pipeline.data.datasets.table import read_table_of\n\n"
+        "            return read_table_of(root)\n"
+    )
+    add(copy, "pipeline/data/sources.py", "        case DemoImages(train=train, test=test):", case)
+    add(copy, "pipeline/data/sources.py", "    FolderImages,\n    ImagesPart", "    TableImages,\n")
+    code = (
+        "from pipeline.data.sources import read_annotations\n"
+        "from pipeline.recipe.presets import preset\n"
+        "images = preset('demo').override({'images.source.kind': 'table',"
+        " 'images.source.root': '.', 'conversations.source.kind': 'none',"
+        " 'finetune.caption_share': 1.0}).images\n"
+        "print(sorted(read_annotations(None, images, 0, [])))\n"
+    )
+    assert python(copy, "-c", code).strip() == "['train2017', 'val2017']"
