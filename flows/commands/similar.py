@@ -100,7 +100,7 @@ def _embed(catalog: Catalog, data: bytes, settings: Settings) -> list[float]:
     try:
         image = decode_image(data, images.payload["recipe"]["images"]["max_pixels"])
     except BadImageError as error:
-        raise PipelineError(f"not an image: {error}", "give a JPEG or PNG") from None
+        raise PipelineError(f"the file cannot be used: {error}", "give a JPEG or PNG") from None
     layer = features.payload["recipe"]["features"]["layer"]
     encoder = PatchEncoder(clip, layer, pick_device(settings))
     return encoder.encode_images([image]).pooled[0].tolist()

@@ -271,8 +271,9 @@ class _PackedTar(_Tar):
                     "Unpack it elsewhere and give the folder",
                 ) from error
             raise StorageError(
-                f"no room in {folder} to unpack {self.path.name}, of {self.path.stat().st_size} "
-                f"bytes and more when unpacked; {shutil.disk_usage(folder).free} are free",
+                f"not enough disk space in {folder} to unpack {self.path.name}, of "
+                f"{self.path.stat().st_size} bytes and more when unpacked; "
+                f"{shutil.disk_usage(folder).free} are free",
                 "Free space, or unpack it elsewhere and give the folder",
             ) from error
 

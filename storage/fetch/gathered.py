@@ -116,8 +116,8 @@ class GatheredTar:
         free = shutil.disk_usage(self.target.parent).free
         if needed > free:
             raise StorageError(
-                f"no room in {self.target.parent} for {self.target.name}: {needed} more bytes are "
-                f"needed, {free} are free",
+                f"not enough disk space in {self.target.parent} for {self.target.name}: {needed} "
+                f"more bytes are needed, {free} are free",
                 "Free space or choose another folder, then run again: what came so far is kept",
             )
 

@@ -202,8 +202,8 @@ class PartialFile:
 
     def _no_room(self, needed: int) -> StorageError:
         return StorageError(
-            f"no room in {self.target.parent} for {self.target.name}: {needed} more bytes are "
-            f"needed, {self._free()} are free",
+            f"not enough disk space in {self.target.parent} for {self.target.name}: {needed} "
+            f"more bytes are needed, {self._free()} are free",
             "Free space or choose another folder, then run again: the bytes so far are kept",
         )
 

@@ -97,7 +97,7 @@ def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (tmp_path / "file").write_text("")
     with pytest.raises(PipelineError, match="not empty"):
         assemble(tmp_path, "hf://owner/name")
-    with pytest.raises(PipelineError, match="no bundle"):
+    with pytest.raises(PipelineError, match="not a bundle"):
         assemble(tmp_path / "space", str(tmp_path))
     with pytest.raises(SystemExit, match="names no repository"):
         main(["hf://wrong", "hf://owner/name"])

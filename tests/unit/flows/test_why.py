@@ -106,7 +106,7 @@ def test_ask_why_prints_the_answer_then_the_grids_and_draws(
     [
         (["--output", "why.png"], "--why"),
         (["--why", "--output", "why.txt"], "PNG"),
-        (["--why", "--output", "nowhere/why.png"], "no folder"),
+        (["--why", "--output", "nowhere/why.png"], "no such folder"),
     ],
 )
 def test_a_drawing_that_cannot_be_made_is_refused_first(

@@ -52,7 +52,7 @@ def test_an_installed_wheel_assembles_a_space_from_anywhere(wheel: Path, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "space" / "README.md").read_text("utf-8").startswith("---")
-    assert (tmp_path / "space" / "flows" / "chat_page.py").is_file()
+    assert (tmp_path / "space" / "flows" / "chat" / "page.py").is_file()
     helped = [sys.executable, "-P", "-c", "from flows.cli import main; main(['--help'])"]
     shown = subprocess.run(
         helped, cwd=tmp_path, env=found, capture_output=True, text=True, check=False

@@ -47,7 +47,7 @@ def test_a_question_that_never_fits_is_refused_in_tokens(assistant: Assistant) -
 
 
 def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no phivision bundle"):
+    with pytest.raises(ModelError, match="not a phivision bundle"):
         load_assistant(tmp_path)
 
 

@@ -98,7 +98,7 @@ def test_what_the_stage_would_refuse_is_refused(catalog: Catalog, tmp_path: Path
     path = tmp_path / "large.png"
     with pytest.raises(PipelineError, match="too many pixels"):
         nearest(catalog, path, png(Image.new("L", (LIMIT, 2))))
-    with pytest.raises(PipelineError, match="no image"):
+    with pytest.raises(PipelineError, match="not an image"):
         nearest(catalog, path, b"<html>")
 
 

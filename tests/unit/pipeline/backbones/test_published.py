@@ -374,7 +374,7 @@ OUTSIDE = b'{"weight_map": {"a": "../../secret.safetensors"}}'
     ("name", "data", "words"),
     [
         ("first", b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS.*\n.*pull"),
-        ("first", b"\x08\0\0\0\0\0\0\0{", "no whole safetensors file"),
+        ("first", b"\x08\0\0\0\0\0\0\0{", "not a complete safetensors file"),
         ("first", None, "not whole: .* lists model-00001-of-.*, which is not there"),
         ("config.json", b"<html>", "config.json .* is not a JSON object"),
         ("config.json", None, "has no config.json"),

@@ -185,8 +185,9 @@ def test_the_digest_is_the_same_under_every_python() -> None:
 
 def test_what_is_remembered_is_never_out_of_date(project: Path, tmp_path: Path) -> None:
     """A process that may write byte code remembers digests; the next one takes them up."""
-    for name in ("code_identity.py", "code_facts.py"):
-        shutil.copy(ROOT / "pipeline" / name, project / "pipeline" / name)
+    (project / "pipeline/engine").mkdir()
+    for name in ("__init__.py", "code_identity.py", "code_facts.py"):
+        shutil.copy(ROOT / "pipeline/engine" / name, project / "pipeline/engine" / name)
     script = (
         "import json; from pipeline.engine.code_identity import code_digests;"
         "print(json.dumps(code_digests('pipeline.stage_a', 'stage')))"

@@ -112,7 +112,7 @@ def test_a_path_below_named_entries_adds_or_replaces_one() -> None:
         ({"examples.filters.shouting": "txt = 1"}, "'shouting'.*columns: kind"),
         ({"examples.filters.shouting": 3}, "examples.filters.shouting.*valid string"),
         ({"examples.filters.shouting": "3"}, "'shouting'.*INTEGER, not true or false"),
-        ({"examples.filters.": "true or kind = 'a'"}, "no name for a reason"),
+        ({"examples.filters.": "true or kind = 'a'"}, "not a valid name for a reason"),
         ({"examples.filter.shouting": "tokens > 9"}, "'examples.filter'.*'examples.filters'"),
         ({"examples.max_tokens.shouting": "1"}, "'examples.max_tokens.*'examples.max_tokens'"),
         ({"examples.filters": "5", "examples.filters.a": "tokens > 9"}, "valid dictionary"),

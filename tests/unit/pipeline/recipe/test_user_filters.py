@@ -89,7 +89,7 @@ def test_what_is_no_predicate_over_the_columns_is_refused_by_the_recipe(predicat
 def test_a_good_filter_is_part_of_the_recipe() -> None:
     recipe = preset("demo").override({"examples.filters": '{"shouting": "text = upper(text)"}'})
     assert recipe.examples.filters == {"shouting": "text = upper(text)"}
-    with pytest.raises(RecipeError, match="no name"):
+    with pytest.raises(RecipeError, match="not a valid name"):
         preset("demo").override({"examples.filters": {" ": "true"}})
 
 

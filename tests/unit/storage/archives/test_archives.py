@@ -559,7 +559,7 @@ def test_no_room_to_unpack_names_the_folder(tmp_path: Path) -> None:
         check=False,
     )
     assert (
-        f"StorageError: no package in {tmp_path} to unpack set.tar.gz"
+        f"StorageError: not enough disk space in {tmp_path} to unpack set.tar.gz"
         in done.stderr.splitlines()[-1]
     )
 

@@ -68,7 +68,7 @@ def test_a_download_that_filled_the_disk_goes_on_where_there_is_room(
     url = server.serve("/a", BODY)
     with (
         room_for(1_000_000),
-        pytest.raises(StorageError, match=rf"no package in {tmp_path} for a: "),
+        pytest.raises(StorageError, match=rf"not enough disk space in {tmp_path} for a: "),
     ):
         fetch(url, tmp_path / "a")
     assert "a" not in names(tmp_path)
@@ -132,7 +132,10 @@ def by_address(server: FaultServer, target: Path) -> dict[str, str]:
 
 
 def test_files_that_came_before_the_disk_was_full_stay(server: FaultServer, tmp_path: Path) -> None:
-    with room_for(200_000), pytest.raises(StorageError, match=rf"no package in {tmp_path} for a: "):
+    with (
+        room_for(200_000),
+        pytest.raises(StorageError, match=rf"not enough disk space in {tmp_path} for a: "),
+    ):
         by_address(server, tmp_path / "a")
     server.requests.clear()
     assert by_address(server, tmp_path / "a") == {}

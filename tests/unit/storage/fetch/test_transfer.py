@@ -414,7 +414,9 @@ def test_a_disk_too_small_is_known_before_the_first_byte(
 ) -> None:
     server.always = Fault(claim=10**16)
     url = server.serve("/a", BODY)
-    with pytest.raises(StorageError, match=rf"no package in {tmp_path} for a: {10**16} more bytes"):
+    with pytest.raises(
+        StorageError, match=rf"not enough disk space in {tmp_path} for a: {10**16} more bytes"
+    ):
         fetch(url, tmp_path / "a", size=None)
 
 
@@ -433,7 +435,9 @@ def test_a_disk_that_fills_up_names_folder_and_bytes(server: FaultServer, tmp_pa
     done = subprocess.run(
         command, cwd=Path(__file__).parents[4], capture_output=True, text=True, check=False
     )
-    assert f"StorageError: no package in {tmp_path} for a: " in done.stderr.splitlines()[-1]
+    assert (
+        f"StorageError: not enough disk space in {tmp_path} for a: " in done.stderr.splitlines()[-1]
+    )
     assert "a" not in names(tmp_path)
 
 
