@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.example_scores import MAIN, Row, scored_predictions, scores_of
+from pipeline.catalog.catalog import Catalog
 from pipeline.engine.runs import find_run
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.pairing import difference
 from pipeline.evaluation.shown_metrics import SHOWN_METRICS
-from storage.sql.catalog import Catalog
 from storage.store.artifacts import ArtifactStore
 
 COMPARED = {name: shown for name, shown in SHOWN_METRICS.items() if shown.heading}

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pipeline.catalog.catalog import Catalog
 from pipeline.evaluation.intervals import Interval, mean_interval
 from pipeline.evaluation.pairing import Asked, scores_by_question
 from pipeline.evaluation.scorers.captions import score_captions
-from storage.sql.catalog import Catalog
 
 Row = dict[str, Any]
 MAIN = "finetune"  # the model that is published

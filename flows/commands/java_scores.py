@@ -7,11 +7,11 @@ from typing import Any
 
 from flows.commands.scores import print_conditions, run_of
 from flows.example_scores import MAIN
+from pipeline.catalog.catalog import Catalog
 from pipeline.engine.runs import find_run
 from pipeline.errors import PipelineError
 from pipeline.evaluation.intervals import mean_interval
 from pipeline.evaluation.scorers.java import Captions, meteor, spice
-from storage.sql.catalog import Catalog
 
 Row = dict[str, Any]
 _SQL = """

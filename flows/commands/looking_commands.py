@@ -81,7 +81,7 @@ def catalog(file: Path, /, *, store: Store = None, run: Run = None, copy: bool =
         file: The file, e.g. catalog.duckdb.
         copy: Copy all rows but images and embeddings, so that the file can leave this machine.
     """
-    from storage.sql.catalog_file import export_catalog
+    from pipeline.catalog.catalog_file import export_catalog
 
     names = export_catalog(open_catalog(store, run), file, copy=copy)
     print(f"{file}: {', '.join(names)}")

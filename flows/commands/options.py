@@ -8,9 +8,9 @@ from cyclopts import Parameter, validators
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
+    from pipeline.catalog.catalog import Catalog
     from pipeline.recipe.recipe import Recipe
     from pipeline.settings import Settings
-    from storage.sql.catalog import Catalog
     from storage.store.artifacts import ArtifactStore
 
 Preset = Annotated[str, Parameter(help="Complete recipe to start from: demo or coco.")]
@@ -111,8 +111,8 @@ def open_catalog(store: str | None, run: str | None = None) -> "Catalog":
     Raises:
         PipelineError: No run or several runs are meant.
     """
+    from pipeline.catalog.catalog import Catalog
     from pipeline.engine.runs import find_run
-    from storage.sql.catalog import Catalog
 
     place = open_store(settings_of(store))
     return Catalog(place, None if run is None else find_run(place, run)["run"])

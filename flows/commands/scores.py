@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.printing import condition_order, metric_name, table_of
+from pipeline.catalog.catalog import Catalog
 from pipeline.errors import PipelineError
 from pipeline.evaluation.shown_metrics import SHOWN_METRICS
-from storage.sql.catalog import Catalog
 
 Row = dict[str, Any]
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from model.decoding import QUIET
+from pipeline.catalog.catalog import Catalog
 from pipeline.errors import PipelineError
-from storage.sql.catalog import Catalog
 from storage.sql.queries import Database
 
 _SECTIONS = (

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.printing import print_rows
+from pipeline.catalog.catalog import Catalog
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
-from storage.sql.catalog import Catalog
 from storage.sql.queries import Database
 from storage.store.manifest import Manifest
 

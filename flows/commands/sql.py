@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from flows.printing import print_rows
+from pipeline.catalog.catalog import Catalog
 from pipeline.errors import PipelineError
-from storage.sql.catalog import Catalog
 from storage.sql.queries import refuse_writing
 from storage.tables import write_arrow
 

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import pyarrow as pa
 
+from pipeline.catalog.catalog import BULKY, Catalog
 from storage.errors import StorageError
-from storage.sql.catalog import BULKY, Catalog
 from storage.sql.queries import is_blank, refuse_writing
 
 HELP = """\

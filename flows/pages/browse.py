@@ -8,9 +8,9 @@ from flows.pages.charts import Chart, Estimate, bars, histogram, stacked
 from flows.pages.page import figure, render, thumbnail
 from flows.pages.report import ask
 from flows.pages.shown_images import images_of
+from pipeline.catalog.catalog import Catalog
 from pipeline.data.quarantine import FILE
 from pipeline.errors import PipelineError
-from storage.sql.catalog import Catalog
 from storage.tables import read_table
 
 # Spread over the whole set and always the same: by the content's hash, a share of each split.

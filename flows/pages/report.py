@@ -8,9 +8,9 @@ from flows.example_scores import MAIN, MEASURES, Row, scored_predictions
 from flows.pages import report_before, report_looking, report_scores, report_training
 from flows.pages.page import figure, render
 from flows.pages.shown_images import images_of
+from pipeline.catalog.catalog import Catalog
 from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 from pipeline.recipe.recipe import flatten
-from storage.sql.catalog import Catalog
 from storage.store.artifacts import ArtifactStore
 from storage.store.manifest import Manifest
 from storage.store.published import published, read_history

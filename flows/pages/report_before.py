@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.compare_table import COMPARED, estimate, measure, real_scores
+from pipeline.catalog.catalog import Catalog
 from pipeline.engine.runs import Change, compare_runs
 from pipeline.errors import PipelineError
-from storage.sql.catalog import Catalog
 from storage.store.artifacts import ArtifactStore
 
 # Kinds of change in the order of reading; the finetuned model is the one that is published.

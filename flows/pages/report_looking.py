@@ -11,7 +11,7 @@ from flows.pages.shown_images import contents_of
 from model.decoding import BadImageError, decode_image
 from model.explanation import place
 from model.view import View
-from storage.sql.catalog import Catalog
+from pipeline.catalog.catalog import Catalog
 
 Row = dict[str, Any]
 EXAMPLES = 20  # texts shown

@@ -8,7 +8,7 @@ from pipeline.errors import PipelineError
 from storage.store.artifacts import ArtifactStore
 
 if TYPE_CHECKING:
-    from storage.sql.catalog import Catalog
+    from pipeline.catalog.catalog import Catalog
 
 DATASET = "reports/dataset.html"
 IMAGES = 8  # in each group of examples of a report

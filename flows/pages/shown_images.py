@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import pyarrow.compute as pc
 
 from flows.pages.page import thumbnail
-from storage.sql.catalog import Catalog
+from pipeline.catalog.catalog import Catalog
 from storage.tables import read_table
 
 

@@ -3,9 +3,9 @@
 from prefect.artifacts import create_markdown_artifact
 
 from flows.pages.saved import report_after_run, report_name
+from pipeline.catalog.catalog import Catalog
 from pipeline.settings import Settings
 from pipeline.training.observers.tracking import log_page
-from storage.sql.catalog import Catalog
 from storage.store.artifacts import ArtifactStore
 
 

@@ -1,1 +1,1 @@
-"""DuckDB on the store's tables: queries, views, the catalog file."""
+"""DuckDB over Arrow tables and Parquet files: queries, files."""

@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from flows.commands.similar import find_similar
+from pipeline.catalog.catalog import Catalog
 from pipeline.data import schemas
 from pipeline.engine.materialize import Outcome
 from pipeline.engine.runs import record_run
 from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
 from storage.features.shards import ShardRows, write_shard
-from storage.sql.catalog import Catalog
 from storage.store.artifacts import ArtifactStore
 from storage.store.commits import Provenance, commit
 from storage.store.manifest import Manifest, fingerprint_of

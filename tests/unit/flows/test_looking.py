@@ -14,11 +14,11 @@ from flows.cli import main
 from flows.commands.compare import read_grid, read_variants
 from flows.commands.similar import find_similar
 from flows.compare_table import markdown, measure
+from pipeline.catalog.catalog import Catalog
+from pipeline.catalog.catalog_file import export_catalog
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from storage.errors import StorageError
-from storage.sql.catalog import Catalog
-from storage.sql.catalog_file import export_catalog
 from storage.store.artifacts import ArtifactStore
 from storage.store.runs import read_runs
 from tests.support.small_store import bare_run, build_store, image, image_rows

@@ -7,8 +7,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from storage.sql.catalog import Catalog
-from storage.sql.catalog_file import export_catalog
+from pipeline.catalog.catalog import Catalog
+from pipeline.catalog.catalog_file import export_catalog
 from tests.support.small_store import build_store
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "queries.md"

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from flows.commands.similar import find_similar
+from pipeline.catalog.catalog import Catalog
 from pipeline.data import schemas
 from pipeline.engine.materialize import Outcome
 from pipeline.engine.runs import record_run
 from pipeline.errors import PipelineError
 from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
-from storage.sql.catalog import Catalog
 from storage.store.artifacts import ArtifactStore
 from storage.store.commits import commit
 from storage.store.manifest import Manifest, fingerprint_of
