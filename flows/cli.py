@@ -29,7 +29,6 @@ from flows.commands.options import (
 from flows.commands.options import changes_of as _changes
 from flows.commands.options import open_catalog as _catalog
 from flows.commands.options import open_own_store as _open_own
-from flows.commands.options import open_store as _open
 from flows.commands.options import recipe_of as _recipe
 from flows.commands.options import settings_of as _settings
 from flows.interrupts import end_on_request
@@ -105,7 +104,7 @@ def plan(
     from pipeline.engine.plan import plan as make_plan
 
     settings = _settings(store)
-    steps = make_plan(_recipe(preset, set_), _open(settings), rerun or ())
+    steps = make_plan(_recipe(preset, set_), settings.open_store(), rerun or ())
     if format == "json":
         rows = [{"stage": s.stage, "status": s.status, "reason": s.reason} for s in steps]
         print(json.dumps(rows, indent=1))
@@ -185,7 +184,7 @@ def runs(*, store: Store = None) -> None:
     from flows.printing import print_rows, when
     from storage.store.runs import read_runs
 
-    place = _open(_settings(store))
+    place = _settings(store).open_store()
     records = read_runs(place)
     if not records:
         print(f"no run has finished in {place.uri}")
@@ -204,7 +203,7 @@ def diff(before: str, after: str = "latest", /, *, store: Store = None) -> None:
     """
     from flows.commands.store_commands import print_diff
 
-    print_diff(_open(_settings(store)), before, after)
+    print_diff(_settings(store).open_store(), before, after)
 
 
 @app.command
@@ -227,7 +226,7 @@ def rollback(*, store: Store = None, list_: OnlyList = False) -> None:
     from pipeline.publishing.gate import roll_back, status_line
 
     if list_:
-        print_published(_open(_settings(store)))
+        print_published(_settings(store).open_store())
         return
     print(status_line(roll_back(_open_own(_settings(store)))))
 
@@ -259,7 +258,7 @@ def verify(*, store: Store = None) -> None:
     """Hash every file of a store; `run` then makes again just what is damaged."""
     from flows.commands.store_commands import verify_store
 
-    verify_store(_open(_settings(store)))
+    verify_store(_settings(store).open_store())
 
 
 @app.command

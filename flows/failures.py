@@ -4,6 +4,7 @@ import errno
 from collections.abc import Mapping
 from typing import Any
 
+from model.errors import ModelError
 from pipeline.errors import PipelineError, UnreachableError
 from storage.errors import StorageError, TransientError
 
@@ -30,7 +31,7 @@ _NOBODY = {
 
 def explain(error: BaseException) -> str | None:
     """Return a line for an expected error, or None for a defect that deserves its traceback."""
-    if isinstance(error, PipelineError | StorageError) or type(error).__name__ in _MODEL_ERRORS:
+    if isinstance(error, PipelineError | StorageError | ModelError):
         return str(error)
     if isinstance(error, RuntimeError | KeyError | OSError):
         for words, told in _NOBODY.items():
@@ -60,7 +61,3 @@ def may_pass(error: object) -> bool:
     That is a place that did not answer. A wrong checksum, a full disk or a defect stays what it is.
     """
     return isinstance(error, UnreachableError | TransientError)
-
-
-# By name, because importing `model` would import torch.
-_MODEL_ERRORS = frozenset({"ModelError", "BadImageError"})

@@ -20,7 +20,6 @@ from pipeline.engine.plan import Step, plan
 from pipeline.errors import PipelineError
 from pipeline.recipe.presets import preset as load_preset
 from pipeline.settings import Settings
-from storage.store.artifacts import ArtifactStore
 from storage.store.leases import presence
 
 
@@ -53,7 +52,7 @@ def full_pipeline(
     """
     recipe = load_preset(preset).override(overrides or {})
     chosen = run_settings(settings)
-    store = ArtifactStore(chosen.store, chosen.work / "cache", chosen.cache_bytes)
+    store = chosen.open_store()
     steps = plan(recipe, store, rerun or ())
     explain_plan(steps)
     tunes = any(step.stage == "finetune" and step.status != "fresh" for step in steps)

@@ -18,7 +18,6 @@ from pipeline.engine.plan import cached_outcomes, plan
 from pipeline.engine.runs import record_run
 from pipeline.publishing.gate import decide, status_line
 from pipeline.recipe.presets import preset as load_preset
-from storage.store.artifacts import ArtifactStore
 from storage.store.leases import presence
 
 
@@ -37,7 +36,7 @@ def retrain(
     """
     recipe = load_preset(preset).override(overrides or {})
     chosen = run_settings(settings)
-    store = ArtifactStore(chosen.store, chosen.work / "cache", chosen.cache_bytes)
+    store = chosen.open_store()
     steps = plan(recipe, store)
     explain_plan(steps)
     outcomes = cached_outcomes(steps)

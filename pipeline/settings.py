@@ -2,10 +2,13 @@
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from storage.store.artifacts import ArtifactStore
 
 
 class Settings(BaseSettings):
@@ -77,3 +80,13 @@ class Settings(BaseSettings):
             return Path(self.store.split("://", 1)[-1]).expanduser() / "work"
         name = hashlib.sha256(self.store.encode()).hexdigest()[:16]
         return Path.home() / ".cache" / "phivision" / name
+
+    def open_store(self) -> "ArtifactStore":
+        """Return the artifact store, with its read cache below the work folder.
+
+        Raises:
+            StorageError: The store's address is not valid.
+        """
+        from storage.store.artifacts import ArtifactStore
+
+        return ArtifactStore(self.store, self.work / "cache", self.cache_bytes)

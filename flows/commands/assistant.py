@@ -11,7 +11,6 @@ from pipeline.engine.devices import pick_device
 from pipeline.errors import PipelineError
 from pipeline.publishing.gate import published_manifest
 from pipeline.settings import Settings
-from storage.store.artifacts import ArtifactStore
 from storage.store.manifest import Manifest
 
 
@@ -28,7 +27,7 @@ def open_assistant(settings: Settings, bundle: Manifest | Path | str | None) -> 
     device = pick_device(settings)
     if bundle is not None and not isinstance(bundle, Manifest):
         return load_assistant(bundle, device)
-    store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+    store = settings.open_store()
     manifest = published_manifest(store) if bundle is None else bundle
     artifact = store.artifact(manifest)
     for name in artifact.names:

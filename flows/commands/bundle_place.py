@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from flows.commands.options import open_store
 from pipeline.engine.runs import find_run
 from pipeline.errors import PipelineError
 from pipeline.publishing.gate import STAGE, published_manifest
@@ -29,7 +28,7 @@ def find_bundle(settings: Settings, run: str | None, bundle: str | None) -> Mani
     if bundle is not None:
         _check_folder(bundle)
         return bundle
-    store = open_store(settings)
+    store = settings.open_store()
     return published_manifest(store) if run is None else _of_run(store, run)
 
 

@@ -13,7 +13,6 @@ from pipeline.errors import PipelineError
 from pipeline.publishing.export import trace
 from pipeline.publishing.gate import published_manifest
 from pipeline.settings import Settings
-from storage.store.artifacts import ArtifactStore
 from storage.store.manifest import Manifest
 
 
@@ -38,7 +37,7 @@ def chat(settings: Settings, bundle: Manifest | str | None, door: Door) -> None:
         of_store = not isinstance(bundle, str)
         examples = Path(name) if of_store else assistant.folder / "examples"
         if of_store and settings.is_local:
-            store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+            store = settings.open_store()
             write_examples(trace(store, bundle or published_manifest(store)), examples, 3)
         serve_chat(assistant, examples, door)
 

@@ -16,7 +16,6 @@ from flows.interrupts import was_asked_to_end
 from pipeline.errors import PipelineError
 from pipeline.recipe.presets import preset as load_preset
 from pipeline.settings import Settings
-from storage.store.artifacts import ArtifactStore
 from storage.store.runs import LATEST, read_refs, write_ref
 
 Changes = dict[str, object]
@@ -74,7 +73,7 @@ def _show(
     output: Path | None,
     style: str,
 ) -> None:
-    store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+    store = settings.open_store()
     first = next(iter(runs.values()))
     rows = [measure(store, name, chosen[name], run, first) for name, run in runs.items()]
     text = json.dumps(rows, indent=1) + "\n" if style == "json" else markdown(rows)
@@ -159,7 +158,7 @@ def _run_all(
     """Return the runs by variant, and the variants that failed."""
     from flows.commands.run import run_pipeline
 
-    store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+    store = settings.open_store()
     latest = read_refs(store).get(LATEST)
     unjudged = settings.model_copy(update={"judge": False})
     runs: dict[str, str] = {}

@@ -12,7 +12,6 @@ from pipeline.errors import PipelineError
 from pipeline.publishing.export import Adapters, new_folder, trace, write_repository
 from pipeline.publishing.gate import published_manifest
 from pipeline.settings import Settings
-from storage.store.artifacts import ArtifactStore
 
 HUB = "hf://"
 TOKEN = "HF_TOKEN"  # noqa: S105 - the variable's name
@@ -46,7 +45,7 @@ def export_to(
 def _write(
     settings: Settings, target: Path, adapters: Adapters, images: int, name: str | None
 ) -> None:
-    store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+    store = settings.open_store()
     lineage = trace(store, published_manifest(store))
     with waiting("writing the repository"), new_folder(target) as folder:
         write_repository(lineage, folder, adapters, name)

@@ -13,7 +13,6 @@ from flows.commands.options import (
     Store,
     changes_of,
     open_catalog,
-    open_store,
     settings_of,
 )
 
@@ -38,7 +37,7 @@ def report(
     from flows.pages.saved import leave_report
     from pipeline.engine.runs import find_run
 
-    place = open_store(settings_of(store))
+    place = settings_of(store).open_store()
     print(leave_report(place, find_run(place, run)["run"], images, output))
 
 

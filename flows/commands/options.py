@@ -85,13 +85,6 @@ def settings_of(store: str | None, **values: Any) -> "Settings":
     return Settings.model_validate(Settings().model_dump() | given)
 
 
-def open_store(settings: "Settings") -> "ArtifactStore":
-    """Return the artifact store of the settings."""
-    from storage.store.artifacts import ArtifactStore
-
-    return ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
-
-
 def open_own_store(settings: "Settings") -> "ArtifactStore":
     """Return the artifact store of the settings, for a command that removes or replaces things.
 
@@ -100,7 +93,7 @@ def open_own_store(settings: "Settings") -> "ArtifactStore":
     """
     from storage.store.mark import require_store
 
-    store = open_store(settings)
+    store = settings.open_store()
     require_store(store.files)
     return store
 
@@ -114,5 +107,5 @@ def open_catalog(store: str | None, run: str | None = None) -> "Catalog":
     from pipeline.catalog.catalog import Catalog
     from pipeline.engine.runs import find_run
 
-    place = open_store(settings_of(store))
+    place = settings_of(store).open_store()
     return Catalog(place, None if run is None else find_run(place, run)["run"])

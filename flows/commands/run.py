@@ -31,7 +31,7 @@ def run_pipeline(
         SystemExit: Everything was made, and the gate does not let it be published.
     """
     recipe = load_preset(preset).override(changes)
-    store = ArtifactStore(settings.store, settings.work / "cache", settings.cache_bytes)
+    store = settings.open_store()
     steps = plan(recipe, store, rerun)
     outcomes = cached_outcomes(steps)
     if outcomes is not None:

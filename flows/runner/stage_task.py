@@ -104,7 +104,7 @@ def run_stage(
         BY_NAME[name],
         Recipe.model_validate(recipe),
         {key: Manifest.model_validate(value) for key, value in inputs.items()},
-        ArtifactStore(chosen.store, chosen.work / "cache", chosen.cache_bytes),
+        chosen.open_store(),
         chosen,
         PrefectReporter(name),
         force=force,
