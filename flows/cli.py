@@ -21,14 +21,15 @@ from flows.commands.options import (
     OnlyList,
     Preset,
     Query,
+    RecipeFile,
     Rerun,
     Run,
     Set,
     Store,
 )
-from flows.commands.options import changes_of as _changes
 from flows.commands.options import open_catalog as _catalog
 from flows.commands.options import open_own_store as _open_own
+from flows.commands.options import preset_and_changes as _preset_and_changes
 from flows.commands.options import recipe_of as _recipe
 from flows.commands.options import settings_of as _settings
 from flows.interrupts import end_on_request
@@ -49,7 +50,8 @@ app = App(
 @app.command
 def run(
     *,
-    preset: Preset = "demo",
+    preset: Preset = None,
+    recipe: RecipeFile = None,
     set_: Set = None,
     store: Store = None,
     rerun: Rerun = None,
@@ -71,13 +73,14 @@ def run(
     settings = _settings(
         store, device=device, threads=threads, wandb=wandb, publish_anyway=publish_anyway
     )
-    run_pipeline(preset, _changes(set_), settings, rerun or [])
+    run_pipeline(*_preset_and_changes(preset, recipe, set_), settings, rerun or [])
 
 
 @app.command
 def plan(
     *,
-    preset: Preset = "demo",
+    preset: Preset = None,
+    recipe: RecipeFile = None,
     set_: Set = None,
     store: Store = None,
     rerun: Rerun = None,
@@ -97,14 +100,14 @@ def plan(
     if hardware is not None:
         from flows.commands.hardware import print_hardware
 
-        print_hardware(_recipe(preset, set_), hardware, peak, mfu, format)
+        print_hardware(_recipe(preset, set_, recipe), hardware, peak, mfu, format)
         return
     import json
 
     from pipeline.engine.plan import plan as make_plan
 
     settings = _settings(store)
-    steps = make_plan(_recipe(preset, set_), settings.open_store(), rerun or ())
+    steps = make_plan(_recipe(preset, set_, recipe), settings.open_store(), rerun or ())
     if format == "json":
         rows = [{"stage": s.stage, "status": s.status, "reason": s.reason} for s in steps]
         print(json.dumps(rows, indent=1))
@@ -151,14 +154,6 @@ def show(image_id: int | None = None, /, *, store: Store = None) -> None:
     from flows.commands.show import show_image
 
     show_image(_catalog(store), image_id)
-
-
-@app.command
-def recipe(*, preset: Preset = "demo", set_: Set = None) -> None:
-    """Print every field of a recipe with its value and meaning."""
-    from flows.commands.recipe import print_recipe
-
-    print_recipe(_recipe(preset, set_))
 
 
 @app.command
@@ -237,7 +232,8 @@ def accept(
     /,
     *,
     every: Every = False,
-    preset: Preset = "demo",
+    preset: Preset = None,
+    recipe: RecipeFile = None,
     set_: Set = None,
     store: Store = None,
     made_as: str = "",
@@ -250,7 +246,9 @@ def accept(
     """
     from flows.commands.store_commands import accept_stages
 
-    accept_stages(stage, _recipe(preset, set_), _open_own(_settings(store)), made_as, every=every)
+    accept_stages(
+        stage, _recipe(preset, set_, recipe), _open_own(_settings(store)), made_as, every=every
+    )
 
 
 @app.command

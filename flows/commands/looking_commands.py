@@ -1,4 +1,4 @@
-"""Commands for looking: report, browse, similar, catalog, and compare."""
+"""Commands for looking: recipe, report, browse, similar, catalog, and compare."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,11 +8,12 @@ from cyclopts import Parameter
 from flows.commands.options import (
     Count,
     Preset,
+    RecipeFile,
     Run,
     Set,
     Store,
-    changes_of,
     open_catalog,
+    preset_and_changes,
     settings_of,
 )
 
@@ -88,7 +89,8 @@ def catalog(file: Path, /, *, store: Store = None, run: Run = None, copy: bool =
 
 def compare(
     *,
-    preset: Preset = "demo",
+    preset: Preset = None,
+    recipe: RecipeFile = None,
     set_: Set = None,
     grid: Annotated[list[str] | None, Many] = None,
     variant: Annotated[list[str] | None, Many] = None,
@@ -111,9 +113,31 @@ def compare(
     from flows.commands.compare import compare_variants
 
     settings = settings_of(store, device=device, threads=threads)
-    compare_variants(
-        preset, changes_of(set_), grid or [], variant or [], settings, output, style=format
-    )
+    name, base = preset_and_changes(preset, recipe, set_)
+    compare_variants(name, base, grid or [], variant or [], settings, output, style=format)
 
 
-LOOKING = (report, browse, similar, catalog, compare)
+def recipe(
+    *,
+    preset: Preset = None,
+    recipe: RecipeFile = None,
+    set_: Set = None,
+    diff: tuple[str, str] | None = None,
+    format: Literal["table", "yaml", "json"] = "table",  # noqa: A002 - the option's name
+) -> None:
+    """Print every field of a recipe with its value and meaning.
+
+    Args:
+        diff: Two presets or recipe files; print in which fields they differ.
+        format: A table for people, yaml for a file that --recipe reads, or json with what differs
+            from the preset, for `overrides` of a deployment.
+    """
+    from flows.commands.recipe import print_difference, print_recipe
+
+    if diff is not None:
+        print_difference(*diff)
+    else:
+        print_recipe(*preset_and_changes(preset, recipe, set_), style=format)
+
+
+LOOKING = (recipe, report, browse, similar, catalog, compare)

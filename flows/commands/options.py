@@ -1,6 +1,7 @@
 """Options that many commands share, and what they become: recipe, settings, store."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
@@ -13,7 +14,14 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
     from storage.store.artifacts import ArtifactStore
 
-Preset = Annotated[str, Parameter(help="Complete recipe to start from: demo or coco.")]
+Preset = Annotated[
+    str | None,
+    Parameter(help="Complete recipe to start from: demo (the default), photos, small or coco."),
+]
+RecipeFile = Annotated[
+    Path | None,
+    Parameter(name="--recipe", help="YAML file: a recipe, or what differs from its preset."),
+]
 Set = Annotated[
     list[str] | None,
     Parameter(name="--set", help="Change one recipe field: dotted.path=value.", negative=()),
@@ -69,11 +77,34 @@ def changes_of(assignments: Sequence[str] | None) -> dict[str, object]:
     return changes
 
 
-def recipe_of(preset: str, assignments: Sequence[str] | None) -> "Recipe":
-    """Return a preset with the changes made."""
+def preset_and_changes(
+    preset: str | None, file: Path | None, assignments: Sequence[str] | None
+) -> tuple[str, dict[str, object]]:
+    """Return the preset's name, and the changes of a file followed by those of `--set`.
+
+    Raises:
+        PipelineError: File and command line name different presets, or a change is not one.
+    """
+    named, changes = None, {}
+    if file is not None:
+        from pipeline.recipe.recipe_file import read_recipe_file
+
+        named, changes = read_recipe_file(file)
+    if preset and named and preset != named:
+        raise PipelineError(
+            f"{file} starts from the preset {named}, and --preset says {preset}", "leave one out"
+        )
+    return preset or named or "demo", {**changes, **changes_of(assignments)}
+
+
+def recipe_of(
+    preset: str | None, assignments: Sequence[str] | None, file: Path | None = None
+) -> "Recipe":
+    """Return a preset with the changes of a file and of `--set` made."""
     from pipeline.recipe.presets import preset as load_preset
 
-    return load_preset(preset).override(changes_of(assignments))
+    name, changes = preset_and_changes(preset, file, assignments)
+    return load_preset(name).override(changes)
 
 
 def settings_of(store: str | None, **values: Any) -> "Settings":
