@@ -76,7 +76,7 @@ class ObjectFiles:
             try:
                 self._patiently(lambda: self._fs.pipe_file(self._path(name), data, mode="create"))
             except FileExistsError:
-                return self._fs.cat_file(self._path(name)) == data
+                return self.read(name) == data  # None where its owner has removed it meanwhile
             return True
 
     def put(self, source: Path, name: str) -> None:

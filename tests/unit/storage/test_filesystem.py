@@ -254,3 +254,16 @@ def test_an_object_that_vanishes_meanwhile_is_not_listed(monkeypatch: pytest.Mon
     objects.looks = 1000
     with pytest.raises(StorageError, match="cannot list memory://anywhere/folder"):
         files.list("folder")
+
+
+def test_what_another_one_created_and_removed_at_once_was_not_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The holder of a lease may be gone between our refused write and our look at what is there."""
+    files = ObjectFiles("memory://gone")
+
+    def taken(*_: object, **__: object) -> None:
+        raise FileExistsError
+
+    monkeypatch.setattr(files._fs, "pipe_file", taken)
+    assert files.create("leases/3.json", b"mine") is False
