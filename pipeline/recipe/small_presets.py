@@ -4,7 +4,7 @@
 consumer GPU or a patient CPU. `photos` is for photographs and needs no network but a package index:
 captioned images in COCO's layout, weights out of two packages (`deployments.photo_weights`), two
 CPU cores. docs/photographs.md has the trials that set the rates of pretraining, for both, and what
-was not tried. `small` has not been run at its size, `photos` not with all of its steps.
+was not tried. `small` has not been run at its size.
 """
 
 from typing import TYPE_CHECKING
