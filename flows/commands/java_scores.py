@@ -21,7 +21,7 @@ WHERE stage = $stage AND kind = 'caption' AND len("references") > 0 ORDER BY pre
 
 
 def print_java_scores(catalog: Catalog) -> None:
-    """Print both metrics of the finetuned model's captions and of the baselines' ones.
+    """Print both metrics of the finetuned model's captions and of the baselines.
 
     SPICE is a mean over captions and has an interval; METEOR adds up counts and has none. METEOR
     is printed even where SPICE does not run.

@@ -122,7 +122,7 @@ def recipe(
     preset: Preset = None,
     recipe: RecipeFile = None,
     set_: Set = None,
-    diff: tuple[str, str] | None = None,
+    diff: Annotated[tuple[str, str] | None, Many] = None,
     format: Literal["table", "yaml", "json"] = "table",  # noqa: A002 - the option's name
 ) -> None:
     """Print every field of a recipe with its value and meaning.
