@@ -5,6 +5,7 @@ masked, and without their chain, because a chained traceback would print the raw
 """
 
 import hashlib
+import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -214,9 +215,8 @@ def _naming(url: str) -> Generator[None, None, None]:
 
 def _is_broken_body(error: Exception) -> bool:
     """Return whether an answer broke off: s3fs passes on an error of aiohttp, no OSError."""
-    import aiohttp
-
-    return isinstance(error, aiohttp.ClientPayloadError)
+    aiohttp = sys.modules.get("aiohttp")
+    return aiohttp is not None and isinstance(error, aiohttp.ClientPayloadError)
 
 
 def _reason(error: Exception) -> str:

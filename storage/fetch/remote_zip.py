@@ -6,7 +6,6 @@ member's bytes are cut out of the ranges as they arrive and checked against the 
 
 import io
 import struct
-import time
 import zipfile
 import zlib
 from bisect import bisect_right
@@ -19,7 +18,7 @@ from storage.archives.archives import refuse_encrypted, zip_member
 from storage.archives.members import Archive, ArchiveLimits, Member
 from storage.errors import NoRangeError, StorageError, TransientError, redact
 from storage.fetch.remote import open_range
-from storage.fetch.retries import Patience, pause_after
+from storage.fetch.retries import Patience, Retries
 from storage.fetch.spans import Span
 from storage.names import normal
 
@@ -184,15 +183,12 @@ class _Window:
 
     def _fill(self, start: int, end: int) -> None:
         """Hold the bytes from `start` up to `end`."""
-        failures = 0
+        retries = Retries(self.patience, "Check the network and run again")
         while True:
             try:
                 self._start, self._held = start, self._fetch(start, end)
             except TransientError as error:
-                failures += 1
-                if failures >= self.patience.attempts:
-                    raise
-                time.sleep(pause_after(failures, self.patience.backoff, error.pause))
+                retries.failed(error)
             else:
                 return
 

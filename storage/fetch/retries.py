@@ -1,7 +1,11 @@
-"""How patient a transfer of many parts is: attempts, pauses and connections."""
+"""When a transfer is tried again: one policy for every download."""
 
 import secrets
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from storage.errors import StorageError, TransientError
 
 _LONGEST_PAUSE = 60.0  # seconds
 
@@ -23,15 +27,50 @@ class Patience:
     connections: int = 16
 
 
-def pause_after(failures: int, backoff: float, asked: float = 0.0) -> float:
+PATIENCE = Patience()
+
+
+class Retries:
+    """Counts the failures in a row of one transfer and waits between its attempts.
+
+    Args:
+        patience: How often, and how long to wait.
+        remedy: What to do when all attempts have failed.
+        wait: Sleeps for so many seconds.
+    """
+
+    def __init__(
+        self, patience: Patience, remedy: str, wait: Callable[[float], object] = time.sleep
+    ) -> None:
+        self._patience, self._remedy, self._wait = patience, remedy, wait
+        self._failures = 0
+
+    def progress(self) -> None:
+        """Note that something new has come: failures are counted from here."""
+        self._failures = 0
+
+    def failed(self, error: StorageError, note: str = "") -> None:
+        """Wait before the next attempt.
+
+        Args:
+            error: Why this one failed.
+            note: What is told with the last error.
+
+        Raises:
+            StorageError: There were enough attempts; of the kind of `error`.
+        """
+        self._failures += 1
+        if self._failures >= self._patience.attempts:
+            told = f"attempts in a row: {self._failures}{note}"
+            raise type(error)(f"{error.args[0]} ({told})", self._remedy) from None
+        asked = error.pause if isinstance(error, TransientError) else 0.0
+        self._wait(max(_pause(self._failures, self._patience.backoff), min(asked, _LONGEST_PAUSE)))
+
+
+def _pause(failures: int, backoff: float) -> float:
     """Return the seconds to wait after so many failures in a row.
 
     Half of it is chance, so that many connections do not come back together.
-
-    Args:
-        failures: At least 1.
-        backoff: Seconds after the first failure, at most.
-        asked: Seconds that the other side asked to wait.
     """
     pause = backoff * 2 ** (failures - 1) * (0.5 + secrets.SystemRandom().random() / 2)
-    return min(max(pause, asked), _LONGEST_PAUSE)
+    return min(pause, _LONGEST_PAUSE)

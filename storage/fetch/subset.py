@@ -17,12 +17,13 @@ from storage.fetch.gathered import GatheredTar, finished, gathering
 from storage.fetch.remote import open_stream
 from storage.fetch.remote_folder import RemoteFolder
 from storage.fetch.remote_zip import RemoteZip
-from storage.fetch.retries import Patience, pause_after
+from storage.fetch.retries import Patience, Retries
 from storage.fetch.spans import Span, batches
 from storage.fetch.web import is_http
 
 _Job = Callable[[threading.Event], None]
 _Read = Callable[[], bytes | StorageError]
+_REMEDY = "Check the network and run again: the files that came are kept"
 
 
 def fetch_members(
@@ -163,18 +164,18 @@ def _fetch_batch(
     stop: threading.Event,
 ) -> None:
     """Fetch the members of one batch, asking again for those that did not come whole."""
-    left, failures = list(batch), 0
+    left, retries = list(batch), Retries(patience, _REMEDY, stop.wait)
     while left and not stop.is_set():
         try:
             for name, raw in archive.stream(left):
                 _keep(tar, name, _content(archive, name, raw))
                 advance(archive.packed(name))
-                left, failures = left[1:], 0
+                left = left[1:]
+                retries.progress()
                 if stop.is_set():
                     return
         except TransientError as error:
-            failures += 1
-            _wait(error, failures, patience, stop)
+            retries.failed(error)
 
 
 def _fetch_one(
@@ -186,14 +187,13 @@ def _fetch_one(
     stop: threading.Event,
 ) -> None:
     """Fetch one file, or write down why it cannot be had."""
-    failures = 0
+    retries = Retries(patience, _REMEDY, stop.wait)
     while not stop.is_set():
         try:
             _keep(tar, name, read())
             return advance(name)
         except TransientError as error:
-            failures += 1
-            _wait(error, failures, patience, stop)
+            retries.failed(error)
     return None
 
 
@@ -252,13 +252,3 @@ def _body(url: str, largest: int, timeout: float) -> bytes | StorageError:
     if stream.total is not None and len(held) != stream.total:
         raise TransientError(f"{url} ended after {len(held)} bytes, expected {stream.total}")
     return bytes(held)
-
-
-def _wait(error: TransientError, failures: int, patience: Patience, stop: threading.Event) -> None:
-    """Wait before the next attempt, or raise when there were enough."""
-    if failures >= patience.attempts:
-        raise TransientError(
-            f"{error.args[0]} (attempts in a row: {failures})",
-            "Check the network and run again: the files that came are kept",
-        ) from None
-    stop.wait(pause_after(failures, patience.backoff, error.pause))

@@ -8,18 +8,18 @@ the first one's file.
 
 import contextlib
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from storage.errors import ChecksumError, StorageError, TransientError, redact
 from storage.fetch.partial import PartialFile, hasher, locked, remove_parts
 from storage.fetch.remote import open_stream, probe
-from storage.fetch.retries import pause_after
+from storage.fetch.retries import PATIENCE, Patience, Retries
 from storage.filesystem import hash_file
 
 __all__ = ["download", "probe", "redact"]
 
+_REMEDY = "Check the network and run again: the transfer goes on where it stopped"
 _CHECKSUM = re.compile(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}")
 # The first bytes of what we fetch; a page served in its place starts otherwise.
 _MAGIC = {
@@ -41,9 +41,7 @@ def download(
     checksum: str | None,
     size: int | None,
     advance: Callable[[int], None],
-    attempts: int = 5,
-    backoff: float = 1.0,
-    timeout: float = 60.0,
+    patience: Patience = PATIENCE,
 ) -> Path:
     """Fetch `url` to `target` and return `target`.
 
@@ -58,9 +56,7 @@ def download(
         size: Bytes of the whole file, or None.
         advance: Told how many bytes came nearer to the end: those found on disk too, and a
             negative number when bytes had to be thrown away. The sum is the file's size.
-        attempts: Failures in a row, none of which brought a new byte, before giving up.
-        backoff: Seconds before the second attempt; doubles up to a minute, with jitter.
-        timeout: Seconds of silence on HTTP that count as a failure.
+        patience: How often to try, and how long to wait for bytes.
 
     Raises:
         ChecksumError: The content is not the expected one. The bytes are removed.
@@ -76,7 +72,7 @@ def download(
             advance(target.stat().st_size)
             return target
         with PartialFile(url, target, checksum, advance) as part:
-            _fetch(part, size, attempts, backoff, timeout)
+            _fetch(part, size, patience)
             part.publish()
         return target
 
@@ -90,37 +86,27 @@ def _is_there(target: Path, checksum: str | None, size: int | None) -> bool:
     return checksum is None or hash_file(target, hasher(algorithm)) == wanted
 
 
-def _fetch(
-    part: PartialFile, size: int | None, attempts: int, backoff: float, timeout: float
-) -> None:
+def _fetch(part: PartialFile, size: int | None, patience: Patience) -> None:
     """Fill and verify `part`, with as many connections as it takes."""
-    failures, furthest = 0, part.offset
+    retries, furthest = Retries(patience, _REMEDY), part.offset
     while True:
         try:
             if not part.is_complete(size):
-                _fill(part, size, timeout)
+                _fill(part, size, patience.timeout)
             return part.verify()
         except ChecksumError as error:
             # Bytes joined from two connections may come from two objects: once more, in one go.
-            joined, failure, asked = part.joined, error, 0.0
+            joined, failure = part.joined, error
             part.restart()
             if not joined:
                 raise
         except TransientError as error:
-            failure, asked = _with_progress(part, error, attempts), error.pause
-        failures = 1 if part.offset > furthest else failures + 1
-        furthest = max(furthest, part.offset)
-        if failures >= attempts:
-            raise failure
-        time.sleep(pause_after(failures, backoff, asked))
-
-
-def _with_progress(part: PartialFile, error: TransientError, attempts: int) -> TransientError:
-    total = part.version.get("size", "an unknown number of")
-    return TransientError(
-        f"{error.args[0]} (attempts in a row: {attempts}; {part.offset} of {total} bytes are here)",
-        "Check the network and run again: the transfer goes on where it stopped",
-    )
+            failure = error
+        if part.offset > furthest:
+            furthest = part.offset
+            retries.progress()
+        total = part.version.get("size", "an unknown number of")
+        retries.failed(failure, f"; {part.offset} of {total} bytes are here")
 
 
 def _fill(part: PartialFile, size: int | None, timeout: float) -> None:

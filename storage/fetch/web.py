@@ -1,23 +1,19 @@
-"""HTTP as one streamed GET with Range and If-Range (RFC 9110, sections 13 and 14).
+"""HTTP as one streamed GET with Range and If-Range (RFC 9110, sections 13 and 14)."""
 
-The connections are those of fsspec's HTTP filesystem, which pools them; its own file objects are
-not used, because they neither send If-Range nor show the status. aiohttp forgets what it has
-buffered when a connection breaks, so a task on fsspec's thread takes every piece as it comes: on a
-link that drops every few hundred kilobytes nothing would ever arrive otherwise.
-"""
-
-import asyncio
+import atexit
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import fsspec
-from fsspec.asyn import get_loop, sync
+import ssl
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
 
 from storage.errors import MissingError, NoRangeError, StorageError, TransientError, redact
 from storage.fetch.streams import Stream, agrees
 
-_PIECES = 64  # pieces of up to 256 KiB that may wait for a slow disk
+if TYPE_CHECKING:
+    import httpx
+
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _RETRY_STATUS = frozenset({408, 425, 429})
 
@@ -38,7 +34,7 @@ def open_http(url: str, offset: int, version: Mapping[str, str], timeout: float)
     answer = _request(url, _range_headers(offset, version), timeout)
     found, start = _version(answer), _first_byte(answer)
     # A 416, another range than asked for or another version: the object changed, so start again.
-    if offset and (answer.status == 416 or (start and start != offset)):
+    if offset and (answer.status_code == 416 or (start and start != offset)):
         answer.close()
         return open_http(url, 0, {}, timeout)
     if start and not agrees(version, found):
@@ -49,8 +45,7 @@ def open_http(url: str, offset: int, version: Mapping[str, str], timeout: float)
         answer.close()
         raise _refusal(url, answer) if start is None else _packed(url, packed)
     total = int(found["size"]) if "size" in found else None
-    kind = answer.headers.get("Content-Type", "")
-    return Stream(start, total, found, kind, answer.read, answer.close)
+    return _stream(answer, start, total, found)
 
 
 def open_range(
@@ -73,17 +68,16 @@ def open_range(
     headers = {"Range": f"bytes={first}-{last}", **_validator(version)}
     answer = _request(url, headers, timeout)
     found = _version(answer)
-    if answer.status == 206 and _first_byte(answer) == first and agrees(version, found):
+    if answer.status_code == 206 and _first_byte(answer) == first and agrees(version, found):
         total = int(found["size"]) if "size" in found else None
-        kind = answer.headers.get("Content-Type", "")
-        return Stream(first, total, found, kind, answer.read, answer.close)
+        return _stream(answer, first, total, found)
     answer.close()
     if not version:
         raise NoRangeError(
-            f"{redact(url)} answers no Range (HTTP {answer.status})", "Fetch it whole"
+            f"{redact(url)} answers no Range (HTTP {answer.status_code})", "Fetch it whole"
         )
     page = answer.headers.get("Content-Type", "").startswith("text/html")
-    if answer.status != 416 and (page or agrees(version, found)):
+    if answer.status_code != 416 and (page or agrees(version, found)):
         raise TransientError(f"{redact(url)} gave another range than was asked for")
     raise StorageError(
         f"{redact(url)} changed while it was read", "Run again: what fits the new one is kept"
@@ -103,46 +97,17 @@ def probe_http(url: str, timeout: float = 60.0) -> dict[str, str]:
     return _version(answer)
 
 
-class _Answer:
-    """A response whose body is read from another thread than fsspec's.
+def _stream(
+    answer: "httpx.Response", start: int, total: int | None, version: dict[str, str]
+) -> Stream:
+    # Raw, since a .tar.gz served with Content-Encoding: gzip has to arrive as it is.
+    pieces = answer.iter_raw()
 
-    Attributes:
-        status: HTTP status.
-        headers: Case-insensitive mapping.
-    """
+    def read() -> bytes:
+        with _standard_errors():
+            return next(pieces, b"")
 
-    def __init__(self, response: Any) -> None:
-        self.status, self.reason, self.headers = response.status, response.reason, response.headers
-        self._response = response
-        self._pieces: asyncio.Queue[bytes | Exception] = asyncio.Queue(_PIECES)
-        self._pump = asyncio.create_task(self._take())
-
-    async def _take(self) -> None:
-        try:
-            async for piece in self._response.content.iter_any():
-                await self._pieces.put(piece)
-            await self._pieces.put(b"")
-        except Exception as error:  # it is raised in the thread that reads
-            await self._pieces.put(error)
-
-    def read(self) -> bytes:
-        """Return the next piece, b"" at the end."""
-        return _wait(self._next)
-
-    async def _next(self) -> bytes:
-        piece = await self._pieces.get()
-        if isinstance(piece, Exception):
-            raise piece
-        return piece
-
-    def close(self) -> None:
-        """Drop the connection unless the whole body was read."""
-
-        async def close() -> None:
-            self._pump.cancel()
-            self._response.close()
-
-        _wait(close)
+    return Stream(start, total, version, answer.headers.get("Content-Type", ""), read, answer.close)
 
 
 def _range_headers(offset: int, version: Mapping[str, str]) -> dict[str, str]:
@@ -158,64 +123,63 @@ def _validator(version: Mapping[str, str]) -> dict[str, str]:
     return {"If-Range": validator} if validator else {}
 
 
-def _request(url: str, headers: dict[str, str], timeout: float) -> _Answer:
-    import aiohttp  # costs half a second, and only HTTP needs it
+@cache
+def _client() -> "httpx.Client":
+    """Return the process's pool of connections; threads share it."""
+    import httpx  # takes a while, and only HTTP needs it
 
-    options = {
-        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout),
-        # A .tar.gz served with Content-Encoding: gzip has to arrive as it is.
-        "auto_decompress": False,
-        "trust_env": True,
-    }
-    fs = fsspec.filesystem("http", client_kwargs=options)
+    limits = httpx.Limits(max_connections=None)
+    client = httpx.Client(
+        follow_redirects=True, limits=limits, headers={"Accept-Encoding": "identity"}
+    )
+    atexit.register(client.close)
+    return client
 
-    async def get() -> _Answer:
-        session = await fs.set_session()
-        wanted = {"Accept-Encoding": "identity", **headers}
-        return _Answer(await session.get(fs.encode_url(url), headers=wanted))
 
-    answer = _wait(get)
-    if answer.status >= 400 and answer.status != 416:
+def _request(url: str, headers: Mapping[str, str], timeout: float) -> "httpx.Response":
+    with _standard_errors():
+        client = _client()
+        request = client.build_request("GET", url, headers=headers, timeout=timeout)
+        answer = client.send(request, stream=True)
+    if answer.status_code >= 400 and answer.status_code != 416:
         answer.close()
         raise _refusal(url, answer)
     return answer
 
 
-def _wait(function: Callable[..., Any]) -> Any:
-    """Run a coroutine on fsspec's thread."""
-    import aiohttp
+@contextmanager
+def _standard_errors() -> Generator[None]:
+    """Turn httpx's errors into ValueError where they are final, ConnectionError where they pass."""
+    import httpx
 
     try:
-        return sync(get_loop(), function)
-    except aiohttp.ClientError as error:
-        raise _standard(error) from None
+        yield
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
+        raise ValueError(type(error).__name__) from None
+    except httpx.HTTPError as error:
+        if reason := _certificate_fault(error):
+            host = error.request.url.host
+            raise ValueError(f"the certificate is not valid for {host}: {reason}") from None
+        raise ConnectionError(f"{type(error).__name__}: {error}") from None
 
 
-def _standard(error: Exception) -> Exception:
-    """Return aiohttp's error as ValueError where it is final, ConnectionError where it may pass."""
-    import aiohttp
-
-    name = type(error).__name__
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return ValueError(f"the certificate is not valid for {error.host}")
-    if isinstance(error, aiohttp.InvalidURL | aiohttp.TooManyRedirects):
-        return ValueError(name)
-    # A response error's text holds raw bytes of the answer, and an address of its own.
-    told = error.__cause__ or "" if isinstance(error, aiohttp.ClientResponseError) else error
-    return ConnectionError(f"{name}: {told}") if isinstance(error, aiohttp.ClientError) else error
+def _certificate_fault(error: BaseException | None) -> str:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return "" if error is None else error.verify_message
 
 
-def _first_byte(answer: _Answer) -> int | None:
-    if answer.status == 200:
+def _first_byte(answer: "httpx.Response") -> int | None:
+    if answer.status_code == 200:
         return 0
     found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-    return int(found[1]) if answer.status == 206 and found else None
+    return int(found[1]) if answer.status_code == 206 and found else None
 
 
-def _version(answer: _Answer) -> dict[str, str]:
+def _version(answer: "httpx.Response") -> dict[str, str]:
     headers = answer.headers
     found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-    length = found[2] if found else headers.get("Content-Length", "") * (answer.status == 200)
+    length = found[2] if found else headers.get("Content-Length", "") * (answer.status_code == 200)
     named = {
         "etag": headers.get("ETag", ""),
         "modified": headers.get("Last-Modified", ""),
@@ -231,14 +195,14 @@ def _packed(url: str, how: str) -> StorageError:
     )
 
 
-def _refusal(url: str, answer: _Answer) -> StorageError:
-    message = f"{redact(url)} answered HTTP {answer.status} {answer.reason}"
-    if answer.status in _RETRY_STATUS or answer.status >= 500:
+def _refusal(url: str, answer: "httpx.Response") -> StorageError:
+    message = f"{redact(url)} answered HTTP {answer.status_code} {answer.reason_phrase}"
+    if answer.status_code in _RETRY_STATUS or answer.status_code >= 500:
         error = TransientError(message)
         wait = answer.headers.get("Retry-After", "")
         error.pause = float(wait) if wait.isdecimal() else 0.0
         return error
-    if answer.status in {401, 403}:
+    if answer.status_code in {401, 403}:
         return StorageError(message, "Check the credentials, or whether a signed URL has expired")
-    kind = MissingError if answer.status in {404, 410} else StorageError
+    kind = MissingError if answer.status_code in {404, 410} else StorageError
     return kind(message, "Check the address in a browser")

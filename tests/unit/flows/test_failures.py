@@ -14,6 +14,7 @@ from flows.failures import explain, may_pass
 from pipeline.errors import PipelineError, RecipeError, UnreachableError
 from pipeline.hub.snapshots import fetching, hub_file
 from storage.errors import ChecksumError, StorageError, TransientError
+from storage.fetch.retries import Patience
 from storage.fetch.transfer import download
 from tests.support.fault_server import Fault, FaultServer
 from tests.support.small_store import build_store
@@ -95,9 +96,9 @@ def test_a_download_that_gave_up_may_pass_if_the_server_was_busy(
     with FaultServer() as server:
         server.always = Fault(status=status)
         url, target = server.serve("/a.zip", b"PK"), tmp_path / "a.zip"
-        patience = {"checksum": None, "size": None, "attempts": 2, "backoff": 0.01}
+        options = {"checksum": None, "size": None, "patience": Patience(attempts=2, backoff=0.01)}
         with pytest.raises(StorageError) as told:
-            download(url, target, advance=lambda amount: None, **patience)  # ty: ignore
+            download(url, target, advance=lambda amount: None, **options)  # ty: ignore
     assert may_pass(told.value) is again
 
 

@@ -19,6 +19,7 @@ import fsspec
 import pytest
 
 from storage.errors import ChecksumError, StorageError
+from storage.fetch.retries import Patience
 from storage.fetch.transfer import download, probe
 from tests.support.fault_server import Fault, FaultServer
 
@@ -34,14 +35,15 @@ def server() -> Iterator[FaultServer]:
         yield started
 
 
-def fetch(url: str, target: Path, **options: object) -> list[int]:
+def fetch(
+    url: str, target: Path, attempts: int = 5, timeout: float = 5.0, **options: object
+) -> list[int]:
     """Download with quick retries; return what the progress bar was told."""
     told: list[int] = []
     chosen: dict[str, Any] = {
         "checksum": SHA256,
         "size": len(BODY),
-        "backoff": 0.005,
-        "timeout": 5.0,
+        "patience": Patience(attempts, backoff=0.005, timeout=timeout),
         **options,
     }
     assert download(url, target, advance=told.append, **chosen) == target
@@ -229,7 +231,14 @@ def test_a_remote_that_changes_between_two_attempts(server: FaultServer, tmp_pat
     def change(_: int) -> None:
         server.serve("/a", changed)
 
-    download(url, tmp_path / "a", checksum=None, size=None, advance=change, backoff=0.005)
+    download(
+        url,
+        tmp_path / "a",
+        checksum=None,
+        size=None,
+        advance=change,
+        patience=Patience(backoff=0.005),
+    )
     assert (tmp_path / "a").read_bytes() == changed
     assert [seen.status for seen in server.requests] == [200, 200]
 
