@@ -1,8 +1,9 @@
 """A published bundle as a repository folder: what a stranger needs to load, judge and repeat it.
 
-The folder is in Hugging Face's layout: `lm/` is a plain Phi with its tokenizer, `clip/` an
-open_clip folder, `vision_prefix.safetensors` the projector, `README.md` the model card and
-`provenance.json` the recipe with the digest of everything that went in.
+The folder is in Hugging Face's layout: `lm/` is a plain language model of transformers with its
+tokenizer, `clip/` an open_clip or timm folder, `vision_prefix.safetensors` the projector,
+`README.md` the model card and `provenance.json` the recipe with the digest of everything that went
+in.
 """
 
 import json
@@ -142,7 +143,8 @@ def write_repository(
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True))
     projector = json.loads((folder / "vision_prefix.json").read_text())["projector"]["kind"]
     readme = folder / "README.md"
-    loading = Loading(name, projector, beside=adapters == "beside")
+    by_open_clip = (folder / "clip" / "open_clip_config.json").is_file()
+    loading = Loading(name, projector, by_open_clip, beside=adapters == "beside")
     card_text = export_card(readme.read_text("utf-8"), provenance, loading)
     readme.write_text(card_text, encoding="utf-8")
 

@@ -11,15 +11,18 @@ from huggingface_hub import ModelCard
 
 from pipeline.publishing.export_loading import Loading
 from pipeline.publishing.licences import Origin, origins
+from pipeline.publishing.templates import TEMPLATES
 from pipeline.recipe.recipe import flatten
 
 _SECTIONS = """
-{loading}
+{{ loading }}
 ## Data and licences
 
 | part | what | licence |
 |---|---|---|
-{data}
+{% for origin in origins %}
+| {{ origin.part }} | {{ origin.what }} | {{ origin.licence }} |
+{% endfor %}
 
 The strictest of these licences applies to the whole.
 
@@ -30,12 +33,16 @@ full, with the libraries' versions.
 
 | stage | fingerprint | digest |
 |---|---|---|
-{stages}
+{% for stage, made in stages.items() %}
+| {{ stage }} | `{{ made.fingerprint[:16] }}` | `{{ made.digest[:16] }}` |
+{% endfor %}
 
 <details><summary>Recipe</summary>
 
 ```
-{recipe}
+{% for name, value in recipe %}
+{{ name }} = {{ value }}
+{% endfor %}
 ```
 
 </details>
@@ -54,21 +61,11 @@ def export_card(readme: str, provenance: Mapping[str, Any], loading: Loading) ->
     card = ModelCard(readme)
     for name, value in _header(found).items():
         setattr(card.data, name, value)
-    rows = [f"| {origin.part} | {origin.what} | {origin.licence} |" for origin in found]
-    stages = [
-        f"| {stage} | `{made['fingerprint'][:16]}` | `{made['digest'][:16]}` |"
-        for stage, made in provenance["stages"].items()
-    ]
-    fields = [f"{name} = {value}" for name, value in sorted(flatten(provenance["recipe"]))]
-    card.text = (
-        card.text.rstrip()
-        + "\n"
-        + _SECTIONS.format(
-            loading=loading.text(provenance["stages"]["publish"]["packages"]),
-            data="\n".join(rows),
-            stages="\n".join(stages),
-            recipe="\n".join(fields),
-        )
+    card.text = f"{card.text.rstrip()}\n" + TEMPLATES.from_string(_SECTIONS).render(
+        loading=loading.text(provenance["stages"]["publish"]["packages"]),
+        origins=found,
+        stages=provenance["stages"],
+        recipe=sorted(flatten(provenance["recipe"])),
     )
     return str(card)
 

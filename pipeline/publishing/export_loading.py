@@ -8,9 +8,12 @@ layers needs no class of ours at all, so the card spells it out.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.publishing.templates import TEMPLATES
+
 UNKNOWN = "OWNER/NAME"
 
-_TEXT = """## Load it
+_TEXT = """\
+## Load it
 
 With phivision's package `model` (it reads safetensors and JSON, and runs no code of this
 repository); `pip install .` in a checkout of phivision brings what is needed:
@@ -18,27 +21,28 @@ repository); `pip install .` in a checkout of phivision brings what is needed:
 ```python
 from model.assistant import load_assistant
 
-assistant = load_assistant("hf://{name}")  # or a local folder
+assistant = load_assistant("hf://{{ name }}")  # or a local folder
 print(assistant.ask(open("photo.jpg", "rb").read(), "What is in the image?"))
 ```
 
 The language model alone is a plain one of transformers, without remote code
-(`pip install {packages}`):
+(`pip install {{ packages }}`):
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-language_model = AutoModelForCausalLM.from_pretrained("{name}", subfolder="lm")
-tokenizer = AutoTokenizer.from_pretrained("{name}", subfolder="lm")
+language_model = AutoModelForCausalLM.from_pretrained("{{ name }}", subfolder="lm")
+tokenizer = AutoTokenizer.from_pretrained("{{ name }}", subfolder="lm")
 ```
 
 It sees an image through `inputs_embeds`: projected patches, the separator, then the text.
-{beside}{plain}"""
-_BESIDE = """
+{% if beside %}
+
 `lm/` is the language model before finetuning. Its adapters lie beside it, as peft keeps them:
-`PeftModel.from_pretrained(language_model, "{name}", subfolder="adapter")`.
-"""
-_PLAIN = """
+`PeftModel.from_pretrained(language_model, "{{ name }}", subfolder="adapter")`.
+{% endif %}
+{% if plain %}
+
 So this asks the very same without phivision:
 
 ```python
@@ -52,11 +56,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import gelu, linear
 
-folder = Path(snapshot_download("{name}"))  # or a local folder
+folder = Path(snapshot_download("{{ name }}"))  # or a local folder
 card = json.loads((folder / "bundle.json").read_text())
 template = card["template"]
 prefix = load_file(folder / "vision_prefix.safetensors")
-clip, _, prepare = create_model_and_transforms(f"local-dir:{{folder / 'clip'}}")
+clip, _, prepare = create_model_and_transforms(f"local-dir:{folder / 'clip'}")
 clip.eval()
 
 pixels = prepare(Image.open("photo.jpg").convert("RGB")).unsqueeze(0)
@@ -86,6 +90,7 @@ with torch.no_grad():
     )
 print(tokenizer.decode(answer[0], skip_special_tokens=True).strip())
 ```
+{% endif %}
 """
 
 
@@ -96,11 +101,13 @@ class Loading:
     Attributes:
         name: owner/name of the repository on the hub, None where it is not known yet.
         projector: Kind of the projector.
+        by_open_clip: Whether open_clip builds the encoder, and not timm.
         beside: Whether LoRA adapters lie beside the language model, not merged.
     """
 
     name: str | None
     projector: str
+    by_open_clip: bool
     beside: bool
 
     def text(self, packages: Mapping[str, str]) -> str:
@@ -112,13 +119,13 @@ class Loading:
         name = self.name or UNKNOWN
         needed = ["torch", "transformers", "tokenizers"]
         needed += ["peft"] if self.beside else []
-        is_plain = self.projector == "mlp2x_gelu" and not self.beside
+        is_plain = self.projector == "mlp2x_gelu" and self.by_open_clip and not self.beside
         needed += ["open_clip_torch"] if is_plain else []
-        return _TEXT.format(
+        return TEMPLATES.from_string(_TEXT).render(
             name=name,
             packages=" ".join(_pinned(each, packages) for each in needed),
-            beside=_BESIDE.format(name=name) if self.beside else "",
-            plain=_PLAIN.format(name=name) if is_plain else "",
+            beside=self.beside,
+            plain=is_plain,
         )
 
 

@@ -1,21 +1,42 @@
 """The model card of a bundle: what it is, how well it does, and how to use it."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.evaluation.shown_metrics import SHOWN_METRICS
+from pipeline.publishing.templates import TEMPLATES
 
 Row = dict[str, Any]
 
-_CARD = """---
+_CARD = """\
+---
 library_name: phivision
 tags: [vision-language, image-captioning, visual-question-answering]
 ---
-# {name}
+# {{ name }}
 
-A small vision-language assistant made with phivision: a frozen CLIP, a projector and a Phi
-language model that was finetuned on visual conversations.
-{made_for}
+A small vision-language assistant made with phivision: a projector hands what a frozen encoder sees
+in an image to a language model, which was finetuned to speak about images.
+
+| part | what |
+|---|---|
+{% for part, what in parts %}
+| {{ part }} | {{ what }} |
+{% endfor %}
+
+{% if trained_on %}
+## What it was made for
+
+{{ trained_on.sentence }} It can be expected to do as well as below on images like them.
+{% if trained_on.least_similarity is defined %}
+An image that is farther from all of them than they are from each other is answered, too, with a
+warning that the answer may be a guess: its greatest cosine similarity to
+{{ "{:,}".format(trained_on.compared) }} training images is below
+{{ "%.4f"|format(trained_on.least_similarity) }}, the 1st percentile of their own.
+{% else %}
+Of other images nothing warns: there were too few to compare with.
+{% endif %}
+
+{% endif %}
 ## Scores on held-out images
 
 Same weights, three conditions: the real image, another image, and no image. A model that
@@ -23,11 +44,28 @@ does not look scores the same in all three.
 
 | metric | real | shuffled | blind |
 |---|--:|--:|--:|
-{table}
+{% for line in scores %}
+{{ line }}
+{% endfor %}
 
 Brackets are 95 % bootstrap intervals over images. CIDEr-D takes its word weights
-from the evaluated references, here {images} images, so compare it within this card only.
-{gaps}
+from the evaluated references, here {{ images }} images, so compare it within this card only.
+
+{% if gaps %}
+## What the image is worth
+
+By how much the real image is better than what a column names, over the same images. Above 0
+speaks for the image, also where less of a metric is better; an interval above 0 shows that the
+image is used. The last two columns are captions that no language model wrote: the commonest
+training caption, and one of the most similar training image.
+
+| metric | shuffled | blind | most frequent | nearest neighbour |
+|---|--:|--:|--:|--:|
+{% for line in gaps %}
+{{ line }}
+{% endfor %}
+
+{% endif %}
 ## Use
 
 ```
@@ -43,65 +81,40 @@ The model repeats what its training data holds, errors and biases included. It i
 confidently wrong. The licences of the data and of the backbones apply to it.
 """
 
-_MADE_FOR = """
-## What it was made for
-
-{sentence} It can be expected to do as well as below on images like them. {warned}
-"""
-_WARNED = (
-    "An image that is farther from all of them than they are from each other is answered, too, "
-    "with a warning that the answer may be a guess: its greatest cosine similarity to "
-    "{compared:,} training images is below {least_similarity:.4f}, the 1st percentile of their own."
-)
-_UNWARNED = "Of other images nothing warns: there were too few to compare with."
-
-_GAPS = """
-## What the image is worth
-
-By how much the real image is better than what a column names, over the same images. Above 0
-speaks for the image, also where less of a metric is better; an interval above 0 shows that the
-image is used. The last two columns are captions that no language model wrote: the commonest
-training caption, and one of the most similar training image.
-
-| metric | shuffled | blind | most frequent | nearest neighbour |
-|---|--:|--:|--:|--:|
-{table}
-"""
+_CONDITIONS = ("real", "shuffled", "blind")
 _AGAINST = ("shuffled", "blind", "most_frequent", "nearest_neighbour")
 
 
 def model_card(card: dict[str, Any]) -> str:
-    """Return a bundle's card as Markdown."""
+    """Return a bundle's card as Markdown.
+
+    Args:
+        card: The content of `bundle.json`.
+    """
     values = {(row["metric"], row["condition"]): row for row in card["metrics"]}
-    table = _table(values, ("real", "shuffled", "blind"))
-    gaps = _table(values, _AGAINST, "_gap", "+.3f")
-    images = values["cider_d", "real"]["count"]
-    gaps = _GAPS.format(table=gaps) if gaps else ""
-    made_for = _made_for(card.get("trained_on"))
-    return _CARD.format(name=card["name"], made_for=made_for, table=table, images=images, gaps=gaps)
-
-
-def _made_for(stated: Mapping[str, Any] | None) -> str:
-    """Return the section about the training images; none of a bundle that tells nothing of them."""
-    if stated is None:
-        return ""
-    warned = _WARNED.format(**stated) if "least_similarity" in stated else _UNWARNED
-    return _MADE_FOR.format(sentence=stated["sentence"], warned=warned)
+    return TEMPLATES.from_string(_CARD).render(
+        name=card["name"],
+        parts=card["parts"].items(),
+        trained_on=card.get("trained_on"),
+        scores=_table(values, _CONDITIONS),
+        gaps=_table(values, _AGAINST, "_gap", "+.3f"),
+        images=values["cider_d", "real"]["count"],
+    )
 
 
 def _table(
-    values: Mapping[tuple[str, str], Row],
-    columns: Sequence[str],
+    values: dict[tuple[str, str], Row],
+    columns: tuple[str, ...],
     suffix: str = "",
     style: str = ".3f",
-) -> str:
+) -> list[str]:
     """Return a line for each metric that has a value in one of the columns."""
     lines = []
     for metric in (name for name, shown in SHOWN_METRICS.items() if shown.card):
         cells = [_cell(values.get((f"{metric}{suffix}", column)), style) for column in columns]
         if any(cells):
             lines.append(f"| `{metric}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return lines
 
 
 def _cell(row: Row | None, style: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG
 from pipeline.engine.stage import StageContext, Summary
+from pipeline.publishing.bundle_parts import bundle_parts
 from pipeline.publishing.model_card import model_card
 from pipeline.publishing.trained_images import reference_of, trained_images
 from pipeline.recipe.parts import EvaluatePart, FeaturesPart, ImagesPart, PublishPart
@@ -36,6 +37,7 @@ def publish(
     card: dict[str, Any] = {
         "format": FORMAT,
         "name": publish.name,
+        "parts": bundle_parts(context.out),
         "layer": features.layer,
         "patches": features.patches,
         "template": json.loads(context.inputs["examples"].path("template.json").read_text()),

@@ -25,6 +25,7 @@ from model.tiny_clip import MEAN_STD, _untrained, tiny_clip_config
 from model.tiny_phi import train_tokenizer
 from model.training_reference import make_reference, pool
 from model.vlm import build_vlm
+from pipeline.publishing.bundle_parts import bundle_parts
 from pipeline.publishing.model_card import model_card
 from pipeline.recipe.presets import preset
 from storage.store.artifacts import ArtifactStore
@@ -112,6 +113,7 @@ def write_card(folder: Path, eos: int) -> None:
     card = {
         "format": FORMAT,
         "name": "tiny-assistant",
+        "parts": bundle_parts(folder),
         "layer": -1,
         "patches": 49,
         "template": {"eos_id": eos, "user_prefix": "Q: ", "assistant_prefix": "\nA:"},
