@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from model.errors import ModelError
+from model.shared_rows import SHARED
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Batch:
         input_ids: Token ids; at padded positions any valid id.
         attention: True at tokens, False at padding.
         supervised: True where the token is a target of the loss.
-        segments: Number of the token's example inside its row, 0, 0, 1, 1, 2, …; at padded
-            positions any number. None where each row is one example, which costs less.
+        segments: Number of the token's example inside its row, 0, 0, 1, 1, 2, …, after the tokens
+            with which all of them begin, which have -1; at padded positions any number. None
+            where each row is one example, which costs less.
         target_rows: Row of each supervised token, row by row.
         target_columns: Its place in that row. Both are looked up once, where the batch is made:
             a mask as an index makes the CPU wait for a GPU.
@@ -52,7 +54,7 @@ class Batch:
                 "no token of the batch is supervised: drop examples whose answer was cut off"
             )
         if self.segments is not None:
-            _check_segments(self.segments, self.attention)
+            _check_segments(self.segments, self.attention, self.supervised)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
@@ -64,12 +66,16 @@ class Batch:
 
 
 def _check_segments(
-    segments: Int64[Tensor, "batch text"], attention: Bool[Tensor, "batch text"]
+    segments: Int64[Tensor, "batch text"],
+    attention: Bool[Tensor, "batch text"],
+    supervised: Bool[Tensor, "batch text"],
 ) -> None:
     if segments.shape != attention.shape:
         raise ModelError(
             f"segments of shape {list(segments.shape)} for text of shape {list(attention.shape)}"
         )
-    steps = segments.diff(dim=1)[attention[:, 1:]]
-    if segments[:, :1].any() or ((steps != 0) & (steps != 1)).any():
+    first, steps = segments[:, :1], segments.diff(dim=1)[attention[:, 1:]]
+    if ((first != 0) & (first != SHARED)).any() or ((steps != 0) & (steps != 1)).any():
         raise ModelError("segments must number the examples of a row in order: 0, 0, 1, 1, 2, …")
+    if (supervised & (segments == SHARED)).any():
+        raise ModelError("a token that several examples share cannot be supervised")

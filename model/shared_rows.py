@@ -2,7 +2,9 @@
 
 An example in a shared row is computed as if it stood alone: its tokens see the whole prefix and
 what comes before them in their own segment, and their positions count on from the prefix. So the
-prefix, three quarters of the work of a caption, is computed once for all captions of an image.
+prefix, three quarters of the work of a caption, is computed once for all captions of an image. So
+is the text with which all examples of a row begin, such as the question that asks for a caption:
+its tokens come first, have the segment `SHARED`, and are seen by all examples.
 """
 
 import torch
@@ -10,6 +12,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from model.errors import ModelError
+
+SHARED = -1  # segment of the text that all examples of a row begin with
 
 
 def positions_in_example(
@@ -26,7 +30,7 @@ def positions_in_example(
     order = torch.arange(prefix + width, device=segments.device)
     text = order[:width]
     start = torch.where(_first_of_segment(segments), text, 0).cummax(dim=1).values
-    index = (text - start).masked_fill(~attention, 0)
+    index = (text - start + _shared_before(segments)).masked_fill(~attention, 0)
     return torch.cat([order[:prefix].expand(rows, -1), prefix + index], dim=1)
 
 
@@ -46,18 +50,18 @@ def segment_mask(
     size = prefix + width
     causal = torch.ones(size, size, dtype=torch.bool, device=segments.device).tril()
     visible = causal.repeat(rows, 1, 1)
-    visible[:, prefix:, prefix:] &= segments.unsqueeze(2) == segments.unsqueeze(1)
+    of_all = (segments == SHARED).unsqueeze(1)
+    visible[:, prefix:, prefix:] &= (segments.unsqueeze(2) == segments.unsqueeze(1)) | of_all
     return visible
 
 
 def predictors(segments: Int64[Tensor, "batch text"]) -> Int64[Tensor, "batch text"]:
     """Where each text token is predicted, in positions after the separator.
 
-    The first token of an example is predicted by the separator, at 0; any other by the token
-    before it.
+    A token is predicted by the one before it in its example; the first by the separator, at 0.
     """
     order = torch.arange(segments.shape[1], device=segments.device)
-    return torch.where(_first_of_segment(segments), 0, order)
+    return torch.where(_first_of_segment(segments), _shared_before(segments), order)
 
 
 def per_example(
@@ -92,6 +96,12 @@ def mask_for(
         f"attention {implementation!r} takes no mask per pair of positions: "
         "load the language model with sdpa, or put one example in each row"
     )
+
+
+def _shared_before(segments: Int64[Tensor, "batch text"]) -> Int64[Tensor, "batch text"]:
+    """How many shared tokens an example has before the tokens of its own; 0 for shared tokens."""
+    shared = segments == SHARED
+    return shared.sum(dim=1, keepdim=True).where(~shared, 0)
 
 
 def _first_of_segment(segments: Int64[Tensor, "batch text"]) -> Bool[Tensor, "batch text"]:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.batch import Batch
+from model.shared_rows import SHARED
 from model.training import MicroBatch
 from pipeline.data.stored_images import open_patches
 from pipeline.engine.stage import InputArtifact, StageContext
@@ -32,7 +33,7 @@ class ExampleSet:
     Attributes:
         example_ids: Ids of the examples, int64 [example].
         rows: The examples of each row, by number and in the order of their ids.
-        lengths: Text tokens of each row, int64 [row].
+        lengths: Text tokens of each row, int64 [row]; those that its examples share count once.
         targets: Supervised tokens of each row, int64 [row].
 
     Args:
@@ -71,7 +72,7 @@ class ExampleSet:
         self._input_ids = _ragged(table["input_ids"])
         self._supervised = _ragged(table["supervised"])
         self._images = patches.rows_of(self._sha256)
-        self.lengths = _sums([len(ids) for ids in self._input_ids], self.rows)
+        self.lengths = _sums([len(ids) for ids in self._input_ids], self.rows) - self._saved()
         self.targets = _sums([int(mask.sum()) for mask in self._supervised], self.rows)
 
     def __len__(self) -> int:
@@ -100,6 +101,16 @@ class ExampleSet:
             text_tokens=int(self.lengths[rows].sum()),
             targets=int(self.targets[rows].sum()),
         )
+
+    def _saved(self) -> NDArray[np.int64]:
+        """Return how many tokens each row has fewer than its examples have together."""
+        saved = []
+        for row in self.rows:
+            ids, targets = (
+                [of[example] for example in row] for of in (self._input_ids, self._supervised)
+            )
+            saved.append(shared_tokens(ids, targets) * (len(row) - 1))
+        return np.array(saved, np.int64)
 
     def in_order(self, size: int, rank: int = 0, processes: int = 1) -> Iterator[MicroBatch]:
         """Yield one process's share of all rows, shortest first, `size` at a time, for validation.
@@ -183,10 +194,20 @@ def collate(
         supervised: Which of these tokens are targets.
         counts: Examples of each row; None where each row is one example.
     """
-    lengths = np.array([len(ids) for ids in input_ids], np.int64)
-    in_row = np.ones_like(lengths) if counts is None else np.array(counts, np.int64)
-    first = np.cumsum(in_row) - in_row
-    totals = np.add.reduceat(lengths, first)
+    pieces: list[tuple[NDArray, NDArray, int]] = []  # ids, targets, segment
+    ends, first = [], 0
+    for count in counts or [1] * len(input_ids):
+        ids, targets = input_ids[first : first + count], supervised[first : first + count]
+        common = shared_tokens(ids, targets)
+        if common:
+            pieces.append((ids[0][:common], targets[0][:common], SHARED))
+        pieces += [
+            (ids[number][common:], targets[number][common:], number) for number in range(count)
+        ]
+        ends.append(len(pieces))
+        first += count
+    lengths = np.array([len(ids) for ids, _, _ in pieces], np.int64)
+    totals = np.add.reduceat(lengths, [0, *ends[:-1]])
     attention = np.arange(totals.max()) < totals[:, None]
 
     def padded(values: NDArray) -> torch.Tensor:
@@ -195,14 +216,23 @@ def collate(
         rows[attention] = values
         return torch.from_numpy(rows)
 
-    segments = np.repeat(np.arange(len(lengths)) - np.repeat(first, in_row), lengths)
+    segments = np.repeat(np.array([number for _, _, number in pieces], np.int64), lengths)
     return Batch(
         patches,
-        padded(np.concatenate(input_ids).astype(np.int64)),
+        padded(np.concatenate([ids for ids, _, _ in pieces]).astype(np.int64)),
         torch.from_numpy(attention),
-        padded(np.concatenate(supervised).astype(np.bool_)),
-        padded(segments) if in_row.max() > 1 else None,
+        padded(np.concatenate([targets for _, targets, _ in pieces]).astype(np.bool_)),
+        padded(segments) if max(counts or [1]) > 1 else None,
     )
+
+
+def shared_tokens(input_ids: Sequence[NDArray], supervised: Sequence[NDArray]) -> int:
+    """Return how many tokens, none of them a target, all examples of a row begin with."""
+    if len(input_ids) == 1:
+        return 0
+    most = min(int(targets.argmax()) for targets in supervised)
+    beginnings = np.stack([ids[:most] for ids in input_ids])
+    return int((beginnings == beginnings[0]).all(axis=0).cumprod().sum())
 
 
 class TrainingBatches:

@@ -76,6 +76,15 @@ def story(lengths: Sequence[Sequence[int]], seed: int = 0) -> Story:
     return Story(patches, ids, targets)
 
 
+def asked(told: Story, question: int, seed: int = 0) -> Story:
+    """The same with one question in front of all examples, which nothing has to predict."""
+    words = np.random.default_rng([seed, 1]).integers(VOCABULARY, size=question)
+    silent = np.zeros(question, np.bool_)
+    ids = [[np.concatenate([words, each]) for each in row] for row in told.ids]
+    targets = [[np.concatenate([silent, each]) for each in row] for row in told.targets]
+    return Story(told.patches, ids, targets)
+
+
 # Rows of 14, 20 and 5 tokens: the second is the widest, the others are padded.
 TOLD = story([(5, 3, 6), (7, 1, 8, 4), (5,)])
 
@@ -103,6 +112,39 @@ def test_examples_in_a_shared_row_are_scored_as_if_alone(attention: str) -> None
 def test_that_holds_for_any_examples(lengths: list[list[int]], seed: int) -> None:
     vlm, told = tiny_vlm(), story(lengths, seed)
     torch.testing.assert_close(vlm(told.shared()), vlm(told.alone()), rtol=0, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=1, max_size=3),
+    question=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
+def test_a_question_that_examples_share_is_computed_once_and_changes_nothing(
+    lengths: list[list[int]], question: int, seed: int
+) -> None:
+    vlm, told = tiny_vlm(), asked(story(lengths, seed), question, seed)
+    shared, alone = told.shared(), told.alone()
+    saved = sum((len(row) - 1) * question for row in lengths)
+    assert shared.attention.sum() <= alone.attention.sum() - saved  # more by chance
+    torch.testing.assert_close(vlm(shared), vlm(alone), rtol=0, atol=1e-5)
+
+
+def test_a_question_that_examples_share_changes_no_objective() -> None:
+    vlm, told = tiny_vlm(), asked(TOLD, 4)
+    plain = standard(vlm, told.alone())
+    torch.testing.assert_close(standard(vlm, told.shared()).token_nll, plain.token_nll)
+    sampled = [
+        scheduled_sampling(vlm, batch, 0.5, coins(), passes=2)
+        for batch in (told.shared(), told.alone())
+    ]
+    torch.testing.assert_close(sampled[0].token_nll, sampled[1].token_nll)
+
+
+def test_a_target_cannot_be_shared() -> None:
+    batch = asked(TOLD, 4).shared()
+    with pytest.raises(ModelError, match="share cannot be supervised"):
+        replace(batch, supervised=batch.attention)
 
 
 @each_attention

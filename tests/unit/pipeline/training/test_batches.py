@@ -186,6 +186,29 @@ def test_the_length_of_an_example_set_is_its_number_of_examples(
     assert len(shared.rows) < len(alone.rows)
 
 
+def test_a_question_before_all_captions_of_an_image_stands_in_the_row_once(
+    tmp_path: Path, patches: PatchTable
+) -> None:
+    question = [90, 91, 92]
+    rows = [
+        {
+            **row,
+            "input_ids": [*question, *row["input_ids"]],
+            "supervised": [False] * 3 + row["supervised"],
+        }
+        for row in example_rows()
+    ]
+    write_table(tmp_path / "examples.parquet", rows, EXAMPLES)
+    alone = ExampleSet(Folder(tmp_path), patches, "train", CAPTIONS, 0)
+    asked = ExampleSet(Folder(tmp_path), patches, "train", CAPTIONS, 0, examples_per_row=5)
+    several = sum(len(row) - 1 for row in asked.rows)
+    assert several
+    assert asked.lengths.sum() == alone.lengths.sum() - 3 * several
+    batch = asked.micro_batch(np.arange(len(asked.rows)), 1).batch
+    assert batch.attention.sum(dim=1).tolist() == asked.lengths.tolist()
+    assert batch.supervised.sum(dim=1).tolist() == asked.targets.tolist()
+
+
 def test_one_example_per_row_needs_no_segments(artifact: Folder, patches: PatchTable) -> None:
     alone = ExampleSet(artifact, patches, "train", CAPTIONS, 0)
     assert alone.micro_batch(np.arange(4), 1).batch.segments is None
