@@ -13,3 +13,7 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 # A run that is silent for longer than deployments/lost_runs.py allows counts as crashed. Under a
 # worker Prefect is there before us, and deployments/prefect.yaml says the same.
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
+# On CPUs oneDNN keeps what it has compiled for each shape of a product, 1,024 of them where nothing
+# else is said. Batches differ in length, so that is gigabytes of code that is hardly used again; a
+# step of training needs some twenty (docs/training.md).
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

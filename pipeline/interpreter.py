@@ -6,8 +6,10 @@ in which a process did nothing but import them and end, 5 were that.
 """
 
 import atexit
+import faulthandler
 import gc
 import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +44,7 @@ def child_environment() -> dict[str, str]:
 
 
 def leave_quickly() -> None:
-    """Exit without a final garbage collection and without messages of destructors.
+    """Exit without a final garbage collection, which takes seconds, and without a list of leaks.
 
     To be called before libraries register what they do at the end, so that it comes after them.
     """
@@ -50,6 +52,10 @@ def leave_quickly() -> None:
 
 
 def _leave() -> None:
-    # DuckDB's binding, and Triton's, would list all that is still there as leaked.
+    # Without the collection, DuckDB's binding and Triton's write to C's stderr that all they hold
+    # has leaked. What Python itself says, and a crash, still go to the real one.
+    real = os.dup(2)
+    sys.stderr = os.fdopen(real, "w", buffering=1, closefd=False)
+    faulthandler.enable(real)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     gc.freeze()

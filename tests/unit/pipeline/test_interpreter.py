@@ -30,6 +30,24 @@ def test_a_process_keeps_its_status_and_what_its_libraries_say_at_the_end() -> N
     assert done.stderr == "a library's last word\n"  # and nothing of leaks
 
 
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [("1 / 0", "ZeroDivisionError"), ("ctypes.string_at(0)", "Segmentation fault")],
+    ids=["error", "crash"],
+)
+def test_what_goes_wrong_after_it_is_told(last: str, told: str) -> None:
+    code = f"""
+import atexit, ctypes
+atexit.register(lambda: {last})
+from pipeline.interpreter import leave_quickly
+leave_quickly()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert told in done.stderr
+
+
 def test_a_defect_still_shows_its_traceback() -> None:
     code = "from pipeline.interpreter import leave_quickly; leave_quickly(); 1 / 0"
     done = subprocess.run(
