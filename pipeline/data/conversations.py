@@ -6,23 +6,17 @@ leaves out and why; only records that have not the shape of the format are dropp
 
 import json
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.datasets.shapes.rendering import render_conversations
 from pipeline.data.llava import is_turn, read_records, record_id
 from pipeline.data.schemas import CONVERSATIONS, DROPS, drop
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
 from pipeline.hub.snapshots import HUB, Repository, at_commit, parse_address, repository_file
-from pipeline.recipe.parts import (
-    ConversationsPart,
-    DemoImages,
-    FileConversations,
-    HubConversations,
-    ImagesPart,
-    NoConversations,
-)
+from pipeline.recipe.data_sources import FileConversations, HubConversations, NoConversations
+from pipeline.recipe.parts import ConversationsPart, ImagesPart
 from storage.errors import redact
 from storage.fetch.transfer import download
 from storage.tables import is_text, write_table
@@ -87,13 +81,8 @@ def _locate(
             return _hub_file(context, there, name), f"{repository}/{name}"
         case _:
             assert images is not None  # the DAG gives them to such a source
-            assert isinstance(images.source, DemoImages)
-            rendered = context.scratch / "rendered.json"
-            counts = {"train_images": images.source.train, "val_images": images.source.test}
-            total = sum(counts.values())
-            with context.report.track("write conversations", total) as tick:
-                render_conversations(rendered, seed=seed, advance=tick, **counts)
-            url, checksum = rendered.resolve().as_uri(), None
+            dataset = import_module(images.source.module)
+            url, checksum = dataset.write_conversations(context, images, seed).as_uri(), None
     with context.report.track("fetch conversations", None) as tick:
         path = download(
             url,

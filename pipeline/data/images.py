@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from pipeline.data.annotations import BROKEN, Annotations, captions_of, objects_
 from pipeline.data.image_files import ImageFiles, ImageFinder, image_limits
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.schemas import CAPTIONS, DROPS, IMAGE_FILES, IMAGES, OBJECTS, drop
-from pipeline.data.sources import TEST_ORIGINS, fetch_image_files, read_annotations
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import ImagesPart
@@ -39,13 +39,15 @@ def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
         StorageError: The source cannot be fetched or is an unsafe archive.
     """
     drops: list[dict[str, Any]] = []
-    annotations = read_annotations(context, images, seed, drops)
+    dataset = import_module(images.source.module)
+    annotations: dict[str, Annotations] = dataset.read(context, images, seed, drops)
+    _, test = annotations
     chosen = _choose(annotations, images, seed)
     by_origin = {o: [r for r in chosen if r["origin"] == o] for o in annotations}
-    files = fetch_image_files(context, images, by_origin)
+    files: Mapping[str, ImageFiles] = dataset.fetch(context, images, by_origin)
     bad: list[dict[str, Any]] = []
     rows = list(_ingest(context, files, chosen, images, bad))
-    _divide(rows, images.validation_share, seed)
+    _divide(rows, test, images.validation_share, seed)
     good = {row["image_id"] for row in rows}
     _refuse_too_many_bad(context, len(chosen), len(good), images.max_bad_share, bad or drops)
     captions = captions_of(annotations.values(), {record["id"] for record in chosen})
@@ -64,18 +66,18 @@ def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
     }
 
 
-def split_of(origin: str, image_id: int, validation_share: float, seed: int) -> str:
-    """Return the split of an image: val2017 is the test split, other origins are divided by id.
+def split_of(image_id: int, validation_share: float, seed: int) -> str:
+    """Return the split of an image that is no test image.
 
     The hash makes the choice independent of which other images there are, so a growing dataset
     never moves an image between splits.
     """
-    if origin in TEST_ORIGINS:
-        return "test"
     return "validation" if _draw("split", image_id, seed) < validation_share else "train"
 
 
-def _divide(rows: list[dict[str, Any]], validation_share: float, seed: int) -> None:
+def _divide(
+    rows: list[dict[str, Any]], test_origin: str, validation_share: float, seed: int
+) -> None:
     """Give every row its split; equal images go together, whatever their ids and names.
 
     The one that `images.limit` would choose first decides for all, so that a larger limit moves
@@ -83,11 +85,12 @@ def _divide(rows: list[dict[str, Any]], validation_share: float, seed: int) -> N
     """
     deciding: dict[str, int] = {}
     for row in sorted(rows, key=lambda row: _rank(row["image_id"], seed)):
-        if row["origin"] not in TEST_ORIGINS:
+        if row["origin"] != test_origin:
             deciding.setdefault(row["sha256"], row["image_id"])
     for row in rows:
         one = deciding.get(row["sha256"], row["image_id"])
-        row["split"] = split_of(row["origin"], one, validation_share, seed)
+        is_test = row["origin"] == test_origin
+        row["split"] = "test" if is_test else split_of(one, validation_share, seed)
 
 
 def _rank(image_id: int, seed: int) -> tuple[float, int]:
@@ -109,9 +112,8 @@ def _choose(
     for found, limit in zip(annotations.values(), limits, strict=True):
         ranked = sorted(found.images, key=lambda r: _rank(r["id"], seed))
         chosen += ranked[:limit]
-    train = {r["id"] for r in chosen if r["origin"] not in TEST_ORIGINS}
-    clash = sorted(r["id"] for r in chosen if r["origin"] in TEST_ORIGINS and r["id"] in train)
-    if clash:
+    train, test = ({r["id"] for r in chosen if r["origin"] == origin} for origin in annotations)
+    if clash := sorted(train & test):
         raise PipelineError(
             f"image ids {clash[:5]} are in {' and in '.join(annotations)}",
             "test images must not be trained on: give them ids of their own",

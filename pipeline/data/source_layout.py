@@ -1,26 +1,19 @@
-"""Where the parts of a dataset lie, and whether they changed; `plan` asks this on every look.
+"""Where the parts of a dataset in COCO's layout lie, and whether they changed.
 
-So nothing heavy is imported here: reading and fetching are in `pipeline.data.sources`.
+`plan` asks this on every look, so nothing heavy is imported here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
-from pipeline.engine.stage import SourceState
 from pipeline.errors import PipelineError
-from pipeline.hub.snapshots import HUB, Repository, hub_state, parse_address
-from pipeline.recipe.parts import (
-    FileConversations,
-    FolderImages,
-    HubConversations,
-    LcsImages,
-)
-from pipeline.recipe.recipe import Recipe
 from storage.errors import MissingError, StorageError, redact
 
 SPLITS = ("train2017", "val2017")
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+Chosen = Mapping[str, Sequence[Mapping[str, Any]]]  # image records by origin
 ANNOTATIONS = "annotations/annotations_trainval2017.zip"
 
 # Where each part may lie below a root, without its suffix; the place of the published ones first.
@@ -32,39 +25,6 @@ _NAMES = {
         "annotations",
     ),
 }
-
-# Checksum and bytes as published for cocodataset.org; the archives have not changed since.
-COCO_2017 = {
-    "zips/train2017.zip": ("md5:cced6f7f71b7629ddf16f17bbcfab6b2", 19_336_861_798),
-    "zips/val2017.zip": ("md5:442b8da7639aecaf257c1dceb8ba8c80", 815_585_330),
-    ANNOTATIONS: ("md5:f4bbac642086de4f52a3fdda2de5fa2c", 252_907_541),
-}
-
-
-def probe_images(recipe: Recipe) -> SourceState:
-    """Return the state of a local or remote dataset, so that a changed one re-runs the stage."""
-    match recipe.images.source:
-        case FolderImages(root=root) if local_folder(root) is None:
-            return dict(_remote_parts(root).values())
-        case FolderImages(root=root):
-            return {name: _state(str(path)) for name, path in sorted(local_files(root).items())}
-        case LcsImages(repository=name, revision=revision):
-            return hub_state("images", Repository(name, revision, "dataset"))
-    return {}  # rendered images follow from the recipe, published archives from their checksums
-
-
-def probe_conversations(recipe: Recipe) -> SourceState:
-    """Return the state of a conversation file that bears no checksum of its own."""
-    match recipe.conversations.source:
-        case HubConversations(repository=name, revision=revision):
-            return hub_state("conversations", Repository(name, revision, "dataset"))
-        case FileConversations(path=path, sha256=None) if path.startswith(HUB):
-            return hub_state("conversations", parse_address(path, "main")[0])
-        case FileConversations(path=path, sha256=None):
-            return {
-                "conversations": _state(str(Path(path).expanduser()) if is_bare(path) else path)
-            }
-    return {}
 
 
 def local_folder(root: str) -> Path | None:
@@ -93,10 +53,10 @@ def remote_files(root: str) -> dict[str, str]:
     Raises:
         StorageError: One is not there, or the place cannot be reached.
     """
-    return {part: name for part, (name, _) in _remote_parts(root).items()}
+    return {part: name for part, (name, _) in remote_parts(root).items()}
 
 
-def _remote_parts(root: str) -> dict[str, tuple[str, dict[str, str]]]:
+def remote_parts(root: str) -> dict[str, tuple[str, dict[str, str]]]:
     """Return path and state of each part; where all lies as usual, that is one look at each."""
     return {part: _remote_one_of(root, part, names) for part, names in _NAMES.items()}
 
@@ -108,7 +68,7 @@ def _remote_one_of(root: str, part: str, names: Sequence[str]) -> tuple[str, dic
     folders = () if is_http(root) else reversed(names)
     for name in (*(f"{name}{suffix}" for name in names for suffix in SUFFIXES), *folders):
         try:
-            return name, _state(f"{root.rstrip('/')}/{name}")
+            return name, state_of(f"{root.rstrip('/')}/{name}")
         except MissingError:
             continue
     raise StorageError(
@@ -130,7 +90,8 @@ def _one_of(root: Path, part: str, names: Sequence[str]) -> Path:
     )
 
 
-def _state(url: str) -> dict[str, str]:
+def state_of(url: str) -> dict[str, str]:
+    """Return what tells versions of a file or folder apart; see `storage.fetch.remote.probe`."""
     from storage.fetch.transfer import probe  # imports every way to fetch something
 
     return probe(url)

@@ -44,24 +44,29 @@ INFRASTRUCTURE = (
 )
 
 # Of these, the types of fields are followed: a stage calls the methods of what a recipe names.
-DECLARATIONS = frozenset({"pipeline.recipe.backbone_parts", "pipeline.recipe.parts"})
+DECLARATIONS = frozenset(
+    f"pipeline.recipe.{name}" for name in ("backbone_parts", "data_sources", "fields", "parts")
+)
 
 Definition = tuple[str, str]  # module and name
 
 
-def code_digests(module: str, function: str, root: Path = ROOT) -> dict[str, str]:
+def code_digests(
+    module: str, function: str, root: Path = ROOT, also: Iterable[Definition] = ()
+) -> dict[str, str]:
     """Return the digest of what a function can reach in each file of the project.
 
     Args:
         module: Dotted name, e.g. `pipeline.training.pretrain`.
         function: Its name in that module.
         root: Folder of the packages.
+        also: Functions that it finds by the recipe, which no import tells, as module and name.
 
     Returns:
         Digests by path relative to the project (`model/projectors.py`), sorted.
     """
     project = _ours() if root == ROOT else _Project(root)
-    reached = _reachable(project, module, function)
+    reached = _reachable(project, [(module, function), *also])
     homes = Counter(name for _, name in reached)
     files: dict[str, set[str]] = defaultdict(set)
     for home, name in reached:
@@ -84,11 +89,11 @@ def _sha(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _reachable(project: "_Project", module: str, function: str) -> set[Definition]:
-    """Return all that a function can reach, and what the modules of it do when imported."""
+def _reachable(project: "_Project", functions: Iterable[Definition]) -> set[Definition]:
+    """Return all that functions can reach, and what the modules of it do when imported."""
     seen: set[Definition] = set()
     imported: set[str] = set()
-    waiting = [(module, function)] if project.has(module) else []
+    waiting = [function for function in functions if project.has(function[0])]
     while waiting:
         home, name = waiting.pop()
         if (home, name) in seen:

@@ -1,14 +1,28 @@
 """The whole DAG on one screen: which stage reads which artifacts and which parts of the recipe."""
 
 from pipeline.engine.stage import Stage
+from pipeline.recipe.recipe import Recipe
+
+
+def _dataset(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    module = recipe.images.source.module
+    return (module, "read"), (module, "fetch")
+
+
+def _rendered_conversations(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    if recipe.conversations.source.kind != "demo":
+        return ()
+    return ((recipe.images.source.module, "write_conversations"),)
+
 
 DAG: tuple[Stage, ...] = (
     Stage(
         "images",
         "pipeline.data.images",
         reads=("images",),
+        code=_dataset,
         network=True,
-        probe="pipeline.data.source_layout:probe_images",
+        probe="pipeline.data.probes:probe_images",
     ),
     Stage(
         "conversations",
@@ -16,8 +30,9 @@ DAG: tuple[Stage, ...] = (
         reads=("conversations",),
         # Only those that we render speak about the images that we render.
         also=lambda recipe: ("images",) if recipe.conversations.source.kind == "demo" else (),
+        code=_rendered_conversations,
         network=True,
-        probe="pipeline.data.source_layout:probe_conversations",
+        probe="pipeline.data.probes:probe_conversations",
     ),
     Stage(
         "backbones",

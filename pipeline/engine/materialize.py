@@ -75,7 +75,7 @@ def payload_of(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> dict[
     return {
         "stage": stage.name,
         "recipe": arguments,
-        "code": code_digests(stage.module, stage.name),
+        "code": code_digests(stage.module, stage.name, also=stage.code_with(recipe)),
         "inputs": dict(inputs),
         "source": {name: dict(state) for name, state in stage.source_state(recipe).items()},
     }

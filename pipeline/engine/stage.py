@@ -74,6 +74,7 @@ class Stage:
         inputs: Stages whose artifacts it reads.
         reads: Recipe parts that it is given; it cannot see others, so identity is complete.
         also: Tells of a recipe which further parts it is given.
+        code: Tells of a recipe which functions the stage finds by it, as module and name.
         network: Whether it may fetch from elsewhere, so that a failure is worth a retry.
         standalone: Tells of a recipe with which the stage reads no artifact at all.
         probe: Looks at the stage's outside source (a folder, a URL) and returns its state, which
@@ -85,6 +86,7 @@ class Stage:
     inputs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     also: Callable[[Recipe], tuple[str, ...]] | None = None
+    code: Callable[[Recipe], tuple[tuple[str, str], ...]] | None = None
     network: bool = False
     standalone: Callable[[Recipe], bool] | None = None
     probe: str | None = None
@@ -96,6 +98,10 @@ class Stage:
     def reads_with(self, recipe: Recipe) -> tuple[str, ...]:
         """Return the recipe parts that it is given under this recipe, the seed left out."""
         return (*self.reads, *(self.also(recipe) if self.also else ()))
+
+    def code_with(self, recipe: Recipe) -> tuple[tuple[str, str], ...]:
+        """Return the functions that the stage finds by this recipe, as module and name."""
+        return self.code(recipe) if self.code else ()
 
     def source_state(self, recipe: Recipe) -> SourceState:
         """Return the state of the stage's outside source, empty where it has none.

@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from model.encoder_table import is_place, is_timm
 from pipeline.hub.snapshots import is_name
-
-_OURS = "Apache-2.0"
-_THEIRS = "to be stated by whoever trained this"
+from pipeline.recipe.data_sources import APACHE, UNKNOWN, ImageSource
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Origin:
     @property
     def is_ours(self) -> bool:
         """Whether phivision made it."""
-        return self.licence == _OURS
+        return self.licence == APACHE
 
 
 # Licences as stated by the owners' pages.
@@ -50,8 +48,8 @@ def origins(recipe: Mapping[str, Any]) -> list[Origin]:
     backbones = recipe["backbones"]
     if backbones["kind"] == "tiny":
         models = [
-            Origin("encoder", "a tiny CLIP, trained on these images", _OURS),
-            Origin("language model", "a tiny Phi, trained on these texts", _OURS),
+            Origin("encoder", "a tiny CLIP, trained on these images", APACHE),
+            Origin("language model", "a tiny Phi, trained on these texts", APACHE),
         ]
     else:
         models = [_encoder(backbones), _language_model(backbones)]
@@ -64,33 +62,30 @@ def _encoder(backbones: Mapping[str, Any]) -> Origin:
     name, weights = backbones["clip_name"], backbones["clip_pretrained"]
     name = name if is_timm(name) else f"CLIP {name}"
     if is_place(weights):  # a path or an address that is nobody else's business
-        return Origin("encoder", f"{name}, with weights of another place", _THEIRS)
+        return Origin("encoder", f"{name}, with weights of another place", UNKNOWN)
     return Origin("encoder", f"{name} ({weights})", _licence(weights))
 
 
 def _language_model(backbones: Mapping[str, Any]) -> Origin:
     name = backbones["lm_repository"].removeprefix("hf://").partition("@")[0]
     if not is_name(name):
-        return Origin("language model", "a language model of another place", _THEIRS)
+        return Origin("language model", "a language model of another place", UNKNOWN)
     return Origin("language model", name, _licence(name), name)
 
 
 def _images(source: Mapping[str, Any]) -> Origin:
-    if source["kind"] == "demo":
-        return Origin("images", "coloured shapes, rendered by phivision", _OURS)
-    if source["kind"] == "coco2017":
-        licence = "annotations CC BY 4.0; images under Flickr's terms and each owner's licence"
-        return Origin("images", "COCO 2017", licence)
-    return Origin("images", "a dataset in COCO's format", _THEIRS)
+    kinds = {kind.model_fields["kind"].default: kind for kind in get_args(ImageSource)}
+    known = kinds[source["kind"]]
+    return Origin("images", known.title, known.licence)
 
 
 def _conversations(source: Mapping[str, Any]) -> Origin:
     if source["kind"] == "demo":
-        return Origin("conversations", "questions about the rendered shapes", _OURS)
+        return Origin("conversations", "questions about the rendered shapes", APACHE)
     if source["kind"] == "hub":
         name = source["repository"]
         return Origin("conversations", name, _licence(name), name)
-    return Origin("conversations", "a file in LLaVA-Instruct's format", _THEIRS)
+    return Origin("conversations", "a file in LLaVA-Instruct's format", UNKNOWN)
 
 
 def _licence(name: str) -> str:

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from model.encoder_table import ENCODERS, is_place, is_timm
 from model.language_table import line_of
-from pipeline.recipe.parts import Part, Positive, Rate
+from pipeline.recipe.fields import Part, Positive, Rate
 
 # As in model/tiny_clip.py and model/tiny_phi.py, which would import torch; a test compares them.
 CLIP_HEAD = 32

@@ -2,81 +2,22 @@
 
 A part holds values only. It is imported by `plan`, so it must not import torch, pyarrow or
 Prefect; what the values mean in code lives with the stage that reads them.
-
-A source's `phrase` tells in a bundle what the model was trained on. It is not a field, so that
-wording it better re-runs nothing.
 """
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.objective_configs import ObjectiveConfig
 from model.projectors import ProjectorConfig
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Part(BaseModel):
-    """A frozen, complete group of choices; unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class DemoImages(Part):
-    """A dataset that phivision renders itself, as COCO-format archives behind a `file://` URL."""
-
-    kind: Literal["demo"] = "demo"
-    phrase: ClassVar[str] = "rendered shapes"
-    train: Positive = Field(description="Images rendered for train2017.")
-    test: Positive = Field(description="Images rendered for val2017, never trained on.")
-
-
-class FolderImages(Part):
-    """COCO-format images anywhere: a folder, or a URL that ends where COCO's layout begins."""
-
-    kind: Literal["folder"] = "folder"
-    phrase: ClassVar[str] = "images out of its maker's own folder"
-    root: str = Field(
-        description="Path or fsspec URL with annotations, train2017 and val2017, each an archive "
-        "(.zip, .tar, .tar.gz) there or in annotations/ and zips/, or a folder, but behind HTTP."
-    )
-
-
-class Coco2017Images(Part):
-    """The published COCO 2017 archives, checked against their MD5 sums."""
-
-    kind: Literal["coco2017"] = "coco2017"
-    phrase: ClassVar[str] = "photographs of COCO 2017"
-    root: str = Field(description="URL under which zips/ and annotations/ lie.")
-    fetch: Literal["members", "whole", "addresses"] = Field(
-        description="How images come: only the chosen members of the remote zip (whole where "
-        "the server has no Range), the whole zip, or each by the `coco_url` of its record."
-    )
-    exclude_val2014: bool = Field(
-        description="Leave out images of val2014, on which older test sets (Karpathy's, POPE, "
-        "VQA v2) are built."
-    )
-
-
-class LcsImages(Part):
-    """LCS-558K, LLaVA's captioned images for alignment, from the Hugging Face Hub."""
-
-    kind: Literal["lcs558k"] = "lcs558k"
-    phrase: ClassVar[str] = "images of LCS-558K, from the web"
-    repository: str = Field(description="Dataset repository, owner/name.")
-    annotations: str = Field(description="LLaVA JSON inside the repository.")
-    images: str = Field(description="Zip of the images inside the repository.")
-    revision: str = Field(description="Commit or tag; a commit makes the run repeatable.")
-    test_share: Share = Field(description="Share of the images held out as test images.")
+from pipeline.recipe.data_sources import ConversationSource, ImageSource
+from pipeline.recipe.fields import Part, Positive, Rate, Share
 
 
 class ImagesPart(Part):
     """Which images enter, how they are split, and what makes one unfit."""
 
-    source: DemoImages | FolderImages | Coco2017Images | LcsImages = Field(discriminator="kind")
+    source: ImageSource = Field(discriminator="kind")
     limit: Positive = Field(description="Training and validation images at most.")
     test_limit: Positive = Field(description="Test images at most.")
     validation_share: Share = Field(
@@ -89,41 +30,10 @@ class ImagesPart(Part):
     )
 
 
-class DemoConversations(Part):
-    """Conversations about the rendered images, written as LLaVA-Instruct JSON."""
-
-    kind: Literal["demo"] = "demo"
-
-
-class FileConversations(Part):
-    """A LLaVA-Instruct JSON file, local or behind any fsspec URL."""
-
-    kind: Literal["file"] = "file"
-    path: str = Field(description="Path or URL of the JSON (or JSON lines) file, gzipped or not.")
-    sha256: str | None = Field(description="Expected SHA-256 of the file, or null.")
-
-
-class HubConversations(Part):
-    """A LLaVA-Instruct JSON file in a Hugging Face dataset repository."""
-
-    kind: Literal["hub"] = "hub"
-    repository: str = Field(description="Dataset repository, owner/name.")
-    filename: str = Field(description="File inside the repository.")
-    revision: str = Field(description="Commit or tag; a commit makes the run repeatable.")
-
-
-class NoConversations(Part):
-    """None: images with captions alone, so that finetuning and evaluation are about captions."""
-
-    kind: Literal["none"] = "none"
-
-
 class ConversationsPart(Part):
     """Where the instruction conversations come from."""
 
-    source: DemoConversations | FileConversations | HubConversations | NoConversations = Field(
-        discriminator="kind"
-    )
+    source: ConversationSource = Field(discriminator="kind")
 
 
 class ExamplesPart(Part):

@@ -6,16 +6,18 @@ from model.objective_configs import StandardConfig
 from model.projectors import MixtureConfig
 from pipeline.errors import RecipeError
 from pipeline.recipe.backbone_parts import HubBackbones, TinyBackbones
-from pipeline.recipe.parts import (
+from pipeline.recipe.data_sources import (
     Coco2017Images,
-    ConversationsPart,
     DemoConversations,
     DemoImages,
+    HubConversations,
+)
+from pipeline.recipe.parts import (
+    ConversationsPart,
     EvaluatePart,
     ExamplesPart,
     FeaturesPart,
     FinetunePart,
-    HubConversations,
     ImagesPart,
     PretrainPart,
     PublishPart,

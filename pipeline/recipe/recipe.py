@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from model.encoder_table import ENCODERS, is_timm
 from pipeline.errors import RecipeError
 from pipeline.recipe.backbone_parts import BackbonesChoice, TinyBackbones, positions_of
+from pipeline.recipe.fields import Part
 from pipeline.recipe.parts import (
     ConversationsPart,
     EvaluatePart,
@@ -22,7 +23,6 @@ from pipeline.recipe.parts import (
     FeaturesPart,
     FinetunePart,
     ImagesPart,
-    Part,
     PretrainPart,
     PublishPart,
 )

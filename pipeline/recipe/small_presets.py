@@ -97,8 +97,9 @@ def photos(coco: "Recipe") -> "Recipe":
             "finetune.micro_batch": 8,
             "finetune.examples_per_row": 5,
             "finetune.caption_share": 1.0,
-            "finetune.epochs": 2.5,
-            "finetune.learning_rate": 5e-4,
+            "finetune.epochs": 4.0,
+            # After 200 steps 2.619 nats per held-out token, and 2.674 with 5e-4.
+            "finetune.learning_rate": 1.5e-3,
             "finetune.projector_learning_rate": 5e-4,
             "finetune.lora_rank": 16,
             "finetune.lora_alpha": 32,

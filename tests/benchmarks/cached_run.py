@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipeline.engine.code_identity import code_digests
 from pipeline.engine.dag import DAG
+from pipeline.recipe.presets import preset
 from storage.filesystem import LocalFiles
 from storage.store.artifacts import ArtifactStore
 from tests.conftest import TINY, assignments
@@ -76,7 +77,8 @@ def same_shape(store: ArtifactStore, folder: Path) -> int:
     for stage in DAG:
         manifest = store.manifests(stage.name)[0]
         files += len(manifest.files)
-        code = list(code_digests(stage.module, stage.name))
+        also = stage.code_with(preset("demo"))
+        code = list(code_digests(stage.module, stage.name, also=also))
         for path in code:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / path, folder / path)

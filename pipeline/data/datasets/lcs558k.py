@@ -5,21 +5,65 @@ The one answer of a record is the image's caption. The dataset has no split of i
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.data.annotations import Annotations
-from pipeline.data.llava import read_records
-from pipeline.data.schemas import drop
-from storage.tables import as_int64, is_text
+from pipeline.data.source_layout import Chosen
+from pipeline.engine.stage import SourceState, StageContext
+from pipeline.hub.snapshots import Repository, at_commit, hub_state, hub_url, repository_file
+from pipeline.recipe.data_sources import LcsImages
+from pipeline.recipe.parts import ImagesPart
+
+if TYPE_CHECKING:
+    from pipeline.data.annotations import Annotations
+    from pipeline.data.image_files import ImageFiles
 
 Json = dict[str, Any]
 TRAIN, TEST = "lcs558k", "lcs558k-test"  # origins of its images
 
 
+def probe(source: LcsImages) -> SourceState:
+    """Return the commit of the repository."""
+    return hub_state("images", Repository(source.repository, source.revision, "dataset"))
+
+
+def read(
+    context: StageContext, images: ImagesPart, seed: int, drops: list[Json]
+) -> dict[str, "Annotations"]:
+    """Return its images and captions by origin, `lcs558k` and `lcs558k-test`.
+
+    Raises:
+        PipelineError: The file is not LLaVA's JSON.
+        StorageError: It cannot be fetched.
+    """
+    source = _source(images)
+    path = _file(context, source, source.annotations)
+    name = f"{source.repository}/{source.annotations}"
+    return read_lcs(path, name, source.test_share, seed, drops)
+
+
+def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[str, "ImageFiles"]:
+    """Return where the chosen images are: members of the remote zip, or all of it.
+
+    Raises:
+        StorageError: A download fails for good.
+    """
+    from pipeline.data.downloads import fetch_some
+    from pipeline.data.image_files import ImageFiles
+
+    source = _source(images)
+    there = _repository(context, source)
+    url = hub_url(source.repository, source.images, there.commit or there.revision)
+    records = [*chosen[TRAIN], *chosen[TEST]]
+    found = fetch_some(context, url, source.images, images, records) if url else None
+    files = found or ImageFiles((_file(context, source, source.images),))
+    return {TRAIN: files, TEST: files}
+
+
 def read_lcs(
     path: Path, name: str, test_share: float, seed: int, drops: list[Json]
-) -> dict[str, Annotations]:
+) -> dict[str, "Annotations"]:
     """Return LCS-558K's images and captions by origin, `lcs558k` and `lcs558k-test`.
 
     Which images are test images follows from id and seed alone, as the dataset has no split.
@@ -27,6 +71,11 @@ def read_lcs(
     Raises:
         PipelineError: The file is not LLaVA's JSON.
     """
+    from pipeline.data.annotations import Annotations
+    from pipeline.data.llava import read_records
+    from pipeline.data.schemas import drop
+    from storage.tables import as_int64, is_text
+
     found = {TRAIN: Annotations([], [], []), TEST: Annotations([], [], [])}
     seen: set[int] = set()
     for number, record in enumerate(read_records(path, name)):
@@ -57,3 +106,18 @@ def _draw(image_id: int, seed: int) -> float:
 
 def _told(record: object) -> str:
     return json.dumps(record)[:200]
+
+
+def _source(images: ImagesPart) -> LcsImages:
+    assert isinstance(images.source, LcsImages)  # whose module this is
+    return images.source
+
+
+def _repository(context: StageContext, source: LcsImages) -> Repository:
+    """Return the repository at the commit that the fingerprint holds."""
+    repository = Repository(source.repository, source.revision, "dataset")
+    return at_commit(repository, "images", context.source)
+
+
+def _file(context: StageContext, source: LcsImages, name: str) -> Path:
+    return repository_file(_repository(context, source), name)

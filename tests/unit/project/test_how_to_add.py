@@ -114,36 +114,40 @@ def test_a_metric(copy: Path) -> None:
 
 
 def test_a_dataset(copy: Path) -> None:
-    source = '''class TableImages(Part):
-    """A table of file names and captions, beside the images."""
+    source = '''class ListImages(Part):
+    """A list of file names and captions, beside the images."""
 
-    kind: Literal["table"] = "table"
-    phrase: ClassVar[str] = "images of a table"
+    kind: Literal["list"] = "list"
+    module: ClassVar[str] = "pipeline.data.datasets.listed"
+    phrase: ClassVar[str] = "images of a list"
+    title: ClassVar[str] = "a list"
+    licence: ClassVar[str] = UNKNOWN
     root: str = Field(description="Folder.")
 
 
 '''
-    add(copy, "pipeline/recipe/parts.py", "class ImagesPart(Part):", source)
-    add(copy, "pipeline/recipe/parts.py", "DemoImages | FolderImages | Coco", "TableImages | ")
-    reader = copy / "pipeline/data/datasets/table.py"
+    sources = "pipeline/recipe/data_sources.py"
+    add(copy, sources, "class DemoConversations(Part):", source)
+    add(copy, sources, "DemoImages | FolderImages", "ListImages | ")
+    reader = copy / "pipeline/data/datasets/listed.py"
     reader.write_text(
-        '"""A table."""\n\nfrom pipeline.data.annotations import Annotations\n\n\n'
-        "def read_table_of(root):\n"
-        "    return {'train2017': Annotations([], [], []), 'val2017': Annotations([], [], [])}\n"
+        '"""A list."""\n\nfrom pipeline.data.annotations import Annotations\n\n\n'
+        "def probe(source):\n    return {}\n\n\n"
+        "def read(context, images, seed, drops):\n"
+        "    return {'a': Annotations([], [], []), 'b': Annotations([], [], [])}\n\n\n"
+        "def fetch(context, images, chosen):\n    raise FileNotFoundError(images.source.root)\n"
     )
-    case = (
-        "        case TableImages(root=root):\n"
-        "            from pipeline.data.datasets.table import read_table_of\n\n"
-        "            return read_table_of(root)\n"
-    )
-    add(copy, "pipeline/data/sources.py", "        case DemoImages(train=train, test=test):", case)
-    add(copy, "pipeline/data/sources.py", "    FolderImages,\n    ImagesPart", "    TableImages,\n")
     code = (
-        "from pipeline.data.sources import read_annotations\n"
+        "from pipeline.data.images import images\n"
+        "from pipeline.engine.dag import BY_NAME\n"
+        "from pipeline.engine.materialize import payload_of\n"
         "from pipeline.recipe.presets import preset\n"
-        "images = preset('demo').override({'images.source.kind': 'table',"
-        " 'images.source.root': '.', 'conversations.source.kind': 'none',"
-        " 'finetune.caption_share': 1.0}).images\n"
-        "print(sorted(read_annotations(None, images, 0, [])))\n"
+        "recipe = preset('demo').override({'images.source.kind': 'list',"
+        " 'images.source.root': 'here', 'conversations.source.kind': 'none',"
+        " 'finetune.caption_share': 1.0})\n"
+        "code = payload_of(BY_NAME['images'], recipe, {})['code']\n"
+        "print('pipeline/data/datasets/listed.py' in code)\n"
+        "try:\n    images(None, recipe.images, 0)\n"
+        "except FileNotFoundError as error:\n    print(error)\n"
     )
-    assert python(copy, "-c", code).strip() == "['train2017', 'val2017']"
+    assert python(copy, "-c", code).split() == ["True", "here"]

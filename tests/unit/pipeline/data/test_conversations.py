@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pipeline.data.conversations import conversations
 from pipeline.engine.stage import StageContext
 from pipeline.errors import PipelineError
-from pipeline.recipe.parts import ConversationsPart, FileConversations
+from pipeline.recipe.data_sources import FileConversations
+from pipeline.recipe.parts import ConversationsPart
 from pipeline.settings import Settings
 from storage.errors import StorageError
 from storage.tables import read_table

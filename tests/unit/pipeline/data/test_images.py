@@ -26,7 +26,8 @@ from pipeline.data.annotations import read_coco
 from pipeline.data.images import images, split_of
 from pipeline.engine.stage import StageContext
 from pipeline.errors import PipelineError
-from pipeline.recipe.parts import FolderImages, ImagesPart
+from pipeline.recipe.data_sources import FolderImages
+from pipeline.recipe.parts import ImagesPart
 from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
 from storage.errors import StorageError
@@ -480,17 +481,16 @@ def test_a_larger_limit_keeps_what_a_smaller_one_chose(tmp_path: Path) -> None:
 @settings(max_examples=100, deadline=None)
 @given(image_id=st.integers(0, 10**7), share=st.floats(0, 1), seed=st.integers(0, 99))
 def test_a_split_follows_from_the_id_alone(image_id: int, share: float, seed: int) -> None:
-    assert split_of(VAL, image_id, share, seed) == "test"
-    found = split_of(TRAIN, image_id, share, seed)
+    found = split_of(image_id, share, seed)
     assert found in {"train", "validation"}
-    assert found == split_of(TRAIN, image_id, share, seed)
+    assert found == split_of(image_id, share, seed)
     if found == "validation":
-        assert split_of(TRAIN, image_id, 1.0, seed) == "validation"
-    assert split_of(TRAIN, image_id, 0.0, seed) == "train"
+        assert split_of(image_id, 1.0, seed) == "validation"
+    assert split_of(image_id, 0.0, seed) == "train"
 
 
 def test_the_validation_share_is_kept_on_average() -> None:
-    found = [split_of(TRAIN, number, 0.2, 0) for number in range(5000)]
+    found = [split_of(number, 0.2, 0) for number in range(5000)]
     assert 0.17 < found.count("validation") / len(found) < 0.23
 
 

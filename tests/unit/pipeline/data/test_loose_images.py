@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.data.source_layout import probe_images
+from pipeline.data.probes import probe_images
 from pipeline.errors import PipelineError
-from pipeline.recipe.parts import FolderImages
+from pipeline.recipe.data_sources import FolderImages
 from pipeline.recipe.presets import preset
 from storage.errors import StorageError
 from tests.unit.pipeline.data.test_images import coco

@@ -15,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import pipeline.data.sources
+import pipeline.data.datasets.coco2017
 from flows.cli import main
 from pipeline.data.datasets.lcs558k import TEST, TRAIN, read_lcs
 from pipeline.data.images import images
-from pipeline.data.source_layout import probe_images
+from pipeline.data.probes import probe_images
 from pipeline.engine.stage import StageContext
 from pipeline.errors import PipelineError
-from pipeline.recipe.parts import Coco2017Images, FolderImages, ImagesPart, LcsImages
+from pipeline.recipe.data_sources import Coco2017Images, FolderImages, LcsImages
+from pipeline.recipe.parts import ImagesPart
 from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
 from storage.errors import StorageError
@@ -79,9 +80,9 @@ def offer(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> str:
     server.serve("/annotations/annotations_trainval2017.zip", zipped(documents))
     older = {"annotations/captions_val2014.json": json.dumps(coco([1, 2, 3, 999])).encode()}
     server.serve("/annotations/annotations_trainval2014.zip", zipped(older))
-    unknown = dict.fromkeys(pipeline.data.sources.COCO_2017, (None, None))
-    monkeypatch.setattr(pipeline.data.sources, "COCO_2017", unknown)
-    monkeypatch.setattr(pipeline.data.sources, "COCO_2014", {})
+    unknown = dict.fromkeys(pipeline.data.datasets.coco2017.COCO_2017, (None, None))
+    monkeypatch.setattr(pipeline.data.datasets.coco2017, "COCO_2017", unknown)
+    monkeypatch.setattr(pipeline.data.datasets.coco2017, "COCO_2014", {})
     return root
 
 
@@ -303,8 +304,8 @@ def test_another_size_than_the_published_one_is_refused(
     server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = offer(server, monkeypatch)
-    known = {**pipeline.data.sources.COCO_2017, "zips/train2017.zip": ("", 5)}
-    monkeypatch.setattr(pipeline.data.sources, "COCO_2017", known)
+    known = {**pipeline.data.datasets.coco2017.COCO_2017, "zips/train2017.zip": ("", 5)}
+    monkeypatch.setattr(pipeline.data.datasets.coco2017, "COCO_2017", known)
     source = Coco2017Images(root=root, fetch="members", exclude_val2014=False)
     with pytest.raises(StorageError, match=r"train2017\.zip has \d+ bytes, expected 5"):
         run(source, tmp_path, limit=12)

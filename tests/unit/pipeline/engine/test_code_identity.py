@@ -11,6 +11,7 @@ import pytest
 from pipeline.engine.code_facts import read_facts
 from pipeline.engine.code_identity import INFRASTRUCTURE, PACKAGES, ROOT, code_digests
 from pipeline.engine.dag import DAG
+from pipeline.recipe.presets import preset
 
 SOURCE = '''
 """A module."""
@@ -228,7 +229,7 @@ def test_every_name_on_the_list_of_infrastructure_exists() -> None:
 def test_every_stage_has_code_and_none_of_it_is_infrastructure() -> None:
     no_identity = tuple(f"{name}." for name in INFRASTRUCTURE)
     for stage in DAG:
-        closure = code_digests(stage.module, stage.name)
+        closure = code_digests(stage.module, stage.name, also=stage.code_with(preset("demo")))
         assert f"{stage.module.replace('.', '/')}.py" in closure
         modules = {path[:-3].replace("/", ".") for path in closure}
         assert not {name for name in modules if f"{name}.".startswith(no_identity)}
@@ -246,7 +247,17 @@ def test_every_stage_has_code_and_none_of_it_is_infrastructure() -> None:
     ],
 )
 def test_an_edit_is_noticed_by_these_stages_and_what_follows(path: str, notice: set[str]) -> None:
-    assert {stage.name for stage in DAG if path in code_digests(stage.module, stage.name)} == notice
+    recipe = preset("demo")
+    closures = {s.name: code_digests(s.module, s.name, also=s.code_with(recipe)) for s in DAG}
+    assert {name for name, closure in closures.items() if path in closure} == notice
+
+
+def test_what_the_demo_draws_and_says_is_none_of_the_code_of_real_datasets() -> None:
+    for name in ("coco", "photos"):
+        recipe = preset(name)
+        for stage in DAG:
+            closure = code_digests(stage.module, stage.name, also=stage.code_with(recipe))
+            assert not [path for path in closure if "datasets/shapes" in path]
 
 
 @pytest.fixture
@@ -260,9 +271,10 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def identities(checkout: Path) -> dict[str, list[str]]:
+    recipe = preset("demo")
     return {
-        stage.name: sorted(code_digests(stage.module, stage.name, checkout).values())
-        for stage in DAG
+        s.name: sorted(code_digests(s.module, s.name, checkout, s.code_with(recipe)).values())
+        for s in DAG
     }
 
 

@@ -8,13 +8,13 @@ import pytest
 
 from pipeline.backbones.model_sources import find_source
 from pipeline.data.conversations import conversations
-from pipeline.data.source_layout import probe_conversations
+from pipeline.data.probes import probe_conversations
 from pipeline.engine.stage import StageContext
 from pipeline.errors import PipelineError
 from pipeline.hub.snapshots import Repository, commit_of, is_name, parse_address
 from pipeline.publishing.licences import origins
 from pipeline.recipe.backbone_parts import HubBackbones
-from pipeline.recipe.parts import HubConversations
+from pipeline.recipe.data_sources import HubConversations
 from pipeline.recipe.presets import preset
 from pipeline.recipe.recipe import Recipe
 from pipeline.settings import Settings

@@ -1,0 +1,29 @@
+"""Whether images and conversations have changed where they come from; asked on every look."""
+
+from importlib import import_module
+from pathlib import Path
+
+from pipeline.data.source_layout import is_bare, state_of
+from pipeline.engine.stage import SourceState
+from pipeline.hub.snapshots import HUB, Repository, hub_state, parse_address
+from pipeline.recipe.data_sources import FileConversations, HubConversations
+from pipeline.recipe.recipe import Recipe
+
+
+def probe_images(recipe: Recipe) -> SourceState:
+    """Return the state of the source of images, so that a changed one re-runs the stage."""
+    source = recipe.images.source
+    return import_module(source.module).probe(source)
+
+
+def probe_conversations(recipe: Recipe) -> SourceState:
+    """Return the state of a conversation file that bears no checksum of its own."""
+    match recipe.conversations.source:
+        case HubConversations(repository=name, revision=revision):
+            return hub_state("conversations", Repository(name, revision, "dataset"))
+        case FileConversations(path=path, sha256=None) if path.startswith(HUB):
+            return hub_state("conversations", parse_address(path, "main")[0])
+        case FileConversations(path=path, sha256=None):
+            local = str(Path(path).expanduser())
+            return {"conversations": state_of(local if is_bare(path) else path)}
+    return {}

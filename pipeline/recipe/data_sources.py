@@ -1,0 +1,111 @@
+"""Where images and conversations come from: one class per kind of source.
+
+Beside its fields, a source of images says what a bundle, a card and a licence have to tell of it,
+and which module of `pipeline.data.datasets` reads it. These are no fields, so that wording them
+better re-runs nothing.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.recipe.fields import Part, Positive, Share
+
+APACHE = "Apache-2.0"
+UNKNOWN = "to be stated by whoever trained this"
+LCS = "as its owners say: that of CC-3M and, for the synthetic captions, of BLIP"
+
+
+class DemoImages(Part):
+    """A dataset that phivision renders itself, as COCO-format archives behind a `file://` URL."""
+
+    kind: Literal["demo"] = "demo"
+    module: ClassVar[str] = "pipeline.data.datasets.shapes.dataset"
+    phrase: ClassVar[str] = "rendered shapes"
+    title: ClassVar[str] = "coloured shapes, rendered by phivision"
+    licence: ClassVar[str] = APACHE
+    train: Positive = Field(description="Images rendered for train2017.")
+    test: Positive = Field(description="Images rendered for val2017, never trained on.")
+
+
+class FolderImages(Part):
+    """COCO-format images anywhere: a folder, or a URL that ends where COCO's layout begins."""
+
+    kind: Literal["folder"] = "folder"
+    module: ClassVar[str] = "pipeline.data.datasets.coco_folder"
+    phrase: ClassVar[str] = "images out of its maker's own folder"
+    title: ClassVar[str] = "a dataset in COCO's format"
+    licence: ClassVar[str] = UNKNOWN
+    root: str = Field(
+        description="Path or fsspec URL with annotations, train2017 and val2017, each an archive "
+        "(.zip, .tar, .tar.gz) there or in annotations/ and zips/, or a folder, but behind HTTP."
+    )
+
+
+class Coco2017Images(Part):
+    """The published COCO 2017 archives, checked against their MD5 sums."""
+
+    kind: Literal["coco2017"] = "coco2017"
+    module: ClassVar[str] = "pipeline.data.datasets.coco2017"
+    phrase: ClassVar[str] = "photographs of COCO 2017"
+    title: ClassVar[str] = "COCO 2017"
+    licence: ClassVar[str] = (
+        "annotations CC BY 4.0; images under Flickr's terms and each owner's licence"
+    )
+    root: str = Field(description="URL under which zips/ and annotations/ lie.")
+    fetch: Literal["members", "whole", "addresses"] = Field(
+        description="How images come: only the chosen members of the remote zip (whole where "
+        "the server has no Range), the whole zip, or each by the `coco_url` of its record."
+    )
+    exclude_val2014: bool = Field(
+        description="Leave out images of val2014, on which older test sets (Karpathy's, POPE, "
+        "VQA v2) are built."
+    )
+
+
+class LcsImages(Part):
+    """LCS-558K, LLaVA's captioned images for alignment, from the Hugging Face Hub."""
+
+    kind: Literal["lcs558k"] = "lcs558k"
+    module: ClassVar[str] = "pipeline.data.datasets.lcs558k"
+    phrase: ClassVar[str] = "images of LCS-558K, from the web"
+    title: ClassVar[str] = "LCS-558K"
+    licence: ClassVar[str] = LCS
+    repository: str = Field(description="Dataset repository, owner/name.")
+    annotations: str = Field(description="LLaVA JSON inside the repository.")
+    images: str = Field(description="Zip of the images inside the repository.")
+    revision: str = Field(description="Commit or tag; a commit makes the run repeatable.")
+    test_share: Share = Field(description="Share of the images held out as test images.")
+
+
+class DemoConversations(Part):
+    """Conversations about the rendered images, written as LLaVA-Instruct JSON."""
+
+    kind: Literal["demo"] = "demo"
+
+
+class FileConversations(Part):
+    """A LLaVA-Instruct JSON file, local or behind any fsspec URL."""
+
+    kind: Literal["file"] = "file"
+    path: str = Field(description="Path or URL of the JSON (or JSON lines) file, gzipped or not.")
+    sha256: str | None = Field(description="Expected SHA-256 of the file, or null.")
+
+
+class HubConversations(Part):
+    """A LLaVA-Instruct JSON file in a Hugging Face dataset repository."""
+
+    kind: Literal["hub"] = "hub"
+    repository: str = Field(description="Dataset repository, owner/name.")
+    filename: str = Field(description="File inside the repository.")
+    revision: str = Field(description="Commit or tag; a commit makes the run repeatable.")
+
+
+class NoConversations(Part):
+    """None: images with captions alone, so that finetuning and evaluation are about captions."""
+
+    kind: Literal["none"] = "none"
+
+
+ImageSource = DemoImages | FolderImages | Coco2017Images | LcsImages
+ConversationSource = DemoConversations | FileConversations | HubConversations | NoConversations
