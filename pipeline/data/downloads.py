@@ -167,7 +167,7 @@ def fetch_below(
     Args:
         context: The stage's folders.
         root: Any fsspec URL whose filesystem lists folders.
-        name: Path of the folder below it.
+        name: Path of the folder below it, "" for the root itself.
         limits: What the folder may hold.
         choose: Called with the folder; returns the files that are wanted.
 
@@ -179,12 +179,12 @@ def fetch_below(
     from storage.fetch.retries import Patience
     from storage.fetch.subset import fetch_objects
 
-    url, patience = f"{root.rstrip('/')}/{name}", Patience()
+    url, patience = f"{root.rstrip('/')}/{name}".rstrip("/"), Patience()
     below = RemoteFolder(url, limits)
     names = choose(below)
     folder = _folder(context, url, below.version) / f"{name}.members"
     with context.report.track(
-        f"fetch {len(names)} files of {name}", sum(map(below.size, names))
+        f"fetch {len(names)} files of {name or below.title}", sum(map(below.size, names))
     ) as tick:
 
         def here(known: Collection[str]) -> None:

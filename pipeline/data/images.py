@@ -47,7 +47,8 @@ def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
     files: Mapping[str, ImageFiles] = dataset.fetch(context, images, by_origin)
     bad: list[dict[str, Any]] = []
     rows = list(_ingest(context, files, chosen, images, bad))
-    _divide(rows, test, images.validation_share, seed)
+    named = {record["id"]: record["split"] for record in chosen if "split" in record}
+    _divide(rows, test, named, images.validation_share, seed)
     good = {row["image_id"] for row in rows}
     _refuse_too_many_bad(context, len(chosen), len(good), images.max_bad_share, bad or drops)
     captions = captions_of(annotations.values(), {record["id"] for record in chosen})
@@ -76,9 +77,15 @@ def split_of(image_id: int, validation_share: float, seed: int) -> str:
 
 
 def _divide(
-    rows: list[dict[str, Any]], test_origin: str, validation_share: float, seed: int
+    rows: list[dict[str, Any]],
+    test_origin: str,
+    named: Mapping[int, str],
+    validation_share: float,
+    seed: int,
 ) -> None:
     """Give every row its split; equal images go together, whatever their ids and names.
+
+    Where the source names validation images, these are it and no others.
 
     The one that `images.limit` would choose first decides for all, so that a larger limit moves
     none of them.
@@ -87,10 +94,13 @@ def _divide(
     for row in sorted(rows, key=lambda row: _rank(row["image_id"], seed)):
         if row["origin"] != test_origin:
             deciding.setdefault(row["sha256"], row["image_id"])
+    held_out = "validation" in named.values()
     for row in rows:
         one = deciding.get(row["sha256"], row["image_id"])
-        is_test = row["origin"] == test_origin
-        row["split"] = "test" if is_test else split_of(one, validation_share, seed)
+        if row["origin"] == test_origin:
+            row["split"] = "test"
+        else:
+            row["split"] = named[one] if held_out else split_of(one, validation_share, seed)
 
 
 def _rank(image_id: int, seed: int) -> tuple[float, int]:

@@ -97,6 +97,12 @@ def state_of(url: str) -> dict[str, str]:
     return probe(url)
 
 
+def above_and_name(url: str) -> tuple[str, str]:
+    """Return where a file or folder lies and its name, "" for a whole bucket."""
+    above, _, name = url.rstrip("/").rpartition("/")
+    return (url.rstrip("/"), "") if above.endswith(":/") else (above, name)
+
+
 def is_archive(name: str) -> bool:
     """Whether a part is one file, not a folder of many."""
     return name.endswith(SUFFIXES)

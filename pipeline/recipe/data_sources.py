@@ -78,6 +78,49 @@ class LcsImages(Part):
     test_share: Share = Field(description="Share of the images held out as test images.")
 
 
+class TableImages(Part):
+    """A table with captions: CSV, TSV, JSON lines or Parquet, local, remote or on the Hub."""
+
+    kind: Literal["table"] = "table"
+    module: ClassVar[str] = "pipeline.data.datasets.table"
+    phrase: ClassVar[str] = "images out of its maker's own table"
+    title: ClassVar[str] = "a table of captioned images"
+    licence: ClassVar[str] = UNKNOWN
+    path: str = Field(
+        description="Path, fsspec URL, or hf://datasets/owner/name/file of a table whose rows name "
+        "an image and a caption; several rows may name the same image. gzipped text, too."
+    )
+    root: str = Field(
+        description='Folder or archive of the images, absolute or relative to the table: "." is '
+        'its own folder. "" where rows hold addresses or the images themselves.'
+    )
+    image: str = Field(
+        description="Column of the image: a name below root, an http(s) address, or the bytes."
+    )
+    caption: str = Field(description="Column of the caption: a text or a list of texts.")
+    split: str = Field(
+        description='Column that says train, validation or test; "" where there is none.'
+    )
+    test_share: Share = Field(
+        description="Share of the images held out as test images where no row says test."
+    )
+
+
+class PairImages(Part):
+    """Images with a file of captions beside each, loose or in tar shards (webdataset)."""
+
+    kind: Literal["pairs"] = "pairs"
+    module: ClassVar[str] = "pipeline.data.datasets.pairs"
+    phrase: ClassVar[str] = "images out of its maker's own folder"
+    title: ClassVar[str] = "a folder of captioned images"
+    licence: ClassVar[str] = UNKNOWN
+    root: str = Field(
+        description="Path or fsspec URL of a folder, an archive, or a folder of archives, with "
+        "a.txt (a caption per line) or a.json ('caption') beside a.jpg."
+    )
+    test_share: Share = Field(description="Share of the images held out as test images.")
+
+
 class DemoConversations(Part):
     """Conversations about the rendered images, written as LLaVA-Instruct JSON."""
 
@@ -107,5 +150,5 @@ class NoConversations(Part):
     kind: Literal["none"] = "none"
 
 
-ImageSource = DemoImages | FolderImages | Coco2017Images | LcsImages
+ImageSource = DemoImages | FolderImages | TableImages | PairImages | Coco2017Images | LcsImages
 ConversationSource = DemoConversations | FileConversations | HubConversations | NoConversations

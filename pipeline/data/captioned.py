@@ -1,0 +1,113 @@
+"""Images with captions and nothing else, as tables and folders have them, as annotations.
+
+Such data has no ids: an image's follows from its name, so that it keeps its split when others come
+or go. It has 52 bits, which every reader of JSON keeps.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.data.annotations import Annotations
+from pipeline.data.schemas import drop
+from storage.tables import is_text
+
+TRAIN, TEST = "train", "test"  # origins
+_SPLITS = {
+    "": TRAIN,
+    "train": TRAIN,
+    "training": TRAIN,
+    "restval": TRAIN,  # Karpathy's name for what he trained on, too
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": TEST,
+    "testing": TEST,
+}
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """What a source says of an image in one place.
+
+    Attributes:
+        place: Where, for people: a row or a member.
+        file_name: Name of the image among the fetched ones.
+        captions: Its captions, blank ones left out.
+        split: The split's name in the source, "" where it has none.
+        url: Address of the image, "" where it lies beside the others.
+    """
+
+    place: str
+    file_name: str
+    captions: tuple[str, ...]
+    split: str = ""
+    url: str = ""
+
+
+def annotations_of(
+    records: Iterable[Captioned], test_share: float, seed: int, drops: list[dict[str, Any]]
+) -> dict[str, Annotations]:
+    """Return the images and captions of the origins `train` and `test`.
+
+    An image that several records name has the captions of all of them, and the split of the first.
+
+    Args:
+        records: What the source says.
+        test_share: Share of the images that become test images where no record names a split.
+        seed: Chooses these.
+        drops: Receives a row for each record that has no caption or an unknown split.
+    """
+    images: dict[str, dict[str, Any]] = {}
+    captions: dict[str, list[str]] = {}
+    taken: set[int] = set()
+    for record in records:
+        name, split = record.file_name, _SPLITS.get(record.split.strip().lower())
+        if not record.captions or split is None:
+            reason = "no caption" if split else "unknown split"
+            drops.append(drop("images", "image", record.place, name, reason, record.split))
+            continue
+        if name not in images:
+            key = _id(name, taken)
+            images[name] = {"id": key, "file_name": name, "split": split, "coco_url": record.url}
+        captions.setdefault(name, []).extend(record.captions)
+    divided = any(image["split"] == TEST for image in images.values())
+    for image in images.values():
+        if not divided and _draw(image["id"], seed) < test_share:
+            image["split"] = TEST
+        image["origin"] = TEST if image["split"] == TEST else TRAIN
+    return {origin: _origin(origin, images, captions) for origin in (TRAIN, TEST)}
+
+
+def texts_of(value: object) -> tuple[str, ...]:
+    """Return the captions that a field holds: a text, or a list of texts."""
+    values = value if isinstance(value, list | tuple) else [value]
+    texts = (text.strip() for text in values if is_text(text))
+    return tuple(text for text in texts if text)
+
+
+def _origin(
+    origin: str, images: dict[str, dict[str, Any]], captions: dict[str, list[str]]
+) -> Annotations:
+    mine = sorted((i for i in images.values() if i["origin"] == origin), key=lambda i: i["id"])
+    rows = [
+        {"caption_id": None, "image_id": image["id"], "caption": text}
+        for image in mine
+        for text in captions[image["file_name"]]
+    ]
+    return Annotations(mine, rows, [])
+
+
+def _id(name: str, taken: set[int]) -> int:
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 12
+    while key in taken:  # two names in some thousand datasets of a million images
+        key += 1
+    taken.add(key)
+    return key
+
+
+def _draw(image_id: int, seed: int) -> float:
+    text = f"test:{seed}:{image_id}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
