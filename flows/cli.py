@@ -15,6 +15,7 @@ from flows.commands.bundle_commands import ask, caption, chat, export
 from flows.commands.looking_commands import LOOKING
 from flows.commands.options import (
     Count,
+    Data,
     Days,
     Every,
     EveryMetric,
@@ -52,6 +53,7 @@ def run(
     *,
     preset: Preset = None,
     recipe: RecipeFile = None,
+    data: Data = None,
     set_: Set = None,
     store: Store = None,
     rerun: Rerun = None,
@@ -73,7 +75,7 @@ def run(
     settings = _settings(
         store, device=device, threads=threads, wandb=wandb, publish_anyway=publish_anyway
     )
-    run_pipeline(*_preset_and_changes(preset, recipe, set_), settings, rerun or [])
+    run_pipeline(*_preset_and_changes(preset, recipe, set_, data), settings, rerun or [])
 
 
 @app.command
@@ -81,6 +83,7 @@ def plan(
     *,
     preset: Preset = None,
     recipe: RecipeFile = None,
+    data: Data = None,
     set_: Set = None,
     store: Store = None,
     rerun: Rerun = None,
@@ -100,14 +103,14 @@ def plan(
     if hardware is not None:
         from flows.commands.hardware import print_hardware
 
-        print_hardware(_recipe(preset, set_, recipe), hardware, peak, mfu, format)
+        print_hardware(_recipe(preset, set_, recipe, data), hardware, peak, mfu, format)
         return
     import json
 
     from pipeline.engine.plan import plan as make_plan
 
     settings = _settings(store)
-    steps = make_plan(_recipe(preset, set_, recipe), settings.open_store(), rerun or ())
+    steps = make_plan(_recipe(preset, set_, recipe, data), settings.open_store(), rerun or ())
     if format == "json":
         rows = [{"stage": s.stage, "status": s.status, "reason": s.reason} for s in steps]
         print(json.dumps(rows, indent=1))

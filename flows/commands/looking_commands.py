@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from flows.commands.options import (
     Count,
+    Data,
     Preset,
     RecipeFile,
     Run,
@@ -121,6 +122,7 @@ def recipe(
     *,
     preset: Preset = None,
     recipe: RecipeFile = None,
+    data: Data = None,
     set_: Set = None,
     diff: Annotated[tuple[str, str] | None, Many] = None,
     format: Literal["table", "yaml", "json"] = "table",  # noqa: A002 - the option's name
@@ -137,7 +139,7 @@ def recipe(
     if diff is not None:
         print_difference(*diff)
     else:
-        print_recipe(*preset_and_changes(preset, recipe, set_), style=format)
+        print_recipe(*preset_and_changes(preset, recipe, set_, data), style=format)
 
 
 LOOKING = (recipe, report, browse, similar, catalog, compare)

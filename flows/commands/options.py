@@ -1,6 +1,6 @@
 """Options that many commands share, and what they become: recipe, settings, store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,10 @@ Preset = Annotated[
 RecipeFile = Annotated[
     Path | None,
     Parameter(name="--recipe", help="YAML file: a recipe, or what differs from its preset."),
+]
+Data = Annotated[
+    str | None,
+    Parameter(name="--data", help="Captioned images of your own: a table, a folder or an archive."),
 ]
 Set = Annotated[
     list[str] | None,
@@ -78,9 +82,14 @@ def changes_of(assignments: Sequence[str] | None) -> dict[str, object]:
 
 
 def preset_and_changes(
-    preset: str | None, file: Path | None, assignments: Sequence[str] | None
+    preset: str | None,
+    file: Path | None,
+    assignments: Sequence[str] | None,
+    data: str | None = None,
 ) -> tuple[str, dict[str, object]]:
-    """Return the preset's name, and the changes of a file followed by those of `--set`.
+    """Return the preset's name, and the changes of data, of a file and of `--set`, in this order.
+
+    What the data was taken for is printed on standard error.
 
     Raises:
         PipelineError: File and command line name different presets, or a change is not one.
@@ -94,16 +103,35 @@ def preset_and_changes(
         raise PipelineError(
             f"{file} starts from the preset {named}, and --preset says {preset}", "leave one out"
         )
-    return preset or named or "demo", {**changes, **changes_of(assignments)}
+    guessed = {} if data is None else _guessed(data)
+    return preset or named or "demo", {**guessed, **changes, **changes_of(assignments)}
+
+
+def _guessed(data: str) -> Mapping[str, object]:
+    from rich.console import Console
+
+    from flows.printing import table_of
+    from pipeline.data.guess import guess_data
+
+    guess = guess_data(data)
+    console = Console(stderr=True, soft_wrap=False)
+    console.print(f"{data}: {guess.what}", markup=False, highlight=False)
+    if guess.rows:
+        console.print(table_of(guess.columns, guess.rows))
+    console.print(table_of(["field", "value"], [[f, v] for f, v in guess.changes.items()]))
+    return guess.changes
 
 
 def recipe_of(
-    preset: str | None, assignments: Sequence[str] | None, file: Path | None = None
+    preset: str | None,
+    assignments: Sequence[str] | None,
+    file: Path | None = None,
+    data: str | None = None,
 ) -> "Recipe":
-    """Return a preset with the changes of a file and of `--set` made."""
+    """Return a preset with the changes of data, of a file and of `--set` made."""
     from pipeline.recipe.presets import preset as load_preset
 
-    name, changes = preset_and_changes(preset, file, assignments)
+    name, changes = preset_and_changes(preset, file, assignments, data)
     return load_preset(name).override(changes)
 
 
