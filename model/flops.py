@@ -69,12 +69,14 @@ class Size:
 
 def size_of(vlm: "VisionLanguageModel", prefix_tokens: int) -> Size:
     """Return the size of a model; it may lie on the meta device, without any weights."""
+    from model.language_parts import head_of, layers_of
+
     language_model = vlm.language_model
     config, prefix = language_model.config, _weights(vlm.vision_prefix)
     return Size(
         prefix=Weights(prefix.frozen, prefix.trained - _idle(vlm.vision_prefix)),
-        layers=_weights(language_model.get_submodule("model.layers")),
-        head=_weights(language_model.get_submodule("lm_head")),
+        layers=_weights(layers_of(language_model)),
+        head=_weights(head_of(language_model)),
         attention=config.num_hidden_layers * config.hidden_size,
         prefix_tokens=prefix_tokens,
     )

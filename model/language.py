@@ -111,7 +111,6 @@ def load_language_model(
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            attn_implementation="sdpa",
             **({"quantization_config": quantization} if quantization else {}),
             **({} if device == "cpu" else {"device_map": {"": device}}),
         ).eval()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from model.errors import ModelError, NotFiniteError
+from model.language_parts import body_of, head_of, layers_of
 from model.objective_configs import ObjectiveConfig
 from model.objectives import objective_loss
 from model.training_schedule import warmup_cosine
@@ -141,8 +142,8 @@ class TrainingModule(L.LightningModule):
         from torch.distributed.fsdp import fully_shard
 
         language_model = self.vlm.language_model
-        body, head = language_model.get_submodule("model"), language_model.get_submodule("lm_head")
-        words, layers = language_model.get_input_embeddings(), body.get_submodule("layers")
+        body, head = body_of(language_model), head_of(language_model)
+        words, layers = language_model.get_input_embeddings(), layers_of(language_model)
         # The last norm has another name in every family.
         others = [m for m in body.children() if m is not words and m is not layers]
         parts = [

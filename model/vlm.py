@@ -1,8 +1,8 @@
 """The vision-language model: [projected patches][separator][text] through a stock causal LM.
 
-The language model is used through `inputs_embeds` only, so any transformers causal LM with a
-`.model` and an `.lm_head` works unchanged. One rule of alignment holds everywhere: with a prefix
-of S positions (separator included), token t of an example stands at position S + t and is
+The language model is used through `inputs_embeds` only, so any causal LM of transformers with a
+body and a linear output layer works unchanged. One rule of alignment holds everywhere: with a
+prefix of S positions (separator included), token t of an example stands at position S + t and is
 predicted at position S + t - 1; the separator predicts the first token. Examples about the same
 image may share its prefix in one row (`model.shared_rows`). Padding and targets are masks over
 positions; no token id ever marks them.
@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from model.batch import Batch
 from model.blocks import NORM_EPS, Projection
 from model.errors import ModelError
+from model.language_parts import body_of, check_parts, word_scores
 from model.projectors import ProjectorConfig
 from model.shared_rows import mask_for, positions_in_example, predictors, segment_mask
 
@@ -146,7 +147,7 @@ class VisionLanguageModel(nn.Module):
             ModelError: More positions than the language model was made for.
         """
         self.check_length((embeddings if attention is None else attention).shape[1])
-        outputs = self.language_model.get_submodule("model")(
+        outputs = body_of(self.language_model)(
             inputs_embeds=embeddings,
             attention_mask=attention,
             past_key_values=cache,
@@ -176,7 +177,7 @@ class VisionLanguageModel(nn.Module):
         if embeddings.shape[1] > self.max_positions:  # reading values makes the CPU wait for a GPU
             self.check_length(int(positions.max()) + 1)
         visible = segment_mask(segments, prefix)
-        outputs = self.language_model.get_submodule("model")(
+        outputs = body_of(self.language_model)(
             inputs_embeds=embeddings,
             attention_mask=mask_for(config._attn_implementation, visible, embeddings.dtype),
             position_ids=positions,
@@ -220,7 +221,7 @@ class VisionLanguageModel(nn.Module):
 
     def logits(self, states: Float[Tensor, "*rows language"]) -> Float32[Tensor, "*rows word"]:
         """Scores of all words of the vocabulary for the next token."""
-        return self.language_model.get_submodule("lm_head")(states).float()
+        return word_scores(self.language_model, states)
 
     def nll(
         self, states: Float[Tensor, "target language"], targets: Int64[Tensor, "target"]
@@ -270,9 +271,11 @@ class VisionLanguageModel(nn.Module):
 
 
 def embedding_scale(language_model: PreTrainedModel) -> float:
-    """The root mean square of the language model's word embeddings."""
-    weight = language_model.get_input_embeddings().get_parameter("weight")
-    return weight.detach().float().square().mean().sqrt().item()
+    """The root mean square of the language model's word embeddings, as they enter its layers."""
+    words = language_model.get_input_embeddings()
+    weight = words.get_parameter("weight").detach().float()
+    # Gemma's embedding multiplies what it looks up.
+    return weight.square().mean().sqrt().item() * float(getattr(words, "embed_scale", 1.0))
 
 
 def build_vlm(
@@ -281,13 +284,9 @@ def build_vlm(
     """A new vision prefix, matched to the language model's width and scale, in front of it.
 
     Raises:
-        ModelError: The projector does not fit `patches`, or the model has no `.model`.
+        ModelError: The projector does not fit `patches`, or the language model has not the parts.
     """
-    if not (hasattr(language_model, "model") and hasattr(language_model, "lm_head")):
-        raise ModelError(
-            f"{type(language_model).__name__} has no .model and .lm_head: "
-            "use a transformers causal language model such as PhiForCausalLM"
-        )
+    check_parts(language_model)
     scale = embedding_scale(language_model)
     width = language_model.config.hidden_size
     projector = config.build(vision_width, patches, width, scale)
