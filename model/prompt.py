@@ -39,10 +39,11 @@ class Tokens:
 class PromptTemplate:
     """The one way text is laid out, in training, evaluation and chat.
 
-    A conversation is, for each turn, `user_prefix question assistant_prefix` (not supervised) and
-    ` answer EOS` (supervised). Behind a prefix with control tokens the answer has no blank before
-    it, as in chat templates. A caption answers `caption_question`; where that is empty, it is
-    `caption EOS` right after the image, all of it supervised.
+    A conversation is `opening`, and for each turn `user_prefix question assistant_prefix` (not
+    supervised) and ` answer EOS` (supervised), with `between` after each turn but the last. Behind
+    a prefix with control tokens the answer has no blank before it, as in chat templates. A caption
+    answers `caption_question`; where that is empty, it is `caption EOS` right after the image, all
+    of it supervised.
 
     Attributes:
         tokenizer: A `tokenizers` tokenizer; its special tokens are switched off for text.
@@ -50,6 +51,8 @@ class PromptTemplate:
         user_prefix: Text before a question, control tokens included.
         assistant_prefix: Text between a question and its answer, control tokens included.
         caption_question: The question that every caption answers, or "".
+        opening: Text before the first turn, such as a system prompt, control tokens included.
+        between: Text between an answer's end and the next turn, control tokens included.
     """
 
     tokenizer: Tokenizer
@@ -57,6 +60,8 @@ class PromptTemplate:
     user_prefix: str
     assistant_prefix: str
     caption_question: str = ""
+    opening: str = ""
+    between: str = ""
 
     @classmethod
     def load(
@@ -66,6 +71,8 @@ class PromptTemplate:
         user_prefix: str,
         assistant_prefix: str,
         caption_question: str = "",
+        opening: str = "",
+        between: str = "",
     ) -> "PromptTemplate":
         """Read `tokenizer.json` from a folder in the ordinary Hugging Face layout.
 
@@ -78,7 +85,8 @@ class PromptTemplate:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
-        return cls(tokenizer, eos_id, user_prefix, assistant_prefix, caption_question)
+        prefixes = user_prefix, assistant_prefix
+        return cls(tokenizer, eos_id, *prefixes, caption_question, opening, between)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain text."""
@@ -106,8 +114,8 @@ class PromptTemplate:
     def conversation(self, turns: Sequence[tuple[str, str]]) -> Tokens:
         """Return a conversation of (question, answer) turns as an example of finetuning."""
         tokens = Tokens([], [])
-        for question, answer in turns:
-            asked = self._asked(question)
+        for number, (question, answer) in enumerate(turns):
+            asked = self._asked(question, is_first=number == 0)
             answered = [*self.answer(answer), self.eos_id]
             tokens.input_ids.extend(asked + answered)
             tokens.supervised.extend([False] * len(asked) + [True] * len(answered))
@@ -115,7 +123,7 @@ class PromptTemplate:
 
     def question(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Return the ids after which the model is to write an answer."""
-        return self.conversation(history).input_ids + self._asked(question)
+        return self.conversation(history).input_ids + self._asked(question, is_first=not history)
 
     def answer(self, text: str) -> list[int]:
         """Return the ids of an answer after its prefix, without the end."""
@@ -140,13 +148,14 @@ class PromptTemplate:
         pattern = "|".join(map(re.escape, sorted(self._controls, key=len, reverse=True)))
         return [part for part in re.split(f"({pattern})", prefix) if part]
 
-    def _asked(self, question: str) -> list[int]:
-        """Return the ids of a question between its prefixes.
+    def _asked(self, question: str, *, is_first: bool) -> list[int]:
+        """Return the ids of a question between its prefixes, after what stands before its turn.
 
         Text without a control token in between is encoded as one, so that it is cut into the words
         that the language model knows.
         """
-        parts = [(text, text in self._controls) for text in self._parts(self.user_prefix)]
+        before = (self.opening if is_first else self.between) + self.user_prefix
+        parts = [(text, text in self._controls) for text in self._parts(before)]
         parts.append((question, False))
         parts += [(text, text in self._controls) for text in self._parts(self.assistant_prefix)]
         ids: list[int] = []

@@ -7,6 +7,8 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -45,10 +47,8 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
     """
     del seed  # filters and tokens involve no chance
     folder = context.inputs["backbones"].directory("lm")
-    stored = {
-        "eos_id": eos_id(folder),
-        "user_prefix": examples.user_prefix,
-        "assistant_prefix": examples.assistant_prefix,
+    stored: dict[str, Any] = {
+        **_prefixes(folder, examples),
         "caption_question": examples.caption_question,
     }
     template = PromptTemplate.load(folder, **stored)
@@ -77,6 +77,21 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
     write_table(context.out / "drops.parquet", drops, DROPS)
     (context.out / "template.json").write_text(json.dumps(stored, indent=1))
     return _summary(rows, drops)
+
+
+def _prefixes(folder: Path, examples: ExamplesPart) -> dict[str, Any]:
+    """Return what stands around questions and answers, and the id that ends an answer."""
+    if examples.template != "plain":
+        from model.chat_template import chat_pieces  # transformers takes seconds
+
+        pieces = chat_pieces(folder, None if examples.template == "auto" else examples.template)
+        if pieces is not None:
+            return {"user_prefix": "", **asdict(pieces)}
+    return {
+        "eos_id": eos_id(folder),
+        "user_prefix": examples.user_prefix,
+        "assistant_prefix": examples.assistant_prefix,
+    }
 
 
 def _filtered(context: StageContext, examples: ExamplesPart) -> tuple[list[Row], list[Row]]:

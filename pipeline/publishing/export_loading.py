@@ -64,7 +64,8 @@ clip, _, prepare = create_model_and_transforms(f"local-dir:{folder / 'clip'}")
 clip.eval()
 
 pixels = prepare(Image.open("photo.jpg").convert("RGB")).unsqueeze(0)
-question = template["user_prefix"] + "What is in the image?" + template["assistant_prefix"]
+prefix_of = template.get("opening", "") + template["user_prefix"]
+question = prefix_of + "What is in the image?" + template["assistant_prefix"]
 ids = tokenizer(question, return_tensors="pt").input_ids
 with torch.no_grad():
     seen = clip.visual.forward_intermediates(

@@ -57,6 +57,10 @@ class ExamplesPart(Part):
     )
     max_turns: Positive = Field(description="Question/answer turns kept per conversation.")
     max_tokens: Positive = Field(description="Text tokens of one example, at most.")
+    template: str = Field(
+        description="plain: the two prefixes that follow; auto: the language model's own chat "
+        "template where it has one, else plain; or the Jinja text of a chat template."
+    )
     user_prefix: str = Field(
         description="Text before a question; control tokens of the language model count as such."
     )
@@ -87,6 +91,13 @@ class ExamplesPart(Part):
             if fault := filters_fault(filters):
                 raise ValueError(f"filter {fault}")
         return filters
+
+    @field_validator("template")
+    @classmethod
+    def _is_a_template(cls, text: str) -> str:
+        if text not in ("plain", "auto") and "{" not in text:
+            raise ValueError(f"{text!r} is neither plain nor auto nor a Jinja template")
+        return text
 
 
 class FeaturesPart(Part):

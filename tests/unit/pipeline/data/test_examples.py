@@ -1,17 +1,21 @@
 """The stage `examples` as a whole: readable texts, and refusals before any training."""
 
+import json
 import shutil
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from model.errors import ModelError
+from model.prompt import PromptTemplate
 from pipeline.data.examples import examples
 from pipeline.data.schemas import CAPTIONS, CONVERSATIONS, DROPS, IMAGES
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RecipeError
 from pipeline.recipe.presets import preset
 from storage.tables import read_table, write_table
 from tests.support.training_inputs import context_of
+from tests.unit.model.test_chat_template import FAMILIES, saved
 
 COUNT = 12
 TALK = [("Is it red?", "Yes."), ("How many?", "Three."), ("Which shape?", "A square.")]
@@ -79,3 +83,33 @@ def test_if_nothing_is_left_the_reasons_are_told(tmp_path: Path, tiny_bundle: Pa
     context = context_of(tmp_path / "in", tmp_path / "work")
     with pytest.raises(PipelineError, match="12 speaks of captions or boxes"):
         examples(context, preset("demo").examples, 0)
+
+
+def test_a_language_model_is_asked_in_its_own_chat_template(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    write_dataset(tmp_path / "in", tiny_bundle, range(COUNT))
+    auto = preset("demo").override({"examples.template": "auto", "examples.max_tokens": 500})
+    found = {}
+    for name in ("plain", "chatml"):
+        if name == "chatml":
+            saved(tmp_path / "in/backbones/lm", *FAMILIES["chatml"])
+        context = context_of(tmp_path / "in", tmp_path / name)
+        examples(context, auto.examples, 0)
+        found[name] = json.loads((context.out / "template.json").read_text())
+    assert found["plain"]["user_prefix"] == auto.examples.user_prefix
+    assert found["chatml"]["opening"].endswith("<|im_start|>user\n")
+    template = PromptTemplate.load(tmp_path / "in/backbones/lm", **found["chatml"])
+    rows = read_table(tmp_path / "chatml/out/examples.parquet").to_pylist()
+    talk = next(row for row in rows if row["kind"] == "conversation")
+    turns = auto.examples.max_turns
+    assert talk["input_ids"] == template.conversation(TALK[:turns]).input_ids
+
+
+def test_a_template_that_cannot_be_used_is_told(tmp_path: Path, tiny_bundle: Path) -> None:
+    write_dataset(tmp_path / "in", tiny_bundle, range(COUNT))
+    part = preset("demo").override({"examples.template": "{{ messages[0].content }}"}).examples
+    with pytest.raises(ModelError, match="leaves out or changes what is said"):
+        examples(context_of(tmp_path / "in", tmp_path / "work"), part, 0)
+    with pytest.raises(RecipeError, match="neither plain nor auto"):
+        preset("demo").override({"examples.template": "chatml"})
