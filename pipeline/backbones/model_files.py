@@ -18,6 +18,7 @@ SMALL = (
     TOKENIZER,
     "generation_config.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",

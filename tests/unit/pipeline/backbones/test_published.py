@@ -344,6 +344,15 @@ def test_a_changed_folder_is_noticed_and_never_alters_what_was_made(
     assert make_backbones(tmp_path, recipe).manifest.digest != made.manifest.digest
 
 
+def test_a_chat_template_comes_along(hub: FakeHub, tmp_path: Path) -> None:
+    folder = write_folder(
+        tmp_path / "phi", {**phi_files(), "chat_template.jinja": b"{{ messages }}"}
+    )
+    make_backbones(tmp_path, published(lm_repository=str(folder)))
+    kept = artifact_at(tmp_path).path("lm/chat_template.jinja")
+    assert kept.read_bytes() == b"{{ messages }}"
+
+
 @pytest.mark.parametrize("place", ["", "memory://"])
 def test_one_file_of_encoder_weights_is_enough(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
