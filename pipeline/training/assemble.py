@@ -36,5 +36,5 @@ def save_language_model(vlm: VisionLanguageModel, backbones: InputArtifact, fold
     vlm.language_model.save_pretrained(folder)
     source = backbones.directory("lm")
     for path in sorted(source.iterdir()):
-        if path.suffix in (".json", ".txt") and not (folder / path.name).exists():
+        if path.suffix in (".json", ".txt", ".jinja") and not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
