@@ -26,6 +26,7 @@ from flows.commands.options import (
     Rerun,
     Run,
     Set,
+    Start,
     Store,
 )
 from flows.commands.options import open_catalog as _catalog
@@ -54,6 +55,7 @@ def run(
     preset: Preset = None,
     recipe: RecipeFile = None,
     data: Data = None,
+    start: Start = None,
     set_: Set = None,
     store: Store = None,
     rerun: Rerun = None,
@@ -75,7 +77,7 @@ def run(
     settings = _settings(
         store, device=device, threads=threads, wandb=wandb, publish_anyway=publish_anyway
     )
-    run_pipeline(*_preset_and_changes(preset, recipe, set_, data), settings, rerun or [])
+    run_pipeline(*_preset_and_changes(preset, recipe, set_, data, start), settings, rerun or [])
 
 
 @app.command
@@ -84,6 +86,7 @@ def plan(
     preset: Preset = None,
     recipe: RecipeFile = None,
     data: Data = None,
+    start: Start = None,
     set_: Set = None,
     store: Store = None,
     rerun: Rerun = None,
@@ -103,14 +106,16 @@ def plan(
     if hardware is not None:
         from flows.commands.hardware import print_hardware
 
-        print_hardware(_recipe(preset, set_, recipe, data), hardware, peak, mfu, format)
+        print_hardware(_recipe(preset, set_, recipe, data, start), hardware, peak, mfu, format)
         return
     import json
 
     from pipeline.engine.plan import plan as make_plan
 
     settings = _settings(store)
-    steps = make_plan(_recipe(preset, set_, recipe, data), settings.open_store(), rerun or ())
+    steps = make_plan(
+        _recipe(preset, set_, recipe, data, start), settings.open_store(), rerun or ()
+    )
     if format == "json":
         rows = [{"stage": s.stage, "status": s.status, "reason": s.reason} for s in steps]
         print(json.dumps(rows, indent=1))

@@ -12,6 +12,7 @@ from flows.commands.options import (
     RecipeFile,
     Run,
     Set,
+    Start,
     Store,
     open_catalog,
     preset_and_changes,
@@ -123,6 +124,7 @@ def recipe(
     preset: Preset = None,
     recipe: RecipeFile = None,
     data: Data = None,
+    start: Start = None,
     set_: Set = None,
     diff: Annotated[tuple[str, str] | None, Many] = None,
     format: Literal["table", "yaml", "json"] = "table",  # noqa: A002 - the option's name
@@ -139,7 +141,7 @@ def recipe(
     if diff is not None:
         print_difference(*diff)
     else:
-        print_recipe(*preset_and_changes(preset, recipe, set_, data), style=format)
+        print_recipe(*preset_and_changes(preset, recipe, set_, data, start), style=format)
 
 
 LOOKING = (recipe, report, browse, similar, catalog, compare)

@@ -26,6 +26,10 @@ Data = Annotated[
     str | None,
     Parameter(name="--data", help="Captioned images of your own: a table, a folder or an archive."),
 ]
+Start = Annotated[
+    str | None,
+    Parameter(name="--start", help="Go on training from a bundle: its models and its projector."),
+]
 Set = Annotated[
     list[str] | None,
     Parameter(name="--set", help="Change one recipe field: dotted.path=value.", negative=()),
@@ -86,8 +90,9 @@ def preset_and_changes(
     file: Path | None,
     assignments: Sequence[str] | None,
     data: str | None = None,
+    start: str | None = None,
 ) -> tuple[str, dict[str, object]]:
-    """Return the preset's name, and the changes of data, of a file and of `--set`, in this order.
+    """Return the preset's name, and the changes of a bundle, data, a file and `--set`, in order.
 
     What the data was taken for is printed on standard error.
 
@@ -103,7 +108,13 @@ def preset_and_changes(
         raise PipelineError(
             f"{file} starts from the preset {named}, and --preset says {preset}", "leave one out"
         )
-    guessed = {} if data is None else _guessed(data)
+    guessed: dict[str, object] = {}
+    if start is not None:
+        from pipeline.training.start import fields_of_bundle
+
+        guessed |= fields_of_bundle(start)
+    if data is not None:
+        guessed |= _guessed(data)
     return preset or named or "demo", {**guessed, **changes, **changes_of(assignments)}
 
 
@@ -127,11 +138,12 @@ def recipe_of(
     assignments: Sequence[str] | None,
     file: Path | None = None,
     data: str | None = None,
+    start: str | None = None,
 ) -> "Recipe":
-    """Return a preset with the changes of data, of a file and of `--set` made."""
+    """Return a preset with the changes of a bundle, of data, of a file and of `--set` made."""
     from pipeline.recipe.presets import preset as load_preset
 
-    name, changes = preset_and_changes(preset, file, assignments, data)
+    name, changes = preset_and_changes(preset, file, assignments, data, start)
     return load_preset(name).override(changes)
 
 

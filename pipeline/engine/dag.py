@@ -60,6 +60,8 @@ DAG: tuple[Stage, ...] = (
         "pipeline.training.pretrain",
         inputs=("images", "examples", "features", "backbones"),
         reads=("pretrain",),
+        network=True,
+        probe="pipeline.training.start:probe_start",
     ),
     Stage(
         "finetune",

@@ -27,6 +27,8 @@ Adapters = Literal["merged", "beside"]
 # Fields of the recipe that may hold a path of the machine.
 _PLACES = (
     ("images", "source", "root"),
+    ("images", "source", "path"),
+    ("pretrain", "start"),
     ("conversations", "source", "path"),
     ("backbones", "clip_pretrained"),
     ("backbones", "lm_repository"),
@@ -196,7 +198,7 @@ def _without_places(parts: dict[str, Any]) -> dict[str, Any]:
         for key in parents:
             node = node.get(key, {})
         place = node.get(field, "")
-        on_hub = field == "lm_repository" and is_name(place)
+        on_hub = field in ("lm_repository", "start") and is_name(place)
         if place and not on_hub and (place.startswith("file:") or "://" not in place):
             node[field] = Path(place).name
     return shown

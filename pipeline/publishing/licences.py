@@ -55,7 +55,9 @@ def origins(recipe: Mapping[str, Any]) -> list[Origin]:
         models = [_encoder(backbones), _language_model(backbones)]
     talk = recipe["conversations"]["source"]
     spoken = [] if talk["kind"] == "none" else [_conversations(talk)]
-    return [_images(recipe["images"]["source"]), *spoken, *models]
+    begun = [Origin("projector", "gone on from an earlier bundle", UNKNOWN)]
+    begun = begun if recipe.get("pretrain", {}).get("start") else []
+    return [_images(recipe["images"]["source"]), *spoken, *models, *begun]
 
 
 def _encoder(backbones: Mapping[str, Any]) -> Origin:

@@ -162,6 +162,10 @@ class PretrainPart(TrainingPart):
     """Alignment: the projector learns captions through frozen backbones."""
 
     projector: ProjectorConfig = Field(description="Network between patches and words.")
+    start: str = Field(
+        description="Bundle whose projector training goes on from: path, URL or hf://owner/name; "
+        '"" begins anew. Its encoder and language model are for backbones to name.'
+    )
     learning_rate: Rate = Field(description="Peak learning rate of the projector.")
     separator_learning_rate: Rate = Field(
         description="Peak learning rate of the separator, which carries what all captions have in "

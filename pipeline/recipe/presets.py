@@ -90,6 +90,7 @@ DEMO = Recipe(
     ),
     pretrain=PretrainPart(
         objective=StandardConfig(),
+        start="",
         epochs=1.0,
         batch=8,
         micro_batch=8,
@@ -200,6 +201,7 @@ COCO = Recipe(
     ),
     pretrain=PretrainPart(
         objective=StandardConfig(),
+        start="",
         epochs=1.0,
         # LLaVA's 256 captions per step are about 51 rows of five; 39,200 rows make 816 steps.
         batch=48,

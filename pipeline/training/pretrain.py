@@ -14,6 +14,7 @@ from pipeline.recipe.parts import PretrainPart
 from pipeline.training.batches import open_examples
 from pipeline.training.image_effect import measure_effect, write_effect
 from pipeline.training.loop import Training, train
+from pipeline.training.start import bring_prefix
 
 CENTRED_ON = 1024  # training images whose patches are averaged; 154 MB at ViT-B/32
 
@@ -51,14 +52,18 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
 
 
 def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:
-    """Return a new projector before a frozen language model, and the captions to learn."""
+    """Return a projector before a frozen language model, and the captions to learn."""
     training, validation = open_examples(context, part, {"caption": 1.0}, seed)
     dtype = torch.bfloat16 if part.precision == "bf16" else torch.float32
     language_model = load_language_model(context.inputs["backbones"].directory("lm"), dtype)
     torch.manual_seed(seed)
     count, width = training.patches.shape
     vlm = build_vlm(part.projector, width, count, language_model)
-    vlm.vision_prefix.centre_on(training.some_patches(CENTRED_ON))
+    if part.start:
+        # Centred as it was: the projector has learned from patches around that mean.
+        vlm.vision_prefix.load_state_dict(bring_prefix(context, part, count, width))
+    else:
+        vlm.vision_prefix.centre_on(training.some_patches(CENTRED_ON))
     freeze(vlm.language_model)
     rates = (part.learning_rate, part.separator_learning_rate, 0.0)  # words stay frozen
     return Training("pretrain", vlm, part, training, validation, rates, seed)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from flows.commands.options import preset_and_changes
 from model.assistant import Assistant
 from pipeline.engine.dag import DAG
 from pipeline.engine.materialize import Outcome
@@ -20,6 +22,7 @@ from pipeline.errors import PipelineError, RecipeError
 from pipeline.recipe.presets import preset
 from pipeline.recipe.recipe import Recipe
 from pipeline.settings import Settings
+from pipeline.training.start import probe_start
 from storage.store.artifacts import ArtifactStore
 from storage.tables import read_table
 from tests.support.fake_stages import make
@@ -27,6 +30,7 @@ from tests.unit.model.test_gguf_model import tiny_llama, write_gguf
 
 pytestmark = pytest.mark.timeout(900)
 
+TRAINED = ("examples", "pretrain", "finetune", "evaluate")  # parts of a recipe made small here
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 220)}
 
 
@@ -165,3 +169,73 @@ def test_a_wrong_number_of_patches_is_told_before_anything_is_embedded(
     wrong = recipe.override({"features.patches": 36})
     with pytest.raises(PipelineError, match="the encoder gives 25 patches"):
         run(wrong, store)
+
+
+# -- on from a finished model, with a table of new images ----------------------------------------
+
+
+@pytest.fixture
+def bundle(store: Path, again: dict[str, Outcome]) -> Path:
+    kept = ArtifactStore(str(store / "store"), store / "cache")
+    return kept.artifact(again["publish"].manifest).path("bundle.json").parent
+
+
+@pytest.fixture
+def new_images(tmp_path: Path) -> Path:
+    """A table of images beside it."""
+    rng = np.random.default_rng(1)
+    rows = ["file,text"]
+    for number in range(24):
+        name = list(COLOURS)[number % 3]
+        pixels = np.clip(np.array(COLOURS[name]) + rng.integers(-30, 30, (70, 70, 3)), 0, 255)
+        Image.fromarray(pixels.astype(np.uint8), "RGB").save(tmp_path / f"{number}.png")
+        rows.append(f'{number}.png,"a {name}, rather plain thing"')
+    (tmp_path / "new.csv").write_text("\n".join(rows))
+    return tmp_path / "new.csv"
+
+
+def test_training_goes_on_from_a_bundle_with_new_images(
+    bundle: Path, new_images: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    _, fields = preset_and_changes("photos", None, None, str(new_images), str(bundle))
+    kept = {name: value for name, value in recipe.leaves() if name.split(".")[0] in TRAINED}
+    small = {k: v for k, v in kept.items() if k not in fields and "source" not in k}
+    still = {"pretrain.learning_rate": 1e-12, "pretrain.separator_learning_rate": 1e-12}
+    going_on = preset("photos").override(
+        {
+            **small,
+            **fields,
+            **still,
+            "images.validation_share": 0.25,
+            "images.source.test_share": 0.25,
+        }
+    )
+    assert going_on.backbones.lm_repository == str(bundle / "lm")
+    made = run(going_on, tmp_path / "store")
+    assert {outcome.status for outcome in made.values()} == {"made"}
+    learned = ArtifactStore(str(tmp_path / "store/store"), tmp_path / "cache")
+    before = load_file(bundle / "vision_prefix.safetensors")
+    after = load_file(learned.artifact(made["pretrain"].manifest).path("vision_prefix.safetensors"))
+    assert before.keys() == after.keys()
+    for name, value in before.items():  # a rate of nothing leaves it where the bundle was
+        torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-6)
+    texts = {row["text"] for row in rows_of(tmp_path / "store", made["examples"], "examples")}
+    assert texts == {f"a {name}, rather plain thing" for name in COLOURS}
+
+
+def test_a_changed_bundle_is_noticed_and_another_projector_refused(
+    bundle: Path, recipe: Recipe, store: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    begun = recipe.override({"pretrain.start": str(copy)})
+    before = probe_start(begun)
+    with (copy / "vision_prefix.safetensors").open("ab") as stream:
+        stream.write(b" ")
+    assert probe_start(begun) != before != {}
+    with pytest.raises(PipelineError, match=r"bundle's projector is .*'tokens': 4.*'tokens': 9"):
+        run(recipe.override({"pretrain.start": str(bundle), "pretrain.projector.tokens": 9}), store)
+    with pytest.raises(PipelineError, match=r"has no vision_prefix\.safetensors"):
+        run(recipe.override({"pretrain.start": str(bundle / "lm")}), store)
+    with pytest.raises(PipelineError, match="is not a bundle"):
+        preset_and_changes(None, None, None, None, str(bundle / "lm"))
