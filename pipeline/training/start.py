@@ -29,6 +29,8 @@ def probe_start(recipe: Recipe) -> SourceState:
     source = _source(start)
     if isinstance(source, Path):
         source = source / _PREFIX  # the rest of a bundle is large, and looked at elsewhere
+        if not source.is_file():
+            raise _no_bundle(start)
     return state_of(_LABEL, source, (_PREFIX, _CONFIG))
 
 
@@ -56,9 +58,7 @@ def bring_prefix(
         source = at_commit(source, _LABEL, context.source)
     place = place_of(source, context.scratch, context.report)
     if not (place.has(_PREFIX) and place.has(_CONFIG)):
-        raise PipelineError(
-            f"pretrain.start: {place.title} has no {_PREFIX}", "name a published or exported bundle"
-        )
+        raise _no_bundle(place.title)
     folder = context.scratch / _LABEL
     folder.mkdir(exist_ok=True)
     place.bring([_PREFIX, _CONFIG], folder)
@@ -108,6 +108,12 @@ def fields_of_bundle(path: str) -> dict[str, object]:
         **{f"pretrain.projector.{name}": value for name, value in prefix["projector"].items()},
         "pretrain.start": _place(folder),
     }
+
+
+def _no_bundle(place: str) -> PipelineError:
+    return PipelineError(
+        f"pretrain.start: {place} has no {_PREFIX}", "name a published or exported bundle"
+    )
 
 
 def _source(start: str) -> Source:
