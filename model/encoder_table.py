@@ -1,10 +1,16 @@
-"""Every published encoder a recipe can name, in one table; one more is one more line.
+"""The encoders of open_clip that a recipe can name: their shapes, and where their weights are.
 
-Plain values, because a recipe is checked long before a model is loaded. A test holds each line
-against open_clip's own configuration.
+Any vision transformer of open_clip has a line, read from the JSON file of its configuration; the
+table has those whose weights are known by a tag. Nothing of open_clip is imported, because a recipe
+is checked long before a model is loaded. A test holds each line of the table against open_clip's
+own configuration.
 """
 
+import json
 from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -83,6 +89,41 @@ ENCODERS = MappingProxyType(
         ),
     }
 )
+
+
+def encoder_line(name: str) -> EncoderLine:
+    """Return what is known of an encoder of open_clip.
+
+    Args:
+        name: open_clip's name of the architecture.
+
+    Raises:
+        KeyError: open_clip has no vision transformer of that name.
+    """
+    return ENCODERS[name] if name in ENCODERS else _from_config(name)
+
+
+@cache
+def _from_config(name: str) -> EncoderLine:
+    spec = find_spec("open_clip")
+    folder = (
+        Path(spec.submodule_search_locations[0])
+        if spec and spec.submodule_search_locations
+        else Path()
+    )
+    path = folder / "model_configs" / f"{name}.json"
+    if Path(name).name != name or not path.is_file():
+        raise KeyError(name)
+    config = json.loads(path.read_text())
+    vision = config["vision_cfg"]
+    sizes = [vision.get(field) for field in ("image_size", "patch_size", "width", "layers")]
+    # Neither a tower of timm, nor a ResNet, nor CoCa, which pools its patches.
+    if {"timm_model_name", "attentional_pool"} & vision.keys() or "multimodal_cfg" in config:
+        raise KeyError(name)
+    if not all(isinstance(size, int) for size in sizes):
+        raise KeyError(name)
+    image, patch, width, layers = sizes
+    return EncoderLine(image, patch, width, layers, {})
 
 
 TIMM = "timm/"  # before timm's name of an architecture, in `backbones.clip_name`

@@ -7,7 +7,7 @@ fetches.
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.encoder_table import ENCODERS, is_timm
+from model.encoder_table import encoder_line, is_timm
 from pipeline.data.source_layout import local_folder
 from pipeline.engine.stage import SourceState
 from pipeline.errors import PipelineError
@@ -32,7 +32,7 @@ def clip_source(choice: HubBackbones) -> Source:
     """Return where the encoder's weights lie; a tag of open_clip names a repository of the Hub."""
     if is_timm(choice.clip_name):
         return find_source(choice.clip_pretrained, "main")
-    repository = ENCODERS[choice.clip_name].tags.get(choice.clip_pretrained)
+    repository = encoder_line(choice.clip_name).tags.get(choice.clip_pretrained)
     if repository:
         return Repository(repository, "main")
     return find_source(choice.clip_pretrained, "main")

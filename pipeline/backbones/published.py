@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from model.encoder import write_clip
-from model.encoder_table import ENCODERS, is_timm
+from model.encoder_table import encoder_line, is_timm
 from model.gguf_model import write_gguf_model
 from model.timm_encoder import write_timm
 from pipeline.backbones.model_files import bring_clip, bring_language_model, check_weights
@@ -63,7 +63,7 @@ def _write_clip(context: StageContext, choice: HubBackbones) -> tuple[int, str]:
     check_weights(weights, redact(choice.clip_pretrained))
     if is_timm(choice.clip_name):
         return write_timm(choice.clip_name, weights, context.out / "clip", beside), commit
-    tags = ENCODERS[choice.clip_name].tags
+    tags = encoder_line(choice.clip_name).tags
     tag = choice.clip_pretrained if choice.clip_pretrained in tags else ""
     return write_clip(choice.clip_name, weights, context.out / "clip", tag, beside), commit
 

@@ -3,7 +3,7 @@
 No torch, but where an encoder of timm is asked for its own shape.
 """
 
-from model.encoder_table import ENCODERS, is_timm
+from model.encoder_table import encoder_line, is_timm
 from model.language_table import LANGUAGE_MODELS, LanguageLine, line_of
 from pipeline.errors import PipelineError
 from pipeline.recipe.backbone_parts import TINY_POSITIONS, BackbonesChoice, TinyBackbones
@@ -50,4 +50,4 @@ def vision_width(recipe: Recipe) -> int:
         from model.timm_encoder import timm_shape  # the one look that needs torch, without weights
 
         return timm_shape(backbones.clip_name, recipe.features.layer).width
-    return ENCODERS[backbones.clip_name].width
+    return encoder_line(backbones.clip_name).width

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from model.encoder_table import ENCODERS, is_timm
+from model.encoder_table import encoder_line, is_timm
 from model.language_table import LanguageLine
 from model.projector_costs import ProjectorCosts, projector_costs
 from pipeline.costs.backbone_sizes import language_line, vision_width
@@ -143,7 +143,7 @@ def _encoder_bytes(backbones: BackbonesChoice) -> int:
 
         return 4 * timm_shape(backbones.clip_name, -1).parameters
     else:
-        line = ENCODERS[backbones.clip_name]
+        line = encoder_line(backbones.clip_name)
         width, layers, patch = line.width, line.layers, line.patch
     return 4 * (12 * layers * width**2 + 3 * patch**2 * width)
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from model.encoder_table import ENCODERS, is_place, is_timm
+from model.encoder_table import ENCODERS, encoder_line, is_place, is_timm
 from model.language_table import line_of
 from pipeline.recipe.fields import Part, Positive, Rate
 
@@ -87,20 +87,21 @@ class HubBackbones(Part):
                     "hf://timm/NAME, or the path or URL of a folder or .safetensors file"
                 )
             return self
-        if self.clip_name not in ENCODERS:
+        try:
+            line = encoder_line(self.clip_name)
+        except KeyError:
             raise ValueError(
-                f"no encoder '{self.clip_name}'; there are {', '.join(ENCODERS)}, and any of timm "
-                "as timm/NAME"
-            )
+                f"no encoder '{self.clip_name}'; there are {', '.join(ENCODERS)}, every other "
+                "vision transformer of open_clip, and any of timm as timm/NAME"
+            ) from None
         if self.clip_pretrained == "openai" and not self.clip_name.endswith("-quickgelu"):
             raise ValueError(
                 f"OpenAI's weights were trained with QuickGELU: use {self.clip_name}-quickgelu"
             )
-        tags = ENCODERS[self.clip_name].tags
-        if self.clip_pretrained not in tags and not is_place(self.clip_pretrained):
+        if self.clip_pretrained not in line.tags and not is_place(self.clip_pretrained):
+            known = " or ".join([*line.tags, "the path or URL of a .safetensors file"])
             raise ValueError(
-                f"{self.clip_name} has no weights '{self.clip_pretrained}': "
-                f"use {' or '.join(tags)}, or the path or URL of a .safetensors file"
+                f"{self.clip_name} has no weights '{self.clip_pretrained}': use {known}"
             )
         return self
 

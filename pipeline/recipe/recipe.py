@@ -12,7 +12,7 @@ from typing import Any, Self, get_args
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from model.encoder_table import ENCODERS, is_timm
+from model.encoder_table import encoder_line, is_timm
 from pipeline.errors import RecipeError
 from pipeline.recipe.backbone_parts import BackbonesChoice, TinyBackbones, positions_of
 from pipeline.recipe.fields import Part
@@ -164,7 +164,7 @@ def encoder_shape(backbones: BackbonesChoice) -> tuple[int, int] | None:
         return (backbones.image_size // backbones.patch_size) ** 2, backbones.clip_layers
     if is_timm(backbones.clip_name):
         return None
-    line = ENCODERS[backbones.clip_name]
+    line = encoder_line(backbones.clip_name)
     return line.patches, line.layers
 
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from model.encoder import CONFIG, WEIGHTS, PatchEncoder, save_clip
-from model.encoder_table import ENCODERS
+from model.encoder_table import ENCODERS, encoder_line
 from model.tiny_clip import MEAN_STD, tiny_clip_config
 from pipeline.data.schemas import IMAGE_FILES, IMAGES
 from pipeline.engine.materialize import materialize
@@ -409,6 +409,27 @@ def test_the_table_says_what_open_clip_says(name: str) -> None:
         trunk: Any = timm.create_model(vision["timm_model_name"])
     assert trunk.patch_embed.num_patches == line.patches
     assert (trunk.embed_dim, len(trunk.blocks)) == (line.width, line.layers)
+
+
+def test_every_other_vision_transformer_of_open_clip_tells_its_own_shape(tmp_path: Path) -> None:
+    weights = tmp_path / "own.safetensors"
+    weights.touch()
+    shape = {"features.patches": 256, "pretrain.projector.tokens": 256}
+    named = {"backbones.clip_name": "ViT-H-14", "backbones.clip_pretrained": str(weights)}
+    preset("coco").override({**named, **shape})
+    with pytest.raises(RecipeError, match="gives 256 patches"):
+        preset("coco").override(named)
+    assert encoder_line("ViT-H-14")[:4] == (224, 14, 1280, 32)
+    for name in ("RN50", "coca_ViT-B-32", "ViT-B-16-SigLIP2", "../../ViT-H-14"):
+        with pytest.raises(KeyError):
+            encoder_line(name)
+
+
+def test_the_shape_that_a_configuration_states_is_the_models() -> None:
+    tower: Any = open_clip.create_model("ViT-S-32", load_weights=False).visual
+    line = encoder_line("ViT-S-32")
+    assert tower.conv1.weight.shape == (line.width, 3, line.patch, line.patch)
+    assert (len(tower.transformer.resblocks), tower.image_size[0]) == (line.layers, line.image)
 
 
 @pytest.mark.parametrize(
