@@ -66,8 +66,9 @@ def install(silence: float) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Install the automation on the server of PREFECT_API_URL."""
     parser = argparse.ArgumentParser(prog="python -m deployments.lost_runs", description=__doc__)
-    heard = "seconds without a heartbeat; default 120"
-    parser.add_argument("--silence", type=float, default=SILENCE, help=heard)
+    parser.add_argument(
+        "--silence", type=float, default=SILENCE, help="seconds without a heartbeat; default 120"
+    )
     spare_loopback()
     install(parser.parse_args(arguments).silence)
 

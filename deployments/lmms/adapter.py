@@ -38,7 +38,7 @@ class PhiVision(lmms):
         max_batch_size: Passed by lmms-eval for models that search for a batch size; not used.
 
     Raises:
-        PipelineError: There is no such assistant, or the batch size is not a number.
+        PipelineError: There is no such assistant, or the batch size is not a positive number.
     """
 
     is_simple = True  # takes text and images, not chat messages
@@ -54,7 +54,8 @@ class PhiVision(lmms):
         del max_batch_size
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise PipelineError(
-                f"the batch size {batch_size} is not a number", "give --batch_size 16"
+                f"the batch size {batch_size} is not a positive whole number",
+                "give --batch_size 16",
             )
         settings = settings_of(None, device=device.partition(":")[0] or None)
         self.assistant = open_assistant(settings, pretrained or None)

@@ -27,7 +27,7 @@ def write_duckdb(
         StorageError: The file is something else, or cannot be written.
     """
     if path.exists() and not _is_duckdb(path):
-        raise StorageError(f"{path} is not a DuckDB file", "name a new file: it is not overwritten")
+        raise StorageError(f"{path} is not a DuckDB file", "name a new file: this one is kept")
     partial = path.with_name(f".{path.name}.tmp")
     written = []
     try:

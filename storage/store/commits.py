@@ -214,7 +214,7 @@ def _upload(
     for record in manifest.files:
         if record.name not in states or states[record.name].bytes != record.bytes:
             raise StorageError(
-                f"{store.uri}/{manifest.folder}/{record.name} did not arrive complete",
+                f"{store.uri}/{manifest.folder}/{record.name} arrived incomplete",
                 "run again: finished work is kept",
             )
     if store.local:

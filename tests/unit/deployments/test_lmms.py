@@ -173,7 +173,7 @@ def test_what_it_cannot_do_is_told(adapter: Any, instance: type, tiny_bundle: Pa
     place = {"task": "task", "doc_id": 0, "repeats": 1}
     with pytest.raises(PipelineError, match="without its image"):
         adapter.loglikelihood([instance("loglikelihood", ("", "Yes"), idx=0, metadata=place)])
-    with pytest.raises(PipelineError, match="batch size auto is not a number"):
+    with pytest.raises(PipelineError, match="batch size auto is not a positive whole number"):
         type(adapter)(pretrained=str(tiny_bundle), batch_size="auto")
 
 

@@ -310,7 +310,7 @@ def test_an_upload_that_did_not_arrive_whole_stays_invisible(
             put(self, source, name)  # ty: ignore[invalid-argument-type]
 
     monkeypatch.setattr(type(store.files), "put", lossy)
-    with pytest.raises(StorageError, match=r"w\.bin did not arrive complete"):
+    with pytest.raises(StorageError, match=r"w\.bin arrived incomplete"):
         add(store, tmp_path, FILES)
     assert store.find("numbers", key()) is None
     assert store.list("artifacts/numbers") == []
