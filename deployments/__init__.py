@@ -1,1 +1,1 @@
-"""What runs the flow elsewhere and later: deployments of `full-pipeline`."""
+"""Running the flow elsewhere and on a schedule: deployments of `full-pipeline`."""

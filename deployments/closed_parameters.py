@@ -1,9 +1,9 @@
 """Close the deployments' parameters to unknown names: `python -m deployments.closed_parameters`.
 
-Prefect derives a deployment's schema from its flow and leaves its outermost object open. A run told
-`presett` would start, train the deployment's own preset and say nothing. The schema of `prefect
-deploy` has no place for it, so the server's copy is closed afterwards. Doing it again changes
-nothing.
+Prefect derives a deployment's schema from its flow and leaves its outermost object open. A run with
+the misspelt parameter `presett` would start and silently train the deployment's own preset.
+`prefect deploy` cannot close the schema, so the server's copy is closed afterwards. Running this
+again changes nothing.
 """
 
 from prefect.client.orchestration import get_client
@@ -21,8 +21,8 @@ from flows.surroundings import spare_loopback
 
 
 def close() -> None:
-    """Have the server of PREFECT_API_URL refuse parameters that our flows do not have."""
-    # Another project's flow may be called `retrain`, too; its deployments have not our tag.
+    """Make the server at PREFECT_API_URL refuse parameters that our flows do not have."""
+    # Another project's flow may be called `retrain`, too; its deployments lack our tag.
     flows = FlowFilter(name=FlowFilterName(any_=[full_pipeline.name, retrain.name]))
     ours = DeploymentFilter(tags=DeploymentFilterTags(all_=["phivision"]))
     with get_client(sync_client=True) as client:

@@ -1,9 +1,10 @@
-"""Who may speak to a server without a password: programs of this machine and its own page.
+"""Who may use a server without a password: programs on this machine and the server's own page.
 
-A browser fetches for every page that it shows, so a page from anywhere could speak to a server on
-loopback. CORS rules do not keep it from that: a POST without a content type is sent unasked, and
-Prefect reads its body as JSON; websockets have no such rules at all. But the browser always names
-the page in `Origin`, and `Host` tells where a stranger's name was pointed at this machine.
+A browser sends requests for every page that it shows, so any website could reach a server on
+loopback. CORS does not prevent it: a POST without a content type needs no preflight, and Prefect
+parses its body as JSON; websockets are not covered by CORS at all. But the browser always names
+the page in `Origin`, and `Host` reveals a foreign domain that resolves to this machine (DNS
+rebinding).
 """
 
 from urllib.parse import urlsplit
@@ -16,8 +17,8 @@ from starlette.websockets import WebSocketClose
 from flows.surroundings import LOOPBACK
 
 REFUSED = (
-    "this server has no password, so it answers this machine and its own page only; "
-    "set PREFECT_SERVER_API_AUTH_STRING=user:password for others\n"
+    "this server has no password, so it answers only this machine and its own page; "
+    "set PREFECT_SERVER_API_AUTH_STRING=user:password to allow others\n"
 )
 
 
@@ -42,11 +43,11 @@ class Guard:
 
 
 def is_own(headers: Headers) -> bool:
-    """Return whether a request is for loopback, and from no page or from the server's own."""
+    """Return whether a request is for loopback, and from a program or the server's own page."""
     host, origin = headers.get("host", ""), headers.get("origin")
     try:
         name = urlsplit(f"//{host}").hostname
         page = None if origin is None else urlsplit(origin).netloc
-    except ValueError:  # no address at all
+    except ValueError:  # a malformed address
         return False
     return name in LOOPBACK and page in (None, host)

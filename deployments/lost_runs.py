@@ -1,9 +1,9 @@
-"""Mark runs whose machine is gone as crashed: `python -m deployments.lost_runs`.
+"""Mark runs whose machine died as crashed: `python -m deployments.lost_runs`.
 
-A worker reports a flow process that dies. Where the worker dies with it, nobody does, and the run
-would be *Running* for ever and hold its deployment's only slot. Our runs send a heartbeat every 30
-seconds, wherever they start, so the server is told to act on its absence; the runs of other flows,
-which may be silent for longer, are left alone. Doing it again changes nothing.
+A worker reports a flow process that dies. If the worker dies with it, the run would stay *Running*
+for ever and hold its deployment's only slot. Our runs send a heartbeat every 30 seconds, wherever
+they start, so this automation marks a run without one as crashed; runs of other flows, which may
+be silent for longer, are left alone. Running this again changes nothing.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from flows.surroundings import spare_loopback
 
 NAME = "phivision: runs without a heartbeat have crashed"
 SILENCE = 120.0  # seconds; heartbeats come every 30, and a busy machine may be late with some
-# An event is named after a state's name, which need not be that of its type.
+# Events are named after a state's name, which may differ from the name of its type.
 _ENDINGS = (*ENDINGS, "Completed", "Failed", "TimedOut", "Cancelled", "Crashed")
 _FLOWS = [full_pipeline.name, retrain.name]
 
 
 def lost_runs(silence: float) -> Automation:
-    """Return the automation that marks a run as crashed after so many seconds of silence."""
+    """Return the automation that marks a run as crashed after `silence` s without a heartbeat."""
     heartbeat = "prefect.flow-run.heartbeat"
     return Automation(
         name=NAME,
@@ -53,10 +53,10 @@ def lost_runs(silence: float) -> Automation:
 
 
 def install(silence: float) -> None:
-    """Write the automation to the server, in place of an older one of its name."""
+    """Write the automation to the server, replacing an older one of the same name."""
     try:
         old = Automation.read(name=NAME)
-    except ValueError:  # the server has none of that name
+    except ValueError:  # none on the server yet
         old = None
     if isinstance(old, Automation):
         old.delete()
@@ -66,7 +66,9 @@ def install(silence: float) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Install the automation on the server of PREFECT_API_URL."""
     parser = argparse.ArgumentParser(prog="python -m deployments.lost_runs", description=__doc__)
-    parser.add_argument("--silence", type=float, default=SILENCE, help="seconds; default 120")
+    parser.add_argument(
+        "--silence", type=float, default=SILENCE, help="seconds without a heartbeat; default 120"
+    )
     spare_loopback()
     install(parser.parse_args(arguments).silence)
 

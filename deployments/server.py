@@ -1,7 +1,7 @@
 """Start Prefect's own server for this machine: `python -m deployments.server`.
 
 SQLite in Prefect's home by default. With PREFECT_SERVER_DATABASE_CONNECTION_URL set to a PostgreSQL
-URL the database of that name is made if it is not there; the server migrates it when it starts.
+URL the database of that name is created if missing; the server migrates it when it starts.
 """
 
 import argparse
@@ -25,7 +25,7 @@ AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prepare the database and be the server until told to end."""
+    """Prepare the database and run the server until it is stopped."""
     parser = argparse.ArgumentParser(prog="python -m deployments.server", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.host not in LOOPBACK and not os.environ.get(AUTH):
         parser.error(
-            f"{chosen.host} is open to other machines, and whoever reaches the server can run "
-            f"things on its workers; set {AUTH}=user:password first"
+            f"{chosen.host} is reachable from other machines, and anyone who reaches the server "
+            f"can run code on its workers; set {AUTH}=user:password first"
         )
     try:
         refuse_taken(chosen.host, chosen.port, "name another one with PREFECT_SERVER_API_PORT")
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"Prefect's server does not start: {error}")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    # The page asks the server that it came from; by itself it would always ask port 4200.
+    # The UI calls the server that it was loaded from; by default it would always call port 4200.
     os.environ.setdefault("PREFECT_SERVER_UI_API_URL", "/api")
-    # By itself Prefect answers the pages of all sites, which run in this machine's browsers, too.
+    # By default Prefect allows all origins, so any website open in a browser here could call it.
     os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", own_origins(chosen.port))
     if url := os.environ.get(DATABASE, ""):
         os.environ[DATABASE] = with_driver(url)
@@ -54,25 +54,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def own_origins(port: int) -> str:
-    """Return the origins of the server's own page, as Prefect's setting wants them."""
+    """Return the origins of the server's own page, in the form of Prefect's setting."""
     return ",".join(f"http://{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]"))
 
 
 def serve(host: str, port: int) -> None:
-    """Run the server; without a password it answers nobody but this machine."""
+    """Run the server; without a password it answers only this machine."""
     import uvicorn
     from prefect.server.api.server import create_app  # reads the environment
 
     app = create_app(final=True)
     guarded = app if os.environ.get(AUTH) else Guard(app)
     config = uvicorn.Config(guarded, host=host, port=port, log_level="warning")
-    port_of_ours = config.bind_socket()  # says so and ends where the port is taken
-    print(f"Prefect's UI: http://{host}:{port}", flush=True)  # noqa: T201 - a person watches
+    port_of_ours = config.bind_socket()  # exits with a message if the port is taken
+    print(f"Prefect's UI: http://{host}:{port}", flush=True)  # noqa: T201 - for the terminal
     uvicorn.Server(config).run(sockets=[port_of_ours])
 
 
 def with_driver(url: str) -> str:
-    """Return a database URL as Prefect wants it, with the driver that it brings along."""
+    """Return a database URL with the driver that Prefect installs."""
     scheme, separator, rest = url.partition("://")
     if scheme in {"postgres", "postgresql"}:
         return f"postgresql+asyncpg{separator}{rest}"
@@ -80,20 +80,20 @@ def with_driver(url: str) -> str:
 
 
 async def create_database(url: str) -> None:
-    """Make the PostgreSQL database that a URL names, unless it is there.
+    """Create the PostgreSQL database that a URL names, unless it exists.
 
     Args:
         url: `postgresql://USER:PASSWORD@HOST:PORT/NAME`, with or without a driver.
 
     Raises:
-        SystemExit: The server cannot be reached, or the user may not make a database.
+        SystemExit: The server cannot be reached, or the user may not create a database.
     """
     import asyncpg
 
     parts = urlsplit(url)
     name, place = unquote(parts.path.strip("/")), f"{parts.hostname}:{parts.port or 5432}"
     try:
-        # First the database itself: a user may well be allowed to enter no other one.
+        # The database itself first: the user may not be allowed to connect to any other.
         await (await _connect(url, name)).close()
     except asyncpg.InvalidCatalogNameError:
         await _create(url, name, place)
@@ -112,13 +112,13 @@ async def _create(url: str, name: str, place: str) -> None:
         finally:
             await connection.close()
     except (asyncpg.DuplicateDatabaseError, asyncpg.UniqueViolationError):
-        return  # another server, which starts at the same time, was faster
+        return  # another server, started at the same time, was faster
     except (OSError, asyncpg.PostgresError) as error:
         sys.exit(
-            f"the database {name} is not there and cannot be made at {place}: {error}\n"
-            "  → make it by hand, or name one that is there"
+            f"the database {name} does not exist at {place} and cannot be created: {error}\n"
+            "  → create it by hand, or name an existing one"
         )
-    print(f"made the database {name} at {place}", flush=True)  # noqa: T201 - a person watches
+    print(f"created the database {name} at {place}", flush=True)  # noqa: T201 - for the terminal
 
 
 async def _connect(url: str, database: str) -> "Connection":

@@ -1,8 +1,8 @@
 """A second name or copy of a large local file, without writing its bytes twice where that is safe.
 
 A reflink shares blocks until either side is written, so it is always safe. A hard link is one file
-with two names: who writes into one writes into both. So only a file that nobody is meant to write
-again is linked (a blob of a cache), and it is made read-only first, as git-annex and DVC do.
+with two names: a write to one changes both. So only a file that must not change again is linked (a
+blob of a cache), and it is made read-only first, as git-annex and DVC do.
 """
 
 import os
@@ -25,9 +25,9 @@ def clone_file(source: Path, target: Path, *, may_link: bool) -> Way:
 
     Args:
         source: The file; a symbolic link is followed.
-        target: A name in a folder of ours where nothing stands yet; the folder is made.
+        target: A path in our own folders where no file exists yet; its folder is created.
         may_link: Whether the source may become read-only and share its content for good. Never
-            for a file that a person may go on to edit.
+            for a file that a user may still edit.
 
     Raises:
         StorageError: The source cannot be read, or there is no room.
@@ -48,7 +48,7 @@ def clone_file(source: Path, target: Path, *, may_link: bool) -> Way:
 def clone_folder(source: Path, target: Path) -> None:
     """Copy all files of a folder, sharing their blocks where the disk can.
 
-    Never by hard links: a bit that flips in one of two artifacts must not spoil the other.
+    Never by hard links: a flipped bit in one of two artifacts must not damage the other.
 
     Raises:
         StorageError: A file cannot be read, or there is no room.
@@ -73,7 +73,7 @@ def _reflink(source: Path, target: Path) -> bool:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Make a hard link to a file of this user's own, after sealing it against writes."""
+    """Make a hard link to a file that this user owns, after making it read-only."""
     state = source.stat()
     if state.st_dev != target.parent.stat().st_dev or state.st_uid != os.geteuid():
         return False  # another disk; or its owner may make it writable again

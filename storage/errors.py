@@ -1,4 +1,4 @@
-"""Errors of storage: one line that names the thing and the remedy, and no secrets."""
+"""Errors of storage: one line that names the object and the remedy, without secrets."""
 
 import errno
 import re
@@ -22,17 +22,17 @@ def redact(text: str) -> str:
     """Return `text` with the secrets of every URL in it masked.
 
     User names, passwords, values of query fields and fragments become ``***``; the scheme, host,
-    path and field names stay, so the text still names the thing. A URL whose host cannot be told
-    from an unescaped password is masked whole.
+    path and field names stay, so the text still names the object. A URL whose host cannot be
+    distinguished from an unescaped password is masked whole.
     """
     return _URL.sub(_mask, text)
 
 
 def holds_credentials(text: str) -> bool:
-    """Return whether a text holds a URL with a password, a user of HTTP, or a secret in a field.
+    """Return whether a text holds a URL with a password, an HTTP user, or a secret in a field.
 
-    Of a text that is nothing but a URL, every field is taken for a secret that is not known to be
-    harmless: there are too many names for secrets to list.
+    If the text is nothing but a URL, every field not known to be harmless counts as a secret:
+    there are too many names for secrets to list.
     """
     return any(_tells(match, alone=match[0] == text.strip()) for match in _URL.finditer(text))
 
@@ -80,7 +80,7 @@ class StorageError(Exception):
     separate in ``args``, so that the error survives pickling between processes.
 
     Args:
-        message: What happened and to which thing.
+        message: What happened, and to which object.
         remedy: What the reader can do about it.
     """
 
@@ -97,7 +97,7 @@ def _line(text: str) -> str:
 
 
 class ChecksumError(StorageError):
-    """The bytes are not those that the checksum was made from."""
+    """The bytes do not match their checksum."""
 
 
 class UnsafeArchiveError(StorageError):
@@ -105,10 +105,10 @@ class UnsafeArchiveError(StorageError):
 
 
 class TransientError(StorageError):
-    """A failure that may pass by itself, so the same request is worth another attempt.
+    """A failure that may be temporary, so the same request is worth another attempt.
 
     Attributes:
-        pause: Seconds that the other side asked to wait, 0 where it named none.
+        pause: Seconds that the server asked to wait, 0 if it named none.
     """
 
     pause: float = 0.0
@@ -119,9 +119,9 @@ class MissingError(StorageError):
 
 
 class NoRangeError(StorageError):
-    """The server gives whole files only: it does not answer HTTP Range."""
+    """The server sends whole files only: it does not support HTTP Range."""
 
 
 def is_full(error: OSError) -> bool:
-    """Return whether a write failed for want of room."""
+    """Return whether a write failed for lack of space."""
     return error.errno in _NO_ROOM

@@ -23,11 +23,11 @@ _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP})  # of folders on some networ
 
 
 class FileState(NamedTuple):
-    """How a file looks without reading it; equal states mean equal content, as in git's index.
+    """A file's metadata; equal states mean equal content, as in git's index.
 
     Attributes:
         bytes: Size.
-        modified: Time of the last change in ns since 1970; 0 where the place does not tell.
+        modified: Time of the last change in ns since 1970; 0 where unknown.
         inode: Number of the file on its disk, 0 elsewhere.
     """
 
@@ -39,11 +39,11 @@ class FileState(NamedTuple):
 class LocalFiles:
     """Files of a folder on this machine. Names are relative to it, with forward slashes.
 
-    Every method raises StorageError, which names the file, where the disk does not do as asked.
+    Every method raises StorageError, which names the file, if the disk fails.
 
     Attributes:
         root: The folder.
-        uri: The same for people.
+        uri: The same, for messages.
     """
 
     def __init__(self, root: Path) -> None:
@@ -68,12 +68,12 @@ class LocalFiles:
             replace_file(self.path(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a new file; False where there is one already, which stays as it is."""
+        """Write a new file; return False and leave it unchanged if it exists."""
         with self._naming("write", name), _temporary(self.path(name), data) as temporary:
             return _name_anew(temporary, self.path(name))
 
     def put(self, source: Path, name: str) -> None:
-        """Give a finished file a second name, or copy it where the disk is another one."""
+        """Hard-link a finished file to a new name, or copy it where links do not work."""
         with self._naming("write", name):
             target = self.path(name)
             make_folder(target.parent)
@@ -148,7 +148,7 @@ class LocalFiles:
 
 
 def local_error(verb: str, path: Path, error: OSError) -> StorageError:
-    """Return the one line for what the local disk refused."""
+    """Return the error for a failed operation on the local disk."""
     if is_full(error):
         return StorageError(
             f"cannot {verb} {path}: no space left",
@@ -161,7 +161,7 @@ def local_error(verb: str, path: Path, error: OSError) -> StorageError:
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Yield every path below a folder, but those that vanish while it is read; none below a file.
+    """Yield every path below a folder, except those that vanish meanwhile; none for a file.
 
     Raises:
         OSError: A folder cannot be read.
@@ -176,11 +176,11 @@ def walk(root: Path) -> Iterator[Path]:
 
 
 def walk_files(root: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Yield every path below a folder that is not a folder, sorted, through links to folders, too.
+    """Yield every path below a folder that is not a folder, sorted; links to folders are followed.
 
     Args:
         root: The folder.
-        above: Real paths of the folders that led here: links that go in a circle end.
+        above: Real paths of the folders that led here, to stop at symlink loops.
 
     Raises:
         OSError: A folder cannot be read.
@@ -191,7 +191,7 @@ def walk_files(root: Path, above: frozenset[str] = frozenset()) -> Iterator[Path
     with os.scandir(root) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
-        # Of a link in a circle, DirEntry.is_dir raises.
+        # DirEntry.is_dir raises on symlink loops.
         if Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir():
             yield from walk_files(Path(entry.path), above | {real})
         else:
@@ -199,7 +199,7 @@ def walk_files(root: Path, above: frozenset[str] = frozenset()) -> Iterator[Path
 
 
 def state_of(path: Path) -> FileState:
-    """Return how a local file looks without reading it."""
+    """Return the metadata of a local file."""
     found = path.stat()
     return FileState(found.st_size, found.st_mtime_ns, found.st_ino)
 
@@ -215,7 +215,7 @@ def hash_file(path: Path, algorithm: "_Hash", advance: Callable[[int], None] = u
     Args:
         path: The file.
         algorithm: A new hash.
-        advance: Told how many bytes were read.
+        advance: Called with the bytes read.
     """
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):
@@ -227,7 +227,7 @@ def hash_file(path: Path, algorithm: "_Hash", advance: Callable[[int], None] = u
 def replace_file(path: Path, data: bytes) -> None:
     """Replace a local file atomically and durably.
 
-    The temporary file lies in the same folder, because a rename is atomic within one filesystem
+    The temporary file is in the same folder, because a rename is atomic within one filesystem
     only, and is synced before the rename, because a power cut could leave an empty file otherwise.
     """
     with _temporary(path, data) as temporary:
@@ -262,7 +262,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable, where the disk knows how to."""
+    """Make the names in a directory durable, where the filesystem supports it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -295,7 +295,7 @@ def _name_anew(source: Path, target: Path) -> bool:
         os.link(source, target)  # unlike a rename, it refuses to replace
     except FileExistsError:
         return False
-    except OSError:  # a disk without links: two at once may both succeed, and the last one stays
+    except OSError:  # a disk without links: two at once may both succeed, and the last one wins
         if target.exists():
             return False
         source.replace(target)

@@ -1,7 +1,7 @@
-"""The names that a store and its work folder give to things: what bears another one is not ours.
+"""The names of files in a store and its work folder: a file with any other name is not ours.
 
-Whatever removes or adopts asks here first. A place may hold files of other people, under names
-that look like ours, so every form is exact: the right folder, the right characters, their number.
+Code that removes or adopts files checks them here first. A place may also hold other people's
+files, with similar names, so every pattern is exact: folder, characters and their number.
 """
 
 import re
@@ -49,7 +49,7 @@ _TEMPORARY = re.compile(rf"\.(.+)\.{_RANDOM}\.tmp", re.DOTALL)
 
 
 def is_ours(name: str) -> bool:
-    """Return whether a store gives such a name to a file; names are relative to its root."""
+    """Return whether a store uses a name for a file; names are relative to its root."""
     folder, slash, rest = name.partition("/")
     if not slash:
         return name == MARK
@@ -57,7 +57,7 @@ def is_ours(name: str) -> bool:
 
 
 def is_rest(name: str) -> bool:
-    """Return whether a file is what a killed write of ours has left beside its target."""
+    """Return whether a file is a leftover of our own killed write, beside its target."""
     if _PROBE.fullmatch(name):
         return True
     target = written_as(name)
@@ -65,12 +65,12 @@ def is_rest(name: str) -> bool:
 
 
 def written_as(name: str) -> str | None:
-    """Return which file a temporary file was to become, None if its name is not that of one."""
+    """Return the target of a temporary file, None if the name is not that of one."""
     folder, slash, last = name.rpartition("/")
     found = _TEMPORARY.fullmatch(last)
     return f"{folder}{slash}{found[1]}" if found else None
 
 
 def listing_name(stage: str, attempt: str) -> str:
-    """Return where it is written down which files an attempt was to have."""
+    """Return the name of the listing of an attempt's files."""
     return f"attempts/{stage}/{attempt}.json"

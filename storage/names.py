@@ -11,17 +11,17 @@ from storage.errors import UnsafeArchiveError
 _LONGEST_PART = 255  # bytes of one name that every common filesystem takes
 _LONGEST_SHOWN = 120
 _DRIVE = re.compile(r"[A-Za-z]:")
-# Almost every name is plain; asking this first halves the time to open COCO's archive.
+# Almost every name is plain; checking this first halves the time to open COCO's archive.
 _PLAIN = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}/)*[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def resolve_member(root_name: str, file_name: str) -> str:
-    """Return the member that a dataset's `file_name` means, below `root_name`.
+    """Return the member that a dataset's `file_name` stands for, below `root_name`.
 
     Args:
         root_name: Folder inside the archive, such as ``train2017``; "" for its top.
-        file_name: A path that somebody else wrote into an annotation file.
+        file_name: An untrusted path from an annotation file.
 
     Raises:
         UnsafeArchiveError: `file_name` is not a safe relative path.

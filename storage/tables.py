@@ -28,7 +28,7 @@ def is_text(value: object) -> TypeGuard[str]:
 
 
 def is_int64(value: object) -> TypeGuard[int]:
-    """Return whether a value is a whole number that a column can hold; true and false are none."""
+    """Return whether a value is a whole number that a column can hold; booleans are not."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 

@@ -1,1 +1,1 @@
-"""An adapter with which lmms-eval, the field's own benchmark tool, loads a published bundle."""
+"""An adapter that lets lmms-eval, the field's benchmark tool, load a published bundle."""

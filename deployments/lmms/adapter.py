@@ -1,7 +1,7 @@
 """The published assistant as a model of lmms-eval: `lmms-eval --model phivision`.
 
-A question is laid out as in training and in `phivision ask`, an image is read the same way, and
-an answer is the very text that `ask` gives, unless the task asks for another decoding.
+Prompts and images are prepared as in training and in `phivision ask`, and an answer is exactly the
+text that `ask` gives, unless the task asks for another decoding.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from model.generation import generate
 from pipeline.errors import PipelineError
 from pipeline.training.batches import collate
 
-_MARK = "<image>"  # some tasks write where the image stands; here it stands before the text
+_MARK = "<image>"  # some tasks mark the image's position; here it always precedes the text
 _ARGUMENTS = 6  # context, settings or answer, doc_to_visual, number of the document, task, split
 
 
@@ -31,17 +31,17 @@ class PhiVision(lmms):
     """A bundle behind lmms-eval's interface of models; one process, one device.
 
     Args:
-        pretrained: A bundle's folder or `hf://owner/name`; the published assistant of the store
-            that PHIVISION_STORE names if it is empty.
+        pretrained: A bundle's folder or `hf://owner/name`; if empty, the published assistant of
+            the store that PHIVISION_STORE names.
         batch_size: Questions per forward pass.
-        device: `cpu` or `cuda`; whatever there is if it is empty.
-        max_batch_size: Given by lmms-eval for models that look for a batch size; not used.
+        device: `cpu` or `cuda`; if empty, chosen automatically.
+        max_batch_size: Passed by lmms-eval for models that search for a batch size; not used.
 
     Raises:
-        PipelineError: There is no such assistant, or the batch size is not a number.
+        PipelineError: There is no such assistant, or the batch size is not a positive number.
     """
 
-    is_simple = True  # it takes text and images, not messages of a chat
+    is_simple = True  # takes text and images, not chat messages
 
     def __init__(
         self,
@@ -54,7 +54,8 @@ class PhiVision(lmms):
         del max_batch_size
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise PipelineError(
-                f"the batch size {batch_size} is not a number", "give --batch_size 16"
+                f"the batch size {batch_size} is not a positive whole number",
+                "give --batch_size 16",
             )
         settings = settings_of(None, device=device.partition(":")[0] or None)
         self.assistant = open_assistant(settings, pretrained or None)
@@ -66,10 +67,10 @@ class PhiVision(lmms):
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Return an answer to each request, in order; an empty question asks for a caption.
 
-        `max_new_tokens` is lowered where the language model has no more positions.
+        `max_new_tokens` is lowered where the language model runs out of positions.
 
         Raises:
-            PipelineError: A request does not show exactly one image.
+            PipelineError: A request does not have exactly one image.
             ModelError: A question leaves no room for an answer.
         """
         answers = [""] * len(requests)
@@ -90,14 +91,14 @@ class PhiVision(lmms):
         return answers
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Return each continuation's nats per token and whether it is what greedy search writes.
+        """Return each continuation's nats per token and whether greedy search would write it.
 
-        lmms-eval chooses the smallest number of a multiple choice, and its own models give the
-        mean loss over the continuation; so does this, whatever the name says. The token that ends
+        Despite the method's name this is the mean loss over the continuation, as in lmms-eval's
+        own models: of a multiple choice lmms-eval picks the smallest number. The token that ends
         an answer is not counted.
 
         Raises:
-            PipelineError: A request does not show exactly one image.
+            PipelineError: A request does not have exactly one image.
             ModelError: Question and continuation are too long for the language model.
         """
         found = [(0.0, False)] * len(requests)
@@ -120,13 +121,13 @@ class PhiVision(lmms):
         return found
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
-        """Refuse tasks that talk in rounds.
+        """Refuse multi-turn tasks.
 
         Raises:
             PipelineError: Always.
         """
         raise PipelineError(
-            "phivision answers one question at a time, this task asks in rounds",
+            "phivision answers one question at a time, but this task is multi-turn",
             "choose a task of the type generate_until or multiple_choice",
         )
 
@@ -141,8 +142,8 @@ class PhiVision(lmms):
     def _read(self, number: int, arguments: tuple[Any, ...]) -> Question:
         if len(arguments) < _ARGUMENTS:
             raise PipelineError(
-                "the task asks how likely an answer is without its image",
-                "phivision always has one: leave the metric acc_mutual_info out",
+                "the task asks for the likelihood of an answer without its image",
+                "phivision always needs an image: leave out the metric acc_mutual_info",
             )
         context, second, visuals, place, task, split = arguments
         documents, template = self.task_dict[task][split], self.assistant.template
@@ -154,15 +155,15 @@ class PhiVision(lmms):
             writing = read_writing(second, self._beams, self._tokens, room)
         else:
             text = second if isinstance(second, str) else second(documents[place])
-            # An answer may begin with a blank in training, a caption begins with its first word.
+            # In training an answer may begin with a space; a caption begins with its first word.
             said = str(text).strip()
             judged = template.answer(said) if asked else template.captioned(said)
         if room < max(len(judged), 1):
             raise ModelError(
                 f"task {task}, document {place}: the question has {len(ids)} tokens and its answer "
-                f"{len(judged)}, but {self._longest} fit behind the image"
+                f"{len(judged)}, but only {self._longest} fit after the image"
             )
-        # The image is not held while it waits: a benchmark may have 200,000 of them.
+        # Loaded only when its batch comes: a benchmark may have 200,000 images.
         show = partial(_shown, visuals, documents, place, task)
         return Question(number, show, [*ids, *judged], len(judged), writing)
 

@@ -1,4 +1,4 @@
-"""What lmms-eval asks, in our words: how to write an answer, which image, which batches."""
+"""lmms-eval's requests in this project's terms: decoding settings, the image, batches."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +15,12 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
 class Writing(NamedTuple):
-    """How an answer is written.
+    """How an answer is generated.
 
     Attributes:
         decoding: How tokens are chosen.
         max_new_tokens: Tokens after which the answer is cut.
-        until: Texts that end the answer and are no part of it.
+        until: Stop strings, which are not part of the answer.
     """
 
     decoding: GenerationConfig
@@ -28,7 +28,7 @@ class Writing(NamedTuple):
     until: tuple[str, ...]
 
     def cut(self, text: str) -> str:
-        """Return an answer up to the first text that ends it."""
+        """Return an answer up to its first stop string."""
         ends = [text.index(end) for end in self.until if end in text]
         return text[: min(ends, default=len(text))].strip()
 
@@ -37,11 +37,11 @@ class Question(NamedTuple):
     """One request.
 
     Attributes:
-        number: Its place among the requests.
+        number: Its index among the requests.
         show: Returns the image's file content; called when its batch comes.
         ids: Token ids after the image.
-        targets: How many of the last ids are to be judged; 0 where an answer is to be written.
-        writing: How to write it.
+        targets: How many of the last ids are scored; 0 where an answer is to be generated.
+        writing: How to generate it.
     """
 
     number: int
@@ -55,16 +55,16 @@ NOTHING = Writing(GreedyConfig(), 0, ())
 
 
 def read_writing(asked: Mapping[str, Any], beams: int, max_new_tokens: int, room: int) -> Writing:
-    """Return a task's `generation_kwargs` as how to write an answer.
+    """Return the generation settings that a task's `generation_kwargs` ask for.
 
-    Sampling has the seed 0, so that a score can be repeated.
+    Sampling uses seed 0, so that scores are reproducible.
 
     Args:
         asked: The task's settings: `until`, `max_new_tokens`, `num_beams`, `do_sample`,
             `temperature`, `top_p`.
-        beams: Beams where the task names no number; 1 is greedy.
-        max_new_tokens: Tokens where the task names no number.
-        room: Tokens for which the language model has positions.
+        beams: Default number of beams; 1 is greedy.
+        max_new_tokens: Default number of tokens.
+        room: Tokens for which the language model has positions left.
     """
     until = asked.get("until") or ()
     ends = (until,) if isinstance(until, str) else tuple(until)
@@ -77,10 +77,10 @@ def read_writing(asked: Mapping[str, Any], beams: int, max_new_tokens: int, room
 
 
 def one_image(visuals: Any, task: str) -> bytes:
-    """Return the one image of a request as a file, so that it is read like any other.
+    """Return the one image of a request as file content, so that it is decoded like any other.
 
     Args:
-        visuals: What the task's `doc_to_visual` gave.
+        visuals: What the task's `doc_to_visual` returned.
         task: Name of the task.
 
     Raises:
@@ -91,7 +91,7 @@ def one_image(visuals: Any, task: str) -> bytes:
     if len(images) != 1 or len(found) != 1:
         kinds = ", ".join(type(each).__name__ for each in found) or "nothing"
         raise PipelineError(
-            f"task {task} shows {kinds}: phivision answers about one image",
+            f"task {task} gives {kinds}: phivision needs exactly one image per question",
             "choose tasks with one image per question, such as mme, gqa, vqav2 or textvqa",
         )
     upright = ImageOps.exif_transpose(images[0])
@@ -105,7 +105,7 @@ def one_image(visuals: Any, task: str) -> bytes:
 
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Yield questions that can be worked on together: written alike, of similar length."""
+    """Yield batches of questions with equal generation settings and similar lengths."""
 
     def alike(question: Question) -> tuple[str, int]:
         return question.writing.decoding.model_dump_json(), question.writing.max_new_tokens

@@ -1,6 +1,6 @@
 """The chat as a Hugging Face Space: `python app.py` in the Space, as the Space itself runs it.
 
-The page is `flows/chat/page.py`, the very one of `phivision chat`; `deployments.space.assemble`
+The page is `flows/chat/page.py`, the same as in `phivision chat`; `deployments.space.assemble`
 puts it beside this file. The model is the folder `bundle/`, or PHIVISION_BUNDLE=hf://owner/name.
 """
 
@@ -14,7 +14,7 @@ from model.assistant import load_assistant
 def main() -> None:
     """Serve the chat until stopped.
 
-    A Space opens its container's door by GRADIO_SERVER_NAME; anywhere else it is loopback.
+    A Space sets GRADIO_SERVER_NAME to be reachable; anywhere else the chat is on loopback.
     """
     import torch
 

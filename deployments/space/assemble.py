@@ -30,7 +30,7 @@ def assemble(folder: Path, bundle: str) -> None:
         bundle: The folder of a bundle, or `hf://owner/name`.
 
     Raises:
-        PipelineError: The folder is not empty, or the bundle is none.
+        PipelineError: The folder is not empty, or `bundle` is not a bundle.
     """
     is_remote = bundle.startswith(HUB)
     if not is_remote and not (Path(bundle) / "bundle.json").is_file():
@@ -55,7 +55,7 @@ def _fetch_at_start(app: Path, address: str) -> None:
 
 
 def modules_of(path: Path) -> list[str]:
-    """Return the modules of ours that a file needs, as paths below the checkout, sorted."""
+    """Return our modules that a file imports, also indirectly, as sorted paths in the checkout."""
     found = {f"{package}/__init__.py" for package in PACKAGES}
     waiting = [path]
     while waiting:
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Assemble a Hugging Face Space of the chat.")
     parser.add_argument("target", help="new folder, or hf://owner/name (token in HF_TOKEN)")
     parser.add_argument("bundle", help="folder written by `phivision export`, or hf://owner/name")
-    parser.add_argument("--public", action="store_true", help="open a new Space to everybody")
+    parser.add_argument("--public", action="store_true", help="make a new Space public")
     given = parser.parse_args(arguments)
     try:
         if not given.target.startswith(HUB):

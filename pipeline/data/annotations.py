@@ -1,8 +1,8 @@
-"""What a dataset says about its images: COCO's annotation files as checked records.
+"""COCO's annotation files as validated records.
 
-A record that has not the format's shape becomes a row of `drops` that names file, place and fault;
-a file that is not JSON, or not COCO's, stops the run with its name. Numbers that were written as
-text or with a point are read as what they mean.
+A malformed record becomes a row of `drops` that names file, position and fault; a file that is not
+JSON, or not COCO's, stops the run with its name. Whole numbers written as text or as floats are
+accepted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ from storage.archives.archives import open_archive
 from storage.tables import as_int64, is_number, is_text
 
 Json = dict[str, Any]
-_FLAGS = {"0": False, "1": True, "false": False, "true": True}  # how people write iscrowd
+_FLAGS = {"0": False, "1": True, "false": False, "true": True}  # how datasets write iscrowd
 BROKEN = "broken record"
 
 
@@ -47,7 +47,7 @@ def read_coco(path: Path, split: str, drops: list[Json], *, own: bool = False) -
         own: Whether the folder is the user's own, so that links in it are followed.
 
     Raises:
-        PipelineError: A file is missing, no JSON, or not COCO's.
+        PipelineError: A file is missing, not JSON, or not COCO's.
         StorageError: The archive cannot be read.
     """
     names = (f"captions_{split}.json", f"instances_{split}.json")
@@ -75,14 +75,14 @@ def read_coco(path: Path, split: str, drops: list[Json], *, own: bool = False) -
 def _gather_images(
     records: Iterable[Any], name: str, split: str, unique: dict[int, Json], drops: list[Json]
 ) -> None:
-    """Add the image records of one file to those that are known, by id."""
+    """Add the image records of one file to `unique`, by id."""
     for place, record in enumerate(records):
         fault = _image_fault(record)
         if fault:
             drops.append(_broken("image", name, f"images[{place}]", fault, record))
             continue
         key = as_int64(record["id"])
-        assert key is not None  # the fault would tell
+        assert key is not None  # `_image_fault` checks it
         first = unique.setdefault(key, {**record, "id": key, "origin": split})
         if composed(record["file_name"]) != composed(first["file_name"]):
             detail = f"{first['file_name']} has this id"
@@ -90,7 +90,7 @@ def _gather_images(
 
 
 def _by_file(unique: Mapping[int, Json]) -> tuple[list[Json], dict[int, int]]:
-    """Return one record per file, by id, and the id that each id means.
+    """Return one record per file, by id, and for every id the id of that record.
 
     Flickr's lists have a record for each caption, so that one image has five ids.
     """
@@ -102,10 +102,10 @@ def _by_file(unique: Mapping[int, Json]) -> tuple[list[Json], dict[int, int]]:
 
 
 class _Listed:
-    """Reads records about the images of a list.
+    """Reads records about listed images.
 
     Args:
-        meant: The id of the image by each id that it has in the list.
+        meant: The image's id, by every id that the list has for it.
         drops: Receives a row for each record that cannot be used.
     """
 
@@ -128,7 +128,7 @@ class _Listed:
 
         for record, image in self._about_images("object", records, name, fault):
             category = as_int64(record["category_id"])
-            assert category is not None  # the fault would tell
+            assert category is not None  # `_object_fault` checks it
             sides = dict(
                 zip(("x", "y", "width", "height"), map(float, record["bbox"]), strict=True)
             )
@@ -144,7 +144,7 @@ class _Listed:
     def _about_images(
         self, kind: str, records: Iterable[Any], name: str, fault_of: Any
     ) -> Iterator[tuple[Json, int]]:
-        """Yield the whole records of listed images, and the image's id."""
+        """Yield the valid records about listed images, and the image's id."""
         for place, record in enumerate(records):
             fault = "not an object" if not isinstance(record, dict) else _id_fault(record)
             if fault:
@@ -184,7 +184,7 @@ def objects_of(origins: Iterable[Annotations], good: set[int]) -> list[Json]:
 
 
 def _of_images(rows: list[Json], images: set[int], key: str) -> list[Json]:
-    """Return the rows about some images; those without an id get the next that is free."""
+    """Return the rows about some images; those without an id get the next free one."""
     free = count(max((row[key] for row in rows if row[key] is not None), default=0) + 1)
     named = (row if row[key] is not None else {**row, key: next(free)} for row in rows)
     return [row for row in named if row["image_id"] in images]
@@ -195,7 +195,7 @@ def _broken(kind: str, file: str, place: str, fault: str, record: object) -> Jso
 
 
 def _image_fault(record: object) -> str:
-    """Return why a record is no image's, "" if it is one."""
+    """Return why a record does not describe an image, "" if it does."""
     if not isinstance(record, dict):
         return "not an object"
     if as_int64(record.get("id")) is None:
@@ -204,7 +204,7 @@ def _image_fault(record: object) -> str:
 
 
 def _id_fault(record: Json) -> str:
-    """Return what is wrong with the ids of a record about an image; its own may be absent."""
+    """Return what is wrong with the ids of a record about an image; its own id may be absent."""
     for name in ("id", "image_id"):
         absent = name == "id" and record.get(name) is None
         if not absent and as_int64(record.get(name)) is None:
@@ -235,7 +235,7 @@ def _object_fault(record: Json, categories: Mapping[int, str]) -> str:
 
 
 def _flag(value: object) -> bool | None:
-    """Return what a flag means, None where it is none; null is 0, as where it is absent."""
+    """Return a flag's value, None if it is not a flag; null counts as 0, like an absent one."""
     if value is None:
         return False
     if isinstance(value, str):

@@ -1,7 +1,7 @@
-"""Images with captions and nothing else, as tables and folders have them, as annotations.
+"""Images that have only captions, from tables and folders, as annotations.
 
-Such data has no ids: an image's follows from its name, so that it keeps its split when others come
-or go. It has 52 bits, which every reader of JSON keeps.
+This data has no ids: an image's id is a hash of its name, so that it keeps its split when other
+images are added or removed. The id has 52 bits, which every JSON reader keeps exactly.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ _SPLITS = {
     "": TRAIN,
     "train": TRAIN,
     "training": TRAIN,
-    "restval": TRAIN,  # Karpathy's name for what he trained on, too
+    "restval": TRAIN,  # Karpathy's name for additional training images
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
@@ -30,14 +30,14 @@ _SPLITS = {
 
 @dataclass(frozen=True)
 class Captioned:
-    """What a source says of an image in one place.
+    """One record of a source about an image.
 
     Attributes:
-        place: Where, for people: a row or a member.
+        place: Where it is, for messages: a row or a member.
         file_name: Name of the image among the fetched ones.
         captions: Its captions, blank ones left out.
         split: The split's name in the source, "" where it has none.
-        url: Address of the image, "" where it lies beside the others.
+        url: Address of the image, "" where it is a file.
     """
 
     place: str
@@ -52,12 +52,12 @@ def annotations_of(
 ) -> dict[str, Annotations]:
     """Return the images and captions of the origins `train` and `test`.
 
-    An image that several records name has the captions of all of them, and the split of the first.
+    An image that several records name gets the captions of all of them, and the split of the first.
 
     Args:
-        records: What the source says.
+        records: The source's records.
         test_share: Share of the images that become test images where no record names a split.
-        seed: Chooses these.
+        seed: Seed of that choice.
         drops: Receives a row for each record that has no caption or an unknown split.
     """
     images: dict[str, dict[str, Any]] = {}
@@ -102,7 +102,7 @@ def _origin(
 
 def _id(name: str, taken: set[int]) -> int:
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 12
-    while key in taken:  # two names in some thousand datasets of a million images
+    while key in taken:  # a collision: one in some thousand datasets of a million images
         key += 1
     taken.add(key)
     return key

@@ -1,7 +1,7 @@
-"""COCO's annotation files: which file of a folder or an archive is meant, and what it holds.
+"""COCO's annotation files: finding them in a folder or an archive, and reading them.
 
-People keep copies beside their annotations. The file nearest to the top is read, or none: where
-two lie equally near, or one lies in a folder below that of another, nobody knows which are meant.
+People keep copies beside their annotations. The file nearest to the top is read. Where two are
+equally near, or one is in a folder below that of another, the choice is ambiguous: an error.
 """
 
 import json
@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError
 from storage.archives.archives import Archive, ArchiveLimits
 
 JSON_LIMITS = ArchiveLimits(members=64, member_bytes=4 * 2**30, total_bytes=16 * 2**30, ratio=200.0)
-_ENDS = ("", ".gz")  # what may follow a file's name
+_ENDS = ("", ".gz")  # suffixes that may follow a file's name
 _LISTS = ("images", "annotations", "categories")
 
 Json = dict[str, Any]
@@ -27,12 +27,12 @@ def read_document(archive: Archive, path: Path, name: str, *, required: bool) ->
 
     Args:
         archive: The folder or archive of the annotations.
-        path: Its path, for people.
+        path: Its path, for messages.
         name: Base name of the file, such as ``captions_val2017.json``.
         required: Whether the file must be there.
 
     Raises:
-        PipelineError: It is missing, may be one of several, is not JSON, or not COCO's.
+        PipelineError: It is missing, ambiguous, not JSON, or not COCO's.
     """
     found = _find(archive, path, name)
     if found is None:
@@ -63,7 +63,7 @@ def is_document(member: str) -> bool:
 
 
 def _unwrapped(value: object) -> object:
-    """Return what the one field of an object holds, where that is all the object has."""
+    """Return COCO's object out of an object whose only field holds it, else the value itself."""
     if isinstance(value, dict) and len(value) == 1:
         inner = next(iter(value.values()))
         if isinstance(inner, dict) and {"images", "annotations"} <= inner.keys():
@@ -78,15 +78,15 @@ def _without_outline(record: Json) -> Json:
 
 
 def _find(archive: Archive, path: Path, name: str) -> str | None:
-    """Return the member that a base name means, None where there is none.
+    """Return the member with a base name, None where there is none.
 
     Raises:
-        PipelineError: It may mean several.
+        PipelineError: Several members could be meant.
     """
     found = _nearest(archive, name)
     if len(found) > 1:
         raise PipelineError(
-            f"{path} holds {' and '.join(found)}, and which one is meant is not known",
+            f"{path} holds {' and '.join(found)}: which one to use is ambiguous",
             "move all but one elsewhere",
         )
     if not found:
@@ -109,7 +109,7 @@ def _others(archive: Archive, name: str) -> Iterator[str]:
 
 
 def _nearest(archive: Archive, name: str) -> list[str]:
-    """Return the members of that name that lie nearest to the top; one as it is before a packed."""
+    """Return the members of that name nearest to the top; an uncompressed one is preferred."""
     ranked = [
         (member.count("/"), rank, member)
         for member in archive.names()
@@ -120,7 +120,7 @@ def _nearest(archive: Archive, name: str) -> list[str]:
 
 
 def _instead(archive: Archive, name: str) -> str:
-    """Return in words what lies there in its place, "" where nothing looks like it."""
+    """Return in words which similar member there is instead, "" where there is none."""
     for member, reason in archive.refused.items():
         if member.rsplit("/", 1)[-1] == name:
             return f": {member} was refused ({reason})"

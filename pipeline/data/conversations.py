@@ -1,7 +1,7 @@
 """Stage `conversations`: LLaVA-Instruct JSON becomes one table of multi-turn conversations.
 
-Rows are kept as they are, blank and odd ones included, because `examples` says in SQL what it
-leaves out and why; only records that have not the shape of the format are dropped here.
+Rows are kept unfiltered, empty and odd ones included, because `examples` filters them in SQL and
+gives a reason for each; only malformed records are dropped here.
 """
 
 import json
@@ -34,8 +34,8 @@ def conversations(
     Args:
         context: The stage's folders.
         conversations: The recipe's part.
-        images: The part of the images, where the demo's conversations are to be written.
-        seed: Seed of these.
+        images: The part of the images, needed to render the demo's conversations.
+        seed: Seed of that rendering.
 
     Raises:
         PipelineError: The file is not LLaVA-Instruct JSON, or holds no conversation.
@@ -68,7 +68,7 @@ def _write(
 def _locate(
     context: StageContext, part: ConversationsPart, images: ImagesPart | None, seed: int
 ) -> tuple[Path, str]:
-    """Return the local file, and the name by which its owner knows it."""
+    """Return the local file, and its name for messages."""
     target = context.scratch / "conversations.json"
     match part.source:
         case FileConversations(path=path, sha256=sha256) if path.startswith(HUB):
@@ -80,7 +80,7 @@ def _locate(
             there = Repository(repository, revision, "dataset")
             return _hub_file(context, there, name), f"{repository}/{name}"
         case _:
-            assert images is not None  # the DAG gives them to such a source
+            assert images is not None  # the DAG passes them for the demo's conversations
             dataset = import_module(images.source.module)
             url, checksum = dataset.write_conversations(context, images, seed).as_uri(), None
     with context.report.track("fetch conversations", None) as tick:

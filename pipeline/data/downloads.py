@@ -1,11 +1,11 @@
-"""How files below a root URL come to this machine: whole, in part, or one by one.
+"""Downloads of files below a root URL: whole, in part, or one by one.
 
-Over HTTP only the chosen images are moved, out of the remote archive or by their own addresses.
-Where that saves nothing, or the server gives whole files only, the archive comes whole.
+Over HTTP only the chosen images are fetched, out of the remote archive or by their own addresses.
+Where that saves nothing, or the server does not support ranges, the whole archive is fetched.
 
-What came is shared by all recipes of this machine (`storage.fetch.download_cache`), so that one
-that wants more images moves the difference. Images by address are not: nobody says their
-version.
+Downloads are shared by all recipes of this machine (`storage.fetch.download_cache`), so that one
+that wants more images fetches only the difference. Images fetched by address are not shared: their
+version is unknown.
 """
 
 import json
@@ -41,7 +41,7 @@ def fetch_whole(context: StageContext, root: str, name: str, known: Known) -> Pa
         known: Checksum and bytes of published files, by name.
 
     Raises:
-        StorageError: It cannot be fetched, or is another file than the known one.
+        StorageError: It cannot be fetched, or does not match `known`.
     """
     from storage.fetch.transfer import download, probe
 
@@ -50,7 +50,7 @@ def fetch_whole(context: StageContext, root: str, name: str, known: Known) -> Pa
     if noted is not None:
         return noted.paths[0]
     folder = _scratch(context)
-    if not root.startswith("file:"):  # which are here already
+    if not root.startswith("file:"):  # local files need no cache
         folder = _folder(context, url, {"checksum": checksum} if checksum else probe(url))
     with context.report.track(f"fetch {name}", size) as tick:
         path = download(url, folder / name, checksum=checksum, size=size, advance=tick)
@@ -66,7 +66,7 @@ def fetch_some_of(
     images: ImagesPart,
     records: Sequence[Mapping[str, Any]],
 ) -> ImageFiles:
-    """Return the chosen members of an archive below `root`, or all of it where that is better.
+    """Return the chosen members of an archive below `root`, or all of it where that is cheaper.
 
     Args:
         context: The stage's folders.
@@ -77,7 +77,7 @@ def fetch_some_of(
         records: Image records with `file_name`.
 
     Raises:
-        StorageError: It cannot be fetched, or is another file than the known one.
+        StorageError: It cannot be fetched, or does not match `known`.
     """
     from storage.fetch.web import is_http
 
@@ -97,10 +97,10 @@ def fetch_some(
     records: Sequence[Mapping[str, Any]],
     size: int | None = None,
 ) -> ImageFiles | None:
-    """Return the members of a zip that the records name, None where it should come whole.
+    """Return the members of a zip that the records name, None where all of it should be fetched.
 
-    Members that came for another recipe are not fetched again. A member is checked against the
-    zip's own CRC-32; the zip's checksum needs the whole of it.
+    Members that another recipe fetched are not fetched again. A member is checked against the
+    zip's own CRC-32; the zip's checksum would need all of it.
 
     Raises:
         StorageError: It cannot be fetched, or does not have `size` bytes.
@@ -138,7 +138,7 @@ def fetch_some(
 def _opened(
     context: StageContext, url: str, images: ImagesPart, size: int | None, patience: "Patience"
 ) -> "RemoteZip | None":
-    """Return a remote zip of `size` bytes, None where its server gives no parts of a file."""
+    """Return a remote zip of `size` bytes, None where its server does not support ranges."""
     from storage.fetch.remote_zip import RemoteZip
 
     try:
@@ -172,7 +172,7 @@ def fetch_below(
         choose: Called with the folder; returns the files that are wanted.
 
     Raises:
-        StorageError: It cannot be reached or has no room here; a file that is gone is a fault.
+        StorageError: It cannot be reached, or the disk is full; a missing file is only a fault.
     """
     from storage.fetch.download_cache import gather
     from storage.fetch.remote_folder import RemoteFolder
@@ -203,7 +203,7 @@ def fetch_by_address(
     """Return the chosen images, each fetched from the `coco_url` of its record.
 
     Raises:
-        StorageError: The network stays away; an image that is not there is a fault.
+        StorageError: The network stays down; a missing image is only a fault.
     """
     from storage.fetch.download_cache import gather
     from storage.fetch.retries import Patience
@@ -233,16 +233,16 @@ def _scratch(context: StageContext) -> Path:
 
 
 def _folder(context: StageContext, url: str, version: Mapping[str, str]) -> Path:
-    """Return the folder that all recipes share, or this one's own where versions look alike."""
+    """Return the folder that all recipes share, or this recipe's own if the version is unknown."""
     from storage.fetch.download_cache import folder_of
 
     return folder_of(context.settings.work, url, version) or _scratch(context)
 
 
 def _note(context: StageContext, name: str, images: ImageFiles) -> ImageFiles:
-    """Write down what came, so that a run that was killed later needs no network for it.
+    """Record what was fetched, so that a run that resumes after a kill needs no network for it.
 
-    Members that could not be had are asked for again.
+    Nothing is recorded if members are missing: they are tried again.
     """
     if not images.faults:
         path = _scratch(context) / f"{name}.json"
@@ -253,7 +253,7 @@ def _note(context: StageContext, name: str, images: ImageFiles) -> ImageFiles:
 
 
 def _noted(context: StageContext, name: str) -> ImageFiles | None:
-    """Return what an earlier try of this recipe has brought, None where it is not all here."""
+    """Return what an earlier try of this recipe fetched, None if any of it is missing."""
     try:
         known = json.loads((_scratch(context) / f"{name}.json").read_text())
         paths, refused = tuple(map(Path, known["paths"])), dict(known["refused"])

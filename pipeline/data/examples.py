@@ -35,7 +35,7 @@ from storage.sql.queries import Database
 from storage.tables import read_table, where, write_table
 
 Row = dict[str, Any]
-_VALIDATING = 4  # images with a conversation that the proposed validation split would have
+_VALIDATING = 4  # images with such a text that the suggested validation share should hold out
 
 
 def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summary:
@@ -45,7 +45,7 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
         PipelineError: Nothing is left to train on or to validate with, or an image is both
             trained on and tested with.
     """
-    del seed  # filters and tokens involve no chance
+    del seed  # filters and tokenization are deterministic
     folder = context.inputs["backbones"].directory("lm")
     stored: dict[str, Any] = {
         **_prefixes(folder, examples),
@@ -80,7 +80,7 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
 
 
 def _prefixes(folder: Path, examples: ExamplesPart) -> dict[str, Any]:
-    """Return what stands around questions and answers, and the id that ends an answer."""
+    """Return the text around questions and answers, and the id that ends an answer."""
     if examples.template != "plain":
         from model.chat_template import chat_pieces  # transformers takes seconds
 
@@ -121,7 +121,7 @@ def _rows(table: pa.Table, kind: str) -> list[Row]:
 
 
 def _file_names(context: StageContext) -> dict[int, str]:
-    """Return the file name of every image by id, of those that could not be used, too."""
+    """Return the file name of every image by id, quarantined ones included."""
     images = context.inputs["images"]
     lost = where(read_table(images.path("drops.parquet")), kind="image").to_pylist()
     names = {
@@ -139,7 +139,7 @@ def _example(
     alikes: Alikes,
     drops: list[Row],
 ) -> Row | None:
-    """Return an example row, or None after writing down why there is none."""
+    """Return an example row, or None after adding the reason to `drops`."""
     kind = record["kind"]
     key = record[f"{kind}_id"]
     reason = record["reason"]
@@ -182,7 +182,7 @@ def _spoken(template: PromptTemplate, pairs: list[tuple[str, str]]) -> str:
 def _fit(
     template: PromptTemplate, pairs: list[tuple[str, str]], limit: int
 ) -> tuple[list[tuple[str, str]], Tokens]:
-    """Return the longest run of first turns within the limit; at least one turn is kept."""
+    """Return as many first turns as fit the limit, and their tokens; at least one is kept."""
     tokens = template.conversation(pairs)
     while len(tokens) > limit and len(pairs) > 1:
         pairs = pairs[:-1]
@@ -215,7 +215,7 @@ def _questions(rows: list[Row]) -> Iterator[Row]:
 def _user_filtered(
     context: StageContext, examples: ExamplesPart, rows: list[Row], drops: list[Row]
 ) -> list[Row]:
-    """Return the rows that the recipe's own filters keep, numbered again; the others are drops."""
+    """Return the rows that the recipe's own filters keep, renumbered; the others become drops."""
     if not examples.filters:
         return rows
     images = {
@@ -236,7 +236,7 @@ def _user_filtered(
 
 
 def _visible(row: Row, image: Row) -> Row:
-    """Return what a filter of the recipe may look at."""
+    """Return the fields that a filter of the recipe may use."""
     shared = {name: row[name] for name in ("kind", "split", "image_id", "text", "turns")}
     return {
         **shared,
@@ -249,7 +249,7 @@ def _visible(row: Row, image: Row) -> Row:
 
 
 def _refuse_empty(rows: list[Row], drops: list[Row], kinds: Sequence[str]) -> None:
-    """Raise if a training would find nothing to learn from, or nothing to be held to."""
+    """Raise if there is nothing to train on, or nothing to validate with."""
     images: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
         images[row["split"], row["kind"]].add(row["sha256"])
@@ -258,13 +258,13 @@ def _refuse_empty(rows: list[Row], drops: list[Row], kinds: Sequence[str]) -> No
         if not trained:
             raise PipelineError(
                 f"no {kind} is left to train on; dropped: {_reasons(kind, drops)}",
-                "mend the source, or the fields of examples.* that drop them",
+                "fix the source, or relax the fields of examples.* that drop them",
             )
         if not images["validation", kind]:
             share = min(0.5, math.ceil(100 * _VALIDATING / trained) / 100)
             raise PipelineError(
                 f"no {kind} is about a validation image, and {trained} training images have "
-                f"one: training could not tell its best checkpoint",
+                f"one: training could not select its best checkpoint",
                 f"--set images.validation_share={share} holds more images out",
             )
 
@@ -272,11 +272,11 @@ def _refuse_empty(rows: list[Row], drops: list[Row], kinds: Sequence[str]) -> No
 def _reasons(kind: str, drops: list[Row]) -> str:
     counts = Counter(row["reason"] for row in drops if row["kind"] == kind)
     told = (f"{count} {reason}" for reason, count in counts.most_common())
-    return ", ".join(told) or "none, there was none"
+    return ", ".join(told) or "none, the source holds none"
 
 
 def _refuse_leaks(rows: list[Row]) -> None:
-    """Raise if an image, by content, is both trained on (or chosen by) and tested with."""
+    """Raise if an image, by content, is in training or validation and also in test."""
     columns = ("split", "image_id", "sha256")
     used = pa.table({name: [row[name] for row in rows] for name in columns})
     with Database({"used": used}) as database:

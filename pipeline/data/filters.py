@@ -76,7 +76,7 @@ SELECT conversation_id, record_id, image_name, image_id, split, sha256,
 FROM joined ORDER BY conversation_id
 """.replace("{found}", FOUND_SQL)
 
-# Empty if no image is on both sides; images are told apart by content, not by id or name.
+# Empty if no image is on both sides; images are compared by content, not by id or name.
 LEAKS_SQL = """
 WITH trained AS (SELECT DISTINCT split, image_id, sha256 FROM used WHERE split <> 'test'),
 tested AS (SELECT sha256, min(image_id) AS test_id FROM used WHERE split = 'test' GROUP BY ALL)
@@ -84,12 +84,12 @@ SELECT image_id, split, test_id FROM trained JOIN tested USING (sha256) ORDER BY
 """
 
 MACROS = (
-    # Blanks of every kind (a no-break space too) become one; the ends are stripped. RE2's \s knows
-    # ASCII only: \p{Z} are Unicode's separators, \p{Cc} its control characters.
+    # Whitespace of every kind (no-break space too) becomes one space; the ends are stripped. RE2's
+    # \s is ASCII only: \p{Z} are Unicode's separators, \p{Cc} its control characters.
     r"CREATE MACRO tidy(t) AS "
     r"trim(regexp_replace(t, '[\p{Z}\p{Cc}\x{200B}\x{FEFF}]+', ' ', 'g'))",
     "CREATE MACRO bare(t) AS tidy(replace(t, '<image>', ' '))",
-    # Of scripts without blanks each character is a word.
+    # In scripts without spaces each character counts as a word.
     f"CREATE MACRO words(t) AS "
     rf"len(string_split(tidy(regexp_replace(t, '({UNIT_SQL})', ' \1 ', 'g')), ' '))",
     "CREATE MACRO list_any_in(t, parts) AS "

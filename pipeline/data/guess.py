@@ -1,4 +1,4 @@
-"""Which fields of a recipe somebody's captioned images stand for, guessed from what lies there."""
+"""Guessing a recipe's data fields from a user's files of captioned images."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -34,13 +34,13 @@ _WHAT = (
 
 @dataclass(frozen=True)
 class Guess:
-    """What a path was taken for.
+    """What a path was recognised as.
 
     Attributes:
         what: In words, with counts.
         changes: The fields of the recipe, by dotted path.
         columns: Names of the columns of `rows`.
-        rows: The first rows, for people.
+        rows: The first rows, for display.
     """
 
     what: str
@@ -50,16 +50,16 @@ class Guess:
 
 
 def guess_data(path: str) -> Guess:
-    """Return what the captioned images at a local path are, and the recipe fields for them.
+    """Return which format the captioned images at a local path have, and the recipe fields for it.
 
     Raises:
-        PipelineError: It is nothing that a source reads, or a table without a clear column.
+        PipelineError: No source reads that format, or a table's columns are not recognised.
         StorageError: It cannot be read.
     """
     place = local_folder(path)
     if place is None:
         raise PipelineError(
-            f"--data looks at files of this machine, and {path} is elsewhere",
+            f"--data reads local files only, and {path} is not local",
             "give images.source with its fields (phivision recipe names them)",
         )
     if not place.exists():
@@ -72,7 +72,7 @@ def guess_data(path: str) -> Guess:
         return _of_table(str(table), table)
     if place.is_dir() or place.name.endswith(SUFFIXES):
         return _of_pairs(path, place)
-    raise PipelineError(f"--data: {path} is not a dataset that is known", f"give {_WHAT}")
+    raise PipelineError(f"--data: {path} has no known dataset format", f"give {_WHAT}")
 
 
 def _fields(source: Mapping[str, object], path: str) -> dict[str, object]:
@@ -104,7 +104,7 @@ def _metadata(folder: Path) -> Path | None:
 
 
 def _is_sample(path: Path, folder: Path) -> bool:
-    """Whether a table is the JSON beside an image, and not one of all images."""
+    """Whether a file is the JSON beside one image, not a table of all images."""
     return any((folder / f"{path.stem}{suffix}").exists() for suffix in IMAGES)
 
 
@@ -117,7 +117,7 @@ def _of_table(path: str, place: Path) -> Guess:
     if image is None or caption is None:
         what = "an image" if image is None else "a caption"
         raise PipelineError(
-            f"--data: no column of {path} is called like {what}; it has {', '.join(columns)}",
+            f"--data: no column of {path} is named like {what}; it has {', '.join(columns)}",
             "set images.source.kind=table with its fields, or rename the column",
         )
     split = _named(columns, _SPLIT) or ""
@@ -139,12 +139,12 @@ def _of_table(path: str, place: Path) -> Guess:
         "test_share": _TEST_SHARE,
     }
     rows = [[_short(row[name]) for name in shown] for row in first]
-    what = f"a table of {count:,} rows; {', '.join(columns)} are its columns"
+    what = f"a table of {count:,} rows with the columns {', '.join(columns)}"
     return Guess(what, _fields(source, path), shown, rows)
 
 
 def _images_of(folder: Path, names: Sequence[Any]) -> str:
-    """Return the folder beside the table in which its images lie, "" where rows have addresses."""
+    """Return the folder or archive of a table's images, "" where rows have addresses."""
     first = next((name for name in names if isinstance(name, str)), "")
     if first.startswith(("http://", "https://")):
         return ""
@@ -157,7 +157,7 @@ def _images_of(folder: Path, names: Sequence[Any]) -> str:
     if len(archives) == 1:
         return archives[0]
     raise PipelineError(
-        f"--data: {first!r} of the first row is not beside the table",
+        f"--data: {first!r}, the image of the first row, was not found beside the table",
         "set images.source.kind=table with its fields; images.source.root is the images' folder",
     )
 
@@ -181,7 +181,7 @@ def _of_pairs(path: str, place: Path) -> Guess:
             beside = archive.read(known[name.rpartition(".")[0]])
             rows.append([name, _short(beside.decode("utf-8", "replace"))])
     fields = _fields({"kind": "pairs", "root": path, "test_share": _TEST_SHARE}, path)
-    what = f"{len(paired):,} images with a file of captions"
+    what = f"{len(paired):,} images with a caption file"
     if shards:
         what += f" in {len(shards)} shards"
     return Guess(what, fields, ("image", "caption"), rows)

@@ -1,4 +1,4 @@
-"""An image's bytes by the `file_name` of its record, wherever the source has put them."""
+"""An image's bytes by the `file_name` of its record, wherever the source keeps them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from pipeline.data.name_forms import Alikes, composed
 from storage.archives.archives import Archive, ArchiveLimits, resolve_member
 from storage.names import name_fault
 
-_SHOWN = 4  # members named where a name may mean several
+_SHOWN = 4  # members listed in the error about an ambiguous name
 
 
 def image_limits(max_bytes: int) -> ArchiveLimits:
@@ -27,9 +27,9 @@ class ImageFiles:
     Attributes:
         paths: The folder, the archive, or the archives that hold them together.
         refused: Members that must not be read, with the reason, beyond those found in `paths`.
-        faults: Members that the source could not give, with the detail.
-        fault: The reason that counts them.
-        own: Whether they lie in a folder of the user's own, whose links are followed.
+        faults: Members that could not be fetched, with the detail.
+        fault: The drop reason that counts them.
+        own: Whether they are in the user's own folder, whose links are followed.
     """
 
     paths: tuple[Path, ...]
@@ -42,10 +42,10 @@ class ImageFiles:
 class ImageFinder:
     """Finds an image by its `file_name`, with or without the folders that lead to it.
 
-    Where a name is not that of a member, it means the one member of which it is the end, by whole
-    parts of the path, or that is its own end. A like base name alone is another image. Names are
-    compared after Unicode's normalisation, which differs between systems; of two members that
-    differ in it alone, the one written as the record writes it is meant.
+    A name that is not a member's stands for the one member whose path ends with it, by whole path
+    components, or whose path is its end. An equal base name alone is no match. Names are compared
+    after Unicode normalisation, which differs between systems; of two members that differ only in
+    that, the one spelt as in the record is used.
     """
 
     def __init__(self, archive: Archive, known: ImageFiles | None = None) -> None:
@@ -63,11 +63,11 @@ class ImageFinder:
         }
 
     def find(self, file_name: str) -> str | None:
-        """Return the member that a `file_name` means, or None if there is none.
+        """Return the member that a `file_name` stands for, or None if there is none.
 
         Raises:
             UnsafeArchiveError: It is not a safe relative path.
-            BadImageError: It may mean several members.
+            BadImageError: It matches several members.
         """
         found = self._candidates(file_name)
         if len(found) > 1:
@@ -75,7 +75,7 @@ class ImageFinder:
         return found[0] if found else None
 
     def find_all(self, file_names: Iterable[str]) -> set[str]:
-        """Return every member that names may mean; what is missing or unsafe is left out."""
+        """Return every member that the names match; missing and unsafe names are left out."""
         return {
             found for name in file_names if not name_fault(name) for found in self._candidates(name)
         }

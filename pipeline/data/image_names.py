@@ -1,9 +1,9 @@
 """Which image a conversation is about, by the name that it gives, as SQL over both tables."""
 
-# LLaVA's mixtures name an image by a path that may begin elsewhere than the dataset's: one must
-# be the end of the other, by whole parts. Of a name with COCO 2014's prefix the 12 digits stay. A
-# path that names a split besides (train2017/000001.jpg) means an image of that split. Equal
-# images are one, whichever of them is named.
+# LLaVA's mixtures name an image by a path whose root may differ from the dataset's: one path must
+# end with the other, by whole components. COCO 2014's prefix before the 12 digits is cut off. A
+# path that also names a split (train2017/000001.jpg) means an image of that split. Images with
+# equal content count as one, whichever of them is named.
 FOUND_SQL = r"""
 named AS (
     SELECT *, nfc_normalize(regexp_replace(
@@ -28,7 +28,7 @@ named AS (
     FROM near GROUP BY conversation_id
 )"""
 
-# The image that each conversation is about, where that is one and known.
+# The image that each conversation is about, where it is known and unambiguous.
 NAMED_IMAGES_SQL = """
 WITH {found}
 SELECT conversation_id, i.split, i.sha256

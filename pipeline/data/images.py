@@ -1,8 +1,7 @@
 """Stage `images`: a COCO-format dataset becomes tables and shards of images that all decode.
 
-Each image is read once, decoded once to prove that it can be, and kept as its original bytes.
-What cannot be used is quarantined in `drops` with its file, its record and the reason; its bytes
-are kept apart.
+Each image is read once, decoded once as a check, and kept as its original bytes. Unusable images
+are quarantined in `drops` with file, record and reason; their bytes are kept separately.
 """
 
 import csv
@@ -68,7 +67,7 @@ def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
 
 
 def split_of(image_id: int, validation_share: float, seed: int) -> str:
-    """Return the split of an image that is no test image.
+    """Return the split of an image that is not a test image.
 
     The hash makes the choice independent of which other images there are, so a growing dataset
     never moves an image between splits.
@@ -83,12 +82,12 @@ def _divide(
     validation_share: float,
     seed: int,
 ) -> None:
-    """Give every row its split; equal images go together, whatever their ids and names.
+    """Give every row its split; images of equal content share it, whatever their ids and names.
 
-    Where the source names validation images, these are it and no others.
+    Where the source names validation images, exactly these are the validation split.
 
-    The one that `images.limit` would choose first decides for all, so that a larger limit moves
-    none of them.
+    Among equal images, the one that `images.limit` would choose first decides, so that a larger
+    limit moves none of them.
     """
     deciding: dict[str, int] = {}
     for row in sorted(rows, key=lambda row: _rank(row["image_id"], seed)):
@@ -104,7 +103,7 @@ def _divide(
 
 
 def _rank(image_id: int, seed: int) -> tuple[float, int]:
-    """Return what images are chosen by, lowest first."""
+    """Return the sort key by which images are chosen, lowest first."""
     return _draw("subset", image_id, seed), image_id
 
 
@@ -126,7 +125,7 @@ def _choose(
     if clash := sorted(train & test):
         raise PipelineError(
             f"image ids {clash[:5]} are in {' and in '.join(annotations)}",
-            "test images must not be trained on: give them ids of their own",
+            "test images must not be trained on: give them different ids",
         )
     return sorted(chosen, key=lambda record: record["id"])
 
@@ -138,7 +137,7 @@ def _ingest(
     images: ImagesPart,
     drops: list[dict],
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row per usable image, its split left out; write the images' bytes on the way."""
+    """Yield a row per usable image, still without its split; write the images' bytes to shards."""
     limits = image_limits(images.max_bytes)
     shards, quarantine = _ImageShards(context.out), Quarantine()
     with ExitStack() as stack:
@@ -215,7 +214,7 @@ def _row(record: Mapping[str, Any], data: bytes, size: tuple[int, int]) -> dict[
 def _refuse_too_many_bad(
     context: StageContext, chosen: int, good: int, limit: float, bad: list[dict[str, Any]]
 ) -> None:
-    """Raise where too many images are bad, after writing down which."""
+    """Raise if too many images are bad, after listing them in a file."""
     if good and (chosen - good) / chosen <= limit:
         return
     told = _written_down(context, "image", bad)
@@ -223,14 +222,14 @@ def _refuse_too_many_bad(
         raise PipelineError("no image of the dataset can be used", told)
     raise PipelineError(
         f"{chosen - good} of {chosen} images are bad, above images.max_bad_share {limit}",
-        f"{told}; mend the source or raise the limit",
+        f"{told}; fix the source or raise the limit",
     )
 
 
 def _refuse_silence(
     context: StageContext, annotations: Mapping[str, Annotations], drops: list[dict[str, Any]]
 ) -> None:
-    """Raise where an origin has captions and none of them can be read."""
+    """Raise if an origin has captions but none of them can be read."""
     for origin in (origin for origin, found in annotations.items() if not found.captions):
         broken = [
             row
@@ -243,9 +242,9 @@ def _refuse_silence(
 
 
 def _written_down(context: StageContext, kind: str, drops: list[dict[str, Any]]) -> str:
-    """Write down what was dropped, and return it in words with the place.
+    """List the drops in a CSV file, and return a summary with its path.
 
-    Nothing of the stage becomes visible then, so the table lies beside what a kill would leave.
+    The stage fails afterwards and publishes nothing, so the file is in the scratch folder.
     """
     path = (context.scratch / _TABLES[kind]).resolve()
     rows = [row for row in drops if row["kind"] == kind]
@@ -260,4 +259,4 @@ def _written_down(context: StageContext, kind: str, drops: list[dict[str, Any]])
         place = f"{first['file']} {first['record']}: " if first["reason"] == BROKEN else ""
         detail = first["detail"][:_SHOWN] or first["file"]
         told.append(f"the first: {place}{detail}")
-    return f"{', '.join(told) or 'it lists none'}; {path} names each"
+    return f"{', '.join(told) or 'no image is listed'}; {path} lists them all"

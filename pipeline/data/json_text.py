@@ -1,4 +1,4 @@
-"""JSON that somebody else wrote, as text: whatever encoding it has, gzipped or not."""
+"""Decoding JSON files from elsewhere: any UTF encoding, gzipped or not."""
 
 import gzip
 import io
@@ -10,10 +10,10 @@ LARGEST = 4 * 2**30  # unpacked bytes of one file
 
 
 def json_text(data: bytes) -> str:
-    """Return the text of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a mark of it.
+    """Return the text of a JSON file in UTF-8, UTF-16 or UTF-32, with or without byte order mark.
 
     Raises:
-        ValueError: It is no text in any of them, or what was gzipped is damaged or too large.
+        ValueError: It is not text in any of them, or its gzip is damaged or too large.
     """
     if data.startswith(_GZIP):
         data = _unpacked(data)
@@ -27,5 +27,5 @@ def _unpacked(data: bytes) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"the gzip is damaged or cut short ({error})") from None
     if len(found) > LARGEST:
-        raise ValueError(f"unpacked it has more than {LARGEST} bytes")
+        raise ValueError(f"it has more than {LARGEST} bytes when unpacked")
     return found

@@ -14,10 +14,10 @@ from storage.tables import is_text
 def read_records(path: Path, name: str) -> list[Any]:
     """Return the records of a JSON list, of an object around one, or of JSON lines.
 
-    Published files lie about it: JSON lines named `.json` are common.
+    The suffix says nothing: published JSON lines are often named `.json`.
 
     Raises:
-        PipelineError: It is none of them; `name` is how its owner knows it.
+        PipelineError: It is none of them; the message calls the file `name`.
     """
     try:
         text = json_text(path.read_bytes())
@@ -45,7 +45,7 @@ def _read_lines(text: str) -> list[Any]:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError as error:
-            if not found:  # an object that goes on in the next line; else the error names the line
+            if not found:  # perhaps one object on several lines; otherwise the error names the line
                 return _records_of(json.loads(text))
             raise ValueError(f"line {number} column {error.colno}: {error.msg}") from None
     return _records_of(found[0]) if len(found) == 1 else found

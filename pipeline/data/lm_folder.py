@@ -1,4 +1,4 @@
-"""What a language model's folder says about its tokens, read without torch."""
+"""The end-of-text token of a language model's folder, read without torch."""
 
 import json
 from pathlib import Path

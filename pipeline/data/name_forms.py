@@ -1,7 +1,7 @@
-"""File names that look the same to people: accents in one or two characters, capitals, widths.
+"""File names that look the same: accents as one or two characters, case, character widths.
 
-macOS writes an accented letter as two characters, most others as one, and people see the same name.
-Names that differ in more than that are different names; one that differs in capitals is only told.
+macOS writes an accented letter as two characters, most other systems as one: these names are equal
+here. Names that differ in case or width are different; the error only suggests the other name.
 """
 
 import unicodedata
@@ -14,15 +14,15 @@ def composed(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """Return a form that names share if people may take one for the other."""
+    """Return a form that is equal for names that are easily confused."""
     return unicodedata.normalize("NFKC", name).casefold()
 
 
 class Alikes:
-    """Tells of a name that is not there which other one may be meant.
+    """Suggests an existing name for one that is missing.
 
     Args:
-        names: Paths that are there.
+        names: Existing paths.
     """
 
     def __init__(self, names: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Whether images and conversations have changed where they come from; asked on every look."""
+"""Whether the sources of images and conversations have changed; `plan` asks every time."""
 
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,7 @@ def probe_images(recipe: Recipe) -> SourceState:
 
 
 def probe_conversations(recipe: Recipe) -> SourceState:
-    """Return the state of a conversation file that bears no checksum of its own."""
+    """Return the state of a conversation file whose checksum the recipe does not give."""
     match recipe.conversations.source:
         case HubConversations(repository=name, revision=revision):
             return hub_state("conversations", Repository(name, revision, "dataset"))

@@ -15,7 +15,7 @@ _ROWS = pa.schema([("record", pa.string()), ("file", pa.string()), ("data", pa.b
 
 
 class Quarantine:
-    """Keeps what was read and could not be used; a dataset without such images has no file."""
+    """Collects the bytes of unusable images; a dataset without any gets no file."""
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []

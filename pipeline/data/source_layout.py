@@ -1,6 +1,6 @@
-"""Where the parts of a dataset in COCO's layout lie, and whether they changed.
+"""Where the parts of a dataset in COCO's layout are, and whether they changed.
 
-`plan` asks this on every look, so nothing heavy is imported here.
+`plan` asks this every time, so nothing heavy is imported here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 Chosen = Mapping[str, Sequence[Mapping[str, Any]]]  # image records by origin
 ANNOTATIONS = "annotations/annotations_trainval2017.zip"
 
-# Where each part may lie below a root, without its suffix; the place of the published ones first.
+# Where each part may be below a root, without its suffix; the published layout first.
 _NAMES = {
     **{split: (f"zips/{split}", split) for split in SPLITS},
     "annotations": (
@@ -31,7 +31,7 @@ def local_folder(root: str) -> Path | None:
     """Return the folder that a path or a `file://` URL names, None for a root elsewhere."""
     if root.startswith("file:"):
         path = Path(root.removeprefix("file:").removeprefix("//"))
-        # Taken as it is written; Path.as_uri() writes %20 for a blank.
+        # Taken literally if it exists; Path.as_uri() writes %20 for a space.
         return path if path.exists() else Path(unquote(str(path)))
     return Path(root).expanduser() if is_bare(root) else None
 
@@ -57,14 +57,14 @@ def remote_files(root: str) -> dict[str, str]:
 
 
 def remote_parts(root: str) -> dict[str, tuple[str, dict[str, str]]]:
-    """Return path and state of each part; where all lies as usual, that is one look at each."""
+    """Return path and state of each part; in the published layout this is one request each."""
     return {part: _remote_one_of(root, part, names) for part, names in _NAMES.items()}
 
 
 def _remote_one_of(root: str, part: str, names: Sequence[str]) -> tuple[str, dict[str, str]]:
     from storage.fetch.web import is_http
 
-    # Nobody lists the files behind HTTP.
+    # HTTP cannot list a folder.
     folders = () if is_http(root) else reversed(names)
     for name in (*(f"{name}{suffix}" for name in names for suffix in SUFFIXES), *folders):
         try:
@@ -74,12 +74,12 @@ def _remote_one_of(root: str, part: str, names: Sequence[str]) -> tuple[str, dic
     raise StorageError(
         f"{redact(root)} has no archive {names[0]}.zip",
         f"COCO's layout needs {' or '.join(names)} there, as {', '.join(SUFFIXES)}; "
-        "or as a folder, but behind HTTP",
+        "or as a folder, except over HTTP",
     )
 
 
 def _one_of(root: Path, part: str, names: Sequence[str]) -> Path:
-    """Return the first archive, else the first folder, that bears one of the names."""
+    """Return the first archive, else the first folder, with one of the names."""
     candidates = [root / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
     candidates += [root / name for name in reversed(names)]
     for candidate in candidates:
@@ -91,14 +91,14 @@ def _one_of(root: Path, part: str, names: Sequence[str]) -> Path:
 
 
 def state_of(url: str) -> dict[str, str]:
-    """Return what tells versions of a file or folder apart; see `storage.fetch.remote.probe`."""
+    """Return what identifies a file's or folder's version; see `storage.fetch.remote.probe`."""
     from storage.fetch.transfer import probe  # imports every way to fetch something
 
     return probe(url)
 
 
 def above_and_name(url: str) -> tuple[str, str]:
-    """Return where a file or folder lies and its name, "" for a whole bucket."""
+    """Return the parent of a file or folder, and its name, "" for a whole bucket."""
     above, _, name = url.rstrip("/").rpartition("/")
     return (url.rstrip("/"), "") if above.endswith(":/") else (above, name)
 

@@ -1,8 +1,8 @@
-"""Scripts that put no blanks between words: their characters are counted and scored one by one.
+"""Scripts without spaces between words: their characters are counted and scored one by one.
 
 Chinese, Japanese, Thai, Lao, Burmese and Khmer need a dictionary to find words, and no two
-dictionaries agree. A character with the marks that belong to it is a unit for everybody; published
-figures for Chinese are made of them, too (sacreBLEU's tokenizer `zh`).
+dictionaries agree. A character with its combining marks is an undisputed unit; published figures
+for Chinese use it, too (sacreBLEU's tokenizer `zh`).
 """
 
 import re
@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Final
 
-# Ranges that Python's `re` and DuckDB's RE2 both read. Digits are none: they make numbers.
+# Ranges that Python's `re` and DuckDB's RE2 both read. Digits are left out: they form numbers.
 _LETTERS: Final = (
     ("Han", 0x2E80, 0x2FDF), ("Han", 0x3005, 0x3007), ("Han", 0x3400, 0x4DBF),
     ("Han", 0x4E00, 0x9FFF), ("Han", 0xF900, 0xFAFF), ("Han", 0x20000, 0x3FFFF),
@@ -45,10 +45,10 @@ UNIT_SQL: Final = f"[{_ranges(_LETTERS, chr(92) + 'x{%x}')}][{_ranges(_MARKS, ch
 
 
 def pieces(text: str) -> list[tuple[bool, str]]:
-    """Return a text in pieces: each unit of such a script, and what stands between them.
+    """Split a text into the units of these scripts and the text between them.
 
     Returns:
-        Whether a piece is a unit, and the piece; what stands between may hold blanks and marks.
+        Whether a piece is a unit, and the piece; text between units may hold spaces and marks.
     """
     if text.isascii() or _UNIT.search(text) is None:
         return [(False, text)]
@@ -56,7 +56,7 @@ def pieces(text: str) -> list[tuple[bool, str]]:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text as blanks part them, and the units of scripts without blanks."""
+    """Return the words of a text, split at whitespace, and the units of scripts without spaces."""
     return [word for unit, piece in pieces(text) for word in ([piece] if unit else piece.split())]
 
 

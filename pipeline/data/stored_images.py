@@ -9,7 +9,7 @@ from pipeline.engine.stage import InputArtifact
 from storage.features.patches import PatchTable
 from storage.tables import read_table
 
-NO_LIMIT = 2**62  # the `images` stage has refused what was too large already
+NO_LIMIT = 2**62  # the `images` stage has already refused larger images
 
 
 def image_bytes(images: InputArtifact, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:

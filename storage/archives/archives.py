@@ -1,8 +1,8 @@
 """One way to read the files of a folder, a zip, a tar or a tar.gz that came from elsewhere.
 
 Nothing is ever extracted: members are read into memory by name, so no name of an archive reaches
-the disk. Which members are safe is decided in `storage.archives.members` and `storage.names`; here
-is what each format can do wrong.
+the disk. Which members are safe is decided in `storage.archives.members` and `storage.names`; this
+module handles the faults of each format.
 """
 
 import gzip
@@ -32,17 +32,17 @@ _METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 
 
 def open_archive(path: Path, *, limits: ArchiveLimits | None = None, own: bool = False) -> Archive:
-    """Open a folder, ``.zip``, ``.tar`` or ``.tar.gz``, told apart by content, not by name.
+    """Open a folder, ``.zip``, ``.tar`` or ``.tar.gz``, recognised by content, not by name.
 
     A tar.gz is unpacked once into a nameless temporary file beside it (or in the system's temporary
-    folder), because gzip cannot be read from the middle; that file goes with the archive's close,
-    or with the process.
+    folder), because gzip has no random access; that file is gone when the archive is closed or the
+    process ends.
 
     Args:
         path: The archive.
         limits: Its limits; None for the defaults.
-        own: Whether it is the user's own folder, whose links are followed wherever they lead. What
-            an archive holds is never followed.
+        own: Whether it is the user's own folder, whose links are followed wherever they lead.
+            Links in an archive are never followed.
 
     Raises:
         UnsafeArchiveError: The archive as a whole is over a limit.
@@ -68,7 +68,7 @@ def _kind(path: Path) -> type[Archive]:
         return _PackedTar
     if head[257:262] == b"ustar":
         return _Tar
-    # Only then by its end: a tar whose last member is a zip ends like one.
+    # After tar, because a tar whose last member is a zip also ends like a zip.
     if head.startswith(b"PK") or zipfile.is_zipfile(path):
         return _Zip
     if tarfile.is_tarfile(path):
@@ -91,13 +91,13 @@ class _Folder(Archive):
         for folder, folders, files in os.walk(self._root, onerror=_raise):
             for name in folders:
                 place = Path(folder, name)
-                # os.walk does not follow it; who expects its files must see why they are missing.
+                # os.walk does not follow it; the refusal says why its files are missing.
                 yield self._refuse(place, "symlink to a folder") if place.is_symlink() else None
             for name in files:
                 yield self._file(Path(folder, name))
 
     def _file(self, place: Path) -> Member:
-        # Unlike Path.resolve, realpath does not raise where links go in a circle.
+        # Unlike Path.resolve, realpath does not raise on symlink loops.
         real = Path(os.path.realpath(place)) if place.is_symlink() else place
         if not self._may_lead_to(real):
             return self._refuse(place, "symlink leaves the folder")
@@ -126,7 +126,7 @@ class _Folder(Archive):
 
 
 class _OwnFolder(_Folder):
-    """The files below a folder of the user's own; links may point anywhere, to folders too."""
+    """The files below the user's own folder; links may point anywhere, to folders too."""
 
     def _scan(self) -> Iterator[Member | None]:
         for place in walk_files(self._root):
@@ -174,8 +174,8 @@ def refuse_encrypted(title: str, member: Member) -> None:
 
 
 def zip_member(info: zipfile.ZipInfo) -> Member | None:
-    """Return a zip's entry as a member, with what speaks against it; None for a folder."""
-    # zipfile cuts a name at its first NUL, which would make two names out of one.
+    """Return a zip's entry as a member, with the reason to refuse it; None for a folder."""
+    # zipfile cuts a name at its first NUL; the whole name is needed, so that it is refused.
     name = info.orig_filename if "\0" in info.orig_filename else _in_utf8(info)
     kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not packed on Unix
     if stat.S_ISLNK(kind):
@@ -190,7 +190,7 @@ def zip_member(info: zipfile.ZipInfo) -> Member | None:
 
 
 def _in_utf8(info: zipfile.ZipInfo) -> str:
-    """Return an entry's name, read as UTF-8 where it is; macOS writes that without saying so."""
+    """Return an entry's name, decoded as UTF-8 where valid; macOS writes it without the flag."""
     if info.flag_bits & _SAYS_UTF8 or info.filename.isascii():
         return info.filename
     try:
@@ -200,7 +200,7 @@ def _in_utf8(info: zipfile.ZipInfo) -> str:
 
 
 class _Tar(Archive):
-    """A tar; its members are read at their offsets, and damage in a header is never an end."""
+    """A tar, read at its members' offsets; a damaged header is an error, never the end."""
 
     def __init__(self, path: Path, limits: ArchiveLimits) -> None:
         super().__init__(path, limits)
@@ -222,7 +222,7 @@ class _Tar(Archive):
             last = -1
             while (info := tar.next()) is not None:
                 if info.offset <= last:
-                    raise tarfile.ReadError("a header points back")
+                    raise tarfile.ReadError("a header points backwards")
                 last = info.offset
                 yield _tar_member(info)
             end = tar.offset
@@ -281,7 +281,7 @@ class _PackedTar(_Tar):
 def _temporary(folder: Path) -> IO[bytes]:
     try:
         return tempfile.TemporaryFile(dir=folder)
-    except OSError:  # a folder that may only be read
+    except OSError:  # a read-only folder
         return tempfile.TemporaryFile()
 
 
@@ -300,14 +300,14 @@ def _tar_member(info: tarfile.TarInfo) -> Member | None:
 
 
 class _Headers:
-    """A tar's file while its headers are read; tarfile reads extended headers whole into memory."""
+    """Limits reads of a tar's headers; tarfile reads extended headers whole into memory."""
 
     def __init__(self, handle: IO[bytes], refuse: Callable[[str], StorageError]) -> None:
         self._handle, self._refuse = handle, refuse
         self.seek, self.tell = handle.seek, handle.tell
 
     def read(self, size: int) -> bytes:
-        """Return `size` bytes, which must be few."""
+        """Return `size` bytes, at most `_CHUNK`."""
         if not 0 <= size <= _CHUNK:
             raise self._refuse(f"a tar header of {size} bytes")
         return self._handle.read(size)

@@ -38,7 +38,7 @@ class ArchiveLimits:
     ratio: float = 200.0
 
     def is_bomb(self, size: int, packed: int) -> bool:
-        """Return whether `size` bytes out of `packed` are too good to be true."""
+        """Return whether `packed` bytes that unpack to `size` look like a zip bomb."""
         return size > _MIB and size > self.ratio * max(packed, 1)
 
 
@@ -47,11 +47,11 @@ class Member:
     """One file, link or device as an archive declares it.
 
     Attributes:
-        name: The name as it is written there.
+        name: The name as the archive has it.
         size: Unpacked bytes.
         packed: Packed bytes; `size` where nothing is packed.
         key: What the archive needs to read it.
-        fault: Why it must not be read, "" where nothing speaks against it.
+        fault: Why it must not be read, "" if it may.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Archive(ABC):
 
     Attributes:
         path: The archive.
-        title: Its name for people.
+        title: Its name for messages.
         limits: What it may hold.
         refused: Name, with odd characters escaped, and reason of each member that is not served.
     """
@@ -122,7 +122,7 @@ class Archive(ABC):
 
     @abstractmethod
     def _load(self, member: Member) -> bytes:
-        """Return the content, and not more than one byte over `member.size` of it."""
+        """Return the content, at most `member.size` + 1 bytes of it."""
 
     def _find(self, name: str) -> Member:
         if name not in self._members:
@@ -171,7 +171,7 @@ class Archive(ABC):
         seen = Counter(name for name, _ in kept)
         for name, member in kept:
             if seen[name] > 1:
-                # Which of them a reader gets depends on the reader.
+                # Readers differ in which of them they return.
                 self.refused[shown(name)] = "several members have this name"
             else:
                 self._members[name] = member

@@ -1,6 +1,6 @@
 """Patch embeddings of many shards as one table with a true random order.
 
-Row i of a shard written by `storage.features.shards` lies at a byte offset that follows from the
+Row i of a shard written by `storage.features.shards` is at a byte offset that follows from the
 Parquet footer, so a batch is copied straight out of memory maps. The invariant: a file that another
 writer laid out differently is decoded by pyarrow instead, and gives the same rows in the same
 order.
@@ -37,7 +37,7 @@ _KEYS = ["sha256", "image_id", "shard", "row"]
 class PatchTable:
     """Rows of several shards, numbered through in the order in which the shards are given.
 
-    Page checksums are not looked at here; `storage.features.shards.verify_shard` does that.
+    Page checksums are not verified here; `storage.features.shards.verify_shard` does that.
 
     Args:
         files: Pairs of an index and a patches file, as from `storage.features.shards.shard_paths`.
@@ -67,7 +67,7 @@ class PatchTable:
         return len(self._offsets)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A memory map cannot travel to another process, and its bytes should not.
+        # A memory map cannot be pickled, and its bytes should not be copied to another process.
         return PatchTable, (self._files,)
 
     @property
@@ -109,16 +109,16 @@ class PatchTable:
     @cached_property
     def _row_of(self) -> dict[str, int]:
         keys = self._read_index(["sha256"])["sha256"].to_pylist()
-        # From the back, so that the first of several rows stays.
+        # In reverse, so that the first of several rows wins.
         return {keys[row]: row for row in reversed(range(len(keys)))}
 
     def __getitem__(self, row: int) -> NDArray[np.float16]:
         """One image's patches, float16 [patch, width]: a read-only view on the memory map.
 
-        Page headers have odd lengths, so the view may be unaligned; numpy copes with that.
+        Page headers have odd lengths, so the view may be unaligned; numpy handles that.
 
         Raises:
-            IndexError: No such row; -1 is none, so that a failed look-up is not the last row.
+            IndexError: No such row; -1 is refused, so that a failed look-up is not the last row.
         """
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
@@ -163,8 +163,8 @@ class PatchTable:
     def rows(self) -> pa.Table:
         """All rows as a table of sha256, image_id, shard, row and patches, as bytes.
 
-        Patches that are read by offset stay in the memory map until somebody looks at them. The
-        shape stands in the schema's metadata.
+        Patches that are read by offset stay in the memory map until they are accessed. The shape
+        is in the schema's metadata.
 
         Raises:
             ShardError: A file is damaged.
@@ -222,7 +222,7 @@ class _Shard:
             out[places[here]] = self._group(group)[rows[here] - starts[group]]
 
     def pages(self) -> Iterator[memoryview | NDArray[np.uint8]]:
-        """Yield the rows of this shard in order, in pieces that lie together."""
+        """Yield the rows of this shard in order, in contiguous pieces."""
         if _DECODED in self.offsets:
             for group in range(self._file.num_row_groups):
                 with reading(self.path):
@@ -257,7 +257,7 @@ def _row_offsets(file: pq.ParquetFile, view: memoryview, width: int) -> NDArray[
     nothing else (Parquet format, Encodings.md).
 
     Raises:
-        OtherLayoutError: The rows do not lie like that.
+        OtherLayoutError: The rows are laid out differently.
     """
     column = file.schema.column(0)
     levels = (column.max_definition_level, column.max_repetition_level)

@@ -1,7 +1,7 @@
-"""Where the values of a Parquet column lie in its file, where they lie plainly.
+"""Byte offsets of a Parquet column's values in its file, if they are in uncompressed PLAIN pages.
 
-The invariant: a layout that is not known to the last byte is refused, so that whoever reads by
-offset reads the right bytes or none; pyarrow can read the rest. Page checksums are not looked at.
+The invariant: a layout that is not known to the last byte is refused, so that reading by offset
+gives the right bytes or none; pyarrow can read the rest. Page checksums are not verified.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
 """The indexes of many shards as one table, in a third of the time that decoding them takes.
 
 Nearly all bytes of an index are pooled embeddings. `storage.features.shards` writes them as one
-PLAIN page, in which the values lie side by side behind their levels, so they are copied out as they
-are. The invariant: the table is the one that pyarrow reads, which also reads what another writer
-laid out.
+PLAIN page, in which the values are contiguous after their levels, so they are copied out directly.
+The invariant: the table equals the one that pyarrow reads; files that another writer laid out
+differently are left to pyarrow.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _POOLED = "pooled"
 
 
 def read_indexes(paths: Sequence[Path]) -> pa.Table:
-    """Return all rows of index files, in the order given; page checksums are not looked at.
+    """Return all rows of index files, in the order given; page checksums are not verified.
 
     Raises:
         ShardError: A file is missing or damaged.
@@ -43,7 +43,7 @@ def _read_index(path: Path) -> pa.Table:
         values = _floats(path, place, file.metadata.num_rows * kind.list_size)
     except OtherLayoutError:
         return file.read()
-    # Read without it, the others need no decoder of lists.
+    # Without this column, no list has to be decoded.
     others = file.read([name for name in schema.names if name != _POOLED])
     pooled = pa.FixedSizeListArray.from_arrays(pa.array(values), type=kind)
     return others.add_column(place, schema.field(place), pooled)
@@ -52,8 +52,8 @@ def _read_index(path: Path) -> pa.Table:
 def _floats(path: Path, column: int, count: int) -> np.ndarray:
     """Return the values of a list column of float32 that has `count` values and no null.
 
-    The body of a page of lists is the repetition levels, the definition levels, each behind its
-    size in 4 bytes, and the values that are there.
+    The body of a page of lists is the repetition levels and the definition levels, each after its
+    size in 4 bytes, and the values that are not null.
     """
     view = memoryview(path.read_bytes())
     parts = [np.empty(0, np.float32)]

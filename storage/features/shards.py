@@ -1,6 +1,6 @@
 """One feature shard: an index and a patches file that hold the same images in one order.
 
-The patches file has one column, laid out so that every row lies at a computable byte offset (see
+The patches file has one column, laid out so that every row is at a computable byte offset (see
 `storage.features.patches`). The invariant: the index is replaced last; where it exists, the shard
 is whole.
 """
@@ -41,7 +41,7 @@ SHAPE = "phivision.shape"  # in the metadata of both files: patches, then their 
 _METADATA = (SHAPE, "phivision.dtype", "phivision.encoder")
 
 
-# What keeps a sound file from being read.
+# Errors that do not mean that the file is damaged.
 _NOT_THE_FILE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM})
 
 
@@ -90,7 +90,7 @@ def shard_paths(folder: Path, number: int) -> tuple[Path, Path]:
     return folder / f"index-{number:05d}.parquet", folder / f"patches-{number:05d}.parquet"
 
 
-@np.errstate(invalid="ignore")  # a signalling NaN gives a NaN, and whoever asked will see it
+@np.errstate(invalid="ignore")  # a signalling NaN gives a NaN, which callers check
 def patch_norms(patches: NDArray[np.float16]) -> NDArray[np.float32]:
     """Mean L2 norm over each image's patches: float16 [image, patch, width] to float32 [image].
 
@@ -139,7 +139,7 @@ def write_shard(folder: Path, number: int, rows: ShardRows, encoder: str) -> Non
 
 
 def publish_shard(folder: Path, number: int, rows: ShardRows, encoder: str) -> None:
-    """Write one shard and read it back with page checksums; one that differs is taken away.
+    """Write one shard and read it back with page checksums; one that differs is removed.
 
     Takes the arguments of `write_shard`.
 
@@ -158,8 +158,8 @@ def publish_shard(folder: Path, number: int, rows: ShardRows, encoder: str) -> N
 def verify_shard(folder: Path, number: int) -> None:
     """Read a whole shard with page checksums and compare index and patches.
 
-    Every row must have the norm that the index holds for it, which also finds the patches of
-    another shard. Damage that changes no row, such as in the writer's name, is not seen.
+    Every row must have the norm that the index holds for it, which also detects patches of
+    another shard. Damage that changes no row, such as in the writer's name, is not detected.
 
     Raises:
         ShardError: A missing, truncated or altered file, or files that disagree.
@@ -212,9 +212,9 @@ def open_shard(
 
 
 def mapped(path: Path) -> pa.Buffer:
-    """Return the memory map of a file, which holds no file open: the map of Python's `mmap` does.
+    """Return the memory map of a file, which keeps no file open, unlike that of Python's `mmap`.
 
-    A table of a thousand shards would otherwise pass the number of files that a process may open.
+    A table of a thousand shards would otherwise exceed the limit of open files per process.
     """
     with pa.memory_map(str(path)) as file:
         return file.read_buffer()
@@ -222,17 +222,17 @@ def mapped(path: Path) -> pa.Buffer:
 
 @contextmanager
 def reading(path: Path) -> Generator[None]:
-    """Turn what is wrong with a shard's file that is read into a `ShardError` that names the file.
+    """Turn errors while reading a shard's file into a `ShardError` that names the file.
 
     Raises:
         ShardError: The file is missing or damaged.
-        OSError: This process may not open files, or no more of them.
+        OSError: No permission, no memory, or too many open files.
     """
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError, ShardError) as error:
         if isinstance(error, OSError) and error.errno in _NOT_THE_FILE:
-            raise  # whoever tells it names its own remedy
+            raise  # the handler that reports it has its own remedy
         raise ShardError(f"{path}: {error}; delete both files and write the shard again") from error
 
 
@@ -268,13 +268,13 @@ def _check_shapes(rows: ShardRows) -> None:
         if not re.fullmatch("[0-9a-f]{64}", key):
             raise ShardError(f"sha256 must be 64 lower-case hex digits, not {key!r}")
         if times > 1:
-            raise ShardError(f"sha256 {key} stands {times} times; keep one row per image content")
+            raise ShardError(f"sha256 {key} occurs {times} times; keep one row per image content")
     if 2 * math.prod(rows.patches.shape[1:]) * _GROUP_ROWS > _PAGE_LIMIT:
-        raise ShardError(f"{_GROUP_ROWS} rows of patches pass 2 GiB, the limit of a page")
+        raise ShardError(f"{_GROUP_ROWS} rows of patches exceed 2 GiB, the limit of a page")
 
 
 def _check_finite(rows: ShardRows, norms: NDArray[np.float32]) -> None:
-    # A float16's square cannot overflow float64: the norm is finite just when every value is.
+    # A float16's square cannot overflow float64: the norm is finite exactly if every value is.
     good = np.isfinite(norms) & np.isfinite(rows.pooled).all(axis=1)
     if not good.all():
         first = rows.sha256[int(np.argmin(good))]
@@ -307,7 +307,7 @@ def _patches_table(patches: NDArray[np.float16]) -> pa.Table:
 
 @contextmanager
 def _staged(path: Path) -> Generator[Path]:
-    """A temporary name beside a file; what is left under it is removed."""
+    """A temporary name beside a file; a leftover file of that name is removed."""
     # Random, because two processes may write the same shard at once.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -335,7 +335,7 @@ def _check_norms(file: pq.ParquetFile, shape: tuple[int, int], norms: NDArray[np
     for group in range(file.num_row_groups):
         body = read_group(file, group, 2 * math.prod(shape))
         found = patch_norms(body.view("<f2").reshape(-1, *shape))
-        # Another machine may add up in another order: 1e-6 is above that, far below any mix-up.
+        # Another machine may sum in another order: 1e-6 is above that, far below any mix-up.
         same = np.isclose(found, norms[start : start + len(found)], rtol=1e-6, atol=0.0)
         if not same.all():
             row = start + int(np.argmin(same))

@@ -1,9 +1,9 @@
-"""What was fetched from elsewhere, kept for all recipes: one folder per version of a remote object.
+"""The cache of downloads, shared by all recipes: one folder per version of a remote object.
 
-A folder's name follows from the address and from the server's own mark of the version, or from a
-known checksum, so what it holds is never another version's. Of an archive it holds tars with the
-members that were wanted so far: each is finished and never changes, so that one process can read
-while another adds what it lacks. Everything here can be removed at any time between two runs.
+A folder's name is a hash of the address and the server's version of the object (such as its ETag),
+or of a known checksum, so versions never mix. For an archive it holds tars with the members that
+were needed so far: each is finished and never changes, so that one process can read while another
+adds more. Everything here can be removed at any time between two runs.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ Content = tuple[int, int]  # size and CRC-32
 
 
 def folder_of(work: Path, url: str, version: Mapping[str, str]) -> Path | None:
-    """Return where a version of a remote object is kept; None if nothing tells versions apart.
+    """Return where a version of a remote object is kept; None if the version is unknown.
 
     Args:
         work: The work folder of this machine.
         url: The address; its secrets are left out, so a freshly signed one means the same.
-        version: What the server says of the object, or its known `checksum`.
+        version: What the server reports about the object, or its known `checksum`.
     """
     if not _MARKS & version.keys():
         return None
-    # Whoever knows the content does not care where it comes from.
+    # With a known checksum the address does not matter.
     place = "" if "checksum" in version else redact(url)
     text = json.dumps([place, sorted(version.items())])
     return work / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -47,7 +47,7 @@ def kept_tars(folder: Path, wanted: Mapping[str, Content | None]) -> dict[Path, 
 
     Args:
         folder: Folder of the tars.
-        wanted: What each file must be, None where that is not known.
+        wanted: Size and CRC-32 that each file must have, None where unknown.
     """
     found: dict[Path, set[str]] = {}
     for path in sorted(folder.glob("*.tar")):
@@ -68,14 +68,14 @@ def gather(
     here: Callable[[Collection[str]], None],
     fetch: Callable[[Collection[str], Path], Mapping[str, str]],
 ) -> tuple[list[Path], dict[str, str]]:
-    """Return tars that hold the wanted files together, and why a file is in none of them.
+    """Return tars that together hold the wanted files, and why files are in none of them.
 
     Args:
         folder: Folder of the tars.
         wanted: As for `kept_tars`.
-        here: Told the names that need no fetching.
-        fetch: Called with the names that are missing and the tar to make of them, which goes on
-            with what an earlier try for the same names has left; returns the faults.
+        here: Called with the names that need no fetching.
+        fetch: Called with the missing names and the tar to write, which resumes an earlier try
+            for the same names; returns the faults.
     """
     kept = kept_tars(folder, wanted)
     known = set().union(*kept.values())
@@ -98,12 +98,12 @@ def remove_all(work: Path) -> None:
     """Remove all that is kept; no run may be fetching meanwhile."""
     for folder in _folders(work):
         shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # it holds something else
+    with suppress(OSError):  # it also holds other files
         (work / FOLDER).rmdir()
 
 
 def _folders(work: Path) -> list[Path]:
-    """Return the folders of all versions; what is not ours lies beside them."""
+    """Return the folders of all versions, without other files beside them."""
     if LocalFiles(work).is_linked(FOLDER):
         return []
     found = (work / FOLDER).glob("*")

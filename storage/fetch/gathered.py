@@ -1,8 +1,8 @@
-"""A tar that grows file by file as they arrive, and is taken up again after a kill.
+"""A tar to which files are appended as they arrive, resumable after a kill.
 
-``NAME.part`` is appended to; each file is one write, with its CRC-32 in its header. After a kill
-the files that are whole stay and the rest is cut off. Only a finished tar gets the target's name;
-``NAME.faults.json`` beside it says what could not be had, and makes the next run try it again.
+Files are appended to ``NAME.part``, each in one write, with its CRC-32 in its header. After a kill
+the complete files stay and the rest is cut off. Only a finished tar gets the target's name;
+``NAME.faults.json`` beside it lists files that could not be fetched; the next run tries them again.
 """
 
 import json
@@ -20,7 +20,7 @@ from storage.errors import StorageError, is_full
 from storage.fetch.partial import locked
 from storage.filesystem import replace_file, sync_directory
 
-_CRC = "PHIVISION.crc32"  # a field of our own in the tar's extended header
+_CRC = "PHIVISION.crc32"  # our own field in the tar's extended header
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -31,9 +31,9 @@ def finished(target: Path) -> bool:
 
 @contextmanager
 def gathering(target: Path) -> Generator["GatheredTar"]:
-    """Yield the tar that will be `target`, with what an earlier run brought; one process at a time.
+    """Yield the tar that will be `target`, with an earlier run's files; one process at a time.
 
-    It is published when the block ends well.
+    It is published if the block ends without an error.
 
     Raises:
         StorageError: The folder cannot be written or has no room.
@@ -50,7 +50,7 @@ def gathering(target: Path) -> Generator["GatheredTar"]:
 
 
 def read_whole(target: Path) -> dict[str, tuple[int, int]] | None:
-    """Return size and CRC-32 of each file of a finished tar, None if it is not whole any more."""
+    """Return size and CRC-32 of each file of a finished tar, None if it is damaged."""
     found: dict[str, tuple[int, int]] = {}
     end = 0
     try:
@@ -64,11 +64,11 @@ def read_whole(target: Path) -> dict[str, tuple[int, int]] | None:
 
 
 class GatheredTar:
-    """Files that came so far; several threads may add to it.
+    """The files fetched so far; several threads may add to it.
 
     Attributes:
         kept: Size and CRC-32 of each file, by name.
-        faults: Why a file will not come, by name.
+        faults: Why a file cannot be fetched, by name.
     """
 
     def __init__(self, target: Path) -> None:
@@ -101,13 +101,13 @@ class GatheredTar:
             self.kept[name] = len(data), crc
 
     def restart(self) -> None:
-        """Throw away what came so far: it belongs to another version of the source."""
+        """Discard the files so far: they belong to another version of the source."""
         with self._writing():
             self.kept.clear()
             self._cut(0)
 
     def refuse(self, name: str, reason: str) -> None:
-        """Write down that a file will not come."""
+        """Record that a file cannot be fetched."""
         with self._lock:
             self.faults[name] = reason
 
@@ -118,7 +118,7 @@ class GatheredTar:
             raise StorageError(
                 f"not enough disk space in {self.target.parent} for {self.target.name}: {needed} "
                 f"more bytes are needed, {free} are free",
-                "Free space or choose another folder, then run again: what came so far is kept",
+                "Free space or choose another folder, then run again: the files so far are kept",
             )
 
     def publish(self) -> None:
@@ -136,7 +136,7 @@ class GatheredTar:
 
     def close(self) -> None:
         """Close the file; an unfinished one stays for the next run."""
-        with suppress(OSError):  # what a full disk did not take was reported already
+        with suppress(OSError):  # a full disk was already reported
             self._handle.close()
 
     def _cut(self, end: int) -> None:

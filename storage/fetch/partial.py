@@ -44,7 +44,7 @@ def locked(target: Path) -> Generator[None]:
     try:
         yield
     finally:
-        # Removed while still held: filelock notices a lock file without a name and starts over.
+        # Removed while still held: filelock notices that its lock file is unlinked and retries.
         with contextlib.suppress(OSError):
             Path(lock.lock_file).unlink()
         lock.release()
@@ -69,7 +69,7 @@ class PartialFile:
         url: Where the bytes come from.
         target: The finished file's path.
         checksum: ``md5:HEX`` or ``sha256:HEX``, or None.
-        advance: Told of bytes gained, and as a negative number of bytes thrown away.
+        advance: Called with the bytes gained; negative for bytes discarded.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -100,7 +100,7 @@ class PartialFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(OSError):  # what a full disk did not take was reported already
+        with contextlib.suppress(OSError):  # a full disk was already reported
             self._handle.close()
         if self.offset == 0:
             remove_parts(self.target)
@@ -122,10 +122,10 @@ class PartialFile:
             int(version.get("size", "0"))
             return version if known["url"] == self.name else {}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return {}  # no record or a torn one: nobody knows what the bytes are
+            return {}  # no record or a truncated one: the origin of the bytes is unknown
 
     def restart(self) -> None:
-        """Throw the bytes away."""
+        """Discard the bytes."""
         self._handle.truncate(0)
         self._hash = hasher(self.algorithm) if self._hash is not None else None
         if self.offset:
@@ -133,7 +133,7 @@ class PartialFile:
         self.offset, self.joined, self.version = 0, False, {}
 
     def describe(self, version: dict[str, str], total: int | None) -> None:
-        """Write down what the coming bytes belong to, and check that they have room.
+        """Record which object the next bytes belong to, and check that there is room for them.
 
         Raises:
             StorageError: The disk is too small for the rest.
@@ -182,7 +182,7 @@ class PartialFile:
         raise ChecksumError(
             f"{self.name} has the wrong checksum: expected {self.algorithm}:{self.wanted}, "
             f"found {self.algorithm}:{self._hash.hexdigest()} over {self.offset} bytes",
-            "What was fetched was removed: run again, and if it differs again the source has "
+            "The download was removed: run again, and if it differs again the source has "
             "changed and the recipe needs its new checksum",
         )
 

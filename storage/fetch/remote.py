@@ -1,4 +1,4 @@
-"""One remote object behind any URL: what it is now, and its bytes from an offset on.
+"""One remote object behind any URL: its current version, and its bytes from an offset on.
 
 Errors of the libraries below come out as `StorageError`, shortened, with the secrets of URLs
 masked, and without their chain, because a chained traceback would print the raw URL.
@@ -24,10 +24,10 @@ from storage.filesystem import hash_file, walk_files
 
 _CHUNK = 1 << 20
 _BLOCK = 8 << 20  # bytes per request on object stores, where every request costs a round trip
-_READ_AT_ONCE = 64 << 20  # bytes of local files that a look may read: a tenth of a second
-_READ_LEAST = 64 << 10  # bytes that a file counts at least, for the time that opening takes
+_READ_AT_ONCE = 64 << 20  # bytes of local files that a probe may read: a tenth of a second
+_READ_LEAST = 64 << 10  # bytes counted at least per file, for the time that opening takes
 _LONGEST_REASON = 200  # characters of a library's own text
-# What filesystems call the identity of an object, and our word for it.
+# Fields that identify an object's version in each filesystem, and our names for them.
 _IDENTITY = {
     "ETag": "etag",
     "etag": "etag",
@@ -55,7 +55,7 @@ def open_stream(
     Raises:
         TransientError: A retry may help: no connection, silence, HTTP 408, 425, 429 or 5xx. The
             stream's `read` raises it too.
-        StorageError: It will not: missing, forbidden, a folder, an unknown scheme.
+        StorageError: A retry will not help: missing, forbidden, a folder, an unknown scheme.
     """
     with _naming(url):
         known = version or {}
@@ -89,11 +89,11 @@ def _named(url: str, stream: Stream) -> Stream:
 
 
 def probe(url: str) -> dict[str, str]:
-    """Return a cheap identity of what `url` names, for telling whether a source changed.
+    """Return a cheap identity of the object at `url`, for detecting whether a source changed.
 
-    A local file or any folder gives the SHA-256 of its sorted rows: relative name, and of little
-    local data the content, of much its size and times, elsewhere the store's own identity. HTTP
-    gives ETag, Last-Modified and size, for one byte that is read; other stores give what they know.
+    A local file or any folder gives the SHA-256 of its sorted rows: the relative name, and for
+    small local data the content, for large its size and times, elsewhere the store's own identity.
+    HTTP gives ETag, Last-Modified and size, and reads one byte; other stores give what they know.
 
     Raises:
         StorageError: `url` is missing or cannot be reached.
@@ -130,7 +130,7 @@ def read_file(url: str, name: str) -> bytes:
     """Return the content of a file below a folder of an object store; safe for several threads.
 
     Raises:
-        TransientError: It may come at another time.
+        TransientError: A retry may help.
         StorageError: It is missing or may not be read.
     """
     with _naming(f"{url}/{name}"):
@@ -141,17 +141,17 @@ def read_file(url: str, name: str) -> bytes:
 def _place(url: str) -> tuple[Any, str]:
     """Return the filesystem of `url` and the path in it."""
     fs, path = url_to_fs(url)
-    # fsspec takes file:// paths as they are written; Path.as_uri() writes %20 for a blank.
+    # fsspec takes file:// paths literally; Path.as_uri() writes %20 for a space.
     if isinstance(fs, LocalFileSystem) and url.startswith("file:") and not fs.exists(path):
         path = unquote(path)
     return fs, path
 
 
 def _local_rows(path: Path) -> Iterable[tuple[str, int, str]]:
-    """Return name, size and mark of each file: its content's hash where all together are small.
+    """Return name, size and mark of each file: its content's hash if all together are small.
 
-    The mark of the others are the times of its last change and of its inode's, which no program
-    can set: unpacking can give new content the old size and time of change.
+    Otherwise the mark is its mtime and ctime. No program can set the ctime, while unpacking can
+    give new content the old size and mtime.
     """
     files = filter(Path.is_file, walk_files(path)) if path.is_dir() else [path]
     states = [(file, file.stat()) for file in files]
@@ -165,7 +165,7 @@ def _local_rows(path: Path) -> Iterable[tuple[str, int, str]]:
 def _content(file: Path) -> str:
     try:
         return hash_file(file, hashlib.sha256())
-    except OSError:  # whoever needs it says so
+    except OSError:  # reported when the file is needed
         return ""
 
 
@@ -193,7 +193,7 @@ def _open_file(url: str, offset: int, version: Mapping[str, str]) -> Stream:
 
 @contextmanager
 def _naming(url: str) -> Generator[None, None, None]:
-    """Turn every library's errors into ours, which name `url`."""
+    """Turn every library's errors into our own, which name `url`."""
     shown = redact(url)
     try:
         yield
@@ -214,7 +214,7 @@ def _naming(url: str) -> Generator[None, None, None]:
 
 
 def _is_broken_body(error: Exception) -> bool:
-    """Return whether an answer broke off: s3fs passes on an error of aiohttp, no OSError."""
+    """Return whether a response broke off: s3fs passes on aiohttp's error, not an OSError."""
     aiohttp = sys.modules.get("aiohttp")
     return aiohttp is not None and isinstance(error, aiohttp.ClientPayloadError)
 

@@ -1,4 +1,4 @@
-"""A zip behind HTTP, of which only the directory and the wanted members are ever moved.
+"""A zip behind HTTP, of which only the directory and the wanted members are downloaded.
 
 The standard library's zipfile reads the directory (zip64 too) through a window of byte ranges. A
 member's bytes are cut out of the ranges as they arrive and checked against the directory's CRC-32.
@@ -34,8 +34,8 @@ class RemoteZip(Archive):
     Attributes:
         url: Where it is.
         size_bytes: Bytes of the whole zip.
-        moved: Bytes that its directory took to read.
-        version: What the server says of this very file: ETag, date and size, as far as it does.
+        moved: Bytes downloaded to read its directory.
+        version: ETag, date and size of the file, as far as the server reports them.
 
     Args:
         url: An http or https address.
@@ -44,7 +44,7 @@ class RemoteZip(Archive):
 
     Raises:
         NoRangeError: The server gives whole files only.
-        StorageError: Missing, unreachable, no zip, or over a limit.
+        StorageError: Missing, unreachable, not a zip, or over a limit.
     """
 
     def __init__(self, url: str, limits: ArchiveLimits, patience: Patience) -> None:
@@ -59,7 +59,7 @@ class RemoteZip(Archive):
         self._admit(map(zip_member, entries), packed=self.size_bytes)
 
     def packed(self, name: str) -> int:
-        """Return the bytes of a member as it lies in the archive.
+        """Return the packed bytes of a member.
 
         Raises:
             StorageError: There is no such member, or it was refused.
@@ -71,9 +71,9 @@ class RemoteZip(Archive):
         return self._find(name).key.CRC
 
     def span(self, name: str) -> Span:
-        """Return where a member lies, its local header included."""
+        """Return the byte range of a member, its local header included."""
         entry = self._find(name).key
-        # The length of the local header stands in that header only: up to the next member, then.
+        # Only the local header itself has its length, so the span ends at the next member.
         after = bisect_right(self._edges, entry.header_offset)
         end = entry.header_offset + _LONGEST_LOCAL + entry.compress_size
         if after < len(self._edges):
@@ -81,13 +81,13 @@ class RemoteZip(Archive):
         return Span(name, entry.header_offset, min(end, self.size_bytes))
 
     def stream(self, spans: Sequence[Span]) -> Iterator[tuple[str, bytes]]:
-        """Yield the raw bytes of each span out of one request, as soon as they are here.
+        """Yield the raw bytes of each span out of one request, as they arrive.
 
         Args:
             spans: Of members, in the order of their bytes.
 
         Raises:
-            TransientError: The connection broke; what was yielded is whole.
+            TransientError: The connection broke; what was yielded is complete.
             StorageError: The object changed, or is gone.
         """
         at, held = spans[0].first, bytearray()
@@ -139,12 +139,12 @@ def _unpack(member: Member, raw: bytes) -> bytes:
     if member.key.compress_type == zipfile.ZIP_DEFLATED:
         data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, member.size + 1)
     if len(data) != member.size or zlib.crc32(data) != member.key.CRC:
-        raise zipfile.BadZipFile("the CRC-32 is another than the directory's")
+        raise zipfile.BadZipFile("the CRC-32 differs from the directory's")
     return data
 
 
 class _Window:
-    """What zipfile needs of a remote file: its end, and then what is asked for, in memory."""
+    """The parts of a remote file that zipfile reads: its end, then each requested range."""
 
     def __init__(self, url: str, patience: Patience) -> None:
         self.url, self.patience, self.moved = url, patience, 0
@@ -152,7 +152,7 @@ class _Window:
         self._position, self._start, self._held = 0, 0, b""
         self._fill(0, 1)
         if "size" not in self.version:
-            raise NoRangeError(f"{redact(url)} does not tell its size", "Fetch it whole")
+            raise NoRangeError(f"{redact(url)} does not report its size", "Fetch it whole")
         self.size = int(self.version["size"])
         self._fill(max(0, self.size - _TAIL), self.size)
 

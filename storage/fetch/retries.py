@@ -36,7 +36,7 @@ class Retries:
     Args:
         patience: How often, and how long to wait.
         remedy: What to do when all attempts have failed.
-        wait: Sleeps for so many seconds.
+        wait: Sleeps for the given seconds.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class Retries:
 
         Args:
             error: Why this one failed.
-            note: What is told with the last error.
+            note: Text added to the last error.
 
         Raises:
-            StorageError: There were enough attempts; of the kind of `error`.
+            StorageError: No attempts are left; it has the class of `error`.
         """
         self._failures += 1
         if self._failures >= self._patience.attempts:
@@ -68,9 +68,9 @@ class Retries:
 
 
 def _pause(failures: int, backoff: float) -> float:
-    """Return the seconds to wait after so many failures in a row.
+    """Return the seconds to wait after a number of failures in a row.
 
-    Half of it is chance, so that many connections do not come back together.
+    Half of it is random, so that many connections do not come back together.
     """
     pause = backoff * 2 ** (failures - 1) * (0.5 + secrets.SystemRandom().random() / 2)
     return min(pause, _LONGEST_PAUSE)

@@ -1,11 +1,11 @@
-"""Byte ranges: which members of a remote archive are asked for together, and what that wastes."""
+"""Byte ranges: which members of a remote archive share a request, and how much that wastes."""
 
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
 _LONGEST = 8 << 20  # bytes of one request; many of these keep every connection busy to the end
-_WASTE = 0.02  # bytes between members that may be moved, per byte of members
+_WASTE = 0.02  # bytes between members that may be downloaded, per byte of members
 
 
 class Span(NamedTuple):

@@ -27,5 +27,5 @@ class Stream:
 
 
 def agrees(known: Mapping[str, str], found: Mapping[str, str]) -> bool:
-    """Return whether no field that both versions have differs."""
+    """Return whether two versions agree in all fields that both have."""
     return all(known[field] == found[field] for field in known.keys() & found.keys())

@@ -1,8 +1,8 @@
-"""Many files out of a remote zip or folder, or from an address each, into one local tar.
+"""Fetching many files, out of a remote zip or folder or by address, into one local tar.
 
-Sixteen connections work at the same time. Each failure costs the files that were not whole yet;
-each is asked for again after a pause. A file that cannot be had is written down with its reason,
-and a network that stays away ends the work with what came so far kept for the next run.
+Sixteen connections work at the same time. A failure costs only files that were not complete yet;
+they are requested again after a pause. A file that cannot be fetched is recorded with its reason,
+and if the network stays down, the work ends and the files so far are kept for the next run.
 """
 
 import threading
@@ -23,7 +23,7 @@ from storage.fetch.web import is_http
 
 _Job = Callable[[threading.Event], None]
 _Read = Callable[[], bytes | StorageError]
-_REMEDY = "Check the network and run again: the files that came are kept"
+_REMEDY = "Check the network and run again: the files so far are kept"
 
 
 def fetch_members(
@@ -34,21 +34,21 @@ def fetch_members(
     advance: Callable[[int], None],
     patience: Patience,
 ) -> dict[str, str]:
-    """Fetch members of a remote zip into the tar `target`; nothing moves if it is there already.
+    """Fetch members of a remote zip into the tar `target`; does nothing if it is complete.
 
     Args:
         archive: The zip.
         names: Members, as `RemoteZip.names` has them.
         target: Local file to make.
-        advance: Told the packed bytes of each member that is here, found on disk or fetched.
+        advance: Called with the packed bytes of each member found on disk or fetched.
         patience: How often to try, and with how many connections.
 
     Returns:
-        Why a member is not in the tar, by name: it is damaged there or needs a password.
+        Why a member is not in the tar, by name: it is damaged in the zip or needs a password.
 
     Raises:
-        StorageError: Unreachable after all attempts (what came is kept), the archive changed
-            meanwhile, or no room.
+        StorageError: Unreachable after all attempts (fetched files are kept), the archive changed
+            meanwhile, or the disk is full.
     """
     if finished(target):
         advance(sum(map(archive.packed, names)))
@@ -76,13 +76,13 @@ def fetch_objects(
     advance: Callable[[int], None],
     patience: Patience,
 ) -> dict[str, str]:
-    """Fetch files of a remote folder into the tar `target`; nothing moves if it is there already.
+    """Fetch files of a remote folder into the tar `target`; does nothing if it is complete.
 
     Args:
         folder: The folder.
         names: Files, as `RemoteFolder.names` has them.
         target: Local file to make.
-        advance: Told the bytes of each file that is done.
+        advance: Called with the bytes of each finished file.
         patience: How often to try, and with how many connections.
 
     Returns:
@@ -103,13 +103,13 @@ def fetch_files(
     advance: Callable[[int], None],
     patience: Patience,
 ) -> dict[str, str]:
-    """Fetch one file per address into the tar `target`; nothing moves if it is there already.
+    """Fetch one file per address into the tar `target`; does nothing if it is complete.
 
     Args:
-        urls: HTTP addresses by the name that the file shall have.
+        urls: HTTP addresses by the file's name in the tar.
         target: Local file to make.
         largest: Bytes above which a file is refused.
-        advance: Told 1 for each file that is done.
+        advance: Called with 1 for each finished file.
         patience: How often to try, and with how many connections.
 
     Returns:
@@ -125,7 +125,7 @@ def fetch_files(
 def _fetch_each(
     reads: Mapping[str, _Read], target: Path, advance: Callable[[str], None], patience: Patience
 ) -> dict[str, str]:
-    """Put what each read gives into a tar; `advance` is told each name that is done."""
+    """Put what each read returns into a tar; `advance` is called with each finished name."""
     if finished(target):
         for name in reads:
             advance(name)
@@ -163,7 +163,7 @@ def _fetch_batch(
     patience: Patience,
     stop: threading.Event,
 ) -> None:
-    """Fetch the members of one batch, asking again for those that did not come whole."""
+    """Fetch the members of one batch, requesting those again that arrived incomplete."""
     left, retries = list(batch), Retries(patience, _REMEDY, stop.wait)
     while left and not stop.is_set():
         try:
@@ -186,7 +186,7 @@ def _fetch_one(
     patience: Patience,
     stop: threading.Event,
 ) -> None:
-    """Fetch one file, or write down why it cannot be had."""
+    """Fetch one file, or record why it cannot be fetched."""
     retries = Retries(patience, _REMEDY, stop.wait)
     while not stop.is_set():
         try:
@@ -205,11 +205,11 @@ def _keep(tar: GatheredTar, name: str, content: bytes | StorageError) -> None:
 
 
 def _content(archive: RemoteZip, name: str, raw: bytes) -> bytes | StorageError:
-    """Return a member's content, or why it has none although it was read twice."""
+    """Return a member's content, or the error after a second read."""
     with suppress(StorageError):
         return archive.unpack(name, raw)
     try:
-        return archive.read(name)  # the line may have changed a bit
+        return archive.read(name)  # a bit may have flipped in transfer
     except TransientError:
         raise
     except StorageError as error:
@@ -217,10 +217,10 @@ def _content(archive: RemoteZip, name: str, raw: bytes) -> bytes | StorageError:
 
 
 def _content_of(folder: RemoteFolder, name: str) -> bytes | StorageError:
-    """Return a file's content, or why there is none.
+    """Return a file's content, or the error.
 
     Raises:
-        TransientError: It may come at another time.
+        TransientError: A retry may help.
     """
     try:
         return folder.read(name)
@@ -231,13 +231,13 @@ def _content_of(folder: RemoteFolder, name: str) -> bytes | StorageError:
 
 
 def _body(url: str, largest: int, timeout: float) -> bytes | StorageError:
-    """Return the whole file behind an address, or why there is none.
+    """Return the whole file behind an address, or the error.
 
     Raises:
-        TransientError: It may come at another time.
+        TransientError: A retry may help.
     """
     if not is_http(url):
-        return StorageError(f"{url!r} is not an HTTP address", "Mend the annotation file")
+        return StorageError(f"{url!r} is not an HTTP address", "Fix the annotation file")
     held = bytearray()
     try:
         with closing(open_stream(url, timeout=timeout)) as stream:

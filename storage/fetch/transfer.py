@@ -1,8 +1,8 @@
 """One file from any fsspec URL to local disk: whole and verified, or not there at all.
 
-Bytes go to ``NAME.part`` beside the target. A transfer that was stopped, even by kill -9, goes on
+Bytes go to ``NAME.part`` beside the target. A transfer that was stopped, even by kill -9, resumes
 at its last byte if the remote object is still the same. Only a complete file with the right
-checksum gets the target's name. The lock ``NAME.part.lock`` makes a second process wait and take
+checksum gets the target's name. The lock ``NAME.part.lock`` makes a second process wait and use
 the first one's file.
 """
 
@@ -19,9 +19,9 @@ from storage.filesystem import hash_file
 
 __all__ = ["download", "probe", "redact"]
 
-_REMEDY = "Check the network and run again: the transfer goes on where it stopped"
+_REMEDY = "Check the network and run again: the transfer resumes where it stopped"
 _CHECKSUM = re.compile(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}")
-# The first bytes of what we fetch; a page served in its place starts otherwise.
+# The first bytes of the formats that we fetch; a web page served instead starts differently.
 _MAGIC = {
     ".zip": (b"PK",),
     ".gz": (b"\x1f\x8b",),
@@ -45,17 +45,17 @@ def download(
 ) -> Path:
     """Fetch `url` to `target` and return `target`.
 
-    Nothing is transferred where `target` already has the right checksum, or the right size if no
-    checksum is known; with neither, an existing target is taken as it is, because only complete
-    files get that name.
+    Nothing is transferred if `target` already has the right checksum, or the right size if no
+    checksum is known; with neither, an existing target is accepted, because only complete files
+    get that name.
 
     Args:
         url: Any fsspec URL (``file://``, ``http(s)://``, ``s3://``, ``memory://``) or a local path.
         target: Local file to make; its folder is made too.
         checksum: ``md5:HEX`` or ``sha256:HEX`` of the whole file, or None.
         size: Bytes of the whole file, or None.
-        advance: Told how many bytes came nearer to the end: those found on disk too, and a
-            negative number when bytes had to be thrown away. The sum is the file's size.
+        advance: Called with the bytes gained, those found on disk included; negative when bytes
+            are discarded. The sum is the file's size.
         patience: How often to try, and how long to wait for bytes.
 
     Raises:
@@ -87,7 +87,7 @@ def _is_there(target: Path, checksum: str | None, size: int | None) -> bool:
 
 
 def _fetch(part: PartialFile, size: int | None, patience: Patience) -> None:
-    """Fill and verify `part`, with as many connections as it takes."""
+    """Fill and verify `part`, over as many connections as needed."""
     retries, furthest = Retries(patience, _REMEDY), part.offset
     while True:
         try:
@@ -95,7 +95,7 @@ def _fetch(part: PartialFile, size: int | None, patience: Patience) -> None:
                 _fill(part, size, patience.timeout)
             return part.verify()
         except ChecksumError as error:
-            # Bytes joined from two connections may come from two objects: once more, in one go.
+            # Bytes joined from two connections may be of two objects: fetch again, in one go.
             joined, failure = part.joined, error
             part.restart()
             if not joined:
@@ -106,12 +106,12 @@ def _fetch(part: PartialFile, size: int | None, patience: Patience) -> None:
             furthest = part.offset
             retries.progress()
         total = part.version.get("size", "an unknown number of")
-        retries.failed(failure, f"; {part.offset} of {total} bytes are here")
+        retries.failed(failure, f"; {part.offset} of {total} bytes are on disk")
 
 
 def _fill(part: PartialFile, size: int | None, timeout: float) -> None:
     """Append one connection's bytes to the part."""
-    # With nothing known of the object, bytes of two connections cannot be told to belong together.
+    # Without a known version, bytes of two connections may belong to different objects.
     offset = part.offset if part.version else 0
     stream = open_stream(part.url, offset=offset, version=part.version, timeout=timeout)
     with contextlib.closing(stream):
@@ -142,7 +142,7 @@ def _wrong_size(part: PartialFile, expected: int, found: str) -> StorageError:
 
 
 def _refuse_page(part: PartialFile, kind: str, head: bytes) -> None:
-    """Refuse a web page that came with status 200 where a file was asked for."""
+    """Refuse a web page that was sent with status 200 instead of the file."""
     suffix = part.target.suffix.lower()
     if suffix in {".html", ".htm"}:
         return

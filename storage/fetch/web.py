@@ -19,7 +19,7 @@ _RETRY_STATUS = frozenset({408, 425, 429})
 
 
 def is_http(url: str) -> bool:
-    """Return whether `url` is spoken to by this module."""
+    """Return whether this module handles `url`."""
     return url.partition("://")[0].lower() in {"http", "https"}
 
 
@@ -27,7 +27,7 @@ def open_http(url: str, offset: int, version: Mapping[str, str], timeout: float)
     """Open `url` at byte `offset`, or at 0 if it is no longer the object of `version`.
 
     Raises:
-        StorageError: The server refused; `TransientError` if it may think otherwise later.
+        StorageError: The server refused; `TransientError` if a retry may help.
         OSError: No connection, or silence for `timeout` seconds.
         ValueError: The URL or the server's certificate is not valid.
     """
@@ -57,11 +57,11 @@ def open_range(
         url: The object.
         first: First byte wanted.
         last: Last byte wanted.
-        version: `Stream.version` of what the caller already knows of it; empty in the first call.
+        version: `Stream.version` that the caller already knows; empty in the first call.
         timeout: Seconds of silence that count as a failure.
 
     Raises:
-        NoRangeError: The server answered the first call with something else than a range.
+        NoRangeError: The server answered the first call with something other than a range.
         StorageError: The object is no longer that of `version`, or as `open_http`.
         OSError, ValueError: As `open_http`.
     """
@@ -74,18 +74,18 @@ def open_range(
     answer.close()
     if not version:
         raise NoRangeError(
-            f"{redact(url)} answers no Range (HTTP {answer.status_code})", "Fetch it whole"
+            f"{redact(url)} does not support Range (HTTP {answer.status_code})", "Fetch it whole"
         )
     page = answer.headers.get("Content-Type", "").startswith("text/html")
     if answer.status_code != 416 and (page or agrees(version, found)):
         raise TransientError(f"{redact(url)} gave another range than was asked for")
     raise StorageError(
-        f"{redact(url)} changed while it was read", "Run again: what fits the new one is kept"
+        f"{redact(url)} changed while it was read", "Run again: files that still match are kept"
     )
 
 
 def probe_http(url: str, timeout: float = 60.0) -> dict[str, str]:
-    """Return ETag, Last-Modified and size of `url`, as far as the server tells.
+    """Return ETag, Last-Modified and size of `url`, as far as the server reports them.
 
     It asks for one byte: servers and signed addresses answer a range more reliably than HEAD.
 
@@ -126,7 +126,7 @@ def _validator(version: Mapping[str, str]) -> dict[str, str]:
 @cache
 def _client() -> "httpx.Client":
     """Return the process's pool of connections; threads share it."""
-    import httpx  # takes a while, and only HTTP needs it
+    import httpx  # slow to import, and only HTTP needs it
 
     limits = httpx.Limits(max_connections=None)
     client = httpx.Client(
@@ -149,7 +149,7 @@ def _request(url: str, headers: Mapping[str, str], timeout: float) -> "httpx.Res
 
 @contextmanager
 def _standard_errors() -> Generator[None]:
-    """Turn httpx's errors into ValueError where they are final, ConnectionError where they pass."""
+    """Turn httpx's errors into ValueError if permanent, ConnectionError if temporary."""
     import httpx
 
     try:
@@ -190,7 +190,7 @@ def _version(answer: "httpx.Response") -> dict[str, str]:
 
 def _packed(url: str, how: str) -> StorageError:
     return StorageError(
-        f"{redact(url)} arrives packed as {how} although it was asked for unpacked",
+        f"{redact(url)} arrives compressed as {how} although it was requested uncompressed",
         "Use another mirror, or download the file by hand and give its local path",
     )
 

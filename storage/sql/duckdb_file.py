@@ -27,7 +27,7 @@ def write_duckdb(
         StorageError: The file is something else, or cannot be written.
     """
     if path.exists() and not _is_duckdb(path):
-        raise StorageError(f"{path} is not a DuckDB file", "name a new file, it is not overwritten")
+        raise StorageError(f"{path} is not a DuckDB file", "name a new file: this one is kept")
     partial = path.with_name(f".{path.name}.tmp")
     written = []
     try:
@@ -50,13 +50,13 @@ def write_duckdb(
     except (duckdb.Error, OSError) as error:
         raise StorageError(f"{path} cannot be written: {str(error).splitlines()[0]}") from None
     finally:
-        with suppress(OSError):  # after success there is none; after a failure that one is told
+        with suppress(OSError):  # gone after success; after a failure, that error is reported
             partial.unlink()
     return written
 
 
 def quoted(text: str) -> str:
-    """Return a text as SQL's literal."""
+    """Return a text as an SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
 
 

@@ -12,7 +12,7 @@ SHAPE = b"phivision.shape"  # in the schema of every patches file: patches, then
 
 
 def shape_of(schemas: Sequence[pa.Schema]) -> tuple[int, int] | None:
-    """Return [patch, width] of the first schema that tells it, or None."""
+    """Return [patch, width] of the first schema that holds it, or None."""
     for schema in schemas:
         text = (schema.metadata or {}).get(SHAPE, b"").decode()
         if text:

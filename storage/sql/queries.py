@@ -1,4 +1,4 @@
-"""SQL over Arrow tables and Parquet files in a DuckDB that can reach nothing else."""
+"""SQL over Arrow tables and Parquet files, in a DuckDB without access to anything else."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +14,11 @@ from storage.errors import StorageError
 from storage.sql.patch_grid import add_patch_grid, shape_of
 from storage.tables import is_text
 
-_BY_TEXT = frozenset({"query", "query_table"})  # functions that take relations from a text
+_BY_TEXT = frozenset({"query", "query_table"})  # functions that take a relation's name as text
 _AGE = "age() with one argument"
 _CONDITION = "SELECT 1 FROM x WHERE (\n{}\n)"
 
-# How types begin whose values Arrow or Python cannot hold: the year 290000, an infinite date, a
+# Prefixes of types whose values Arrow or Python cannot hold: the year 290000, an infinite date, a
 # month that is not a number of days, a time with its zone, numbers of more than 127 bits.
 _TEXTS = ("date", "time", "interval", "uhugeint", "bignum", "bit")
 
@@ -63,7 +63,7 @@ class Database:
         """Return the result of one statement; parameters are bound as `$name`.
 
         Raises:
-            StorageError: DuckDB refuses the statement; its own words are passed on.
+            StorageError: DuckDB refuses the statement; its message is passed on.
         """
         try:
             result = self._connection.sql(sql, params=dict(parameters) if parameters else None)
@@ -81,7 +81,7 @@ class Database:
         return self.query(sql)
 
     def printable(self, sql: str) -> pa.Table:
-        """Return what `read_only` does, with dates, times and the like as DuckDB's texts.
+        """Return what `read_only` does, with dates, times and the like as text from DuckDB.
 
         Raises:
             StorageError: It is not a single SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN.
@@ -117,14 +117,14 @@ def refuse_writing(sql: str) -> None:
     """Raise unless a text is exactly one statement that only reads.
 
     Raises:
-        StorageError: It is several statements, one that writes, or no SQL at all.
+        StorageError: It is several statements, one that writes, or not SQL.
     """
     kinds = _kinds(sql)
     if kinds == ["EXPLAIN"]:
         kinds = _kinds(_explained(sql))  # EXPLAIN ANALYZE runs what it explains
     if kinds == ["MULTI"]:
         raise StorageError(
-            "a PIVOT that looks its columns up creates a type, and the catalog is read-only",
+            "a PIVOT without listed values creates a type, and the catalog is read-only",
             "name the values: PIVOT t ON c IN ('a', 'b') USING count(*)",
         )
     if kinds != ["SELECT"]:  # DESCRIBE, SUMMARIZE and SHOW are parsed as SELECT
@@ -135,7 +135,7 @@ def refuse_writing(sql: str) -> None:
 
 
 def is_blank(sql: str) -> bool:
-    """Return whether a text has nothing but blanks and comments."""
+    """Return whether a text has nothing but whitespace and comments."""
     return is_text(sql) and all(
         kind == duckdb.token_type.comment for _, kind in duckdb.tokenize(sql)
     )
@@ -144,7 +144,7 @@ def is_blank(sql: str) -> bool:
 def tables_of(sql: str) -> set[str] | None:
     """Return the relations that one statement reads, in lower case, its own WITH names among them.
 
-    None where that cannot be told: it is not SQL, or is a PIVOT, or takes a name from a text.
+    None where unknown: it is not SQL, is a PIVOT, or takes a relation's name from a text.
     """
     if not is_text(sql):
         return None
@@ -158,16 +158,16 @@ def tables_of(sql: str) -> set[str] | None:
 
 
 def predicate_fault(predicate: str) -> str:
-    """Return why a text is not an SQL predicate that always means the same, "" if it is one.
+    """Return why a text is not a deterministic SQL predicate, "" if it is one.
 
     A subquery could read other relations, and a function such as random() gives other rows in
-    each run. Columns and types are not looked at: they need the relation.
+    each run. Columns and types are not checked: they need the relation.
     """
     if not is_text(predicate):
-        return "it holds half a character"
+        return "it is not valid Unicode"
     with duckdb.connect(":memory:") as connection:
         try:
-            duckdb.SQLExpression(predicate)  # one expression and nothing behind it
+            duckdb.SQLExpression(predicate)  # one expression and nothing after it
             shape = connection.execute(
                 "SELECT json_serialize_sql(?)", [_CONDITION.format(predicate)]
             ).fetchall()[0][0]
@@ -212,7 +212,7 @@ def _nodes(value: object) -> Iterator[dict[str, Any]]:
 
 def _kinds(sql: str) -> list[str]:
     if not is_text(sql):
-        raise StorageError("SQL: the text holds half a character", "write valid Unicode")
+        raise StorageError("SQL: the text is not valid Unicode", "remove its lone surrogate")
     with duckdb.connect(":memory:") as connection:
         try:
             return [statement.type.name for statement in connection.extract_statements(sql)]
@@ -221,7 +221,7 @@ def _kinds(sql: str) -> list[str]:
 
 
 def _explained(sql: str) -> str:
-    """Return the statement behind EXPLAIN or EXPLAIN ANALYZE, any other one as it is."""
+    """Return the statement after EXPLAIN or EXPLAIN ANALYZE, any other one unchanged."""
     starts = [at for at, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
     raw = sql.encode()  # the tokenizer counts bytes
     for word in (b"EXPLAIN", b"ANALYZE"):
@@ -232,7 +232,7 @@ def _explained(sql: str) -> str:
 
 
 def _named_apart(table: pa.Table) -> pa.Table:
-    """Return a result whose columns have different names, as DuckDB makes them: `a`, `a_1`."""
+    """Return a result with unique column names, numbered as DuckDB does: `a`, `a_1`."""
     names: list[str] = []
     for name in table.column_names:
         numbered = (f"{name}_{number}" for number in count(1))
@@ -241,7 +241,7 @@ def _named_apart(table: pa.Table) -> pa.Table:
 
 
 def _printable(kind: Any) -> str | None:
-    """Return a type with texts for what only DuckDB can print, None where all can be."""
+    """Return a type with VARCHAR for what only DuckDB can print, None where nothing needs it."""
     if kind.id.startswith(_TEXTS):
         return "VARCHAR"
     if kind.id not in {"list", "array", "struct", "map", "union"}:

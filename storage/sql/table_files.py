@@ -34,7 +34,7 @@ def table_columns(paths: Sequence[Path]) -> dict[str, str]:
     """Return the columns of files of one kind, with DuckDB's name of their types.
 
     Raises:
-        StorageError: They cannot be read as what their names say.
+        StorageError: They cannot be read in the format of their suffix.
     """
     with _connection() as connection:
         found = _run(connection, paths, "SELECT * FROM {} LIMIT 0")
@@ -86,4 +86,4 @@ def _run(
 
 def _unreadable(paths: Sequence[Path], error: duckdb.Error) -> StorageError:
     told = " ".join(str(error).split())[:400]
-    return StorageError(f"{paths[0].name} cannot be read: {told}", "Mend the file")
+    return StorageError(f"{paths[0].name} cannot be read: {told}", "Repair the file")

@@ -1,9 +1,9 @@
 """The artifact store: immutable directories at any place, visible by manifest only.
 
 Layout below the root: `artifacts/<stage>/<attempt>/files…`, `manifests/<stage>/<fingerprint>.json`
-(the commit mark, written last), `attempts/<stage>/<attempt>.json` (which files an attempt is to
+(the commit mark, written last), `attempts/<stage>/<attempt>.json` (which files an attempt will
 have, written first), `damaged/<stage>/<attempt>.json` (marks left by `verify`), `used/`, `leases/`,
-`runs/`, `refs/`, and the mark that it is a store at all (`storage.store.mark`). Readers follow
+`runs/`, `refs/`, and the mark that identifies a store (`storage.store.mark`). Readers follow
 manifests; an attempt without one is garbage. `storage.layout` has the exact form of every name.
 """
 
@@ -32,7 +32,7 @@ from storage.store.stamps import Stamps
 if TYPE_CHECKING:
     from storage.store.objects import ObjectFiles
 
-USE_INTERVAL = 12 * 3600.0  # seconds after which a use is written down again
+USE_INTERVAL = 12 * 3600.0  # seconds after which a use is recorded again
 
 
 class Artifact:
@@ -83,8 +83,8 @@ class ArtifactStore:
 
     Args:
         uri: Local path or any fsspec URL; credentials come from the environment.
-        cache: Local folder for files of a remote store and for what is known of local files.
-        cache_bytes: Size above which the artifacts used longest ago are dropped from it.
+        cache: Local folder for files of a remote store and for stamps of local files.
+        cache_bytes: Size above which the least recently used artifacts are dropped from it.
 
     Raises:
         StorageError: The URL cannot be opened, or holds a secret.
@@ -104,7 +104,7 @@ class ArtifactStore:
         """Return the manifest of an artifact, or None where it was never committed.
 
         Raises:
-            DamagedManifestError: There is one, but it was torn or altered.
+            DamagedManifestError: There is one, but it was truncated or altered.
             UnknownManifestError: It has a schema of another version.
             StorageError: The store cannot be read.
         """
@@ -131,10 +131,10 @@ class ArtifactStore:
         return sorted(found, key=lambda manifest: (-manifest.created, manifest.fingerprint))
 
     def damage(self, manifest: Manifest) -> str:
-        """Return what is wrong with an artifact at a glance, or an empty string.
+        """Return what a quick check finds wrong with an artifact, or an empty string.
 
-        Looks at marks left by `verify` and at presence and sizes of the files. On a local store a
-        file that changed since it was found whole is hashed; others are not.
+        Checks marks left by `verify`, and presence and sizes of the files. On a local store a
+        file that changed since it was verified is hashed; others are not.
         """
         mark = self.read(_mark(manifest))
         if mark is not None:
@@ -163,7 +163,7 @@ class ArtifactStore:
     def local_path(self, manifest: Manifest, record: FileRecord) -> Path:
         """Return a local path of one file: the file itself on a local store, else a copy.
 
-        What is returned was hashed on this machine once and has not changed since.
+        The file was hashed on this machine once and has not changed since.
 
         Raises:
             StorageError: The file is not what was committed (it is marked, so that the next run
@@ -204,24 +204,24 @@ class ArtifactStore:
     # -- marks ---------------------------------------------------------------------------
 
     def mark_damaged(self, manifest: Manifest, names: Sequence[str]) -> None:
-        """Leave a mark that makes the next run re-make an artifact."""
+        """Leave a mark that makes the next run make an artifact again."""
         for name in names:
             self.stamps.drop(manifest.attempt, name)
         self.write(_mark(manifest), json.dumps({"files": list(names)}).encode())
 
     def clear_mark(self, manifest: Manifest) -> None:
-        """Take the mark away, because the artifact was found whole."""
+        """Remove the mark, because the artifact was found intact."""
         if self.read(_mark(manifest)) is not None:
             self.files.remove(_mark(manifest))
 
     def note_use(self, manifest: Manifest) -> None:
-        """Write down that a run relies on an artifact, so that `gc` leaves it alone."""
+        """Record that a run uses an artifact, so that `gc` keeps it."""
         with suppress(StorageError):  # a read-only store has no gc either
             if time.time() - self.last_use(manifest) > USE_INTERVAL:
                 self.write(_use(manifest), json.dumps({"used": time.time()}).encode())
 
     def last_use(self, manifest: Manifest) -> float:
-        """Return when a run last made or relied on an artifact, in seconds since 1970."""
+        """Return when a run last made or used an artifact, in seconds since 1970."""
         data = self.read(_use(manifest))
         with suppress(ValueError, TypeError, KeyError):
             return max(manifest.created, float(json.loads(data or b"")["used"]))
@@ -234,10 +234,10 @@ class ArtifactStore:
         return self.files.read(name)
 
     def claim(self) -> None:
-        """Mark the place as a store, if it is none yet and can be one.
+        """Mark the place as a store, unless it is marked already.
 
         Raises:
-            StorageError: It holds other files in place of ours, or cannot be written.
+            StorageError: Other files are where a store has its own, or it cannot be written.
         """
         if not self._claimed:
             claim(self.files)
@@ -249,7 +249,7 @@ class ArtifactStore:
         self.files.write(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a new small object; False where there is one already, which stays as it is."""
+        """Write a new small object; return False and leave it unchanged if it exists."""
         self.claim()
         return self.files.create(name, data)
 
@@ -271,7 +271,7 @@ class ArtifactStore:
     def list(self, folder: str) -> list[str]:
         """Return names of the objects directly in a folder, sorted; empty if there is none."""
         if isinstance(self.files, LocalFiles) and self.files.path(folder).is_file():
-            return []  # somebody else's, where a folder of ours would be
+            return []  # a foreign file in the place of our folder
         return self.files.list(folder)
 
 
@@ -280,7 +280,7 @@ def _open(uri: str) -> "LocalFiles | ObjectFiles":
     if not separator or scheme in ("file", "local"):
         place = rest if separator else uri
         if not place.strip():  # it would be the current folder
-            raise StorageError(f"'{uri}' names no store", "give a path or a URL")
+            raise StorageError(f"'{uri}' is not the address of a store", "give a path or a URL")
         return LocalFiles(Path(place).expanduser().absolute())
     if holds_credentials(uri):
         raise StorageError(
@@ -304,4 +304,4 @@ def _names_in(mark: bytes) -> str:
     try:
         return ", ".join(json.loads(mark)["files"])
     except (ValueError, TypeError, KeyError):
-        return "it was marked"
+        return "it was marked as damaged"

@@ -1,7 +1,7 @@
 """Committing an artifact: files first, then the manifest that makes them visible.
 
-Of two commits under one fingerprint the first stands, so that everybody goes on with one and the
-same artifact; only a deliberate replacement takes its place.
+Of two commits under one fingerprint the first wins, so that all runs continue with the same
+artifact; only a deliberate replacement overrides it.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ UPLOADS = 4  # files sent to a remote store at once
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an artifact came from, for people; nothing of it bears identity.
+    """Where an artifact came from, for people; not part of its identity.
 
     Attributes:
         summary: Figures of the stage.
         packages: Versions of the libraries that shape outputs.
         commit: Git commit of the code.
-        seconds: How long the stage worked.
+        seconds: How long the stage ran.
         machine: What computed it, e.g. `device` and `threads`; empty where that is not known.
     """
 
@@ -55,9 +55,9 @@ def commit(
     warn: Callable[[str], None],
     advance: Callable[[int], None] = unseen,
 ) -> Manifest:
-    """Upload a folder's files, make them visible, and return the manifest that now stands.
+    """Upload a folder's files, make them visible, and return the manifest that is now valid.
 
-    The folder stays as it is, so that a kill in the middle loses nothing.
+    The folder is left unchanged, so that a kill in the middle loses nothing.
 
     Args:
         store: The store.
@@ -65,9 +65,9 @@ def commit(
         payload: What went in; its `stage` names the stage.
         fingerprint: Hash of the payload.
         provenance: Where it came from.
-        replace: Take the place of what is committed under this fingerprint.
-        warn: Told if the same fingerprint gave another digest before.
-        advance: Told of every byte twice: when it is hashed and when it is in the store.
+        replace: Replace what is committed under this fingerprint.
+        warn: Called if the same fingerprint gave another digest before.
+        advance: Called for every byte twice: when it is hashed and when it is in the store.
 
     Raises:
         StorageError: The folder is empty or the store cannot be written.
@@ -120,10 +120,10 @@ def publish(
     replace: bool = False,
     warn: Callable[[str], None],
 ) -> Manifest:
-    """Write a manifest and return the one that now stands under its fingerprint.
+    """Write a manifest and return the one that is now valid under its fingerprint.
 
     Raises:
-        UnknownManifestError: One of another schema stands there.
+        UnknownManifestError: There is one of another schema.
         StorageError: The store cannot be written.
     """
     name = f"manifests/{manifest.stage}/{manifest.fingerprint}.json"
@@ -146,7 +146,7 @@ def publish(
 
 
 def write_listing(store: ArtifactStore, manifest: Manifest) -> None:
-    """Write down which files an attempt is to have, so that `gc` knows them from other people's.
+    """Record which files an attempt will have, so that `gc` can tell them from other people's.
 
     Raises:
         StorageError: The store cannot be written.
@@ -156,7 +156,7 @@ def write_listing(store: ArtifactStore, manifest: Manifest) -> None:
 
 
 def read_listing(store: ArtifactStore, stage: str, attempt: str) -> set[str] | None:
-    """Return the names of the files that an attempt was to have, None where nothing says so."""
+    """Return the names of an attempt's files according to its listing, None without one."""
     data = store.read(listing_name(stage, attempt))
     with suppress(ValueError, TypeError, KeyError):
         return set(map(str, json.loads(data or b"")["files"]))
@@ -164,7 +164,7 @@ def read_listing(store: ArtifactStore, stage: str, attempt: str) -> set[str] | N
 
 
 def _made(manifest: Manifest) -> str:
-    """Return a digest and what computed it, which may explain that there are two."""
+    """Return a digest and what computed it, which may explain why two differ."""
     parts = ", ".join(f"{name} {value}" for name, value in sorted(manifest.machine.items()))
     return f"{manifest.digest[:12]}{f' ({parts})' if parts else ''}"
 
@@ -174,10 +174,10 @@ def scan(folder: Path, advance: Callable[[int], None] = unseen) -> tuple[FileRec
 
     Args:
         folder: The folder.
-        advance: Told how many bytes were hashed.
+        advance: Called with the bytes hashed.
 
     Raises:
-        StorageError: A file cannot be read, or bears a name that no store should hold.
+        StorageError: A file cannot be read, or has an unsafe name.
     """
     records = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -209,12 +209,12 @@ def _upload(
         with ThreadPoolExecutor(UPLOADS) as pool:
             for size in pool.map(put, manifest.files):
                 advance(size)
-    # What becomes visible must be whole, whatever the place answered.
+    # What becomes visible must be complete, whatever the store answered.
     states = store.files.states(manifest.folder)
     for record in manifest.files:
         if record.name not in states or states[record.name].bytes != record.bytes:
             raise StorageError(
-                f"{store.uri}/{manifest.folder}/{record.name} did not arrive whole",
+                f"{store.uri}/{manifest.folder}/{record.name} arrived incomplete",
                 "run again: finished work is kept",
             )
     if store.local:
@@ -222,6 +222,6 @@ def _upload(
 
 
 def _discard(store: ArtifactStore, manifest: Manifest) -> None:
-    with suppress(StorageError):  # what stays is garbage that `gc` finds
+    with suppress(StorageError):  # `gc` removes leftovers
         store.files.remove(manifest.folder)
         store.files.remove(listing_name(manifest.stage, manifest.attempt))

@@ -17,14 +17,14 @@ from storage.layout import (
 )
 from storage.store.survey import Survey
 
-_SHARED = ("downloads", "locks", "workspaces")  # where `gc` removes, in a work folder elsewhere
+_SHARED = ("downloads", "locks", "workspaces")  # what `gc` cleans in a work folder elsewhere
 
 
 def strangers(survey: Survey) -> list[str]:
-    """Return the names of the files that somebody else has put into a store, sorted.
+    """Return the names of other people's files in a store, sorted.
 
-    Names are relative to the store, or to the work folder where that lies elsewhere. A symbolic
-    link counts as one file, whatever lies behind it.
+    Names are relative to the store, or to the work folder where that is elsewhere. A symbolic
+    link counts as one file, whatever it points to.
     """
     return sorted({*_in_store(survey), *_in_work(survey)})
 
@@ -46,7 +46,7 @@ def _in_store(survey: Survey) -> Iterator[str]:
 
 
 def _names(survey: Survey) -> Iterator[str]:
-    """Yield every file of a store, but those in the work folder."""
+    """Yield every file of a store, except those in the work folder."""
     files = survey.store.files
     if isinstance(files, LocalFiles):
         for path in _files(files.root, survey.work.absolute()):
@@ -89,7 +89,7 @@ def _is_work(parts: tuple[str, ...]) -> bool:
 
 
 def _files(root: Path, skipped: Path | None = None) -> Iterator[Path]:
-    """Yield files and links below a folder; what cannot be read is not ours and is passed over."""
+    """Yield files and links below a folder; unreadable folders are not ours and are skipped."""
     for folder, folders, files in os.walk(root):
         yield from (Path(folder, name) for name in files)
         yield from (path for name in folders if (path := Path(folder, name)).is_symlink())

@@ -1,12 +1,12 @@
-"""What a store and its work folder hold that nobody needs any more.
+"""Garbage collection: what in a store and its work folder is no longer needed.
 
-Kept is what the newest runs and named runs reach, the published assistant, the one before it and
-the newest one, what was made or used lately, and all that went into any of it. Manifests go before
-files, so that no manifest ever names a missing file. Nothing here decides correctness: what is
-removed too early is made again.
+Kept are the artifacts of the newest runs and of named runs, the published assistant, the one before
+it and the newest one, whatever was made or used recently, and the inputs of all of these. Manifests
+are removed before files, so that no manifest ever names a missing file. Correctness does not depend
+on this: what is removed too early is made again.
 
-Only what bears a name of ours goes (`storage.layout`), and nothing behind a symbolic link; the rest
-belongs to somebody else (`storage.store.foreign_files` counts it).
+Only files with our names are removed (`storage.layout`), and nothing behind a symbolic link; the
+rest is other people's (`storage.store.foreign_files` counts it).
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -31,11 +31,11 @@ _PREFIX = 16  # characters of the fingerprint with which attempts and workspaces
 
 @dataclass(frozen=True)
 class Garbage:
-    """One thing that can go.
+    """One item that can be removed.
 
     Attributes:
         kind: What it is; a note is a small file about something that is gone.
-        name: Its place, in the store or in the work folder.
+        name: Its path, in the store or in the work folder.
         bytes: Size, where it matters.
         remove: Removes it, unless it came into use since it was found.
     """
@@ -47,7 +47,7 @@ class Garbage:
 
 
 def find_garbage(store: ArtifactStore, work: Path, *, keep: int, grace: float) -> list[Garbage]:
-    """Return what can go, in the order in which it must be removed.
+    """Return what can be removed, in the order in which it must happen.
 
     Args:
         store: The store.
@@ -56,14 +56,14 @@ def find_garbage(store: ArtifactStore, work: Path, *, keep: int, grace: float) -
         grace: Seconds for which anything made or used stays; see `take_survey`.
 
     Raises:
-        UnknownManifestError: A newer version works with this store; it alone knows what it needs.
+        UnknownManifestError: A newer version uses this store; only that knows what it needs.
         StorageError: The place is not a store, or cannot be read.
     """
     return garbage_of(take_survey(store, work, keep=keep, grace=grace))
 
 
 def garbage_of(survey: Survey) -> list[Garbage]:
-    """Return what can go of what was surveyed, in the order in which it must be removed."""
+    """Return what can be removed from a surveyed store, in the order in which it must happen."""
     found = [
         garbage
         for part in (_manifests, _attempts, _leases, _workspaces)
@@ -80,14 +80,14 @@ def _manifests(survey: Survey) -> Iterator[Garbage]:
         name = f"manifests/{key[0]}/{key[1]}.json"
         if key in survey.kept or (not manifest and store.files.modified(name) > survey.horizon):
             continue
-        # Files behind a link stay, so what shows them stays too.
+        # Files behind a link stay, so their manifest stays too.
         if any(store.files.is_linked(n) for n in (name, manifest.folder if manifest else name)):
             continue
 
         def remove(key: Key = key, manifest: Manifest | None = manifest, name: str = name) -> None:
             if manifest is not None and store.last_use(manifest) > survey.horizon:
                 return
-            # Made again meanwhile, it is another one.
+            # If it was made again meanwhile, its manifest differs and stays.
             if _standing(store, key) == manifest and not survey.is_disturbed:
                 _remember(store, manifest)
                 store.files.remove(name)
@@ -102,7 +102,7 @@ def _standing(store: ArtifactStore, key: Key) -> Manifest | None:
 
 
 def _remember(store: ArtifactStore, manifest: Manifest | None) -> None:
-    """Write down which files are ours, where only the manifest that is about to go says so."""
+    """Write a listing of our files if only the manifest, about to be removed, names them."""
     if manifest is not None and read_listing(store, manifest.stage, manifest.attempt) is None:
         write_listing(store, manifest)
 
@@ -112,7 +112,7 @@ def _attempts(survey: Survey) -> Iterator[Garbage]:
     owners: dict[str, list[Key]] = {}
     for key, manifest in known.manifests.items():
         owners.setdefault(manifest.folder, []).append(key)
-    # A run may still read what was replaced lately, and who knows what a damaged manifest names.
+    # A run may still read what was replaced recently, and a damaged manifest may name any attempt.
     recent = [k for k, manifest in known.manifests.items() if manifest.created > survey.horizon]
     guarded = {_start(stage, print_) for stage, print_ in (*recent, *known.unreadable)}
     for folder in survey.attempts:
@@ -125,7 +125,7 @@ def _attempts(survey: Survey) -> Iterator[Garbage]:
         if not keys and store.files.modified(folder) > survey.horizon:
             continue
         found = survey.contents(folder)
-        if found.others and not found.ours:  # what was ours there has gone before
+        if found.others and not found.ours:  # our files there were removed before
             continue
 
         def remove(folder: str = folder, keys: list[Key] = keys) -> None:
@@ -136,7 +136,7 @@ def _attempts(survey: Survey) -> Iterator[Garbage]:
 
 
 def _remove_files(survey: Survey, folder: str) -> None:
-    """Remove an attempt's files, and with them all that is known of it where nothing else stays."""
+    """Remove an attempt's files, and if no others remain, its folder and listing too."""
     store, found = survey.store, survey.contents(folder)
     _, stage, attempt = folder.split("/")
     if found.others:
@@ -149,7 +149,7 @@ def _remove_files(survey: Survey, folder: str) -> None:
 
 
 def _is_named(survey: Survey, folder: str, owners: Collection[Key]) -> bool:
-    """Return whether a manifest names a folder of files by now; one that cannot be read might."""
+    """Return whether a manifest names a folder of files by now; an unreadable one counts."""
     store, (_, stage, attempt) = survey.store, folder.split("/")
     for name in filter(is_ours, store.list(f"manifests/{stage}")):
         key = stage, Path(name).stem
@@ -199,7 +199,7 @@ def _workspaces(survey: Survey) -> Iterator[Garbage]:
             continue
         modified = disk.modified(name)
         stage, start, unguarded = owner_of(path.name)
-        # Where the artifact stands, what remains is a rest, unless it is to take its place.
+        # If the artifact exists, its workspace is a leftover, unless it is to replace the artifact.
         attempt = standing.get((stage, start), "")
         rest = bool(attempt) and replaced_by(path) != attempt
         if not is_deserted(modified) if unguarded else not rest and modified > survey.horizon:

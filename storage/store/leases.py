@@ -1,11 +1,10 @@
-"""Locks that save work: flock on a local disk, lease objects with heartbeat elsewhere.
+"""Locks that avoid duplicate work: flock on a local disk, lease objects with heartbeat elsewhere.
 
-A flock dies with its process, kill -9 included. On an object store the right to make an artifact
-is a row of numbered objects, each made by exclusive creation, of which the last one counts: so
-of many that wait for a dead holder exactly one follows. A holder is dead when its object has not
-changed for `Pace.stale` seconds on the waiter's own clock; clocks of different machines are
-compared only to recognise one that was left behind long ago. Two holders at once would only do
-the same work twice.
+A flock ends with its process, kill -9 included. On an object store a lease is a series of numbered
+objects, each made by exclusive creation, of which the last one counts: so exactly one of many
+waiters takes over from a dead holder. A holder counts as dead when its object has not changed for
+`Pace.stale` seconds on the waiter's own clock; clocks of different machines are compared only to
+recognise a lease abandoned long ago. Two holders at once would only do the same work twice.
 """
 
 import errno
@@ -32,13 +31,13 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP})
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast leases live; all in seconds.
+    """Timing of leases; all in seconds.
 
     Attributes:
         beat: Between two refreshes of a lease.
         stale: Without a refresh, as seen by a waiter, until the holder counts as dead.
-        abandoned: Age by the clock at which nobody waits any more.
-        poll: Between two looks of a waiter.
+        abandoned: Age by the clock after which a lease counts as free.
+        poll: Between two checks by a waiter.
     """
 
     beat: float = 10.0
@@ -58,15 +57,15 @@ def lease(
 ) -> Generator[bool]:
     """Hold the right to make one artifact; wait for another holder to finish or to die.
 
-    Yields whether no other process of this machine can hold it meanwhile; where the disk has no
-    locks, several may, and each works in a folder of its own.
+    Yields whether it is exclusive on this machine; where the disk has no locks it is not, and each
+    process works in its own folder.
 
     Args:
         store: The store whose artifact is made.
         locks: Local folder of lock files, for the processes of this machine.
         key: Names the artifact.
-        say: Told once if another process holds the lock.
-        pace: Speed of leases on object stores.
+        say: Called once if another process holds the lock.
+        pace: Timing of leases on object stores.
 
     Raises:
         StorageError: The folder or the store cannot be written.
@@ -81,20 +80,20 @@ def lease(
 
 @contextmanager
 def presence(store: ArtifactStore, locks: Path, pace: Pace | None = None) -> Generator[None]:
-    """Show for a while that a run is at work, also between two stages: see `storage.store.garbage`.
+    """Signal that a run is active, also between two stages: see `storage.store.survey`.
 
-    Where nothing can be written it is not shown, and the run goes on: there, nothing can be
+    Where nothing can be written there is no signal, and the run continues: there, nothing can be
     removed either.
 
     Args:
         store: The store that the run reads and fills.
         locks: Local folder of lock files.
-        pace: Speed of the lease that shows it where locks do not.
+        pace: Timing of the lease that replaces the lock where there are no locks.
     """
     name = f"run-{uuid.uuid4().hex}"
 
     def forget() -> None:
-        with suppress(StorageError):  # gc finds the rest
+        with suppress(StorageError):  # gc removes leftovers
             store.files.remove(f"leases/{name}")
 
     with ExitStack() as stack:
@@ -109,9 +108,9 @@ def presence(store: ArtifactStore, locks: Path, pace: Pace | None = None) -> Gen
 
 @contextmanager
 def try_lock(path: Path) -> Generator[bool | None]:
-    """Hold a lock file for a moment, without waiting for anyone.
+    """Try to hold a lock file, without waiting.
 
-    Yields True while it is held; False where a process holds it, None where the disk has no locks.
+    Yields True while it is held; False if a process holds it, None where the disk has no locks.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -135,7 +134,7 @@ def try_lock(path: Path) -> Generator[bool | None]:
 
 @contextmanager
 def _flock(path: Path, say: Callable[[str], None]) -> Generator[bool]:
-    from filelock import FileLock, Timeout  # imports asyncio, which `plan` has no time for
+    from filelock import FileLock, Timeout  # imports asyncio, too slow for `plan`
 
     lock, locked = FileLock(path), True
     try:
@@ -161,8 +160,8 @@ def _raise_unless_lockless(path: Path, error: Exception) -> None:
 
 
 def _give_back(lock: "BaseFileLock", path: Path, *, held: bool) -> None:
-    # Removed while still held: filelock notices a lock file without a name and starts over. What
-    # is not held may be another's.
+    # Removed while still held: filelock notices that its lock file is unlinked and retries. A lock
+    # file that is not held may be another process's.
     if held:
         with suppress(OSError):
             path.unlink()
@@ -178,7 +177,7 @@ class Holder:
 
     @property
     def is_done(self) -> bool:
-        """Whether it was given back."""
+        """Whether it was released."""
         return bool(self._field("done", True))
 
     @property
@@ -187,7 +186,7 @@ class Holder:
         return time.time() - float(self._field("beat", 0.0))
 
     def _field(self, name: str, default: float) -> float:
-        # What nobody can read was written by nobody who still holds anything.
+        # An unreadable object counts as released.
         with suppress(ValueError, TypeError, KeyError):
             return float(json.loads(self.data)[name])
         return default
@@ -205,7 +204,7 @@ class _Lease:
 
     @contextmanager
     def held(self, say: Callable[[str], None]) -> Generator[None]:
-        """Wait for the lease, keep it alive, and give it back."""
+        """Wait for the lease, keep it alive, and release it."""
         told = False
         while not self._take():
             if not told:
@@ -230,7 +229,7 @@ class _Lease:
         if not self.store.create(self.name, self._record(done=False)):
             return False
         if holder is not None:
-            with suppress(StorageError):  # only the last one counts; gc finds the rest
+            with suppress(StorageError):  # only the last one counts; gc removes leftovers
                 self.store.files.remove(f"{self.folder}/{holder.number:08d}.json")
         return True
 
@@ -248,7 +247,7 @@ class _Lease:
             self._write(done=False)
 
     def _write(self, *, done: bool) -> None:
-        # A store that is away for a moment costs a beat; away for long, it costs the lease.
+        # A short outage of the store costs a beat; a long one costs the lease.
         with suppress(StorageError):
             self.store.write(self.name, self._record(done=done))
 
@@ -257,7 +256,7 @@ class _Lease:
 
 
 def last_holder(store: ArtifactStore, folder: str) -> Holder | None:
-    """Return who holds the lease in a folder, or held it last."""
+    """Return the current or last holder of the lease in a folder, None if there was none."""
     names = [name for name in store.list(folder) if NUMBERED.fullmatch(Path(name).name)]
     if not names:
         return None

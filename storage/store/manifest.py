@@ -1,8 +1,8 @@
 """The manifest: the record that makes an artifact visible, written last and whole.
 
-A manifest carries a checksum of itself, so that a flipped bit in it is told from a choice. Every
-schema, future ones too, makes that checksum in the same way: only so can a manifest of another
-version be told from a damaged one, which is made again.
+A manifest contains its own checksum, so that damage is detected. Every schema, future ones too,
+computes that checksum in the same way: only so can a manifest of another version be distinguished
+from a damaged one, which is made again.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ class DamagedManifestError(StorageError):
 
 
 class UnknownManifestError(StorageError):
-    """A manifest of a schema that this version does not know; it is left as it is."""
+    """A manifest of a schema that this version does not know; it is left unchanged."""
 
 
 class FileRecord(BaseModel):
@@ -38,7 +38,7 @@ class FileRecord(BaseModel):
     @field_validator("name")
     @classmethod
     def _stays_inside(cls, name: str) -> str:
-        # The name becomes a path of the local cache, and a store may be somebody else's.
+        # The name becomes a path of the local cache, and a store may be untrusted.
         if fault := name_fault(name):
             raise ValueError(fault)
         return name
@@ -78,16 +78,16 @@ class Manifest(BaseModel):
 
     @property
     def folder(self) -> str:
-        """Where the files lie, relative to the root of the store."""
+        """Where the files are, relative to the root of the store."""
         return f"artifacts/{self.stage}/{self.attempt}"
 
 
 def canonical(value: object) -> bytes:
-    """Return the one JSON text of a value: sorted keys, no blanks, UTF-8.
+    """Return the canonical JSON of a value: sorted keys, no whitespace, UTF-8.
 
     Raises:
-        TypeError: The value holds something JSON has no honest form for, such as a key that is
-            no text.
+        TypeError: The value holds something that JSON cannot represent faithfully, such as a key
+            that is not text.
         ValueError: The value holds NaN or an infinity, or text that is not valid Unicode.
     """
     _refuse_odd_keys(value)
@@ -114,7 +114,7 @@ def digest_of(files: Sequence[FileRecord]) -> str:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Return a manifest as JSON for people, with a checksum of its own content as `check`."""
+    """Return a manifest as readable JSON, with a checksum of its own content as `check`."""
     # By way of JSON: a NaN among the figures becomes null, and what is hashed is what is read.
     body = json.loads(manifest.model_dump_json())
     return json.dumps({**body, "check": _check(body)}, indent=1, ensure_ascii=False).encode()
@@ -124,8 +124,8 @@ def decode(data: bytes, name: str) -> Manifest:
     """Return the manifest in the content of `name` (`manifests/<stage>/<fingerprint>.json`).
 
     Raises:
-        UnknownManifestError: It is whole and has another schema.
-        DamagedManifestError: It is torn, altered, or belongs under another name.
+        UnknownManifestError: It is intact and has another schema.
+        DamagedManifestError: It is truncated, altered, or belongs under another name.
     """
     try:
         body = json.loads(data)
@@ -161,7 +161,7 @@ def _check(body: Mapping[str, object]) -> str:
 
 
 def _refuse_odd_keys(value: object) -> None:
-    """Raise for keys that `json` would turn into text silently, so that 1 and "1" became one."""
+    """Raise for keys that `json` would silently turn into text, which would merge 1 and "1"."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):

@@ -1,7 +1,7 @@
-"""The mark that says that a place is a store of ours, so that no other place is ever worked on.
+"""The mark that identifies a phivision store, so that no other place is ever modified.
 
-It is written before anything else. A store that was made before there were marks is known by its
-manifests, whose checksums nothing else has, and gets the mark then.
+It is written before anything else. A store from before there were marks is recognised by its
+manifests, whose checksums nothing else has, and then gets the mark.
 """
 
 import json
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LAYOUT = 1
 _FORMAT = "phivision store"
-_TEXT = json.dumps({"format": _FORMAT, "layout": LAYOUT}).encode()  # of all writers the same
+_TEXT = json.dumps({"format": _FORMAT, "layout": LAYOUT}).encode()  # the same for all writers
 NO_STORE = "no phivision store here"
 
 
@@ -26,8 +26,8 @@ def require_store(files: "LocalFiles | ObjectFiles") -> None:
     """Return if a place is a store; one without a mark gets it.
 
     Raises:
-        StorageError: It is none, so that nothing there may be removed, replaced or adopted; or a
-            newer version has laid it out.
+        StorageError: It is not a store, so nothing there may be removed, replaced or adopted; or
+            its layout is that of a newer version.
     """
     if not _is_store(files):
         raise StorageError(
@@ -39,10 +39,10 @@ def require_store(files: "LocalFiles | ObjectFiles") -> None:
 def claim(files: "LocalFiles | ObjectFiles") -> None:
     """Mark a place as a store, before the first write to it.
 
-    Files of other people may lie in the place, but not where a store has its own.
+    The place may hold other people's files, but not where a store has its own.
 
     Raises:
-        StorageError: They do, or the place cannot be written.
+        StorageError: Other files are there, or the place cannot be written.
     """
     if isinstance(files, LocalFiles) and files.root.is_file():
         raise StorageError(f"cannot write {files.uri}: it is a file", "choose another store")
@@ -50,7 +50,7 @@ def claim(files: "LocalFiles | ObjectFiles") -> None:
         return
     names = (f"{folder}/{name}" for folder in FORMS for name in sorted(files.states(folder)))
     other = next((name for name in names if not is_ours(name)), "")
-    if other and not _is_marked(files):  # as another first writer may have done meanwhile
+    if other and not _is_marked(files):  # another first writer may have marked it
         raise StorageError(
             f"{NO_STORE}, and none can be made: {files.uri} holds other files, such as {other}",
             "choose an empty folder",
@@ -94,7 +94,7 @@ def _has_manifest(files: "LocalFiles | ObjectFiles") -> bool:
 def _is_manifest(data: bytes | None, name: str) -> bool:
     try:
         return data is not None and bool(decode(data, name))
-    except UnknownManifestError:  # whole, and of another version
+    except UnknownManifestError:  # intact, and of another version
         return True
     except DamagedManifestError:
         return False

@@ -1,4 +1,4 @@
-"""Small files about something that is gone, and rests of killed writes: they can go, too."""
+"""Small files about removed items, and leftovers of killed writes: garbage, too."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ Note = tuple[str, Callable[[], None]]  # its name, and what removes it
 
 
 def useless_notes(survey: Survey) -> Iterator[Note]:
-    """Yield notes about manifests, files and runs that are gone."""
+    """Yield notes about manifests, files and runs that no longer exist."""
     store = survey.store
     keys = {f"{stage}/{fingerprint}" for stage, fingerprint in survey.known.manifests}
     attempts = {folder.removeprefix("artifacts/") for folder in survey.attempts}
@@ -38,7 +38,7 @@ def useless_notes(survey: Survey) -> Iterator[Note]:
 
 
 def rests(survey: Survey) -> Iterator[Note]:
-    """Yield what killed writes have left on a disk; those of files go with their attempt."""
+    """Yield leftovers of killed writes on a disk; those of files are removed with their attempt."""
     files = survey.store.files
     if not isinstance(files, LocalFiles):
         return
@@ -57,7 +57,7 @@ def _ours(store: ArtifactStore, folder: str) -> list[str]:
 
 
 def _remove_note(survey: Survey, name: str) -> None:
-    """Remove a note, unless what it is about has appeared since it was found."""
+    """Remove a note, unless its subject has appeared since it was found."""
     store = survey.store
     kind, _, about = name.partition("/")
     about = about.rpartition(".")[0]

@@ -1,7 +1,7 @@
-"""Any fsspec filesystem as a place for artifacts: S3, `memory://` and their likes.
+"""Any fsspec filesystem as a place for artifacts: S3, `memory://` and others.
 
-What the libraries below raise comes out as one `StorageError` that names the object, with the
-secrets of URLs masked, and without its chain, because a chained traceback would print them.
+Errors of the libraries below become one `StorageError` that names the object, with the secrets of
+URLs masked, and without its chain, because a chained traceback would print them.
 """
 
 import time
@@ -19,7 +19,7 @@ from storage.filesystem import CHUNK, FileState
 # What filesystems call the time of an object's last change.
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 PAUSES = (1.0, 4.0, 16.0)
-_LOOKS = 20  # at a folder whose names keep vanishing, before that is an error
+_LOOKS = 20  # listings of a folder whose names keep vanishing, before that is an error
 _LONGEST_REASON = 200  # characters of a library's own text
 
 
@@ -62,12 +62,12 @@ class ObjectFiles:
             self._patiently(lambda: self._fs.pipe_file(self._path(name), data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a new object; False where there is one already, which stays as it is.
+        """Write a new object; return False and leave it unchanged if it exists.
 
-        A lost acknowledgement also looks like "exists": where equal bytes are there, they are
-        ours, because every content that is created here names its writer. Some servers ignore the
-        condition and replace what is there, so it is looked for first: with those, only two
-        creations at the very same time may both succeed, and the last one stays.
+        A lost acknowledgement also looks like "exists": if equal bytes are there, they are ours,
+        because every content that is created here names its writer. Some servers ignore the
+        condition and overwrite, so the object is looked up first: with those, only two
+        simultaneous creations may both succeed, and the last one wins.
         """
         there = self.read(name)
         if there is not None:
@@ -118,18 +118,18 @@ class ObjectFiles:
     def modified(self, folder: str) -> float:
         """Return when anything in a folder changed last, in seconds since 1970.
 
-        Where the place does not tell, it is now: what may be young is treated so.
+        Where the store does not say, it is now, so that nothing counts as too old.
         """
         times = [state.modified for state in self.states(folder).values()]
         return max(times) / 1e9 if times and all(times) else time.time()
 
     def links(self, folder: str) -> set[str]:
-        """Return no name: objects are no links."""
+        """Return an empty set: object stores have no links."""
         del folder
         return set()
 
     def is_linked(self, name: str) -> bool:
-        """Return False: objects are no links."""
+        """Return False: object stores have no links."""
         del name
         return False
 
@@ -146,14 +146,14 @@ class ObjectFiles:
         return f"{self._root}/{name}"
 
     def _names(self, path: str) -> Sequence[str]:
-        """List again where a name vanished meanwhile: `memory://` looks each up a second time."""
+        """List again if a name vanished meanwhile: `memory://` looks each up a second time."""
         for _ in range(_LOOKS):
             with suppress(KeyError):
                 return self._fs.ls(path, detail=False)
         return self._fs.ls(path, detail=False)
 
     def _patiently(self, write: Callable[[], None]) -> None:
-        """Write although the place is away for a moment: hours of work may hang on it."""
+        """Retry a write after short outages: hours of work may depend on it."""
         for pause in self._pauses:
             try:
                 return write()

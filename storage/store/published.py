@@ -1,8 +1,8 @@
 """Which artifact is the published one: a pointer with its history, kept beside the artifacts.
 
 `published/<number>.json` are entries that are only ever added; the newest one that moved the
-pointer says what is published. Of two writers one gets a number; the other decides anew, because
-what it decided against may no longer be what is published.
+pointer says what is published. Of two writers only one gets a number; the other decides again,
+because what it compared with may no longer be published.
 """
 
 import json
@@ -79,9 +79,9 @@ def published(history: list[Entry]) -> Entry | None:
 
 
 def previous(history: list[Entry]) -> Entry | None:
-    """Return what a rollback goes back to: what was published before, None where there is nothing.
+    """Return the entry that a rollback restores: the one published before, None if there is none.
 
-    What was rolled back from is not come back to, so several rollbacks go further back.
+    An entry that was rolled back is not restored, so several rollbacks go further back.
     """
     standing: list[Entry] = []
     for entry in reversed([each for each in history if each.moved]):
@@ -95,7 +95,7 @@ def previous(history: list[Entry]) -> Entry | None:
 
 
 def add_entry(store: ArtifactStore, history: list[Entry], **values: Any) -> Entry | None:
-    """Write the next entry of a history and return it, None where somebody else just wrote one.
+    """Write the next entry of a history and return it, None if another writer was faster.
 
     Args:
         store: The store.

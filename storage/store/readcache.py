@@ -1,8 +1,7 @@
 """A bounded local cache of immutable files from a remote store, checked by hash on arrival.
 
-It is filled and emptied artifact by artifact. Whoever reads one holds a shared lock on it for as
-long as its cache object lives, so that nobody takes away what is in use; a lock dies with its
-process.
+It is filled and emptied artifact by artifact. A reader holds a shared lock on an artifact as long
+as its cache object lives, so that no artifact in use is evicted; a lock ends with its process.
 """
 
 import fcntl
@@ -24,12 +23,12 @@ _DOOMED = re.compile(rf"{_KEY.pattern}\.\d+\.old")
 
 
 class ReadCache:
-    """Whole local copies of remote files; the artifacts that were not used for longest go first.
+    """Complete local copies of remote files; the least recently used artifacts are evicted first.
 
     Args:
         root: Local folder of the cache.
         limit: Bytes that the cache may hold; only artifacts in use may exceed it.
-        stamps: What is known of the copies.
+        stamps: Which copies were verified.
     """
 
     def __init__(self, root: Path, limit: int, stamps: Stamps) -> None:
@@ -67,7 +66,7 @@ class ReadCache:
         return target, ""
 
     def _hold(self, key: str, manifest: Manifest) -> None:
-        """Lock an artifact for reading until this object goes, and make room for it once."""
+        """Lock an artifact for reading as long as this object lives, and make room for it once."""
         if key in self._held:
             return
         self.root.mkdir(parents=True, exist_ok=True)
@@ -101,11 +100,11 @@ class ReadCache:
                 excess -= sizes[lock.stem]
 
     def _evict(self, lock: Path) -> bool:
-        # Blocked: somebody reads it. Not found, or without its name: another process was faster.
+        # Blocked: it is in use. Not found, or unlinked: another process was faster.
         with suppress(BlockingIOError, FileNotFoundError), lock.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is(lock, stream.fileno()):
-                # Renamed first: a kill in the middle leaves no half artifact under a valid name.
+                # Renamed first: a kill leaves no incomplete artifact under a valid name.
                 doomed = self.root / f"{lock.stem}.{time.time_ns()}.old"
                 with suppress(FileNotFoundError):
                     (self.root / lock.stem).rename(doomed)
@@ -119,13 +118,13 @@ class ReadCache:
 
 
 def _download(url: str, target: Path, record: FileRecord) -> None:
-    from storage.fetch.transfer import download  # takes longer to import than `plan` may take
+    from storage.fetch.transfer import download  # too slow to import for `plan`
 
     checksum = f"sha256:{record.sha256}"
     try:
         download(url, target, checksum=checksum, size=record.bytes, advance=lambda _: None)
     except ChecksumError:
-        # Once more: a bit that flipped on the way must not cost the making of an artifact.
+        # Once more: a bit flipped in transfer must not cause the artifact to be made again.
         download(url, target, checksum=checksum, size=record.bytes, advance=lambda _: None)
 
 
@@ -138,7 +137,7 @@ def _is(path: Path, handle: int) -> bool:
 
 def _size(folder: Path) -> int:
     total = 0
-    with suppress(FileNotFoundError):  # another process may take it away meanwhile
+    with suppress(FileNotFoundError):  # another process may remove it meanwhile
         for path in folder.rglob("*"):
             total += path.stat().st_size if path.is_file() else 0
     return total

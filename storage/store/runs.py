@@ -1,7 +1,7 @@
 """Records of finished runs: which artifacts each ended with; `refs/` names some of them.
 
-Runs come in the order in which they were recorded: each record has a number above those that were
-there. Clocks of machines differ and are set back; `created` is for people.
+Runs are in the order in which they were recorded: each record has a number above all existing ones.
+Clocks of machines differ and can be set back; `created` is for people.
 """
 
 import json
@@ -16,7 +16,7 @@ LATEST = "latest"
 
 
 class DamagedRunError(StorageError):
-    """The bytes are not those of a record that was written."""
+    """The record of a run was truncated or altered."""
 
 
 def read_runs(store: ArtifactStore) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def read_runs(store: ArtifactStore) -> list[dict[str, Any]]:
         StorageError: A record cannot be read.
     """
     records = [read_run(store, name) for name in _names(store)]
-    # Records of before there were numbers have 0: among them the clock decides.
+    # Old records without a number have 0: among them the clock decides.
     return sorted(
         (record for record in records if record is not None),
         key=lambda record: (-record["number"], -record["created"], record["run"]),
@@ -42,7 +42,7 @@ def read_run(store: ArtifactStore, name: str) -> dict[str, Any] | None:
     """Return the record of one run, or None where there is none of that name.
 
     Raises:
-        DamagedRunError: It is torn or altered.
+        DamagedRunError: It was truncated or altered.
         StorageError: The store cannot be read.
     """
     data = store.read(f"runs/{name}.json")
@@ -69,7 +69,7 @@ def read_run(store: ArtifactStore, name: str) -> dict[str, Any] | None:
 
 
 def read_refs(store: ArtifactStore) -> dict[str, str]:
-    """Return the runs that bear a name of their own, such as `latest`, by that name."""
+    """Return the runs that have a name, such as `latest`, by that name."""
     found = {name: _named(store, name) for name in filter(is_ours, store.list("refs"))}
     return {name.removeprefix("refs/"): run for name, run in found.items() if run}
 
@@ -89,15 +89,15 @@ def next_number(store: ArtifactStore) -> int:
 
 
 def write_ref(store: ArtifactStore, name: str, run: str) -> None:
-    """Give a run a name of its own, taking it from the run that had it.
+    """Give a run a name, taking it from the run that had it.
 
     Raises:
-        StorageError: Somebody else's file bears the name, or the store cannot be written.
+        StorageError: A file that is not ours has the name, or the store cannot be written.
     """
     place = f"refs/{name}"
     if name != LATEST and store.read(place) is not None and not _named(store, place):
         raise StorageError(
-            f"{store.uri}/{place} is not the name of a run", "choose another name: that file stays"
+            f"{store.uri}/{place} does not refer to a run", "choose another name: that file stays"
         )
     store.write(place, run.encode())
 

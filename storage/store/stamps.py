@@ -1,8 +1,8 @@
-"""Which local files were found whole, so that none is hashed twice and a change is noticed.
+"""Which local files were verified, so that none is hashed twice and a change is noticed.
 
-A file is known by its size, time of change and inode, as in git's index: while they stay as they
-were when it was hashed, it is taken as whole; when one differs, it is hashed again. Bits that rot
-on the disk under an unchanged state are found by `storage.store.verify.verify`.
+A file is identified by its size, mtime and inode, as in git's index: while they are the same as
+when it was hashed, it counts as intact; if one differs, it is hashed again. Bit rot under unchanged
+metadata is found by `storage.store.verify.verify`.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from storage.store.manifest import FileRecord
 
 
 class Stamps:
-    """What is known of local files; losing any of it only costs another hash.
+    """Records of verified local files; losing one only costs another hash.
 
     Args:
-        folder: Where it is written down, one file per artifact.
+        folder: Where the records are, one file per artifact.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +27,7 @@ class Stamps:
         self._known: dict[str, dict[str, FileState]] = {}
 
     def fault(self, key: str, path: Path, record: FileRecord) -> str:
-        """Return what is wrong with a file, "" if it is whole; hash it where that is not known.
+        """Return what is wrong with a file, "" if it is intact; hash it if that is not known.
 
         Args:
             key: Names the artifact, in file names.
@@ -51,12 +51,12 @@ class Stamps:
         return ""
 
     def altered(self, key: str, record: FileRecord, state: FileState) -> bool:
-        """Return whether a file no longer looks as it did when it was found whole."""
+        """Return whether a file's metadata changed since it was verified."""
         known = self._of(key).get(record.name)
         return known is not None and known != state
 
     def add(self, key: str, states: Mapping[str, FileState]) -> None:
-        """Write down that files are whole."""
+        """Record that files are intact."""
         self._of(key).update(states)
         self._save(key)
 
@@ -66,7 +66,7 @@ class Stamps:
             self._save(key)
 
     def keys(self) -> set[str]:
-        """Return the artifacts of which something is written down."""
+        """Return the artifacts that have records."""
         return {path.stem for path in self._folder.glob("*.json")}
 
     def forget(self, key: str) -> None:
@@ -84,7 +84,7 @@ class Stamps:
             values = json.loads(self._path(key).read_bytes())
             return {str(name): FileState(*map(int, state)) for name, state in values.items()}
         except (OSError, ValueError, TypeError, AttributeError):
-            return {}  # never written, torn, or of another version
+            return {}  # never written, truncated, or of another version
 
     def _save(self, key: str) -> None:
         path = self._path(key)

@@ -1,8 +1,8 @@
 """What is in a store and its work folder, and what of it is still needed.
 
-A run shows that it is there before it looks for anything (`storage.store.leases.presence`). Here
-that is asked before anything is listed, and once more before anything is removed. So a run either
-finds no manifest and makes the artifact, or it found one and is seen, and the files stay.
+A run signals its presence before it looks for anything (`storage.store.leases.presence`). Here
+that is checked before anything is listed, and again before anything is removed. So a run either
+finds no manifest and makes the artifact, or its presence is noticed and the files stay.
 """
 
 import time
@@ -23,7 +23,7 @@ from storage.store.runs import read_refs, read_runs
 from storage.store.verify import Committed, committed
 
 DAY = 86_400.0
-BUSY_GRACE = 7 * DAY  # at least, while a pipeline is at work
+BUSY_GRACE = 7 * DAY  # at least, while a pipeline is running
 PUBLISHED = "publish"  # the stage whose newest artifact is always kept
 
 Key = tuple[str, str]  # stage and fingerprint
@@ -35,7 +35,7 @@ class Contents:
 
     Attributes:
         ours: Size of each file that was stored.
-        others: What somebody else has put there.
+        others: Files that are not ours.
     """
 
     ours: Mapping[str, int]
@@ -54,7 +54,7 @@ class Survey:
             them.
         kept: Artifacts that are still needed.
         horizon: What was used after this time stays.
-        trusting: Whether younger things go than a run at work may need.
+        trusting: Whether the horizon is later than a running pipeline would need.
     """
 
     store: ArtifactStore
@@ -67,19 +67,19 @@ class Survey:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether a run has begun since, which may need what nobody needed before."""
+        """Whether a run has started since, which may need what was not needed before."""
         return self.trusting and is_busy(self.store, self.work)
 
     @property
     def is_work_outside(self) -> bool:
-        """Whether the work folder lies in the store by a symbolic link only."""
+        """Whether the work folder is in the store only through a symbolic link."""
         files, work = self.store.files, self.work.absolute()
         if not isinstance(files, LocalFiles) or not work.is_relative_to(files.root):
             return False
         return files.is_linked(work.relative_to(files.root).as_posix())
 
     def contents(self, folder: str) -> Contents:
-        """Return what lies in an attempt's folder."""
+        """Return the files in an attempt's folder."""
         files, is_stored = self.store.files, self.stored_in(folder)
         states, links = files.states(folder), files.links(folder)
         sizes = {
@@ -90,9 +90,9 @@ class Survey:
         return Contents(sizes, (states.keys() | links) - sizes.keys())
 
     def stored_in(self, folder: str) -> Callable[[str], bool]:
-        """Return what tells by its name whether a file of an attempt's folder was stored there.
+        """Return a predicate: whether a file name in an attempt's folder is ours.
 
-        Where nothing says which files were, the folder's own name must do.
+        Without a manifest or listing, all files in it count as ours because of the folder's name.
         """
         manifest = self._by_folder.get(folder)
         if manifest is not None:
@@ -111,17 +111,17 @@ class Survey:
 
 
 def take_survey(store: ArtifactStore, work: Path, *, keep: int, grace: float) -> Survey:
-    """Look at a store.
+    """Survey a store.
 
     Args:
         store: The store.
         work: Folder of workspaces and locks of this machine.
         keep: How many of the newest runs keep their artifacts.
         grace: Seconds for which anything made or used stays; at least a week while a pipeline is
-            at work, because that may come back to what it used when it started.
+            running, because it may use again what it used when it started.
 
     Raises:
-        UnknownManifestError: A newer version works with this store; it alone knows what it needs.
+        UnknownManifestError: A newer version uses this store; only that knows what it needs.
         StorageError: The place is not a store, or cannot be read.
     """
     require_store(store.files)
@@ -143,12 +143,12 @@ def take_survey(store: ArtifactStore, work: Path, *, keep: int, grace: float) ->
 
 
 def is_busy(store: ArtifactStore, work: Path) -> bool:
-    """Return whether some run, here or elsewhere, is at work on this store."""
+    """Return whether any run, here or elsewhere, is using this store."""
     for path in (work / "locks").glob("*.lock"):
         if not LOCK.fullmatch(path.name) or path.is_symlink():
-            continue  # to try somebody else's lock file would empty and remove it
+            continue  # trying a foreign lock file would empty and remove it
         with try_lock(path) as free:
-            if free is False:  # on a disk without locks, a lease tells
+            if free is False:  # on a disk without locks, leases are checked below
                 return True
     holders = [last_holder(store, folder) for folder in store.list("leases")]
     return any(h is not None and not h.is_done and h.age < Pace().abandoned for h in holders)

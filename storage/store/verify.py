@@ -39,7 +39,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Committed:
-    """All that a store shows, by stage and fingerprint.
+    """All manifests of a store, by stage and fingerprint.
 
     Attributes:
         manifests: Those that can be read.
@@ -75,15 +75,15 @@ def committed(store: ArtifactStore) -> Committed:
 
 
 def verify(store: ArtifactStore, known: Committed, advance: Callable[[int], None]) -> list[Damage]:
-    """Hash every committed file, mark what is damaged and unmark what is whole again.
+    """Hash every committed file, mark what is damaged and unmark what is intact again.
 
     Args:
         store: The store.
-        known: What to look at.
-        advance: Told how many bytes were hashed since the last call.
+        known: What to check.
+        advance: Called with the bytes hashed since the last call.
 
     Raises:
-        StorageError: A remote store cannot be reached; that is no damage.
+        StorageError: A remote store cannot be reached; that is not damage.
     """
     faults = _hash_all(store, known, advance)
     found = [
@@ -168,7 +168,7 @@ def _fault(
             whole.update(chunk)
             count(len(chunk))
     except StorageError as error:
-        # Where its manifest is gone, gc took it away meanwhile; else a store away is no damage.
+        # If its manifest is gone, gc removed it meanwhile; else an unreachable store is no damage.
         if not store.local and store.find(manifest.stage, manifest.fingerprint) == manifest:
             raise
         return str(error)  # a bad sector is damage like any other
@@ -176,7 +176,7 @@ def _fault(
 
 
 def _stands_damaged(store: ArtifactStore, manifest: Manifest, bad: Mapping[str, str]) -> bool:
-    """Mark or unmark an artifact; return whether it is damaged and nothing took its place."""
+    """Mark or unmark an artifact; return whether it is damaged and was not replaced."""
     with suppress(StorageError):  # a read-only store: the report is all that can be done
         if not bad:
             store.clear_mark(manifest)

@@ -1,8 +1,8 @@
-"""Where a stage works until its artifact stands: a local folder that survives a kill.
+"""Where a stage works until its artifact is committed: a local folder that survives a kill.
 
-Its `scratch` keeps what is finished, for the process that comes back after the kill. Only who
-holds the lock of the artifact works there; without locks each process has a folder of its own,
-which nobody comes back to.
+Its `scratch` keeps finished work for the process that resumes after the kill. Only the holder of
+the artifact's lock works there; without locks each process has its own folder, which is never
+resumed.
 """
 
 import shutil
@@ -15,11 +15,11 @@ from storage.filesystem import local_error
 from storage.layout import IN_WORKSPACE
 
 FOLDER = "workspaces"
-ALONE_FOR = 7 * 86_400.0  # seconds without a change after which nobody works in a folder of its own
+ALONE_FOR = 7 * 86_400.0  # seconds without a change after which an unlocked folder is abandoned
 _MARK = "replaces"
 _FORCED = "forced "
 _PREFIX = 16  # characters of the fingerprint, as in the names of attempts
-_OWN = "."  # before the random end of a folder of one's own
+_OWN = "."  # before the random end of an unlocked folder's name
 
 
 def workspace_key(stage: str, fingerprint: str) -> str:
@@ -28,14 +28,14 @@ def workspace_key(stage: str, fingerprint: str) -> str:
 
 
 def owner_of(name: str) -> tuple[str, str, bool]:
-    """Return stage, start of the fingerprint, and whether no lock guards a workspace of a name."""
+    """Return stage, start of the fingerprint, and whether a workspace of that name is unlocked."""
     key, own, _ = name.partition(_OWN)
     stage, _, start = key.rpartition("-")
     return stage, start, bool(own)
 
 
 def replaced_by(folder: Path) -> str:
-    """Return the attempt whose place the work in a workspace is to take, "" if there is none."""
+    """Return the attempt that a workspace is to replace, "" if there is none."""
     with suppress(OSError):
         return (folder / _MARK).read_text().removeprefix(_FORCED)
     return ""
@@ -58,14 +58,13 @@ class Workspace:
         self.scratch = self.path / "scratch"
 
     def open(self, replaces: str | None, *, force: bool) -> None:
-        """Make the folders; `out` is empty and `scratch` holds what a killed making has left.
+        """Create the folders; `out` is empty and `scratch` holds what a killed process left.
 
         Args:
-            replaces: Attempt or fault of the artifact whose place is to be taken; None where
-                nothing stands. What lies in the workspace may be the very files of that artifact,
-                under a second name, so what is damaged there would be damaged here: it goes,
-                unless it was left by a killed making with the same aim.
-            force: Begin with nothing; only what a killed making with force has left is kept.
+            replaces: Attempt or fault of the artifact to replace; None if there is none. Files in
+                the workspace may be hard links to that artifact's files, with the same damage:
+                they are removed, unless a killed process with the same aim left them.
+            force: Start empty; only what a killed process with force left is kept.
 
         Raises:
             StorageError: The folders cannot be made.
@@ -92,21 +91,21 @@ class Workspace:
         mark.write_text(forced if force else replaces)
 
     def distrust(self) -> None:
-        """Let the next making with force begin with nothing: this one failed on what it found."""
+        """Make the next forced attempt start empty: this one failed on what was left there."""
         (self.path / _MARK).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Remove a folder that nobody comes back to; one that a lock guards stays."""
+        """Remove an unlocked folder, which is never resumed; a locked one stays."""
         if self._own:
             self.remove()
 
     def remove(self) -> None:
-        """Remove the folder, because its artifact stands."""
+        """Remove the folder, because its artifact is committed."""
         clear(self.path)
 
 
 def clear(folder: Path) -> None:
-    """Remove a workspace; what we have not made in it stays, and the folder with it."""
+    """Remove a workspace; files that are not ours stay, and the folder with them."""
     for path in folder.glob("*"):
         if not IN_WORKSPACE.fullmatch(path.name) or path.is_symlink():
             continue
@@ -119,5 +118,5 @@ def clear(folder: Path) -> None:
 
 
 def is_deserted(modified: float) -> bool:
-    """Return whether nobody can still be working in a folder of its own, by its last change."""
+    """Return whether an unlocked folder is abandoned, by its last change."""
     return modified < time.time() - ALONE_FOR

@@ -1,4 +1,4 @@
-"""COCO 2017 as published: archives with known checksums, of which the chosen images are moved."""
+"""COCO 2017 as published: archives with known checksums; only chosen images are downloaded."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -92,5 +92,5 @@ def _without_val2014(
 
 
 def _source(images: ImagesPart) -> Coco2017Images:
-    assert isinstance(images.source, Coco2017Images)  # whose module this is
+    assert isinstance(images.source, Coco2017Images)  # this module reads no other source
     return images.source

@@ -1,4 +1,4 @@
-"""Anybody's dataset in COCO's layout: a local folder, or a URL with the same names below it."""
+"""A user's dataset in COCO's layout: a local folder, or a URL with the same names below it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ def read(
 
     del seed
     root = _root(images)
-    # Links in a folder of this machine's user may lead anywhere.
+    # Links in the user's own folder may lead anywhere.
     own = local_folder(root) is not None
     if own:
         path = local_files(root)["annotations"]
@@ -76,7 +76,7 @@ def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[
 
 
 def _remote_annotations(context: StageContext, root: str, name: str) -> Path:
-    """Return an archive of the annotation files that lie below `root`, packed or loose."""
+    """Return an archive of the annotation files below `root`, whether packed or loose."""
     from pipeline.data.coco_files import JSON_LIMITS, is_document
     from pipeline.data.downloads import fetch_below, fetch_whole
 
@@ -88,9 +88,9 @@ def _remote_annotations(context: StageContext, root: str, name: str) -> Path:
 
     found = fetch_below(context, root, name, JSON_LIMITS, documents)
     for member, reason in found.faults.items():
-        raise StorageError(f"annotations: {reason}", f"mend or remove {name}/{member}")
+        raise StorageError(f"annotations: {reason}", f"repair or remove {name}/{member}")
     if not found.paths:
-        raise PipelineError(f"{redact(root)}/{name} has no .json", "give COCO's annotations there")
+        raise PipelineError(f"{redact(root)}/{name} has no .json", "put COCO's annotations there")
     return found.paths[0]
 
 
@@ -114,5 +114,5 @@ def _remote_images(
 
 
 def _root(images: ImagesPart) -> str:
-    assert isinstance(images.source, FolderImages)  # whose module this is
+    assert isinstance(images.source, FolderImages)  # this module reads no other source
     return images.source.root

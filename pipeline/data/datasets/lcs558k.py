@@ -109,7 +109,7 @@ def _told(record: object) -> str:
 
 
 def _source(images: ImagesPart) -> LcsImages:
-    assert isinstance(images.source, LcsImages)  # whose module this is
+    assert isinstance(images.source, LcsImages)  # this module reads no other source
     return images.source
 
 

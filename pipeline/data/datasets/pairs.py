@@ -1,7 +1,7 @@
-"""Images with a file of captions beside each: `a.jpg` and `a.txt`, or `a.json` with a `caption`.
+"""Images with a caption file beside each: `a.jpg` and `a.txt`, or `a.json` with a `caption`.
 
-The habit of img2dataset, of webdataset's tar shards, and of many trainers. Each line of a text is
-a caption. They lie in a folder, in an archive, or in a folder of archives, the shards.
+The layout of img2dataset, of webdataset's tar shards, and of many training tools. Each line of a
+text file is a caption. The files are in a folder, an archive, or a folder of archives (shards).
 """
 
 import json
@@ -61,14 +61,14 @@ def read(
             found = annotations_of(records, source.test_share, seed, drops)
     if not any(part.images for part in found.values()):
         raise PipelineError(
-            f"{redact(source.root)} holds no image with a file of captions beside it",
+            f"{redact(source.root)} holds no image with a caption file beside it",
             "captions of a.jpg are expected in a.txt, or in a.json as 'caption'",
         )
     return found
 
 
 def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[str, "ImageFiles"]:
-    """Return where the images are: where their captions were read."""
+    """Return where the images are: in the same place as their captions."""
     return dict.fromkeys(chosen, _files(context, images))
 
 
@@ -140,5 +140,5 @@ def _captions(data: bytes, name: str) -> tuple[str, ...]:
 
 
 def _source(images: ImagesPart) -> PairImages:
-    assert isinstance(images.source, PairImages)  # whose module this is
+    assert isinstance(images.source, PairImages)  # this module reads no other source
     return images.source

@@ -1,6 +1,6 @@
 """A table of images and captions: CSV, TSV, JSON lines or Parquet, with the images beside it.
 
-A row names a file, an address, or holds the image itself, as Parquet of the Hugging Face Hub does.
+A row names a file or a URL, or holds the image itself, as Parquet of the Hugging Face Hub does.
 """
 
 import hashlib
@@ -77,8 +77,8 @@ def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[
     root = _root(source)
     if not root:
         raise PipelineError(
-            f"{redact(source.path)} names files, and images.source.root no folder of them",
-            'give the folder, "." for that of the table',
+            f"{redact(source.path)} names files, but images.source.root is not set",
+            'set it to their folder, "." for the folder of the table',
         )
     folder = local_folder(root)
     if folder is not None:
@@ -97,8 +97,8 @@ def _remote(
         return fetch_some_of(context, above, name, {}, images, records)
     if _is_web(root):
         raise PipelineError(
-            f"{redact(root)} is a folder behind HTTP, whose files nobody lists",
-            "give an archive there, or a column with the whole address of each image",
+            f"{redact(root)} is a folder behind HTTP, whose files cannot be listed",
+            "give an archive there, or a column with the full URL of each image",
         )
     return fetch_below(
         context,
@@ -145,7 +145,7 @@ def _records(
 
 
 def _image(value: Any) -> tuple[str, str, bytes]:
-    """Return name, address and bytes of what a cell says is the image."""
+    """Return name, URL and bytes of the image that a cell names or holds, empty where absent."""
     match value:
         case {"bytes": bytes(data)} if data:
             return str(value.get("path") or "image.jpg"), "", data
@@ -177,7 +177,7 @@ def _table(context: StageContext, source: TableImages) -> Path:
 
 
 def _root(source: TableImages) -> str:
-    """Return where the images lie, "" where the recipe names no place."""
+    """Return where the images are, "" where the recipe does not say."""
     if not source.root or source.root.startswith(("/", "~")) or "://" in source.root:
         return source.root
     above = source.path.rpartition("/")[0] or "."
@@ -194,5 +194,5 @@ def _is_web(text: str) -> bool:
 
 
 def _source(images: ImagesPart) -> TableImages:
-    assert isinstance(images.source, TableImages)  # whose module this is
+    assert isinstance(images.source, TableImages)  # this module reads no other source
     return images.source

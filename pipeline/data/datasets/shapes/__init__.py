@@ -1,1 +1,1 @@
-"""The rendered dataset of the preset demo: coloured shapes, and what is said about them."""
+"""The rendered dataset of the preset demo: coloured shapes with captions and conversations."""

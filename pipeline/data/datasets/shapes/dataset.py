@@ -49,7 +49,7 @@ def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[
 
 
 def write_conversations(context: StageContext, images: ImagesPart, seed: int) -> Path:
-    """Write what is said about the rendered images as LLaVA-Instruct JSON and return the file."""
+    """Write the conversations about the rendered images as LLaVA-Instruct JSON; return the file."""
     from pipeline.data.datasets.shapes.rendering import render_conversations
 
     counts, path = _counts(images), context.scratch / "rendered.json"

@@ -1,7 +1,7 @@
-"""What is wrong with the rendered dataset, on purpose.
+"""The deliberate defects of the rendered dataset.
 
 Real datasets hold broken files and bad records; the demo has a few of each kind, so that
-quarantine and filters have something to count. They stand at fixed places, not random ones:
+quarantine and filters have something to count. They are at fixed positions, not random ones:
 then even a small dataset has them, and their share is exact.
 """
 
@@ -9,11 +9,11 @@ from typing import Any
 
 IMAGE_PERIOD = 200
 CAPTION_PERIOD = 200
-# One of an image's two conversations is spoiled, so this too is 0.5 % of the records.
+# One of an image's four conversations is defective, so this is 0.25 % of the records.
 CONVERSATION_PERIOD = 100
 _IMAGE_PLACE, _CAPTION_PLACE, _CONVERSATION_PLACE = 7, 23, 11
 
-# COCO itself holds this sentence.
+# COCO itself contains this sentence.
 NO_CAPTION = "There is no image here to provide a caption for."
 _NOT_FOUND_PAGE = b"<!DOCTYPE html><html><body><h1>404 Not Found</h1></body></html>\n"
 
@@ -43,7 +43,7 @@ def spoil_record(index: int, record: dict[str, Any], *, missing: str) -> dict[st
 
     Args:
         index: The number of the scene.
-        record: The sound record.
+        record: The intact record.
         missing: Name of an image that does not exist.
 
     Returns:

@@ -16,7 +16,7 @@ from pipeline.data.datasets.shapes.drawing import draw, encode
 from pipeline.data.datasets.shapes.scenes import SHAPES, Scene, make_scene, outline
 from pipeline.data.datasets.shapes.wording import Turn, captions, conversations
 
-# Ids with holes, as COCO's categories have: nobody may take them for row numbers.
+# Ids with gaps, as in COCO's categories, so that they cannot be mistaken for row numbers.
 CATEGORY_IDS = dict(zip(SHAPES, (1, 2, 3, 5), strict=True))
 
 # The splits are far apart, so that more training images never change the validation images.
@@ -75,8 +75,8 @@ def render_coco(
     `annotations/annotations_trainval2017.zip`.
 
     Args:
-        root: The folder to write into; made where absent.
-        seed: The seed of the world.
+        root: The folder to write into; created if missing.
+        seed: The seed of all scenes.
         train_images: Number of training images.
         val_images: Number of validation images.
         advance: Called with the number of images written since the last call.
@@ -109,10 +109,10 @@ def render_conversations(
 
     Args:
         path: The JSON file to write.
-        seed: The seed of the world.
+        seed: The seed of all scenes.
         train_images: Number of training images.
         val_images: Number of validation images.
-        advance: Called with the number of images spoken about since the last call.
+        advance: Called with the number of images done since the last call.
 
     Raises:
         ValueError: If a number of images is out of range.
@@ -155,7 +155,7 @@ def _annotations(split: str, scenes: list[Scene]) -> dict[str, dict[str, Any]]:
 
 def _image_entry(split: str, scene: Scene) -> dict[str, Any]:
     name = file_name(scene.index)
-    # RFC 2606 reserves the domain .invalid: these addresses never reach anybody's server.
+    # RFC 2606 reserves the domain .invalid: these addresses never reach a real server.
     return {
         "license": 1,
         "file_name": name,

@@ -13,9 +13,9 @@ Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
 SHAPES = ("circle", "square", "triangle", "cross")
-# Light tints on a dark backdrop: a shape is then nearly the same pattern of light in every colour.
-# It makes 36 % of the variance of the middle patch's embedding. With strong colours on a dark
-# backdrop it made 3 %, on grey 0.6 %, and the model learned colours but no shapes.
+# Light tints on a dark backdrop: a shape then has nearly the same brightness pattern in every
+# colour. Shape explains 36 % of the variance of the middle patch's embedding. With strong colours
+# on a dark backdrop it was 3 %, on grey 0.6 %, and the model learned colours but no shapes.
 COLOURS: dict[str, Colour] = {
     "red": (255, 95, 95),
     "green": (95, 245, 110),
@@ -27,16 +27,16 @@ COLOURS: dict[str, Colour] = {
     "white": (250, 250, 250),
 }
 # Reading order; the index of a quadrant is 2 * row + column. A name is one word, which becomes one
-# token. By two words ("top left") an object was looked up last of all: on seed 6 half of such
-# answers were right, and 84 % of all after 5,000 steps, where with one word 96 % were.
+# token. With two words ("top left"), look-ups by place were learned last: on seed 6 half of those
+# answers were right, and 84 % of all answers after 5,000 steps, against 96 % with one word.
 QUADRANTS = ("northwest", "northeast", "southwest", "southeast")
 
 # As parts of the central square's side. An object is about one seventh of it wide and stands near
 # the middle of one cell of the 7x7 grid, so that one patch of the tiny CLIP sees most of a shape.
-# Larger shapes were measured: the model then learned colours, but hardly any shape in minutes.
+# Larger shapes were tried: within minutes the model then learned colours, but hardly any shape.
 CENTRES = (1.5 / 7, 5.5 / 7)
 JITTER = 0.008
-MOST_OBJECTS = 2  # more of them, and a minute of training learns to count but not to look
+MOST_OBJECTS = 2  # with more, a minute of training learns to count but not to look objects up
 SIZES = (0.15, 0.17)
 
 _REPEATED_SHAPE_SHARE = 0.1
@@ -81,8 +81,8 @@ class Scene:
     """One image before it is drawn.
 
     Attributes:
-        seed: The seed of the world.
-        index: The number of the scene in that world.
+        seed: The seed of all scenes.
+        index: The number of the scene under that seed.
         width: Width of the image in pixels.
         height: Height in pixels.
         backdrop: The two RGB colours between which the background fades.
@@ -114,10 +114,10 @@ def generator(seed: int, index: int, purpose: str) -> random.Random:
 
 
 def make_scene(seed: int, index: int) -> Scene:
-    """Scene number `index` of the world with this seed.
+    """Scene number `index` for this seed.
 
-    The number of objects, their quadrants, shapes and colours are uniform, so that nobody
-    answers questions about a scene by its priors.
+    The number of objects, their quadrants, shapes and colours are uniform, so that priors do not
+    answer questions about a scene.
     """
     rng = generator(seed, index, "scene")
     width, height = _image_size(rng)

@@ -1,6 +1,6 @@
-"""What is said about a scene: captions as COCO writes them, questions as LLaVA-Instruct does.
+"""The texts about a scene: captions in COCO's style, questions in LLaVA-Instruct's.
 
-Invariants: a caption tells of every object; a question has exactly one right answer in its scene,
+Invariants: a caption names every object; a question has exactly one right answer in its scene,
 and that answer cannot be read off the earlier turns of its conversation.
 """
 
@@ -34,9 +34,9 @@ _PHRASES = {
     "presence": ("Is there {key}?", "Do you see {key}?", "Does the picture show {key}?"),
     "description": ("Describe the {key}.", "Tell me about the {key}."),
 }
-# What a conversation asks, in per cent. A fifth of all turns are yes-or-no questions: they can be
-# guessed half of the time, and with fewer they are learned too late. With 12 % one of eleven
-# trainings ended before it could answer them, with 21 % two others could by two fifths of the way.
+# What a conversation asks, in per cent. A fifth of all turns are yes-or-no questions: a guess is
+# right half of the time, so with fewer they are learned too late. With 12 % one of eleven training
+# runs ended before it had learned them; with 21 % two others had after two fifths of their steps.
 _ABOUT_ALL = {"colour": 21, "shape": 21, "position": 21, "presence": 37}
 _ABOUT_ONE = {
     ("presence", "position"): 44,
@@ -48,7 +48,7 @@ _ABOUT_ONE = {
     ("position", "shape"): 5,
 }
 _COUNT_SHARE = 0.3
-# What a yes-or-no question names. The shape is learned last of all, so it is asked for most.
+# What a yes-or-no question names. Shapes are learned last, so they are asked about most.
 _PRESENCE = {("shape",): 3, ("colour",): 1, ("shape", "colour"): 2}
 # COCO has two to four times as many of each quirk.
 _QUIRK_SHARE = 0.06
@@ -78,7 +78,7 @@ class _Aim:
 
     @property
     def facts(self) -> frozenset[str]:
-        """The properties that question and answer speak of."""
+        """The properties that question and answer mention."""
         return frozenset({*self.fields, self.kind})
 
 
@@ -143,7 +143,7 @@ def _located(scene: Scene) -> str:
 
 
 def _shown(scene: Scene) -> str:
-    """Begins as `_located` does, so that what is likeliest to be written is one of these two."""
+    """Begins like `_located`, so that the most likely caption is one of these two."""
     names = _names(scene)
     if len(names) < 3:
         names = [f"{name} {item.place}" for name, item in _pairs(scene)]
@@ -159,10 +159,10 @@ def _terse(scene: Scene, rng: random.Random) -> str:
     """Names and places, the objects in any order.
 
     In reading order, the words after "red" follow from the number of objects named so far. Here
-    only the red object tells them, so a model learns to look things up from these captions: what
-    is told next follows directly on the word that points. Where other words stand between, as in
-    "the triangle is red", it took several times as long, or did not come about at all. An article
-    before each name cost 6 to 9 % of the answers (seeds 2 and 6), above all those about a place.
+    only the red object determines them, so a model learns look-ups from these captions: the answer
+    directly follows the word that identifies the object. With other words in between, as in "the
+    triangle is red", it took several times as long, or was not learned at all. An article before
+    each name cost 6 to 9 % of the answers (seeds 2 and 6), mostly those about a place.
     """
     return _sentence(", ".join(f"{_name(item)} {item.place}" for item in _shuffled(scene, rng)))
 
@@ -192,7 +192,7 @@ def _quirk(text: str, rng: random.Random) -> str:
 
 def _conversation(scene: Scene, rng: random.Random) -> tuple[Turn, ...]:
     turns = []
-    # Asked later, the number could be guessed from the objects already spoken of.
+    # Asked later, the number could be guessed from the objects already mentioned.
     if rng.random() < _COUNT_SHARE:
         question = rng.choice(_PHRASES["count"])
         turns.append(Turn("count", question, NUMBERS[len(scene.objects) - 1].lower()))
@@ -215,9 +215,9 @@ def _about_one(scene: Scene, rng: random.Random) -> list[Turn]:
 def _about_all(scene: Scene, kind: str, rng: random.Random) -> list[Turn]:
     """The same question about every object, in random order, named by the same property.
 
-    Nothing but the object that is meant tells these questions apart, so in the gradient of a step
-    all else cancels out. With pairs of questions, 92 % of looked-up colours were right where other
-    800 steps gave 74 % (seed 0); the model was trained on such questions alone.
+    These questions differ only in the object that they ask about, so in a step's gradient all else
+    cancels out. With such pairs, 92 % of looked-up colours were right after 800 steps, without
+    them 74 % (seed 0, trained on such questions alone).
     """
     aims = _aims(scene, kind, rng)
     keys = sorted({aim.fields for aim in aims})
@@ -232,10 +232,10 @@ def _about_all(scene: Scene, kind: str, rng: random.Random) -> list[Turn]:
 
 
 def _independent(firsts: list[_Aim], seconds: list[_Aim]) -> tuple[_Aim, _Aim]:
-    """The first pair whose second answer is not spoken of in the first turn.
+    """The first pair whose first turn does not give the second answer away.
 
-    There always is one: an object can be named by any property, so also by the one that neither
-    answer tells; presence, which speaks of shape and colour, is only ever followed by position.
+    There always is one: an object can be named by any property, so also by one that neither answer
+    gives; presence, which mentions shape and colour, is only ever followed by position.
     """
     return next(
         (first, second)
@@ -245,7 +245,7 @@ def _independent(firsts: list[_Aim], seconds: list[_Aim]) -> tuple[_Aim, _Aim]:
 
 
 def _aims(scene: Scene, kind: str, rng: random.Random) -> list[_Aim]:
-    """All that can be asked about the scene in this kind, in random order."""
+    """All questions of this kind about the scene, in random order."""
     if kind == "presence":
         aims = _presence_aims(scene, rng)
     else:
@@ -254,7 +254,7 @@ def _aims(scene: Scene, kind: str, rng: random.Random) -> list[_Aim]:
             for number, item in enumerate(scene.objects)
             for fields, key in _keys(item)
             if kind not in fields and _identifies(scene, item, fields)
-            # Whoever names two properties has said two thirds of a description.
+            # A question that names two properties gives away two thirds of a description.
             if kind != "description" or len(fields) == 1
         ]
     rng.shuffle(aims)
@@ -262,7 +262,7 @@ def _aims(scene: Scene, kind: str, rng: random.Random) -> list[_Aim]:
 
 
 def _keys(item: SceneObject) -> list[tuple[tuple[str, ...], str]]:
-    """The ways to speak of an object: the properties used, and the words."""
+    """The ways to refer to an object: the properties used, and the words."""
     return [
         (("shape",), item.shape),
         (("colour",), f"{item.colour} object"),
@@ -292,7 +292,7 @@ def _presence_aims(scene: Scene, rng: random.Random) -> list[_Aim]:
     """One question per object, each answered yes or no.
 
     They ask for a shape of any colour, for a colour of any shape, or for both; in the last case
-    absent things differ from an object of the scene in the shape or in the colour alone.
+    absent objects differ from one in the scene in the shape or in the colour alone.
     """
     (fields,) = rng.choices(list(_PRESENCE), list(_PRESENCE.values()))
     shown = {(item.colour, item.shape) for item in scene.objects}

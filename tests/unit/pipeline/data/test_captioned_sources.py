@@ -319,7 +319,7 @@ def test_a_caption_file_that_is_damaged_costs_its_image_only(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"root": ""}, r"names files, and images\.source\.root no folder"),
+        ({"root": ""}, r"names files, but images\.source\.root is not set"),
         ({"image": "file"}, r"no column 'file'.*image, caption"),
         ({"path": "nowhere.csv"}, r"no such file: .*nowhere\.csv"),
         ({"path": "pairs.xlsx"}, r"pairs\.xlsx is not a table.*\.csv"),

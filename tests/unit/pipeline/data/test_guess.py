@@ -112,10 +112,10 @@ def test_an_image_folder_of_hugging_face_is_read_by_its_metadata(tmp_path: Path)
     [
         ({}, "0 images and no captions beside them"),
         ({"a.jpg": b"", "b.jpg": b""}, "2 images and no captions beside them"),
-        ({"pairs.csv": b"picture,caption\na.jpg,x\n"}, "called like an image; it has picture"),
-        ({"pairs.csv": b"image,label\na.jpg,x\n"}, "called like a caption; it has image, label"),
-        ({"pairs.csv": b"image,caption\nz.jpg,x\n"}, r"'z\.jpg' of the first row is not beside"),
-        ({"notes.docx": b""}, "is not a dataset that is known"),
+        ({"pairs.csv": b"picture,caption\na.jpg,x\n"}, "named like an image; it has picture"),
+        ({"pairs.csv": b"image,label\na.jpg,x\n"}, "named like a caption; it has image, label"),
+        ({"pairs.csv": b"image,caption\nz.jpg,x\n"}, r"'z\.jpg', the image of the first row"),
+        ({"notes.docx": b""}, "has no known dataset format"),
     ],
     ids=["empty", "silent", "image", "caption", "lost", "other"],
 )

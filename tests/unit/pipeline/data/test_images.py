@@ -377,7 +377,7 @@ def test_too_many_bad_images_stop_the_run_with_their_reasons(tmp_path: Path) -> 
     with pytest.raises(PipelineError, match="3 of 5 images are bad") as caught:
         run(root, tmp_path, max_bad_share=0.5)
     assert "2 file missing, 1 not an image" in str(caught.value)
-    named = re.search(r"(/\S+\.csv) names each", str(caught.value))
+    named = re.search(r"(/\S+\.csv) lists them all", str(caught.value))
     assert named is not None
     with Path(named[1]).open(newline="") as stream:
         told = {row["record"]: row["reason"] for row in csv.DictReader(stream)}
@@ -421,7 +421,7 @@ def test_unreadable_records_are_counted_with_the_first_fault(tmp_path: Path) -> 
     assert f"2 broken record, the first: captions_{TRAIN}.json images[0]: no 'id'" in str(
         caught.value
     )
-    named = re.search(r"(/\S+\.csv) names each", str(caught.value))
+    named = re.search(r"(/\S+\.csv) lists them all", str(caught.value))
     assert named is not None
     assert len(Path(named[1]).read_text().splitlines()) == 3
 

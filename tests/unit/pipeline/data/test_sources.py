@@ -265,7 +265,7 @@ def test_a_server_without_range_gives_the_whole_zip(
     server.always = Fault(ignore_range=True)
     summary, _, recorder = run(FolderImages(root=root), tmp_path, limit=12)
     assert summary["images"] == 15
-    assert any("answers no Range" in said for said in recorder.counted)
+    assert any("does not support Range" in said for said in recorder.counted)
 
 
 def test_images_that_are_not_there_are_drops_with_their_reason(

@@ -72,7 +72,7 @@ BROKEN = {
     "current_date > DATE '2026-01-01'": "current_date gives another result in each run",
     "count(*) > 3": "aggregates",
     "row_number() OVER () > 3": "window functions",
-    "text = '\ud800'": "half a character",
+    "text = '\ud800'": "not valid Unicode",
     "getenv('HOME') = ''": "getenv",
     "$x = 1": "parameters",
 }

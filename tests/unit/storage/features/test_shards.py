@@ -372,7 +372,7 @@ def test_duckdb_reads_both_files(tmp_path: Path) -> None:
         ("sha256", ["a" * 64, "b" * 64, "C" * 64], "lower-case hex digits, not 'CCC"),
         ("sha256", ["a" * 64, "b" * 64, "a" * 64], "stands 2 times"),
         # Memory that nobody touches: the check comes before the first value is looked at.
-        ("patches", np.empty((3, 1, 2**23), np.float16), "128 rows of patches pass 2 GiB"),
+        ("patches", np.empty((3, 1, 2**23), np.float16), "128 rows of patches exceed 2 GiB"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(

@@ -151,7 +151,7 @@ def test_a_killed_download_goes_on_in_the_next_process(server: FaultServer, tmp_
 def stop_in_the_middle(server: FaultServer, target: Path, **options: object) -> str:
     """Leave a part of about a third behind; return the URL."""
     url = server.serve(f"/{target.name}", BODY, Fault(drop_after=1_000_000))
-    with pytest.raises(StorageError, match="the transfer goes on where it stopped"):
+    with pytest.raises(StorageError, match="the transfer resumes where it stopped"):
         fetch(url, target, attempts=1, **options)
     return url
 
@@ -398,7 +398,7 @@ def test_a_packed_file_stays_packed(server: FaultServer, tmp_path: Path) -> None
     body = gzip.compress(BODY)
     fetch(server.serve("/a.tar.gz", body), tmp_path / "a.tar.gz", checksum=None, size=len(body))
     assert (tmp_path / "a.tar.gz").read_bytes() == body
-    with pytest.raises(StorageError, match="arrives packed as gzip"):
+    with pytest.raises(StorageError, match="arrives compressed as gzip"):
         fetch(server.serve("/a.json", body), tmp_path / "a.json", checksum=None, size=None)
 
 

@@ -189,7 +189,7 @@ def test_what_is_printed_is_read_only_too(database: Database) -> None:
 
 
 def test_half_a_character_is_refused_in_one_line(database: Database) -> None:
-    with pytest.raises(StorageError, match="half a character"):
+    with pytest.raises(StorageError, match="not valid Unicode"):
         database.read_only("SELECT '\ud800'")
 
 

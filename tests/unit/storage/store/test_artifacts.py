@@ -256,7 +256,7 @@ def test_a_mark_is_about_one_attempt(store: ArtifactStore, tmp_path: Path) -> No
 def test_a_torn_mark_still_marks(local: ArtifactStore, tmp_path: Path, mark: bytes) -> None:
     made = add(local, tmp_path, FILES)
     local.write(f"damaged/numbers/{made.attempt}.json", mark)
-    assert local.damage(made) == "it was marked"
+    assert local.damage(made) == "it was marked as damaged"
 
 
 def test_a_corrupt_manifest_is_named_and_can_be_replaced(
@@ -310,7 +310,7 @@ def test_an_upload_that_did_not_arrive_whole_stays_invisible(
             put(self, source, name)  # ty: ignore[invalid-argument-type]
 
     monkeypatch.setattr(type(store.files), "put", lossy)
-    with pytest.raises(StorageError, match=r"w\.bin did not arrive whole"):
+    with pytest.raises(StorageError, match=r"w\.bin arrived incomplete"):
         add(store, tmp_path, FILES)
     assert store.find("numbers", key()) is None
     assert store.list("artifacts/numbers") == []

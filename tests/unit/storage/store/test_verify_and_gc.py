@@ -587,7 +587,7 @@ def test_runs_come_newest_first(store: ArtifactStore) -> None:
     write_ref(store, "paper", RUNS[1])
     store.write("refs/notes.txt", b"of somebody else")
     assert read_refs(store) == {"paper": RUNS[1]}
-    with pytest.raises(StorageError, match=r"refs/notes\.txt is not the name of a run"):
+    with pytest.raises(StorageError, match=r"refs/notes\.txt does not refer to a run"):
         write_ref(store, "notes.txt", RUNS[1])
     assert store.read("refs/notes.txt") == b"of somebody else"
 
