@@ -137,7 +137,7 @@ def test_a_moved_branch_is_seen_by_the_plan_and_a_missing_network_changes_nothin
         assert make_backbones(tmp_path, recipe).status == "cached"
         step = look(tmp_path, published(lm_revision="dev"))
         assert step.reason.startswith("field `backbones.lm_revision` main → dev")
-        assert "source `lm` cannot be looked at now" in step.reason
+        assert "source `lm` cannot be checked now" in step.reason
     moved = hub.publish(LM, phi_files(seed=7))
     assert look(tmp_path, recipe).reason == "source `lm` changed"
     after = make_backbones(tmp_path, recipe)
