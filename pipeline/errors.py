@@ -1,8 +1,8 @@
-"""Errors a person can act on: one line that names the thing, and one that names the remedy."""
+"""Errors a user can act on: one line says what is wrong, and one how to fix it."""
 
 
 class PipelineError(Exception):
-    """A run cannot go on for a reason that its user can mend.
+    """A run cannot continue, for a reason that its user can fix.
 
     Args:
         message: What is wrong, naming the file, record or field.
@@ -15,7 +15,7 @@ class PipelineError(Exception):
 
 
 class UnreachableError(PipelineError):
-    """A place did not answer, or said that it is busy: the same request may succeed later."""
+    """A remote did not answer, or said that it is busy: the same request may succeed later."""
 
 
 class RecipeError(PipelineError):

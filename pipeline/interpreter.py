@@ -1,8 +1,8 @@
 """The Python process: garbage collection during imports, import path of children, quick exit.
 
-Torch, open_clip, Lightning and Prefect together are 700,000 objects. While they are imported the
-collector looks through them again and again, and once more when the interpreter ends. Of 15 seconds
-in which a process did nothing but import them and end, 5 were that.
+Torch, open_clip, Lightning and Prefect together create 700,000 objects. The garbage collector scans
+them repeatedly during the imports, and once more at exit. That took 5 of the 15 seconds of a
+process that only imported them and exited.
 """
 
 import atexit
@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_INSTALLED = ("site-packages", "dist-packages")  # where Python finds us by itself
+_INSTALLED = ("site-packages", "dist-packages")  # where Python finds this project by itself
 
 
 @contextmanager
 def importing() -> Generator[None]:
-    """Hold the garbage collector while libraries are imported: nothing of theirs is garbage."""
+    """Disable the garbage collector while libraries are imported: they create no garbage."""
     held = gc.isenabled()
     gc.disable()
     try:
@@ -31,10 +31,10 @@ def importing() -> Generator[None]:
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of a Python of ours that imports what this one imports.
+    """Return an environment for a child Python process that imports the same code as this one.
 
-    By itself `python -m` looks into the current folder first, where a `pipeline.py` or a
-    `random.py` of somebody else may lie.
+    By default `python -m` searches the current folder first, which may contain an unrelated
+    `pipeline.py` or `random.py`.
     """
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if ROOT.name not in _INSTALLED:
@@ -46,14 +46,14 @@ def child_environment() -> dict[str, str]:
 def leave_quickly() -> None:
     """Exit without a final garbage collection, which takes seconds, and without a list of leaks.
 
-    To be called before libraries register what they do at the end, so that it comes after them.
+    Call it before libraries register their own exit handlers, so that it runs after them.
     """
     atexit.register(_leave)
 
 
 def _leave() -> None:
-    # Without the collection, DuckDB's binding and Triton's write to C's stderr that all they hold
-    # has leaked. What Python itself says, and a crash, still go to the real one.
+    # Without the final collection, the bindings of DuckDB and Triton report leaks on C's stderr.
+    # Python's own messages and crash reports still go to the real stderr.
     real = os.dup(2)
     sys.stderr = os.fdopen(real, "w", buffering=1, closefd=False)
     faulthandler.enable(real)

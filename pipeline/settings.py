@@ -38,15 +38,15 @@ class Settings(BaseSettings):
     devices: int = Field(default=1, ge=1, description="Processes or GPUs used for training.")
     launcher: str = Field(
         default="",
-        description="torchrun command that starts the processes of a training, for several "
-        "machines; empty: `devices` processes of this one.",
+        description="torchrun command that starts the training processes on several machines; "
+        "empty: `devices` processes on this machine.",
     )
     strategy: str = Field(default="auto", description="Lightning's strategy, e.g. ddp or fsdp.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: all cores.")
     task_runner: str = Field(
         default="threads",
         pattern=r"^(threads|dask:[1-9]\d*|(tcp|tls|ucx)://\S+)$",
-        description="Who embeds images: threads of this process, dask:N for N local processes, or "
+        description="What embeds images: threads of this process, dask:N for N local processes, or "
         "the address of a Dask scheduler, tcp://host:8786.",
     )
     wandb: Literal["offline", "online", "disabled"] = Field(
@@ -54,10 +54,10 @@ class Settings(BaseSettings):
     )
     judge: bool = Field(
         default=True,
-        description="Judge a finished run, and publish it if it may be; `compare` does not.",
+        description="Apply the gate to a finished run and publish it if it passes; not `compare`.",
     )
     publish_anyway: bool = Field(
-        default=False, description="Publish whatever the gate says; it is recorded."
+        default=False, description="Publish even if the gate refuses; this is recorded."
     )
     wandb_project: str = Field(default="phivision", description="Project in Weights & Biases.")
 

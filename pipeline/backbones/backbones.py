@@ -15,7 +15,7 @@ def backbones(context: StageContext, backbones: BackbonesChoice, seed: int) -> S
 
     Raises:
         UnreachableError: The Hub cannot be reached now.
-        PipelineError: There is no such model, or one that may not be read or used.
+        PipelineError: The model does not exist, or may not be read or used.
         StorageError: A folder or URL cannot be read.
     """
     if isinstance(backbones, HubBackbones):
@@ -32,7 +32,7 @@ def probe_backbones(recipe: Recipe) -> SourceState:
 
     Raises:
         PipelineError: The Hub refuses, and its cache does not know the branch.
-        StorageError: A folder or URL is not there.
+        StorageError: A folder or URL does not exist.
     """
     choice = recipe.backbones
     if not isinstance(choice, HubBackbones):

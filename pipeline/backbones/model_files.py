@@ -1,6 +1,6 @@
-"""Which files of a published model are taken: weights as safetensors, config, tokenizer, licence.
+"""Which files of a published model are used: weights as safetensors, config, tokenizer, licence.
 
-Never the repository's code, never a pickle, and nothing else either, so that a model gives the same
+Never the repository's code, never a pickle, and no other files, so that a model gives the same
 artifact from the Hub, from a cache that another program has filled, from a folder or from a URL.
 """
 
@@ -37,21 +37,21 @@ _CLIP_PICKLES = ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pt")
 def bring_language_model(place: Place, folder: Path, say: Callable[[str], None]) -> None:
     """Put config, tokenizer and weights of a causal language model into a folder.
 
-    The small files come first, so that what cannot be used is told before gigabytes are moved.
+    The small files come first, so that an unusable model is reported before gigabytes are moved.
 
     Args:
-        place: Where the model lies.
-        folder: A folder of ours.
-        say: Told what will be missed later.
+        place: Where the model is.
+        folder: The target folder.
+        say: Prints a warning.
 
     Raises:
         PipelineError: A file is missing or is not what it should be.
-        ModelError: transformers has no such model without running the repository's code.
+        ModelError: transformers cannot load such a model without the repository's code.
         StorageError: The place cannot be read.
     """
     if not place.has(CONFIG):
         raise PipelineError(
-            f"{place.title} has no {CONFIG}", "it must be a language model of transformers"
+            f"{place.title} has no {CONFIG}", "it must be a transformers language model"
         )
     if not place.has(TOKENIZER):
         say(f"  {place.title} has no {TOKENIZER}, without which no text can be read")
@@ -73,8 +73,8 @@ def bring_clip(place: Place, folder: Path, names: tuple[str, str] = CLIP_FILES) 
     """Put an encoder's weights into a folder, and its config where it has one.
 
     Args:
-        place: Where the encoder lies.
-        folder: A folder of ours.
+        place: Where the encoder is.
+        folder: The target folder.
         names: Names of config and weights, open_clip's or timm's.
 
     Raises:
@@ -89,7 +89,7 @@ def bring_clip(place: Place, folder: Path, names: tuple[str, str] = CLIP_FILES) 
 
 
 def check_weights(path: Path, title: str) -> None:
-    """Raise PipelineError where a file is not whole safetensors, such as a Git LFS pointer."""
+    """Raise PipelineError if a file is not complete safetensors, such as a Git LFS pointer."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -128,14 +128,14 @@ def _shards(index: Path, place: Place) -> list[str]:
     """Return the names of the files that an index of weights lists.
 
     Raises:
-        PipelineError: It lists none, or one that is not there.
+        PipelineError: It lists no file, or one that is missing.
     """
     listed = _read(index, place.title).get("weight_map")
     names = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
     for name in names or ["nothing"]:
         if "/" in name or not name.endswith(".safetensors") or not place.has(name):
             raise PipelineError(
-                f"{place.title} is not whole: {index.name} lists {name}, which is not there",
+                f"{place.title} is incomplete: {index.name} lists {name}, which is missing",
                 "fetch or copy the model again",
             )
     return names

@@ -1,8 +1,8 @@
-"""Where a published model may lie, and how chosen files of it come to a folder of ours.
+"""Where a published model may be, and how chosen files of it get into a local folder.
 
-The Hub (through its cache), a local folder, or any fsspec URL: each tells whether it has a file and
-brings files. What is chosen is decided elsewhere, the same for all of them, so that the same model
-gives the same artifact from wherever it comes.
+The Hub (through its cache), a local folder, or any fsspec URL: each can check for a file and fetch
+files. Which files are chosen does not depend on the place, so that the same model gives the same
+artifact from anywhere.
 """
 
 import hashlib
@@ -27,33 +27,33 @@ _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's own hash, or SHA-256 o
 
 
 class Place(Protocol):
-    """Where a model's files lie.
+    """Where a model's files are.
 
     Attributes:
-        title: The place for people, without secrets.
-        commit: Commit of the Hub that was brought, "" elsewhere.
+        title: The place as shown to users, without secrets.
+        commit: Commit of the Hub that was fetched, "" elsewhere.
     """
 
     title: str
     commit: str
 
     def has(self, name: str) -> bool:
-        """Return whether a file lies there."""
+        """Return whether the place has a file."""
 
     def bring(self, names: Collection[str], folder: Path) -> None:
-        """Put files into a local folder, whole."""
+        """Put complete files into a local folder."""
 
 
 def place_of(source: Source, scratch: Path, report: Reporter) -> Place:
     """Return the place that a source names.
 
     Args:
-        source: What `find_source` gave.
-        scratch: Folder for what was fetched from a URL; it survives a kill.
+        source: What `find_source` returned.
+        scratch: Folder for files fetched from a URL; it survives a kill.
         report: Progress.
 
     Raises:
-        PipelineError: It is a local folder that is not there.
+        PipelineError: It is a local folder that does not exist.
     """
     match source:
         case Repository():
@@ -65,7 +65,7 @@ def place_of(source: Source, scratch: Path, report: Reporter) -> Place:
 
 
 class FolderPlace:
-    """A folder on this machine that its owner may go on to edit: nothing is linked to it."""
+    """A folder on this machine, which its owner may edit later: nothing is linked to it."""
 
     commit = ""
 
@@ -75,17 +75,17 @@ class FolderPlace:
         self.title, self._folder = str(folder), folder
 
     def has(self, name: str) -> bool:
-        """Return whether a file lies there."""
+        """Return whether the place has a file."""
         return (self._folder / name).is_file()
 
     def bring(self, names: Collection[str], folder: Path) -> None:
-        """Copy files, without moving their bytes where the disk can."""
+        """Copy files, as clones where the file system supports that."""
         for name in names:
             clone_file(self._folder / name, folder / name, may_link=False)
 
 
 class UrlPlace:
-    """A folder behind any fsspec URL; what is fetched waits in `scratch` for a killed stage."""
+    """A folder behind any fsspec URL; fetched files stay in `scratch` if the stage is killed."""
 
     commit = ""
 
@@ -94,11 +94,11 @@ class UrlPlace:
         self.title = redact(self._url)
 
     def has(self, name: str) -> bool:
-        """Return whether a file lies there."""
+        """Return whether the place has a file."""
         return bool(probe_if_there(f"{self._url}/{name}"))
 
     def bring(self, names: Collection[str], folder: Path) -> None:
-        """Fetch files; one that was stopped goes on where it stopped."""
+        """Fetch files; an interrupted download is resumed."""
         for name in names:
             url, target = f"{self._url}/{name}", self._scratch / name
             with self._report.track(f"fetch {name}", None) as tick:
@@ -107,18 +107,18 @@ class UrlPlace:
 
 
 class HubPlace:
-    """A repository of the Hub, or what its cache holds of it where the Hub cannot be asked."""
+    """A repository of the Hub, or its cached files if the Hub cannot be reached."""
 
     def __init__(self, repository: Repository) -> None:
         self.title, self.commit, self._repository = repository.title, "", repository
         self._remedy = "check the network, or give a local folder or another place in backbones.*"
 
     def has(self, name: str) -> bool:
-        """Return whether a file lies there."""
+        """Return whether the place has a file."""
         return name in self._names
 
     def bring(self, names: Collection[str], folder: Path) -> None:
-        """Fetch files into the Hub's cache where they are missing, and link or copy them."""
+        """Fetch missing files into the Hub's cache, and link or copy all of them."""
         snapshot = cached_snapshot(self._repository)
         if snapshot is None or not all((snapshot / name).is_file() for name in names):
             snapshot = self._download(names)
@@ -128,7 +128,7 @@ class HubPlace:
             if not (snapshot / name).is_file():
                 raise PipelineError(
                     f"the cache {snapshot} lacks {name}",
-                    f"fill it where there is a network: hf download {self._repository.name}",
+                    f"fill it on a machine with a network: hf download {self._repository.name}",
                 )
             _check_blob(snapshot / name)
             clone_file(snapshot / name, folder / name, may_link=name.endswith(".safetensors"))
@@ -148,7 +148,7 @@ class HubPlace:
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        """Names of the files, from the Hub or else from its cache."""
+        """Names of the files, from the Hub, else from its cache."""
         from huggingface_hub import HfApi
 
         name, revision, _, commit = self._repository
@@ -164,10 +164,10 @@ class HubPlace:
 
 
 def _check_blob(path: Path) -> None:
-    """Refuse a file of the cache that is not what its name says.
+    """Refuse a file of the cache whose content does not match its name.
 
-    The cache names a file by its content, and files that share an artifact's bytes could have been
-    written to; without this check an artifact would be made again out of the altered one.
+    The cache names a file by its hash, and a file that shares its bytes with an artifact could have
+    been altered; without this check the artifact would be made again from the altered file.
     """
     blob = path.resolve()
     if not path.is_symlink() or not _BLOB.fullmatch(blob.name):
@@ -179,6 +179,6 @@ def _check_blob(path: Path) -> None:
         found = hash_file(blob, hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False))
     if found != blob.name:
         raise PipelineError(
-            f"{blob} in the Hub's cache was altered: its name is the hash of another content",
-            "remove that file and run again with a network, or copy the cache anew",
+            f"{blob} in the Hub's cache was altered: its content does not match its name's hash",
+            "remove that file and run again with a network, or copy the cache again",
         )

@@ -1,6 +1,6 @@
-"""What a recipe's text about a published model names, and whether that changed since.
+"""Which source a recipe names for a published model, and whether it changed since.
 
-`plan` asks this on every look, so nothing heavy is imported here; `pipeline.backbones.model_places`
+Every `plan` checks this, so nothing heavy is imported here; `pipeline.backbones.model_places`
 fetches.
 """
 
@@ -18,7 +18,7 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-LM_FILES = (CONFIG, TOKENIZER, INDEX, WEIGHTS)  # what tells versions apart where nobody lists
+LM_FILES = (CONFIG, TOKENIZER, INDEX, WEIGHTS)  # probed if a place cannot be listed
 CLIP_CONFIG = "open_clip_config.json"
 CLIP_WEIGHTS = "open_clip_model.safetensors"
 CLIP_FILES = (CLIP_CONFIG, CLIP_WEIGHTS)
@@ -29,7 +29,7 @@ Source = Repository | Path | str
 
 
 def clip_source(choice: HubBackbones) -> Source:
-    """Return where the encoder's weights lie; a tag of open_clip names a repository of the Hub."""
+    """Return where the encoder's weights are; a tag of open_clip names a repository of the Hub."""
     if is_timm(choice.clip_name):
         return find_source(choice.clip_pretrained, "main")
     repository = encoder_line(choice.clip_name).tags.get(choice.clip_pretrained)
@@ -44,14 +44,14 @@ def clip_files(choice: HubBackbones) -> tuple[str, str]:
 
 
 def lm_source(choice: HubBackbones) -> Source:
-    """Return where the language model lies."""
+    """Return where the language model is."""
     return find_source(choice.lm_repository, choice.lm_revision)
 
 
 def find_source(text: str, revision: str) -> Source:
     """Return what a text names: a repository of the Hub, a local folder or file, or a URL.
 
-    A path is told by its first character (`/`, `~`, `.`) or because it is there, as for
+    A path is recognized by its first character (`/`, `~`, `.`) or because it exists, as in
     transformers.
 
     Args:
@@ -76,7 +76,7 @@ def find_source(text: str, revision: str) -> Source:
 
 
 def is_one_file(source: Source) -> bool:
-    """Return whether a path or URL names a file of weights and no folder."""
+    """Return whether a path or URL names a file of weights, not a folder."""
     return not isinstance(source, Repository) and str(source).endswith((".safetensors", GGUF))
 
 
@@ -85,16 +85,16 @@ def state_of(label: str, source: Source, names: Sequence[str]) -> SourceState:
 
     Args:
         label: Name of the state.
-        source: What `find_source` gave.
-        names: Files to look at where a place cannot be listed.
+        source: What `find_source` returned.
+        names: Files to check if a place cannot be listed.
 
     Raises:
         PipelineError: The Hub refuses, and its cache does not know the branch.
-        StorageError: It is not there.
+        StorageError: It does not exist.
     """
     if isinstance(source, Repository):
         return hub_state(label, source)
-    from storage.fetch.transfer import probe  # imports every way to fetch something
+    from storage.fetch.transfer import probe  # imports every kind of transfer
     from storage.fetch.web import is_http
 
     url = str(source)
@@ -105,7 +105,7 @@ def state_of(label: str, source: Source, names: Sequence[str]) -> SourceState:
 
 
 def probe_if_there(url: str) -> dict[str, str]:
-    """Return the state of a remote file, nothing where there is none.
+    """Return the state of a remote file, empty if it does not exist.
 
     Raises:
         StorageError: The place cannot be reached.

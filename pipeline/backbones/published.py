@@ -30,7 +30,7 @@ def fetch_backbones(context: StageContext, choice: HubBackbones) -> Summary:
 
     Raises:
         UnreachableError: The Hub cannot be reached now.
-        PipelineError: There is no such model, or one that may not be read or used.
+        PipelineError: The model does not exist, or may not be read or used.
         ModelError: The weights do not fit, or the model needs code of its own.
         StorageError: A folder or URL cannot be read.
     """
@@ -52,7 +52,7 @@ def _write_clip(context: StageContext, choice: HubBackbones) -> tuple[int, str]:
     if not isinstance(source, Repository) and is_one_file(source):
         weights = _one_file(context, source, "clip_pretrained", "clip.safetensors")
     else:
-        # Not in `out`: a cache's own file would be written to where it is linked.
+        # Not in `out`: writing there would change the cache's own file, which may be linked.
         folder = context.scratch / "clip"
         shutil.rmtree(folder, ignore_errors=True)
         place = _place(context, source, "clip")
@@ -82,7 +82,7 @@ def _write_lm(context: StageContext, choice: HubBackbones) -> str:
 
 
 def _one_file(context: StageContext, source: Path | str, field: str, name: str) -> Path:
-    """Return a single file of weights, fetched where it lies behind a URL."""
+    """Return a single file of weights, fetched if it is behind a URL."""
     if isinstance(source, Path):
         if not source.is_file():
             raise PipelineError(f"No such file: {source}", f"check backbones.{field}")

@@ -112,15 +112,15 @@ def _lm(context: StageContext, tiny: TinyBackbones, seed: int, folder: Path) -> 
 def _documents(context: StageContext) -> list[list[str]]:
     """Return all texts about each training image: captions, and questions with answers.
 
-    A language model that reads them behind one another learns to take what comes next from what
-    came before. Without that, no prefix could tell it anything while it is frozen.
+    A language model that reads them one after the other learns to predict texts from what came
+    before. Without that, no prefix could tell it anything while it is frozen.
     """
     captions, turns = _training_captions(context), _training_turns(context)
     return [[*captions[sha256], *turns.get(sha256, ())] for sha256 in captions]
 
 
 def _training_captions(context: StageContext) -> dict[str, list[str]]:
-    """Return the tidied captions of each training image, by its hash, in a fixed order."""
+    """Return the captions of each training image, in single spaces, by its hash, sorted."""
     hashes = {row["image_id"]: row["sha256"] for row in _training_images(context)}
     found: dict[str, list[str]] = defaultdict(list)
     table = read_table(context.inputs["images"].path("captions.parquet"))

@@ -1,1 +1,1 @@
-"""The tables that stages wrote as SQL views: which stage, which files, which columns."""
+"""SQL views over the tables that stages wrote: which stage, which files, which columns."""

@@ -1,4 +1,4 @@
-"""The catalog: SQL views over the tables of committed artifacts, made anew at each connection."""
+"""The catalog: SQL views over the tables of committed artifacts, created at each connection."""
 
 import json
 import re
@@ -34,12 +34,12 @@ TABLES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "importance": ("evaluate", "importance.parquet"),
     }
 )
-_LISTS = re.compile(r"\s*SHOW\b", re.IGNORECASE)  # about the views themselves
+_LISTS = re.compile(r"\s*SHOW\b", re.IGNORECASE)  # statements about the views themselves
 DROPS = ("images", "conversations", "examples")
 TRAININGS = ("pretrain", "finetune")
 SPEEDS = ("examples_per_second", "tokens_per_second", "mfu")  # in a training's summary
 BULKY = ("files", "patches")  # images and embeddings: not fetched unless asked for
-# Column of another view → where it comes from; a prediction so knows its image and example.
+# Columns that predictions get from other views → the view; they name its image and example.
 _JOINED = MappingProxyType(
     {
         "example_id": "questions",
@@ -110,7 +110,7 @@ class Catalog:
             source = self.source(name)
             if source is not None:
                 if name == "features" and isinstance(source, list) and "pooled" in (sql or ""):
-                    source = read_indexes(source)  # the one column that takes long to decode
+                    source = read_indexes(source)  # the one column that is slow to decode
                 sources[name] = source
             elif sql is not None and not _LISTS.match(sql):
                 raise StorageError(
@@ -219,7 +219,7 @@ class Catalog:
     def _speed(self, stage: str, figures: pa.Table) -> pa.Table:
         """Return how fast a training was, as rows of its last step.
 
-        They are in the manifest and not in the artifact, because no two trainings are as fast.
+        They are in the manifest, not in the artifact, because no two trainings run equally fast.
         """
         manifest = self.manifest(stage)
         summary = manifest.summary if manifest else {}

@@ -1,4 +1,4 @@
-"""The catalog as a DuckDB file, which any DuckDB client opens, without this program."""
+"""The catalog as a DuckDB file, which any DuckDB client can open without this program."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,16 +16,16 @@ def export_catalog(catalog: Catalog, path: Path, *, copy: bool) -> list[str]:
     """Write the catalog's views to a DuckDB file and return their names.
 
     Tables that stages wrote become views over the store's own Parquet files, so the file is small
-    and stays right as long as the store stays where it is. What the catalog computes is copied.
+    and stays valid as long as the store is not moved. Views that the catalog computes are copied.
 
     Args:
         catalog: What to export.
         path: The file; an older catalog there is replaced.
-        copy: Copy all rows, except images and patch embeddings, so that the file can travel.
+        copy: Copy all rows, except images and patch embeddings, so that the file can be moved.
 
     Raises:
-        StorageError: The file is something else, or cannot be written; or the store is remote and
-            rows are not to be copied.
+        StorageError: The file is not a catalog, or cannot be written; or the store is remote and
+            `copy` is false.
     """
     if not copy and not catalog.store.local:
         raise StorageError(
@@ -46,7 +46,7 @@ def _relations(catalog: Catalog, names: Sequence[str]) -> Iterator[tuple[str, pa
 
 def _select(catalog: Catalog, name: str, source: Source) -> str:
     """Return the statement that reads a view's rows, as the catalog has them, from files."""
-    if isinstance(source, pa.Table):  # `patches`, whose keys stand in the indexes
+    if isinstance(source, pa.Table):  # `patches`, whose keys are in the index files
         index, patches = (_parquet(catalog.paths(each)) for each in ("features", "patches"))
         return f"""
             SELECT f.sha256, f.image_id, f.shard, f.row, p.patches FROM read_parquet({index}) f

@@ -1,1 +1,1 @@
-"""Memory and time of a recipe, computed before anything is there; imports no torch."""
+"""Memory and time of a recipe, estimated before a run; imports no torch."""

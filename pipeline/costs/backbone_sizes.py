@@ -1,6 +1,6 @@
-"""How large the backbones of a recipe are, for plans made before any of them is there.
+"""How large the backbones of a recipe are, for estimates made before they are fetched.
 
-No torch, but where an encoder of timm is asked for its own shape.
+It imports torch only for the shape of a timm encoder.
 """
 
 from model.encoder_table import encoder_line, is_timm
@@ -32,7 +32,7 @@ def language_line(backbones: BackbonesChoice) -> LanguageLine:
     if known is None:
         raise PipelineError(
             f"the dimensions of {backbones.lm_repository} are not known",
-            f"model/language_table.py has {', '.join(LANGUAGE_MODELS)}; one more is one line",
+            f"model/language_table.py has {', '.join(LANGUAGE_MODELS)}; add a line for another one",
         )
     return known
 
@@ -47,7 +47,7 @@ def vision_width(recipe: Recipe) -> int:
     if isinstance(backbones, TinyBackbones):
         return backbones.clip_width
     if is_timm(backbones.clip_name):
-        from model.timm_encoder import timm_shape  # the one look that needs torch, without weights
+        from model.timm_encoder import timm_shape  # the only import of torch; loads no weights
 
         return timm_shape(backbones.clip_name, recipe.features.layer).width
     return encoder_line(backbones.clip_name).width

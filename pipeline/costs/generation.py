@@ -1,4 +1,4 @@
-"""How much memory and time it takes to let the model write, in evaluation and in chat; no torch.
+"""How much memory and time generation takes, in evaluation and in chat; imports no torch.
 
 The formula is derived in docs/training.md and checked there against measured passes, like that of
 `pipeline.costs.training`. Memory is that of the longest texts that a recipe allows.
@@ -23,27 +23,27 @@ from pipeline.recipe.backbone_parts import BackbonesChoice, TinyBackbones
 from pipeline.recipe.recipe import Recipe
 
 CONDITIONS = 3  # the own image, another one, none
-POINTED = 2  # of them, under which it is measured which patches mattered
-NEGATIVES = 3  # sets of objects that are not there, in questions about presence
-QUESTION = CONVERSATION[0] - CONVERSATION[1]  # mean tokens that are asked with
+POINTED = 2  # of them, those under which patch importance is measured
+NEGATIVES = 3  # sets of absent objects, in questions about presence
+QUESTION = CONVERSATION[0] - CONVERSATION[1]  # mean tokens of the questions
 
 
 @dataclass(frozen=True)
 class Writing:
-    """A use of the finished model as far as its cost goes.
+    """A use of the finished model, with all that its cost depends on.
 
     Attributes:
-        name: For people.
+        name: Shown to users.
         language: The language model.
         prefix: Projector and separator, in float32.
         prefix_tokens: Positions of an image, the separator included.
         encoder: Bytes of the encoder where it is in memory too, else 0.
         half: Whether the language model is in bf16.
-        rows: Texts that are written together, times the beams of each.
+        rows: Texts generated together, times the beams of each.
         prompt: Tokens of the longest prompt.
-        new: Tokens that are written, at most.
-        read: Tokens of the longest text that is only read, for its likelihood; 0: none is.
-        steps: Forward passes of all writing, each of which adds a token to every row.
+        new: Tokens generated, at most.
+        read: Tokens of the longest text that is only scored by likelihood; 0: none is.
+        steps: Forward passes of all generation, each of which adds a token to every row.
         positions: Positions of everything that is read, prompts and likelihoods.
     """
 
@@ -105,7 +105,7 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
     batches = math.ceil(captions / evaluate.batch)  # of the pretrained model
     batches += math.ceil((captions + questions) / evaluate.batch)
     positions = CONDITIONS * _positions(recipe, evaluated.prefix_tokens, captions, questions)
-    # Every patch is hidden once, and the image is shown once as it is.
+    # Every patch is hidden once, and the complete image is shown once.
     looked = POINTED * min(captions, evaluate.pointing_images) * (patches + 1)
     yield replace(
         evaluated,
@@ -117,7 +117,7 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
         name="chat",
         encoder=_encoder_bytes(recipe.backbones),
         rows=evaluate.beams,
-        # A conversation may grow as long as the model reads.
+        # A conversation may fill the model's context.
         prompt=language.positions - evaluated.prefix_tokens - evaluate.max_new_tokens,
         read=0,
     )
@@ -149,16 +149,16 @@ def _encoder_bytes(backbones: BackbonesChoice) -> int:
 
 
 def writing_memory(writing: Writing) -> Memory:
-    """Return the memory at the peak: while texts are written, or while they are only read."""
+    """Return the peak memory: while texts are generated, or while they are only scored."""
     language, element = writing.language, writing.element
     width, inner = language.width, language.inner
-    # Of the layer that is at work: GELU's parts, and what stands beside the MLP.
+    # Of the layer being computed: GELU's parts, and the tensors beside the MLP.
     inside = element * ((2 if language.fused_gelu else 4) * inner + 5 * width)
     length = writing.prefix_tokens + writing.prompt
-    # The last token: one layer's keys grow, and the word is chosen from scores in float32.
+    # The last token: one layer's keys grow, and the token is chosen from logits in float32.
     last = writing.cache // (2 * language.layers)
     last += (element + 8) * language.vocabulary * writing.rows
-    # The prompt, where the cache has no written token yet; with a mask, as prompts are padded.
+    # The prompt, while the cache has no new token yet; with a mask, as prompts are padded.
     prompt = writing.rows * length * (inside + length)
     prompt -= writing.cache * writing.new // (length + writing.new)
     reading = 0
@@ -179,14 +179,14 @@ def writing_memory(writing: Writing) -> Memory:
 def step_seconds(writing: Writing, peak: float, bandwidth: float, share: float) -> float:
     """Return the seconds of a step, which adds a token to every row.
 
-    It reads all weights and half of what the cache will hold, and mostly waits for that; with many
-    rows it waits for the products.
+    It reads all weights and on average half of the full cache, and is mostly bound by that; with
+    many rows it is bound by the products.
 
     Args:
-        writing: What is written.
+        writing: What is generated.
         peak: Operations per second of the device.
         bandwidth: Bytes per second of its memory.
-        share: Share of either that is taken to be reached.
+        share: Share of either that is assumed to be reached.
     """
     language = writing.language
     moved = writing.element * (language.layer_matrices + language.head) + writing.cache / 2
@@ -195,11 +195,11 @@ def step_seconds(writing: Writing, peak: float, bandwidth: float, share: float) 
 
 
 def all_seconds(writing: Writing, peak: float, bandwidth: float, share: float) -> float:
-    """Return the seconds of everything that is written, each to its last token, and read."""
+    """Return the seconds of all generation, each text at full length, and of all scoring."""
     read = 2 * writing.language.layer_matrices * writing.positions / peak / share
     return writing.steps * step_seconds(writing, peak, bandwidth, share) + read
 
 
 def most_rows(writing: Writing, available: float) -> int:
-    """Return how many texts can be written together in so many bytes; 0 where not one can."""
+    """Return how many texts can be generated together in so many bytes; 0 if none fits."""
     return most(lambda rows: writing_memory(replace(writing, rows=rows)).total <= available)

@@ -25,8 +25,8 @@ Method = Literal["frozen", "lora", "full"]
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Texts about an image of COCO: captions, and conversations (157,712 about 118,287 images).
 CAPTIONS, CONVERSATIONS = 5, 4 / 3
-LOGIT_ROWS = 1024  # rows of logits held at once; a test holds it against model.vlm
-CHARACTERS = 4  # of a token, at least: makes the longest caption out of its characters
+LOGIT_ROWS = 1024  # rows of logits held at once; a test compares it with model.vlm
+CHARACTERS = 4  # of a token, at least: gives the tokens of the longest caption
 # Mean text tokens and supervised ones. COCO's captions have about 52 characters, nine verbatim
 # records of LLaVA-Instruct-150K about 620, of which 540 are answers; 4.3 make a token of Phi-2.
 CAPTION, CONVERSATION = (13.0, 13.0), (160.0, 125.0)
@@ -49,22 +49,22 @@ class Text:
 
 @dataclass(frozen=True)
 class Training:
-    """A training as far as its cost goes.
+    """A training, with all that its cost depends on.
 
     Attributes:
-        name: For people.
+        name: Shown to users.
         language: The language model.
         prefix: Projector and separator.
         prefix_tokens: Positions of an image, the separator included.
         text: What its rows hold.
-        method: What of the language model is trained.
+        method: Which part of the language model is trained.
         rank: Rank of the adapters.
         targets: Linear layers that have adapters.
-        packed: Whether the layers below adapters are kept in NF4.
+        packed: Whether the layers below adapters are stored in NF4.
         half: Whether products are in bf16.
-        checkpointing: Whether activations are computed again in the backward pass.
+        checkpointing: Whether activations are recomputed in the backward pass.
         masked: Whether attention is given a mask, as rows of several examples need.
-        passes: Forward passes without gradient in front of the trained one.
+        passes: Forward passes without gradient before the trained one.
         batch: Rows of an optimizer step.
         micro_batch: Rows of a forward pass.
         rows: Rows of the whole training, all epochs together.
@@ -100,7 +100,7 @@ class Training:
 
     @property
     def size(self) -> Size:
-        """What decides the operations of a step."""
+        """What the number of operations of a step depends on."""
         language = self.language
         layers = Weights(language.layer_matrices, self.adapters)
         head = Weights(language.head, 0)
@@ -120,11 +120,11 @@ class Memory:
     """Bytes of one device at the peak of a step.
 
     Attributes:
-        weights: Weights, with the bf16 copies that products make of trained ones.
+        weights: Weights, with the bf16 copies of trained ones that products use.
         gradients: Gradients, in float32.
         optimizer: Both moments of AdamW, in float32.
         activations: What the forward pass keeps for the backward pass.
-        transient: Logits of a chunk, or the layer that the backward pass is in; the larger.
+        transient: Logits of a chunk, or the current layer of the backward pass; the larger.
     """
 
     weights: int
@@ -135,7 +135,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All together."""
+        """Sum of all."""
         return sum(vars(self).values())
 
 
@@ -203,7 +203,7 @@ def _conversations(recipe: Recipe) -> Text:
 
 
 def _texts(captions: float) -> float:
-    """Return how many texts go with one conversation where this share of all are captions."""
+    """Return how many texts there are per conversation if this share of all are captions."""
     return 1 / (1 - captions) if captions < 1 else CAPTIONS / CONVERSATIONS
 
 
@@ -229,7 +229,7 @@ def memory(training: Training) -> Memory:
         inside += layer
     else:
         kept += language.layers * layer
-    # Logits, their softmax and the gradient of either are never more than three at a time.
+    # Of logits, their softmax and the gradient of either, at most three exist at a time.
     logits = 12 * language.vocabulary * min(rows * text, LOGIT_ROWS)
     return Memory(
         weights=element * (frozen - packed)
@@ -239,20 +239,20 @@ def memory(training: Training) -> Memory:
         gradients=4 * trained,
         optimizer=8 * trained,
         activations=kept,
-        # A packed matrix is unpacked where it is used.
+        # A packed matrix is unpacked while it is used.
         transient=max(logits, inside + bool(packed) * element * language.width * language.inner),
     )
 
 
 def _kept_in_layer(training: Training, element: int) -> int:
-    """Return the bytes that a decoder layer keeps of each position, without checkpointing."""
+    """Return the bytes that a decoder layer keeps for each position, without checkpointing."""
     language = training.language
     width, inner = language.width, language.inner
     kept = 4 * width + 8  # the norm's input, its mean and deviation
     kept += element * 4 * width + 4 * language.heads  # query, key, value, output, log-sum-exp
     if language.llama:
-        # Keys and values of fewer heads; the second norm; gate, its SiLU and up, and where weights
-        # are trained their product, too.
+        # Keys and values of fewer heads; the second norm; gate, its SiLU and up, and if weights are
+        # trained, their product, too.
         kept += element * (2 * (language.keys - width) + width // 2 + 3 * inner)
         kept += element * (inner + width // 2) * (training.method == "full")
     else:
@@ -262,7 +262,7 @@ def _kept_in_layer(training: Training, element: int) -> int:
     if training.method != "frozen" and language.dropout:
         kept += 2 * width
     if training.method == "full":
-        # Under autocast each of the four layers behind the norm keeps a copy of its own.
+        # Under autocast each of the four layers after the norm keeps a copy of its own.
         kept += element * width * (4 if training.half else 1) + element * inner
     if training.method == "lora":
         for name in training.targets:
@@ -276,7 +276,7 @@ def _backward_of_layer(training: Training, element: int) -> int:
     language = training.language
     single = element if language.fused_gelu else 4
     gradients = 2 * single * language.inner + 2 * element * language.width
-    # The input that a trained fc2 has kept is gone before the GELU's own gradient is made.
+    # The kept input of a trained fc2 is freed before the GELU's own gradient is computed.
     return gradients - (0 if training.method == "frozen" else element * language.inner)
 
 
@@ -284,7 +284,7 @@ def flops(training: Training, rows: float) -> tuple[float, float]:
     """Return the operations of a forward and backward pass over mean rows.
 
     Returns:
-        Those of the model, and those that checkpointing adds by computing the layers again.
+        Those of the model, and those that checkpointing adds by recomputing the layers.
     """
     size, text = training.size, training.text
     model = training_flops(
@@ -300,7 +300,7 @@ def flops(training: Training, rows: float) -> tuple[float, float]:
 
 
 def largest_micro_batch(training: Training, available: float) -> int:
-    """Return how many rows a forward pass can have in so many bytes; 0 where none fits."""
+    """Return how many rows a forward pass can have in so many bytes; 0 if none fits."""
     return most(lambda rows: memory(replace(training, micro_batch=rows)).total <= available)
 
 

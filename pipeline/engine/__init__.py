@@ -1,1 +1,1 @@
-"""The DAG and what runs it: plan, materialize, identity. None of it shapes a result."""
+"""The DAG and what runs it: plan, materialize, identity. None of it affects a result."""

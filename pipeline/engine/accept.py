@@ -1,7 +1,7 @@
-"""Adopting an artifact: after a refactor that changes code but no result, keep what was made.
+"""Adopting an artifact: after a refactor that changes code but no result, keep the artifact.
 
-The manifest of the adopted artifact is written anew under the stage's present fingerprint. It
-names the fingerprint it was made under, and shares the files, so nothing is copied.
+An adopted artifact gets a new manifest under the stage's current fingerprint. It records the
+original fingerprint and refers to the same files, so nothing is copied.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,17 +38,18 @@ def accept(
     made_as: str = "",
     stages: Sequence[Stage] = DAG,
 ) -> Adoption:
-    """Adopt the newest artifact of a stage that differs from the present one in its code only.
+    """Adopt the newest artifact of a stage that differs from the current one in its code only.
 
     Args:
         name: The stage.
         recipe: The recipe under which it is to be fresh.
         store: The store.
-        made_as: Adopt the artifact whose fingerprint starts so, whatever else differs.
+        made_as: Adopt the artifact whose fingerprint starts with this, whatever else differs.
         stages: The DAG.
 
     Raises:
-        PipelineError: There is no such stage, it is fresh, its inputs are not, or nothing fits.
+        PipelineError: The stage does not exist or is fresh, its inputs are not fresh, or no
+            artifact fits.
         StorageError: The store cannot be read or written.
     """
     check_stages([name], stages)
@@ -65,7 +66,7 @@ def accept(
             "replaced": "",
         }
     )
-    store.note_use(old)  # before `gc` can take it away
+    store.note_use(old)  # before `gc` can remove it
     manifest = publish(store, adopted, replace=True, warn=lambda _: None)
     store.note_use(manifest)
     return Adoption(manifest, list(differences(old.payload, payload)))
@@ -77,7 +78,7 @@ def accept_all(
     """Adopt, for every stage that is not fresh, the artifact that differs in its code only.
 
     Raises:
-        PipelineError: There is none for a stage; those before it have been adopted.
+        PipelineError: A stage has no such artifact; the stages before it have been adopted.
         StorageError: The store cannot be read or written.
     """
     for stage in stages:
@@ -100,7 +101,7 @@ def _refuse(step: Step) -> None:
 def _choose(store: ArtifactStore, name: str, payload: dict[str, object], made_as: str) -> Manifest:
     usable = [each for each in store.manifests(name) if not store.damage(each)]
     if not usable:
-        raise PipelineError(f"{name} has no whole artifact to adopt", "`phivision run` makes one")
+        raise PipelineError(f"{name} has no intact artifact to adopt", "`phivision run` makes one")
     if made_as:
         found = [each for each in usable if each.fingerprint.startswith(made_as)]
         if len(found) == 1:
@@ -115,5 +116,5 @@ def _choose(store: ArtifactStore, name: str, payload: dict[str, object], made_as
     rest = [text for text in differences(usable[0].payload, payload) if text[:4] != "code"]
     raise PipelineError(
         f"no artifact of {name} differs in its code only; the newest has {'; '.join(rest[:4])}",
-        f"--made-as {usable[0].fingerprint[:12]} adopts it all the same",
+        f"--made-as {usable[0].fingerprint[:12]} adopts it anyway",
     )

@@ -1,8 +1,8 @@
-"""What one source file defines and imports, read from its syntax tree and remembered.
+"""What one source file defines and imports, read from its syntax tree and cached.
 
-Parsing takes a third of `plan`'s second. Like Python's own byte code, what was found is kept beside
-the code, under a name that tells Python's version; it is keyed by the source's hash, so it can be
-missing or lost but not out of date.
+Parsing takes a third of the second that `plan` takes. Like Python's byte code, the facts are cached
+beside the code, in a file named after Python's version. They are keyed by the source's hash, so the
+cache can be missing but never out of date.
 """
 
 import ast
@@ -17,10 +17,10 @@ from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any, NamedTuple
 
-EFFECTS = ""  # name of what a module does when it is imported, apart from defining names
-_KEPT = 500  # sources remembered, several times as many as there are modules
+EFFECTS = ""  # key of a module's import effects: what it does besides defining names
+_KEPT = 500  # cached sources, several times as many as there are modules
 
-# What such an error says reaches people, and no artifact.
+# The messages of these errors are shown to users and never enter an artifact.
 _ERRORS = frozenset({"PipelineError", "RecipeError", "ModelError"})
 _PROGRESS = frozenset({"say", "track"})  # methods of a reporter
 _Import = ast.Import | ast.ImportFrom
@@ -41,7 +41,7 @@ class DefinitionFacts(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a module's source says.
+    """What a module's source defines and imports.
 
     Attributes:
         definitions: Its functions, classes and constants, and `EFFECTS`.
@@ -55,12 +55,12 @@ class Facts(NamedTuple):
 
 
 def read_facts(source: bytes, module: str, path: str) -> Facts:
-    """Return what a module's source says.
+    """Return what a module's source defines and imports.
 
     Args:
         source: Its text.
         module: Its dotted name.
-        path: Its file, for messages, and because a package's ends in `__init__.py`.
+        path: Its file, for messages and to recognize a package by `__init__.py`.
     """
     tree = ast.parse(source, path)
     package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
@@ -73,7 +73,7 @@ def read_facts(source: bytes, module: str, path: str) -> Facts:
     for statement in _run(tree.body):
         text = _Text(statement)
         names = _bound(statement)
-        # A loop or a `try:` may do more than to define its names.
+        # A loop or a `try:` may do more than define names.
         if not names or not isinstance(statement, _Binding):
             names = [*names, EFFECTS]
         for name in names:
@@ -103,7 +103,7 @@ def _imports(tree: ast.Module, package: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _bound(statement: ast.stmt) -> list[str]:
-    """Return the names that a statement of a module defines, none where it only does something."""
+    """Return the names that a module's statement defines, none if it only has side effects."""
     match statement:
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
             return [name]
@@ -119,7 +119,7 @@ def _bound(statement: ast.stmt) -> list[str]:
 
 
 def _run(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements of a block that do anything: no texts, nothing for type checkers."""
+    """Yield the statements of a block that run: no docstrings, nothing for type checkers."""
     for statement in body:
         match statement:
             case ast.Expr(value=ast.Constant(value=str())):
@@ -131,12 +131,12 @@ def _run(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 class _Text:
-    """A text of a syntax tree in which what shapes no result leaves no trace, and its names."""
+    """A syntax tree as text, without the parts that affect no result, and the names in it."""
 
     def __init__(self, tree: ast.AST) -> None:
         self.written: list[str] = []
         self.names: set[str] = set()
-        self._owners: set[int] = set()  # names that were noted with their attribute
+        self._owners: set[int] = set()  # name nodes already recorded with their attribute
         self._in_class = False
         self._write(tree)
 
@@ -146,7 +146,7 @@ class _Text:
                 self._note(node)
                 self._write_node(node)
             case [ast.stmt(), *_]:
-                # What an import means is told beside the names: see `Facts.imports`.
+                # Imports are recorded separately: see `Facts.imports`.
                 self._write_list([s for s in _run(node) if not isinstance(s, _Import)])
             case list():
                 self._write_list(node)
@@ -186,7 +186,7 @@ class _Text:
 
 
 def _names_of_type(annotation: ast.expr) -> set[str]:
-    """Return the names in a type: it shapes nothing, but its methods may be called."""
+    """Return the names in an annotation: it affects no result, but its methods may be called."""
     found = set()
     for node in ast.walk(annotation):
         match node:
@@ -198,7 +198,7 @@ def _names_of_type(annotation: ast.expr) -> set[str]:
 
 
 def _is_speech(node: ast.AST, field: str) -> bool:
-    """Whether a field holds what a reporter is to say."""
+    """Whether a field holds the text of a progress message."""
     match node:
         case ast.Call(func=ast.Attribute(attr=name)):
             return name in _PROGRESS and field in ("args", "keywords")
@@ -206,7 +206,7 @@ def _is_speech(node: ast.AST, field: str) -> bool:
 
 
 def _speechless(raised: object) -> object:
-    """Return an exception without what it says, where that reaches people only."""
+    """Return an exception without its message, where only users see the message."""
     match raised:
         case ast.Call(func=ast.Name(id=name)) if name in _ERRORS:
             return raised.func
@@ -214,7 +214,7 @@ def _speechless(raised: object) -> object:
 
 
 def remembered_facts(source: bytes, module: str, path: str) -> Facts:
-    """Return the same as `read_facts`, from what was kept where this source was read before."""
+    """Return the same as `read_facts`, from the cache if this source was read before."""
     known = _remembered()
     key = hashlib.sha256(source + module.encode() + path.encode()).hexdigest()
     if key not in known:

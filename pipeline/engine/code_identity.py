@@ -1,13 +1,13 @@
-"""What a stage's code is, for its fingerprint: its function and every definition it can reach.
+"""A stage's code, for its fingerprint: its function and every definition it can reach.
 
 A definition (a function, a class, a constant) is identified by its syntax tree and by what the
-names in it mean. No path enters a fingerprint: a file can be moved, and what a stage does not reach
-can be edited, without the stage running again. So can whatever shapes no result: docstrings,
-comments, formatting, annotations of functions, what errors and progress say.
+names in it refer to. No path enters a fingerprint: a file can be moved, and code that a stage does
+not reach can be edited, without the stage running again. The same holds for all that affects no
+result: docstrings, comments, formatting, annotations of functions, error and progress messages.
 
-`pipeline.engine.code_facts` writes the tree down, and not `ast.dump`, whose text changes with
-Python's minor version: an upgrade of Python alone, or two machines with different ones, must not
-re-run anything.
+`pipeline.engine.code_facts` serializes the tree, not `ast.dump`, whose output changes with Python's
+minor version: an upgrade of Python alone, or two machines with different versions, must not re-run
+anything.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from pipeline.engine.code_facts import EFFECTS, Facts, remembered_facts
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipeline", "model", "storage")
 
-# Packages and modules that decide where and how things run, or only declare values that the
-# fingerprint holds anyway. They are injected into stages or hashed as data, so their code bears no
-# identity.
+# Packages and modules that decide where and how stages run, or only declare values that the
+# fingerprint holds anyway. They are injected into stages or hashed as data, so their code is not
+# part of an identity.
 INFRASTRUCTURE = (
     "model.encoder_table",
     "pipeline.engine",
@@ -43,7 +43,7 @@ INFRASTRUCTURE = (
     "storage.store",
 )
 
-# Of these, the types of fields are followed: a stage calls the methods of what a recipe names.
+# Here only the types of fields are followed: a stage calls the methods of what a recipe names.
 DECLARATIONS = frozenset(
     f"pipeline.recipe.{name}" for name in ("backbone_parts", "data_sources", "fields", "parts")
 )
@@ -60,7 +60,7 @@ def code_digests(
         module: Dotted name, e.g. `pipeline.training.pretrain`.
         function: Its name in that module.
         root: Folder of the packages.
-        also: Functions that it finds by the recipe, which no import tells, as module and name.
+        also: Functions that it looks up by the recipe, without an import, as module and name.
 
     Returns:
         Digests by path relative to the project (`model/projectors.py`), sorted.
@@ -77,7 +77,7 @@ def code_digests(
 
 @cache
 def _ours() -> "_Project":
-    """Return this project; a process goes on with the code that it has loaded."""
+    """Return this project, read once: a process keeps the code that it has loaded."""
     return _Project(ROOT)
 
 
@@ -90,7 +90,7 @@ def _sha(parts: Iterable[str]) -> str:
 
 
 def _reachable(project: "_Project", functions: Iterable[Definition]) -> set[Definition]:
-    """Return all that functions can reach, and what the modules of it do when imported."""
+    """Return all definitions that functions can reach, and their modules' import effects."""
     seen: set[Definition] = set()
     imported: set[str] = set()
     waiting = [function for function in functions if project.has(function[0])]
@@ -108,7 +108,7 @@ def _reachable(project: "_Project", functions: Iterable[Definition]) -> set[Defi
 
 
 class _Project:
-    """The modules of a project, and what a name in one of them means."""
+    """The modules of a project, and what a name in one of them refers to."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -118,7 +118,7 @@ class _Project:
         self._references: dict[Definition, list[tuple[str, Definition]]] = {}
 
     def has(self, module: str) -> bool:
-        """Return whether this is a module of the project whose code bears identity."""
+        """Return whether this is a module of the project whose code enters fingerprints."""
         package = module.partition(".")[0]
         return package in PACKAGES and not _is_infrastructure(module) and self._find(module)
 
@@ -135,14 +135,14 @@ class _Project:
         return self._paths[module] if self._find(module) else ""
 
     def facts(self, module: str) -> Facts:
-        """Return what the module's source says."""
+        """Return what the module's source defines and imports."""
         if module not in self._facts:
             path = self.path(module)
             self._facts[module] = remembered_facts((self._root / path).read_bytes(), module, path)
         return self._facts[module]
 
     def imports(self, module: str) -> list[str]:
-        """Return the modules that are imported with this one: those it names, and all packages."""
+        """Return the modules that are imported with this one: those it names, and packages."""
         if module not in self._imports:
             named = [name.split(".") for name in (module, *self.facts(module).modules)]
             every = {".".join(parts[: end + 1]) for parts in named for end in range(len(parts))}
@@ -150,9 +150,9 @@ class _Project:
         return self._imports[module]
 
     def references(self, module: str, name: str) -> list[tuple[str, Definition]]:
-        """Return the project's names that a definition uses, as it spells them, and their meaning.
+        """Return the project's names that a definition uses, each with what it refers to.
 
-        Names of other libraries, and those whose code bears no identity, are left out.
+        Names of other libraries and of infrastructure are left out.
         """
         if (module, name) not in self._references:
             self._references[module, name] = [
@@ -167,26 +167,26 @@ class _Project:
         facts = self.facts(module)
         if first in facts.definitions:
             yield module, first
-        # Both, where an import is part of a statement such as `try:`.
+        # A name can be both, where an import is part of a statement such as `try:`.
         for source, original in facts.imports.get(first, ()):
             yield from self._imported(source, original, attribute)
 
     def _imported(self, source: str, original: str, attribute: str) -> Iterator[Definition]:
         inner = f"{source}.{original}" if original else source
-        if self.has(inner):  # a module itself, used by one of its names, or whole
+        if self.has(inner):  # a module, used through one attribute or as a whole
             for name in [attribute] if attribute else self.facts(inner).definitions:
                 yield from self._resolve(inner, name)
         elif original and self.has(source):
             yield from self._resolve(source, original)
 
     def digest(self, module: str, name: str, homes: Mapping[str, int]) -> str:
-        """Return the digest of a definition and of what the names in it mean.
+        """Return the digest of a definition and of what the names in it refer to.
 
         Args:
             module: Where it is.
             name: Its name.
-            homes: How many definitions have a name. Where several do, it tells nothing, and the
-                digest of the definition is added.
+            homes: How many definitions share each name. Where several do, the name is ambiguous
+                and the digest of the definition is added.
         """
         definition = self.facts(module).definitions[name]
         named = {
@@ -197,7 +197,7 @@ class _Project:
         return _sha([definition.digest, *sorted(named), *self._outside(module, definition.names)])
 
     def _outside(self, module: str, names: Iterable[str]) -> list[str]:
-        """Return what names mean that come from other libraries."""
+        """Return what the names that come from other libraries refer to."""
         imports = self.facts(module).imports
         return sorted(
             f"{first}={source}.{original}"

@@ -28,7 +28,7 @@ DAG: tuple[Stage, ...] = (
         "conversations",
         "pipeline.data.conversations",
         reads=("conversations",),
-        # Only those that we render speak about the images that we render.
+        # Only the rendered conversations are about the rendered images.
         also=lambda recipe: ("images",) if recipe.conversations.source.kind == "demo" else (),
         code=_rendered_conversations,
         network=True,

@@ -46,8 +46,8 @@ def settle_precision(part: P, context: StageContext) -> P:
 def computes_bf16(device: str) -> bool:
     """Whether `cuda` or `cpu` has instructions for products in bf16.
 
-    Without them a product in bf16 takes several times one in fp32. A torch that cannot tell
-    what a CPU has counts as without.
+    Without them a product in bf16 takes several times as long as in fp32. If torch cannot report
+    a CPU's capabilities, the answer is no.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -57,11 +57,11 @@ def computes_bf16(device: str) -> bool:
 
 @contextmanager
 def fast_steps(device: str, precision: str, language_model: nn.Module) -> Generator[None]:
-    """Have the steps of a training computed as fast as its device and precision allow.
+    """Compute training steps as fast as the device and the precision allow.
 
-    Under autocast a product casts its inputs itself, so that adapters share what was cast for the
-    layer that they adapt. peft would bring it back to float32 before, to the same result: 15 % of a
-    step with SmolLM2-135M on a CPU.
+    Autocast casts the inputs of a product, and adapters share the cast input of the layer that they
+    adapt. peft would first cast it back to float32, with the same result: 15 % of a step with
+    SmolLM2-135M on a CPU.
     """
     with (
         training_attention(device, precision),
@@ -72,7 +72,7 @@ def fast_steps(device: str, precision: str, language_model: nn.Module) -> Genera
 
 @contextmanager
 def training_attention(device: str, precision: str) -> Generator[None]:
-    """Have attention computed as products and a softmax on a CPU in bf16; elsewhere torch chooses.
+    """Compute attention as products and a softmax on a CPU in bf16; elsewhere torch chooses.
 
     The backward pass of torch's fused kernel for CPUs is slow in bf16. With SmolLM2-135M and 1,328
     positions on two cores with AMX, a step took 3.26 s with it and 2.15 s without.
@@ -81,7 +81,7 @@ def training_attention(device: str, precision: str) -> Generator[None]:
         yield
         return
     allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # of CPUs, too
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # covers CPUs, too
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
@@ -90,11 +90,11 @@ def training_attention(device: str, precision: str) -> Generator[None]:
 
 
 def check_quantization(settings: Settings) -> None:
-    """Refuse to pack a language model into 4 bits where that cannot be done.
+    """Refuse to quantize a language model to 4 bits where that is not possible.
 
     Raises:
         PipelineError: There is no CUDA device, bitsandbytes is missing, or the weights would have
-            to be divided over devices.
+            to be sharded over devices.
     """
     if settings.device == "cpu" or not torch.cuda.is_available():
         raise PipelineError(
@@ -105,9 +105,7 @@ def check_quantization(settings: Settings) -> None:
             "finetune.quantize=nf4 needs bitsandbytes", "pip install 'phivision[qlora]'"
         )
     if settings.strategy == "fsdp":
-        raise PipelineError(
-            "weights of 4 bits cannot be divided by fsdp", "use PHIVISION_STRATEGY=ddp"
-        )
+        raise PipelineError("fsdp cannot shard 4-bit weights", "use PHIVISION_STRATEGY=ddp")
 
 
 def use_threads(settings: Settings) -> None:

@@ -1,8 +1,8 @@
 """Materialize a stage: find its artifact, or make it once and commit it.
 
-The store's manifests are the only truth. A lock saves work when two runs meet; it never decides
-correctness, because after acquiring it the manifest is looked up again, and each process writes
-into a folder of its own.
+The store's manifests are the only source of truth. A lock saves work when two runs overlap, but
+correctness does not depend on it: after acquiring it the manifest is looked up again, and each
+process writes into a folder of its own.
 """
 
 import importlib.metadata
@@ -28,13 +28,13 @@ from storage.store.workspaces import Workspace, workspace_key
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "tokenizers", "pyarrow", "peft")
 NEVER_MADE = "never made"
-# How libraries below Python's own files say that there is no room.
+# How native libraries report a full disk.
 _NO_ROOM = re.compile(r"no space left|os error 28|disk quota|file too large", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a stage: `made` by this call or `cached`, and how long this call took."""
+    """The outcome of a stage: `made` by this call or `cached`, and how long this call took."""
 
     stage: str
     status: Literal["made", "cached"]
@@ -56,12 +56,12 @@ class Found:
 
     @property
     def attempt(self) -> str:
-        """Which of several makings of the artifact this is."""
+        """Which of several attempts to make the artifact this is."""
         return self.manifest.attempt if self.manifest else ""
 
 
 def payload_of(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """Return everything that bears a stage's identity.
+    """Return everything that determines a stage's identity.
 
     Args:
         stage: The stage.
@@ -82,9 +82,9 @@ def payload_of(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> dict[
 
 
 def as_last_seen(store: ArtifactStore, payload: dict[str, Any]) -> dict[str, Any]:
-    """Return a payload in which what nobody can look at now is as the newest artifact saw it.
+    """Return a payload in which unreachable sources are in the state the newest artifact saw.
 
-    So a store that is whole needs no network to be found whole.
+    So a complete store is recognized as complete without a network.
 
     Args:
         store: The store.
@@ -104,7 +104,7 @@ def look_up(store: ArtifactStore, stage: str, fingerprint: str) -> Found:
     """Return what the store holds under a fingerprint, and whether it can be used.
 
     Raises:
-        UnknownManifestError: A manifest of another version stands there.
+        UnknownManifestError: The manifest there has another version.
         StorageError: The store cannot be read.
     """
     try:
@@ -128,7 +128,7 @@ def materialize(
     force: bool = False,
     fan_out: FanOut | None = None,
 ) -> Outcome:
-    """Return a stage's artifact, running its function only where it is not there yet.
+    """Return a stage's artifact, running its function only if the artifact does not exist yet.
 
     Args:
         stage: What to make.
@@ -137,12 +137,12 @@ def materialize(
         store: Where artifacts live.
         settings: Device, threads and the like.
         report: Progress.
-        force: Make it again even if it is there, from nothing but what a killed making with force
-            has finished.
+        force: Make it again even if it exists, reusing nothing but the finished work of a killed
+            forced run.
         fan_out: Spreads a stage's jobs over other processes.
 
     Raises:
-        PipelineError: The stage cannot go on for a reason its user can mend.
+        PipelineError: The stage cannot continue, for a reason its user can fix.
         StorageError: The store cannot be read or written.
     """
     start = time.monotonic()
@@ -164,7 +164,7 @@ def materialize(
 def other_versions(manifest: Manifest) -> str:
     """Return which libraries have other versions than when an artifact was made, in words.
 
-    Versions bear no identity, so that an upgrade re-runs nothing; they are told.
+    Versions are not part of the identity, so an upgrade re-runs nothing; it is only reported.
     """
     pairs = [(name, old, _version(name)) for name, old in manifest.packages.items()]
     return ", ".join(f"{name} {old} → {new}" for name, old, new in pairs if old != new)
@@ -172,7 +172,7 @@ def other_versions(manifest: Manifest) -> str:
 
 @dataclass(frozen=True)
 class _Work:
-    """One making of an artifact."""
+    """One attempt to make an artifact."""
 
     stage: Stage
     recipe: Recipe
@@ -185,10 +185,10 @@ class _Work:
     fan_out: FanOut | None
 
     def make_unless_made(self, before: Found) -> tuple[Found, Literal["made", "cached"]]:
-        """Wait for whoever makes the same, and take that or make it.
+        """Wait for any process that makes the same artifact, then use that one or make it.
 
         Args:
-            before: What was found before waiting.
+            before: What the store held before waiting.
         """
         from storage.store.leases import lease
 
@@ -198,7 +198,7 @@ class _Work:
         locks = self.settings.work / "locks"
         with lease(self.store, locks, key, say=self.report.say) as exclusive:
             found = look_up(self.store, self.stage.name, fingerprint)
-            # Whoever held the lock may have made just what is wanted here.
+            # The previous holder of the lock may have made this very artifact.
             if not found.fault and not (self.force and found.attempt == before.attempt):
                 return found, "cached"
             space = Workspace(self.settings.work, key, exclusive=exclusive)
@@ -252,7 +252,7 @@ class _Work:
     def _earlier(self) -> Iterator[Artifact]:
         """Yield artifacts of the stage that the same model code made, newest first.
 
-        The one to be made is among them where it is damaged: what is whole in it serves.
+        A damaged artifact that is to be made again is among them: its intact files are reused.
         """
         if self.force:
             return
@@ -269,7 +269,7 @@ class _Work:
                     f"stage {self.stage.name} found no space left in {space.out}",
                     "free some space and run again: finished work is kept",
                 ) from error
-            # A store or a network that fails says nothing against what is finished.
+            # A failing store or network is no reason to distrust finished work.
             if self.force and not isinstance(error, StorageError):
                 space.distrust()
             raise
@@ -282,7 +282,7 @@ def _model_code(payload: Mapping[str, Any]) -> list[str]:
 
 
 def _lacks_room(error: BaseException | None, folder: Path) -> bool:
-    """Return whether a stage failed for want of room, in whatever words a library said so."""
+    """Return whether a stage failed because the disk is full, however a library words it."""
     while error is not None:
         if (isinstance(error, OSError) and is_full(error)) or _NO_ROOM.search(str(error)):
             return True

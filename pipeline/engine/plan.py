@@ -24,9 +24,9 @@ SHOWN = 4  # differences named, and files of changed code
 
 @dataclass(frozen=True)
 class Step:
-    """The verdict on one stage: exact where its inputs are fresh, `unknown` where it depends.
+    """The verdict on one stage: exact if its inputs are fresh, else `unknown`.
 
-    A stage whose inputs will be made again may still turn out fresh: they may come out the same.
+    A stage whose inputs will be made again may still turn out fresh: they may be the same again.
     """
 
     stage: str
@@ -44,13 +44,13 @@ def plan(
     """Return the verdict on every stage, in the order of the DAG.
 
     Args:
-        recipe: What is to be made.
+        recipe: The recipe.
         store: Where artifacts live.
         rerun: Stages to make again although they are fresh.
         stages: The DAG.
 
     Raises:
-        PipelineError: `rerun` names no stage.
+        PipelineError: `rerun` names an unknown stage.
         StorageError: The store or an outside source cannot be read.
     """
     check_stages(rerun, stages)
@@ -116,7 +116,7 @@ def why(payload: Mapping[str, Any], known: Sequence[Manifest]) -> str:
     """Return in words how a payload differs from the nearest artifact that was made before.
 
     Args:
-        payload: What would go in.
+        payload: The new payload.
         known: Artifacts of the stage, newest first; of two equally near the newer one counts.
     """
     if not known:
@@ -127,7 +127,7 @@ def why(payload: Mapping[str, Any], known: Sequence[Manifest]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """Yield in words each thing in which two payloads of one stage differ."""
+    """Yield in words each difference between two payloads of one stage."""
     before, after = dict(flatten(old["recipe"])), dict(flatten(new["recipe"]))
     for field in dict.fromkeys([*before, *after]):
         if before.get(field) != after.get(field):
@@ -138,7 +138,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
     for name in sorted({*old["source"], *new["source"]}):
         if old["source"].get(name) != new["source"].get(name):
             unseen = new["source"].get(name) == {}
-            yield f"source `{name}` {'cannot be looked at now' if unseen else 'changed'}"
+            yield f"source `{name}` {'cannot be checked now' if unseen else 'changed'}"
     changed = changed_code(old, new)
     if changed:
         shown = ", ".join(f"`{path}`" for path in changed[:SHOWN])
@@ -147,7 +147,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
 
 
 def changed_code(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the project files in whose code two payloads differ; one that has moved does not."""
+    """Return the project files whose code differs between two payloads; moved files are not."""
     before, after = set(old["code"].items()), set(new["code"].items())
     moved = {digest for _, digest in before} & {digest for _, digest in after}
     return sorted({path for path, digest in before ^ after if digest not in moved})

@@ -1,8 +1,8 @@
 """Training on several devices: one process for each, started by the stage or by a launcher.
 
-Lightning's own launcher would start the whole command again in every process, up to the lock that
-the stage holds. Here only the training is started: a process gets the paths of the inputs and the
-recipe part, prepares the training as the stage does, and joins the others
+Lightning's own launcher would start the whole command again in every process, which would block on
+the lock that the stage holds. Here only the training is started: a process gets the paths of the
+inputs and the recipe part, prepares the training as the stage does, and joins the others
 (`pipeline.training.worker`). The stage starts the processes of one machine itself; those of several
 are started by torchrun, as `settings.launcher` says, and all machines must see the work folder.
 """
@@ -26,18 +26,18 @@ from pipeline.recipe.parts import TrainingPart
 from pipeline.settings import Settings
 
 WORKER = "pipeline.training.worker"
-POLL = 0.2  # seconds between looks at the processes
+POLL = 0.2  # seconds between checks of the processes
 GRACE = 10.0  # seconds that the others have to end after one has failed
 
 
 @dataclass(frozen=True)
 class World:
-    """Rank and world size of a process; the defaults are those of the only one.
+    """Rank and world size of a process; the defaults are those of a single process.
 
     Attributes:
         rank: Number of this process among all.
         size: World size: all processes, on all machines.
-        nodes: Machines, each with as many processes.
+        nodes: Machines, all with the same number of processes.
     """
 
     rank: int = 0
@@ -46,7 +46,7 @@ class World:
 
 
 class Files(InputArtifact):
-    """An artifact as its local files by name, which can travel to another process."""
+    """An artifact as its local files by name, which can be passed to another process."""
 
     def __init__(self, files: Mapping[str, str]) -> None:
         self.files = {name: Path(path) for name, path in files.items()}
@@ -74,8 +74,8 @@ def run_processes(context: StageContext, stage: str, part: TrainingPart, seed: i
     """Run a stage's training in several processes and wait for them.
 
     Raises:
-        PipelineError: A process failed; the message is the one it ended with. Or the launcher
-            cannot be started.
+        PipelineError: A process failed; the message is its own. Or the launcher cannot be
+            started.
     """
     with tempfile.TemporaryDirectory(dir=context.scratch, prefix="processes-") as name:
         folder = Path(name).resolve()
@@ -99,8 +99,8 @@ def run_processes(context: StageContext, stage: str, part: TrainingPart, seed: i
 def _started(settings: Settings, folder: Path) -> list[subprocess.Popen[Any]]:
     """Return the started processes: all of this machine, or the launcher that starts them.
 
-    Their standard input is a pipe that nobody writes to. It ends with this process, killed or
-    not, and so do they: a launcher hands it on, over several machines too.
+    Their standard input is a pipe without data. It closes when this process ends, killed or not,
+    and then they end, too: a launcher passes it on, even to other machines.
     """
     worker = ["-m", WORKER, str(folder)]
     if settings.launcher:
@@ -135,9 +135,9 @@ def _started(settings: Settings, folder: Path) -> list[subprocess.Popen[Any]]:
 
 
 def _files(artifact: InputArtifact) -> dict[str, str]:
-    """Return the local paths of an artifact's files; of the images' bytes the first shard only.
+    """Return the local paths of an artifact's files, but only the first shard of images.
 
-    Training shows a few images to people and reads no other.
+    Training shows a few images to users and reads no others.
     """
     images = [name for name in artifact.names if Path(name).match("files-*.parquet")]
     return {
@@ -154,10 +154,10 @@ def _free_port() -> int:
 
 
 def _wait(running: Sequence[subprocess.Popen[Any]], folder: Path) -> None:
-    """Return when all have ended well; raise with the words of the one that knows best."""
+    """Wait until all have succeeded; on a failure raise with the most specific message."""
     while any(process.poll() is None for process in running):
         if any(process.poll() for process in running):
-            # The others may be about to say the same, and better.
+            # The others may be about to fail with a more specific message.
             deadline = time.monotonic() + GRACE
             while time.monotonic() < deadline and any(p.poll() is None for p in running):
                 time.sleep(POLL)
@@ -168,8 +168,8 @@ def _wait(running: Sequence[subprocess.Popen[Any]], folder: Path) -> None:
         return
     said = [json.loads(path.read_text()) for path in sorted(folder.glob("error-*.json"))]
     if said:
-        # A loss that is not finite on one device makes the gradient of all so; the others name
-        # examples that are innocent.
+        # A non-finite loss on one device makes the gradients of all non-finite; the others would
+        # blame the wrong examples.
         raise PipelineError(min(said, key=lambda each: each["hearsay"])["message"])
     rank = failed[0]
     name = "the launcher" if len(running) == 1 else f"training process {rank} of {len(running)}"
@@ -180,7 +180,7 @@ def _wait(running: Sequence[subprocess.Popen[Any]], folder: Path) -> None:
 
 
 def _end(running: Sequence[subprocess.Popen[Any]]) -> None:
-    """End what still runs, by ending its standard input; kill what does not listen."""
+    """End the running processes by closing their standard input; kill those that do not react."""
     for process in running:
         assert process.stdin is not None
         process.stdin.close()

@@ -1,7 +1,7 @@
 """Run records: which artifacts one run of the DAG ended with, so that runs can be compared.
 
-A run is named after what it is made of. Doing it again gives the same name, so a second run of
-an unchanged recipe adds no record; it only makes that run the latest one.
+A run is named after its artifacts. Repeating it gives the same name, so a second run of an
+unchanged recipe adds no record; it only makes that run the latest one.
 """
 
 import json
@@ -29,7 +29,7 @@ from storage.store.runs import (
 
 @dataclass(frozen=True)
 class Change:
-    """One thing in which two runs differ; None where a run does not have it."""
+    """One difference between two runs; None stands for a value that a run does not have."""
 
     kind: str
     name: str
@@ -45,14 +45,14 @@ def run_name(manifests: Sequence[Manifest]) -> str:
 def record_run(store: ArtifactStore, recipe: Recipe, outcomes: Sequence[Outcome]) -> str:
     """Write the record of a finished run, make it the latest, and return its name.
 
-    Nothing is written where it is the latest already, so a cached run works on a read-only store.
+    Nothing is written if it is the latest already, so a cached run works on a read-only store.
     """
     manifests = [outcome.manifest for outcome in outcomes]
     name = run_name(manifests)
     stages = {m.stage: {"fingerprint": m.fingerprint, "digest": m.digest} for m in manifests}
     latest = store.read(f"refs/{LATEST}")
     old = None
-    with suppress(DamagedRunError):  # a torn record is about to be written anew
+    with suppress(DamagedRunError):  # a damaged record is about to be replaced
         old = read_run(store, name)
     if old is not None and old["stages"] == stages and latest == name.encode():
         return name
@@ -76,7 +76,7 @@ def find_run(store: ArtifactStore, name: str) -> dict[str, Any]:
     """Return the record of a run, by its name, the start of it, or a name given to it.
 
     Raises:
-        PipelineError: No run or several runs are meant.
+        PipelineError: No run matches, or several do.
     """
     name = read_refs(store).get(name, name)
     runs = read_runs(store)
@@ -85,11 +85,11 @@ def find_run(store: ArtifactStore, name: str) -> dict[str, Any]:
     if len(exact or found) == 1:
         return (exact or found)[0]
     known = ", ".join(record["run"] for record in runs[:8]) or "none yet"
-    raise PipelineError(f"{len(found)} runs are called '{name}'", f"the newest runs: {known}")
+    raise PipelineError(f"{len(found)} runs match '{name}'", f"the newest runs: {known}")
 
 
 def compare_runs(store: ArtifactStore, before: str, after: str) -> list[Change]:
-    """Return in what two runs differ: recipe fields, digests of stages, metrics.
+    """Return the differences between two runs: recipe fields, digests of stages, metrics.
 
     Raises:
         PipelineError: A run does not exist.

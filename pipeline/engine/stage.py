@@ -32,17 +32,17 @@ class InputArtifact(Protocol):
         """Return a local directory with all files below a prefix."""
 
 
-# Calls a function with each job, somewhere, and yields what comes back, in any order.
+# Calls a function with each job, in any process, and yields the results in any order.
 FanOut = Callable[[Callable[[Any], int], Sequence[Any]], Iterable[int]]
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What surrounds a stage: where to read and write, and on what to run; nothing hashed.
+    """The environment of a stage: where to read and write, and on what to run; not hashed.
 
     Attributes:
         inputs: Artifacts of the stages it declared, by name.
-        out: Empty folder; what lies in it when the function returns becomes the artifact.
+        out: Empty folder; its contents when the function returns become the artifact.
         scratch: Folder that survives a kill, for finished shards and checkpoints.
         settings: Device, threads, wandb mode.
         report: Progress bars and lines.
@@ -50,8 +50,8 @@ class StageContext:
             first. They are a cache: with or without them the same bytes must come out.
         fan_out: Spreads jobs over other processes that see the same folders; None where the
             stage works in this one.
-        source: State of the outside source that the fingerprint holds, so that the very version
-            is fetched that was looked at.
+        source: State of the outside source that the fingerprint holds, so that exactly the probed
+            version is fetched.
     """
 
     inputs: Mapping[str, InputArtifact]
@@ -73,11 +73,11 @@ class Stage:
         module: Dotted name of the module that holds the function.
         inputs: Stages whose artifacts it reads.
         reads: Recipe parts that it is given; it cannot see others, so identity is complete.
-        also: Tells of a recipe which further parts it is given.
-        code: Tells of a recipe which functions the stage finds by it, as module and name.
+        also: Returns which further parts it is given under a recipe.
+        code: Returns which functions the stage looks up by a recipe, as module and name.
         network: Whether it may fetch from elsewhere, so that a failure is worth a retry.
-        standalone: Tells of a recipe with which the stage reads no artifact at all.
-        probe: Looks at the stage's outside source (a folder, a URL) and returns its state, which
+        standalone: Returns whether the stage reads no artifact at all under a recipe.
+        probe: Checks the stage's outside source (a folder, a URL) and returns its state, which
             enters the fingerprint; `module:function`, called with the recipe.
     """
 
@@ -100,14 +100,14 @@ class Stage:
         return (*self.reads, *(self.also(recipe) if self.also else ()))
 
     def code_with(self, recipe: Recipe) -> tuple[tuple[str, str], ...]:
-        """Return the functions that the stage finds by this recipe, as module and name."""
+        """Return the functions that the stage looks up by this recipe, as module and name."""
         return self.code(recipe) if self.code else ()
 
     def source_state(self, recipe: Recipe) -> SourceState:
         """Return the state of the stage's outside source, empty where it has none.
 
-        The state of a part is empty where nobody can look at it now, such as a branch of the Hub
-        without a network; `pipeline.engine.materialize.as_last_seen` says what counts then.
+        The state of a part is empty if it cannot be checked now, such as a branch of the Hub
+        without a network; `pipeline.engine.materialize.as_last_seen` decides what is used then.
         """
         if self.probe is None:
             return {}
@@ -119,6 +119,6 @@ class Stage:
         return {part: getattr(recipe, part) for part in (*self.reads_with(recipe), "seed")}
 
     def function(self) -> Callable[..., Summary]:
-        """Import and return the stage's function, which bears the stage's name."""
+        """Import and return the stage's function, which has the stage's name."""
         with importing():
             return getattr(import_module(self.module), self.name)

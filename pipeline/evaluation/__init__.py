@@ -1,1 +1,1 @@
-"""What models do with held-out images, against baselines, with intervals."""
+"""How models perform on held-out images, against baselines, with intervals."""

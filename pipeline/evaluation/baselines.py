@@ -1,6 +1,6 @@
 """Captions that need no language model: what a trained one has to beat.
 
-`most_frequent` says the commonest training caption of every image. `nearest_neighbour` says a
+`most_frequent` gives every image the most common training caption. `nearest_neighbour` gives it a
 caption of the training image whose pooled CLIP embedding is the most similar.
 """
 
@@ -12,9 +12,9 @@ _MOST_FREQUENT = """
 SELECT text FROM examples WHERE kind = 'caption' AND split = 'train'
 GROUP BY text ORDER BY count(*) DESC, text LIMIT 1
 """
-# Materialized: unnested, DuckDB joins all images with all others, 400 times as slow. Equally
-# similar images are told apart by their hash, whatever the order in which threads see them. An
-# embedding of zeros has no direction: its NaN, which DuckDB would rank first, is below any cosine.
+# Materialized: unnested, DuckDB joins all images with all others, 400 times as slow. Ties
+# are broken by the images' hashes, independent of the order of threads. An embedding of zeros has
+# no direction: its NaN, which DuckDB would rank first, is below any cosine.
 _NEAREST = """
 WITH trained AS MATERIALIZED (
     SELECT sha256, any_value(pooled) AS pooled, arg_min(text, example_id) AS caption

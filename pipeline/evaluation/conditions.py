@@ -16,9 +16,9 @@ MEAN_ROWS = 1024  # images whose mean stands for "no image"
 class Shown:
     """Patch embeddings of images under a condition.
 
-    `shuffled` shows each image another one by a fixed derangement of the test images. `blind`
-    shows the mean patch embeddings of training images: the scale the model knows, and nothing
-    about the image.
+    `shuffled` replaces each image by another one, by a fixed derangement of the test images.
+    `blind` shows the mean patch embeddings of training images: the scale that the model knows, but
+    no information about the image.
 
     Args:
         patches: Patch embeddings of all images.
@@ -44,7 +44,7 @@ class Shown:
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """What can be shown: an image that is the only one has no other to be mistaken for."""
+        """The possible conditions: a single test image cannot be shuffled."""
         return tuple(name for name in CONDITIONS if name != "shuffled" or len(self._other) > 1)
 
     def knows(self, sha256: str) -> bool:

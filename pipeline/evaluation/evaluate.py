@@ -1,4 +1,4 @@
-"""Stage `evaluate`: what models do on test images, under three conditions, against baselines."""
+"""Stage `evaluate`: models on test images, under three conditions, against baselines."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -55,7 +55,7 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     plain: list[Metric] = []
     with context.report.track("evaluate test images", plan.work) as tick:
         for stage in TRAINED:
-            # One call for each, so that the first model is gone before the second is there.
+            # One call each, so that the first model is freed before the second is loaded.
             rows, found, words = _conditions(context, plan, stage, tick)
             predictions += rows
             looked += words
@@ -79,9 +79,9 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
 
 
 def _load(context: StageContext, plan: EvaluationPlan, stage: str) -> VisionLanguageModel:
-    """Return the model of a stage, in the type that finetuning left its own in.
+    """Return the model of a stage, in the dtype of the finetuned model.
 
-    Both are compared with each other, so both compute in the same type.
+    The two are compared with each other, so both compute in the same dtype.
     """
     finetuned = context.inputs["finetune"].directory("lm")
     dtype = saved_dtype(finetuned)
@@ -109,7 +109,7 @@ def _baseline_rows(context: StageContext, plan: EvaluationPlan) -> dict[str, lis
 def _conditions(
     context: StageContext, plan: EvaluationPlan, stage: str, tick: Ticker
 ) -> tuple[list[Row], dict[str, list[Metric]], list[Row]]:
-    """Return what a stage's model says under every condition, all metrics, where it looked."""
+    """Return a stage's predictions under every condition, all metrics, and where it looked."""
     tick(0, f"load the model of {stage}")
     vlm = _load(context, plan, stage)
     said: list[Row] = []
@@ -133,7 +133,7 @@ def _conditions(
 def _examine(
     plan: EvaluationPlan, vlm: VisionLanguageModel, stage: str, condition: str, tick: Ticker
 ) -> tuple[list[Row], list[Metric]]:
-    """Return what a model says under a condition, and all metrics of it."""
+    """Return a model's predictions under a condition, and all their metrics."""
     tasks = plan.captions if stage == "pretrain" else [*plan.captions, *plan.questions]
     rows = []
     for row in _predict(plan, vlm, tasks, condition):

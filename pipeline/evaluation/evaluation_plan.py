@@ -1,7 +1,7 @@
-"""All that `evaluate` asks the models of a run, and what it shows them; decided before any answer.
+"""Everything that `evaluate` asks and shows the models of a run, fixed before any answer.
 
 Where no conversation is about a test image (none of LLaVA-Instruct's is about COCO's val2017),
-questions come from the validation split, and their figures say so.
+questions come from the validation split, and their metrics say so.
 """
 
 import json
@@ -25,12 +25,12 @@ from pipeline.recipe.parts import EvaluatePart
 from storage.tables import read_table, where
 
 Row = dict[str, Any]
-TRAINED = ("pretrain", "finetune")  # whose models are evaluated
+TRAINED = ("pretrain", "finetune")  # stages whose models are evaluated
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """All that a model is asked, and what it is shown.
+    """Everything that a model is asked and shown.
 
     Attributes:
         template: The prompt template.
@@ -41,7 +41,7 @@ class EvaluationPlan:
         examples: Held-out examples by kind, for likelihoods.
         objects: Marked objects.
         presence: Questions about presence, with the captions' tasks.
-        boxes: The images in which it is measured where the model looks.
+        boxes: The images for which it is measured where the model looks.
         shown: Patch embeddings by condition.
         evaluate: The recipe's part.
         device: Where to compute.
@@ -67,7 +67,7 @@ class EvaluationPlan:
 
     @property
     def work(self) -> int:
-        """How many texts and images are looked at in all, over stages and conditions."""
+        """How many texts and images are processed in all, over stages and conditions."""
         captions, spoken = (len(self.examples[kind]) for kind in ("caption", "conversation"))
         choice = min(len(self.captions), self.evaluate.likelihood_images)
         both = len(TRAINED) * (len(self.captions) + captions + choice)
@@ -112,7 +112,7 @@ def plan_evaluation(context: StageContext, evaluate: EvaluatePart, seed: int) ->
 
 
 def _answers(table: pa.Table) -> tuple[str, list[Row]]:
-    """Return the questions about test images, or where there is none those of validation."""
+    """Return the questions about test images, or if there are none, those of validation."""
     for split in ("test", "validation"):
         rows = where(table, split=split).to_pylist()
         if rows:

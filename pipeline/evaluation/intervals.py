@@ -1,10 +1,10 @@
 """Confidence intervals of a mean over images, by the percentile bootstrap.
 
 Source: Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13. Images are
-drawn with replacement; the interval holds the middle of the means that come out. Nothing is
+drawn with replacement; the interval holds the central share of the resampled means. Nothing is
 assumed of the distribution, but the images must be independent, and with fewer than about 20 of
-them the interval is too narrow. Metrics that are no mean, such as corpus BLEU, precision or F1, are
-functions of what images add up to: :func:`resampled_totals` gives those sums. The draws are a pure
+them the interval is too narrow. Metrics that are not means, such as corpus BLEU, precision or F1,
+are functions of sums over images: :func:`resampled_totals` gives those sums. The draws are a pure
 function of the seed and the number of images.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 _DRAWS_AT_ONCE: Final = 1 << 20  # indices held in memory at a time: 8 MB
 
-# What a metric makes of what it adds up over images: [..., part] becomes [...].
+# Computes a metric from its sums over images: [..., part] becomes [...].
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
@@ -44,8 +44,8 @@ def mean_interval(
         seed: start of the random draws; equal seeds give equal intervals.
         resamples: how many times the images are drawn again.
         level: share of the resampled means inside the interval, between 0 and 1.
-        images: the image of each value; what is about one image is drawn together. Without it
-            every value is an image of its own.
+        images: the image of each value; values of one image are drawn together. Without it every
+            value is an image of its own.
 
     Returns:
         The mean of the values themselves, and the two quantiles of the resampled means.

@@ -1,4 +1,4 @@
-"""How likely the model finds what people wrote about test images, in nats.
+"""The likelihood that a model gives to what people wrote about test images, in nats.
 
 Every result is a list of rows (image, nats, tokens), so that a mean over tokens can have an
 interval over images.
@@ -69,7 +69,7 @@ def likelihood(
         condition: `real`, `shuffled` or `blind`.
         batch: Examples per forward pass.
         device: Where to compute.
-        tick: Told of every finished example.
+        tick: Called after every finished example.
     """
     found: list[NDArray[np.float64]] = []
     for part in _parts(rows, batch):
@@ -87,10 +87,10 @@ def likelihood(
 def text_likelihood(
     vlm: VisionLanguageModel, rows: Sequence[Row], batch: int, device: str, tick: Ticker = silent
 ) -> list[Nats]:
-    """Return the nats of each example as mere text: no image, no prefix, every token but one.
+    """Return the nats of each example as plain text: no image, no prefix, every token but one.
 
-    It shows what finetuning did to the language itself. The first token follows nothing and is
-    not counted.
+    It shows what finetuning did to the language itself. The first token has no context and is not
+    counted.
     """
     found: list[Nats] = []
     for part in _parts([row for row in rows if len(row["input_ids"]) > 1], batch):

@@ -1,6 +1,6 @@
-"""What is asked of a model by likelihood alone: is an object there, which image is meant.
+"""Tasks answered by likelihood alone: is an object there, which image fits a caption.
 
-Texts about one image share its prefix in one row, so an image is read once for all of them.
+Texts about one image share its prefix in one row, so an image is processed once for all of them.
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ def presence_answers(
 ) -> list[list[bool]]:
     """Return whether the model finds yes likelier than no, for every question.
 
-    What the two words have in common in tokens belongs to the prompt; the first token in which
-    they differ decides.
+    Tokens that both words begin with belong to the prompt; the first token in which they differ
+    decides.
 
     Args:
         vlm: The model.
@@ -45,7 +45,7 @@ def presence_answers(
         condition: `real`, `shuffled` or `blind`.
         batch: Images per forward pass.
         device: Where to compute.
-        tick: Told of every finished image.
+        tick: Called after every finished image.
     """
     lead, yes, no = _fork(*(template.answer(answer) for answer in answers))
     found: list[list[bool]] = []
@@ -84,20 +84,20 @@ def choice_scores(
     Args:
         vlm: The model.
         images: Row of patch embeddings of each image, int64 [image].
-        captions: One caption of each as an example of training, EOS included.
+        captions: One caption of each image as a training example, EOS included.
         choices: Images a caption is offered, its own among them.
         shown: Patch embeddings by condition.
         condition: `real`, `shuffled` or `blind`.
         batch: Images per forward pass.
         device: Where to compute.
-        tick: Told of every finished image.
+        tick: Called after every finished image.
     """
     count = len(images)
     choices = min(choices, count)
     nats = np.empty((count, choices))  # of caption i with image i + step
     for start in range(0, count, batch):
         here = np.arange(start, min(start + batch, count))
-        offered = (here[:, None] - np.arange(choices)) % count  # captions that meet this image
+        offered = (here[:, None] - np.arange(choices)) % count  # captions scored with this image
         ids = [np.array(captions[at].input_ids, np.int64) for at in offered.ravel()]
         judged = [np.array(captions[at].supervised, np.bool_) for at in offered.ravel()]
         seen = shown.show(images[here], condition)
@@ -127,7 +127,7 @@ def _last_logits(
     counts: Sequence[int],
     device: str,
 ) -> torch.Tensor:
-    """Return the scores with which the last token of each text is predicted [text, word]."""
+    """Return the logits that predict the last token of each text [text, word]."""
     ids = [np.array(text, np.int64) for text in texts]
     last = [np.arange(len(each)) == len(each) - 1 for each in ids]
     with torch.inference_mode():

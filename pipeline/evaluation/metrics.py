@@ -16,7 +16,7 @@ from pipeline.evaluation.scorers.vqa import answer_type
 
 Row = dict[str, Any]
 Totals = NDArray[np.float64]
-_REPEATED = 4  # words of a piece that counts as repeated (Welleck et al. 2020, seq-rep-4)
+_REPEATED = 4  # words of the n-grams that may repeat (Welleck et al. 2020, seq-rep-4)
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Metric:
         metric: Its name.
         images: The image of each row; several rows may be about one.
         parts: What each row adds to each sum, [row, part].
-        statistic: What the metric makes of the sums.
-        count: Predictions or tokens that it is about.
+        statistic: Computes the metric from the sums.
+        count: Predictions or tokens that it covers.
         better: 1 where more is better, -1 where less is, 0 where neither is.
-        split: The split that the images are of.
+        split: The split of the images.
     """
 
     metric: str
@@ -45,7 +45,7 @@ class Metric:
 def ratio(
     metric: str, images: Sequence[int], above: ArrayLike, below: ArrayLike, better: int = 1
 ) -> Metric:
-    """Return a metric that divides one sum by another; its count is the lower sum."""
+    """Return a metric that divides one sum by another; its count is the denominator."""
     parts = np.stack([np.asarray(above, float), np.asarray(below, float)], axis=1)
     return Metric(metric, images, parts, _divide, int(parts[:, 1].sum()), better)
 
@@ -85,7 +85,7 @@ def caption_metrics(rows: Sequence[Row]) -> list[Metric]:
 
 
 def answer_metrics(rows: Sequence[Row]) -> list[Metric]:
-    """Return the accuracy of answers, whole and by the type of the expected one; their form."""
+    """Return the accuracy of answers, overall and by expected type, their length, repetition."""
     groups: dict[str, list[Row]] = {"answer_accuracy": list(rows)}
     for row in rows:
         groups.setdefault(f"accuracy_{answer_type(row['references'][0])}", []).append(row)
@@ -104,8 +104,8 @@ def answer_metrics(rows: Sequence[Row]) -> list[Metric]:
 def presence_metrics(rows: Sequence[Row]) -> list[Metric]:
     """Return POPE's five figures for each set, as `pope_random_accuracy`, …, and over all sets.
 
-    Over all sets a question counts once for every set that asks it, as in POPE's three files: what
-    is there is asked in each, so a model that always says no is right in half of the cases.
+    Over all sets a question counts once for every set that asks it, as in POPE's three files:
+    objects that are there are in each, so a model that always says no is right half of the time.
     """
     found: list[Metric] = []
     for name in (*SETS, None):

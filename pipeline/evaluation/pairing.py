@@ -9,14 +9,14 @@ from typing import Any
 
 from pipeline.evaluation.intervals import Interval, paired_difference
 
-# Image, question and what people said. The id of a question is no part of it: it is the number of a
-# row, and the next run may have other rows.
+# Image, question and references. The id of a question is not part of it: it is a row number, which
+# may be another in the next run.
 Asked = tuple[int, str, tuple[str, ...]]
-_LEAST = 2  # images without which there is nothing to draw from
+_LEAST = 2  # fewest images that can be resampled
 
 
 def scores_by_question(rows: Iterable[Mapping[str, Any]]) -> dict[Asked, float]:
-    """Return the scores of rows of `predictions` by what was asked; those that have one."""
+    """Return the scores of the rows of `predictions` that have one, by what was asked."""
     return {
         (row["image_id"], row["question"], tuple(row["references"])): row["score"]
         for row in rows

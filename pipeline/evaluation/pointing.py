@@ -1,11 +1,11 @@
-"""Where a model looked for its words, and whether that is where people marked what a word names.
+"""Where a model looked for its words, and whether people marked the named objects there.
 
 The words are those that the model wrote about the real image. Under `shuffled` the very same words
-are explained with another image, while the boxes stay those of the real one: what is left then is
-what a model's habits alone would score.
+are explained with another image, while the boxes stay those of the real one: that is the score of
+a model's habits alone.
 
 Sources: Zeiler & Fergus 2014 (arXiv 1311.2901) for the maps; Zhang et al. 2016 (arXiv 1608.00507)
-for the pointing game, which asks only whether the top of a map lies on the object.
+for the pointing game, which asks only whether the maximum of a map is on the object.
 """
 
 from collections.abc import Sequence
@@ -60,9 +60,9 @@ class Mention(NamedTuple):
 
     Attributes:
         image_id: The image.
-        inside: Nats of what mattered for these words, in patches that hold the category.
-        positive: Nats of what mattered for them, anywhere.
-        hit: Whether the patch that mattered most holds the category.
+        inside: Positive importance for these words, in nats, in patches that hold the category.
+        positive: Positive importance for them, in nats, in all patches.
+        hit: Whether the most important patch holds the category.
     """
 
     image_id: int
@@ -73,7 +73,7 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True)
 class Boxes:
-    """What people marked in the images that are looked at, and which part of them is seen.
+    """What people marked in the examined images, and which part of each the encoder sees.
 
     Attributes:
         tasks: The images' caption tasks, in order.
@@ -90,8 +90,8 @@ class Boxes:
     def named(self, row: Row, words: Sequence[str]) -> list[str | None]:
         """Return for each word of a prediction the marked category that it is about, or None.
 
-        That is the one that the word names. Where an answer names none, all of it is about the one
-        that its question names.
+        That is the category that the word names. If an answer names none, all its words are about
+        the one that its question names.
         """
         found = self.names.by_word(words)
         if row["kind"] == "answer" and not any(found):
@@ -106,7 +106,7 @@ class Boxes:
 
 
 def read_boxes(context: StageContext, tasks: Sequence[Task], names: ObjectNames) -> Boxes:
-    """Return the marked objects of the images of some caption tasks.
+    """Return the marked objects of the images of caption tasks.
 
     Raises:
         ModelError: It is not known which part of an image the encoder sees.
@@ -142,17 +142,17 @@ def look(
 ) -> list[Row]:
     """Return a row for each word that was written about the images.
 
-    Under `shuffled` there are those texts only that name a marked object. Beside the columns of
+    Under `shuffled` only texts that name a marked object are used. Besides the columns of
     `IMPORTANCE` a row has its prediction, whose id is not known yet, and its `Mention` or None.
 
     Args:
-        vlm: The model that wrote.
+        vlm: The model that wrote the texts.
         template: The prompt template.
-        predictions: Rows of predictions; captions and answers about the real images are taken.
+        predictions: Rows of predictions; captions and answers about the real images are used.
         boxes: The images, and what people marked in them.
         shown: Patch embeddings by condition.
         batch: Variants of an image per forward pass.
-        tick: Told of every finished image, once for each condition.
+        tick: Called after every finished image, once for each condition.
     """
     texts: dict[int, list[Row]] = {}
     for row in predictions:
@@ -178,19 +178,19 @@ def look(
 
 
 def pointing_metrics(rows: Sequence[Row]) -> dict[str, list[Metric]]:
-    """Return by condition how much of what mattered for words lies on the objects they name.
+    """Return by condition how much of the importance for words is on the objects they name.
 
-    `pointing` is the share of the positive importance that lies in the boxes, over all mentions
-    together, so that a word for which hardly anything mattered hardly counts. `pointing_game` is
-    how often the patch that mattered most lies there.
+    `pointing` is the share of the positive importance that is inside the boxes, summed over all
+    mentions, so that words with little importance have little weight. `pointing_game` is how often
+    the most important patch is inside.
 
     Args:
-        rows: What `look` found.
+        rows: What `look` returned.
     """
     found: dict[str, list[Metric]] = {}
     for condition in CONDITIONS:
         here = [row for row in rows if row["condition"] == condition and row["mention"]]
-        # The words of a mention have it in common.
+        # All words of a mention share one `Mention`.
         mentions: list[Mention] = list(
             {id(row["mention"]): row["mention"] for row in here}.values()
         )
@@ -205,7 +205,7 @@ def pointing_metrics(rows: Sequence[Row]) -> dict[str, list[Metric]]:
 
 
 def table_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return what `look` found as rows of `IMPORTANCE`, once predictions have their ids."""
+    """Return what `look` returned as rows of `IMPORTANCE`, once predictions have their ids."""
     return [
         {"prediction_id": row["prediction"]["prediction_id"], **{k: row[k] for k in _KEPT}}
         for row in rows
@@ -232,7 +232,7 @@ def _word_rows(
         mine = [number for number, name in enumerate(named) if name == category]
         values = maps[mine].sum(axis=0, dtype=np.float64)
         holds = boxes.patches(row["image_id"], category, grid_side(len(values)))
-        if holds.any():  # else it lies outside of what the encoder sees
+        if holds.any():  # else it is outside of what the encoder sees
             positive = values.clip(min=0)
             inside, everywhere = float(positive[holds].sum()), float(positive.sum())
             hit = bool(holds[values.argmax()])

@@ -1,8 +1,8 @@
 """From metrics to rows of the `metrics` table: values, intervals, and what the image is worth.
 
 `X` is a metric's value under a condition. `X_gap` is by how much the real image is better than
-that condition: positive always speaks for the image, also where less of X is better. Its interval
-is paired: real and condition saw the same redrawn images.
+that condition: positive always favours the image, even if less of X is better. Its interval is
+paired: real and condition use the same resampled images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,8 @@ def summarize(
     A metric without a value, such as the precision of a model that never says yes, has no row.
 
     Args:
-        stage: Whose metrics they are.
-        metrics: Metrics by condition; gaps are made where `real` is among them.
+        stage: The stage.
+        metrics: Metrics by condition; gaps are computed if `real` is among them.
         resamples: Bootstrap resamples.
         seed: Seed of the bootstrap.
     """
@@ -68,7 +68,7 @@ def change(
 
 
 class _Drawn:
-    """All metrics of a stage on the same redrawn images."""
+    """All metrics of a stage on the same resampled images."""
 
     def __init__(self, metrics: Mapping[str, Sequence[Metric]], resamples: int, seed: int) -> None:
         listed = [each for found in metrics.values() for each in found]
@@ -83,16 +83,16 @@ class _Drawn:
             self._places[id(each)] = slice(width, width + sums.shape[1])
             width += sums.shape[1]
         parts = np.concatenate(columns, axis=1)
-        # The first row is the images as they are.
+        # The first row is for the original images.
         self._totals = np.vstack([parts.sum(axis=0), resampled_totals(parts, seed, resamples)])
 
     def sample(self, metric: Metric) -> NDArray[np.float64]:
-        """Return a metric's value, then its value on every redrawn set of images."""
+        """Return a metric's value, then its value on every resampled set of images."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return metric.statistic(self._totals[:, self._places[id(metric)]])
 
     def bounds(self, values: NDArray[np.float64]) -> tuple[float | None, float | None]:
-        """Return the bounds of an interval, None where there is nothing to draw from."""
+        """Return the bounds of an interval, None where nothing can be resampled."""
         values = values[np.isfinite(values)]
         if self._single or not len(values):
             return None, None

@@ -12,7 +12,7 @@ class ShownMetric:
         label: Its title in the report.
         main: Whether `phivision scores` shows it without `--all`.
         card: Whether it is in the model card.
-        chart: Whether the report draws it before those that are not named here.
+        chart: Whether the report draws it before the metrics that are not listed here.
         heading: Its column in `phivision compare`, "" if it has none.
         kind: The predictions whose `score` it averages (`caption` or `answer`), so that two runs
             can be compared text by text; "" if there are none.

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to generate on: an image, a prompt, and what people wrote.
+    """One input for generation: an image, a prompt, and what people wrote.
 
     Attributes:
         kind: `caption` or `answer`.
@@ -38,10 +38,10 @@ class Task:
 
 
 def spread(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
-    """Return at most so many rows in their own order, as evenly over the images as can be.
+    """Return at most `limit` rows in their own order, spread evenly over the images.
 
-    The first rows of a table are about its first images, so that a limit would leave most
-    images out. Here no image has a third row before every image that has two got its second.
+    The first rows of a table are about its first images, so a plain limit would leave most images
+    out. Here no image gets a third row before every image with two rows got its second.
 
     Args:
         rows: Rows with an `image_id`.
@@ -133,7 +133,7 @@ class MarkedObjects:
         return [(task, questions) for task, questions in asked if questions]
 
     def judge(self, caption: Row) -> None:
-        """Write into a caption's row which objects it names that are not there, of how many.
+        """Write into a caption's row its hallucinated objects and its number of mentions.
 
         Both are None where the dataset marks no objects.
         """

@@ -38,7 +38,7 @@ ImageFile = tuple[Path, int]  # a shard of images and the row in it
 
 @dataclass(frozen=True)
 class Extraction:
-    """What all shards of one artifact have in common; it travels to other processes.
+    """What all shards of one artifact have in common; it is sent to other processes.
 
     Attributes:
         clip: Folder of the encoder.
@@ -66,8 +66,8 @@ class ShardJob:
     Attributes:
         number: Its number.
         rows: sha256, image_id, width, height and split of each row, in order.
-        known: Where the embeddings of a content lie already, by sha256.
-        files: Where the images of the others lie, by sha256.
+        known: Where the embeddings of a content already are, by sha256.
+        files: Where the images of the others are, by sha256.
     """
 
     number: int
@@ -77,17 +77,17 @@ class ShardJob:
 
     @property
     def missing(self) -> list[int]:
-        """Places of the rows that must be computed."""
+        """Positions of the rows that must be computed."""
         return [at for at, row in enumerate(self.rows) if row["sha256"] not in self.known]
 
 
 def make_shards(
     extraction: Extraction, jobs: Sequence[ShardJob], tick: Callable[[int], None]
 ) -> None:
-    """Make shards one after the other; `tick` is told how many images were embedded.
+    """Make shards one after the other; `tick` gets the number of images embedded.
 
     Threads decode ahead, and while a shard is written and checked the next one is computed. At
-    most two shards are in memory. A batch goes on into the next shard.
+    most two shards are in memory. A batch may span two shards.
 
     Raises:
         PipelineError: The encoder gives another number of patches than the recipe says.
@@ -140,24 +140,24 @@ def _check_patches(given: int, extraction: Extraction) -> None:
 
 
 def row_key(encoder: PatchEncoder, batch: int) -> str:
-    """Return the identity of what an encoder makes of an image, down to the last bit.
+    """Return a key for the exact bits that an encoder computes from an image.
 
-    The size of the forward pass is part of it: a matrix product adds up in another order when it
-    has another number of rows, which was seen to change float16 bits of a small model. So is the
-    kind of device, whose products round in ways of their own.
+    The size of the forward pass is part of it: a matrix product with another number of rows sums in
+    another order, which was seen to change float16 bits of a small model. So is the kind of device,
+    as devices round products differently.
     """
     kind = torch.device(encoder.device).type
     return hashlib.sha256(f"{encoder.fingerprint}/{batch}/{kind}".encode()).hexdigest()
 
 
 def decoding_threads(extraction: Extraction) -> int:
-    """Return how many threads decode: all cores feed a GPU, but the forward pass needs a CPU's."""
+    """Return how many threads decode: all cores for a GPU, a quarter if a CPU computes as well."""
     cores = extraction.threads or os.cpu_count() or 1
     return max(1, cores if extraction.device != "cpu" else cores // 4)
 
 
 def _read(wanted: Sequence[ImageFile]) -> Iterator[bytes]:
-    """Yield images' own bytes in order; rows of one shard of images come in rising order."""
+    """Yield the bytes of images in order; rows of one image shard must be in rising order."""
     for path, group in groupby(wanted, key=lambda place: place[0]):
         rows, first = [row for _, row in group], 0
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -176,7 +176,7 @@ def _ahead(
     source: Iterable[bytes],
     limit: int,
 ) -> Iterator[Shrunk]:
-    """Yield decoded images in order, with up to `limit` on their way."""
+    """Yield decoded images in order, with up to `limit` in progress."""
     coming: deque[Future[Shrunk]] = deque()
     stream = iter(source)
     coming.extend(pool.submit(shrink, data) for data in islice(stream, limit))

@@ -28,13 +28,13 @@ COLUMNS = ("sha256", "image_id", "width", "height", "split")
 def features(context: StageContext, features: FeaturesPart, seed: int) -> Summary:
     """Write the shards `index-*.parquet` and `patches-*.parquet`.
 
-    A killed run resumes at the first shard that is not whole, and an image that this encoder has
-    seen in any earlier artifact of the store is not embedded again.
+    A killed run resumes at the first incomplete shard, and an image that this encoder has embedded
+    in any earlier artifact of the store is not embedded again.
 
     Raises:
         PipelineError: The encoder gives another number of patches than the recipe says.
     """
-    del seed  # no chance is involved
+    del seed  # nothing is random
     extraction = Extraction(
         clip=context.inputs["backbones"].directory("clip"),
         layer=features.layer,
@@ -66,7 +66,7 @@ def features(context: StageContext, features: FeaturesPart, seed: int) -> Summar
 
 
 def _remove_torn(folder: Path) -> None:
-    """Remove what writers that were killed have left, which may be a shard's hundreds of MB."""
+    """Remove the partial files of killed writers, which may be hundreds of MB per shard."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -90,7 +90,7 @@ def _jobs(
     rows: Sequence[dict[str, Any]],
     size: int,
 ) -> list[ShardJob]:
-    """Return the shards that are not there yet, with where each image or its row lies."""
+    """Return the shards that do not exist yet, with the place of each image or known row."""
     shards = [rows[start : start + size] for start in range(0, len(rows), size)]
     missing = {
         number: shard
@@ -113,7 +113,7 @@ def _jobs(
 
 
 def _is_whole(context: StageContext, folder: Path, number: int) -> bool:
-    """Return whether a shard that a killed run has left is there and reads back as written."""
+    """Return whether a killed run left this shard, and it reads back as written."""
     if not shard_paths(folder, number)[0].is_file():
         return False
     try:

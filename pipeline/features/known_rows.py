@@ -1,8 +1,8 @@
-"""Rows that were embedded before: found through manifests, never trusted to be there.
+"""Rows that were embedded before: found through manifests, but they may be gone.
 
 An image is embedded once per (sha256 of its file, encoder fingerprint), however many datasets and
-subsets it is part of. The invariant: a row found here has the bits that computing it would give,
-so a stage that reuses rows writes the same bytes as one that does not.
+subsets it is part of. The invariant: a row found here has the same bits as a newly computed one, so
+a stage that reuses rows writes the same bytes as one that does not.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -23,7 +23,7 @@ from storage.tables import read_table
 
 
 class KnownRow(NamedTuple):
-    """Where the embeddings of one image lie: both files of a shard, and the row."""
+    """Where the embeddings of one image are: both files of a shard, and the row."""
 
     index: Path
     patches: Path
@@ -33,12 +33,12 @@ class KnownRow(NamedTuple):
 def find_known(
     artifacts: Iterable[InputArtifact], encoder: str, wanted: Collection[str]
 ) -> dict[str, KnownRow]:
-    """Return where the wanted images lie in earlier artifacts, by sha256.
+    """Return where the wanted images are in earlier artifacts, by sha256.
 
     Only index files are read, and of a remote store only shards with a wanted row are fetched.
-    Such a shard is read whole with its checksums, because its rows will be written anew with
-    checksums of their own: a bit that flipped would then never be found. A shard that is damaged
-    or went away meanwhile is left out.
+    Such a shard is verified completely, because its rows will be written again with new checksums:
+    a flipped bit would then never be detected. A shard that is damaged or was removed meanwhile is
+    left out.
 
     Args:
         artifacts: Artifacts of the `features` stage.
@@ -83,7 +83,7 @@ def read_known(rows: Sequence[KnownRow]) -> tuple[NDArray[np.float16], NDArray[n
 def _in_shard(
     artifact: InputArtifact, name: str, encoder: str, wanted: Collection[str]
 ) -> dict[str, KnownRow] | None:
-    """Return the wanted rows of one shard, which is whole; None if another encoder made it."""
+    """Return the wanted rows of one shard, verified; None if another encoder made it."""
     index = artifact.path(name)
     metadata = pq.read_schema(index).metadata or {}
     if metadata.get(b"phivision.encoder") != encoder.encode():

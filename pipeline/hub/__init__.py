@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: revisions, cached files, and its failures in plain words."""
+"""The Hugging Face Hub: revisions, cached files, and clear messages for its failures."""

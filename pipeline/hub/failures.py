@@ -10,16 +10,16 @@ _BUSY = frozenset({408, 425, 429})
 
 @contextmanager
 def fetching(what: str, remedy: str, repository: str = "") -> Generator[None]:
-    """Tell failures of the Hub in one line; others pass through.
+    """Report failures of the Hub in one line; others pass through.
 
     Args:
         what: What is fetched, in words.
-        remedy: What a person can do, where the failure itself does not tell.
+        remedy: What the user can do, if the failure itself does not say.
         repository: owner/name, for the address of its page and for the command that fetches it.
 
     Raises:
         UnreachableError: The Hub did not answer, or said that it is busy.
-        PipelineError: It refused for good, or is switched off.
+        PipelineError: It refused permanently, or is switched off.
     """
     try:
         yield
@@ -32,7 +32,7 @@ def fetching(what: str, remedy: str, repository: str = "") -> Generator[None]:
 
 
 def _chain(error: Exception) -> Iterator[BaseException]:
-    """Yield an error and its causes: libraries wrap the broken connection once or twice."""
+    """Yield an error and its causes: libraries wrap connection errors once or twice."""
     link: BaseException | None = error
     while link is not None:
         yield link
@@ -63,7 +63,7 @@ def _kind(error: Exception) -> type[PipelineError] | None:
 
 
 def _told(error: Exception, repository: str) -> tuple[str, str]:
-    """Return why the Hub gave nothing, and the remedy, "" where the caller knows it better."""
+    """Return why the Hub failed, and the remedy, "" if the caller has a better one."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -80,15 +80,15 @@ def _told(error: Exception, repository: str) -> tuple[str, str]:
         constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError) and len(links) == 1
     ):
         return (
-            f"HF_HUB_OFFLINE is set, and the cache {constants.HF_HUB_CACHE} does not hold it whole",
-            "check HF_HOME, unset HF_HUB_OFFLINE, or fill that cache where there is a network"
+            f"HF_HUB_OFFLINE is set, and the cache {constants.HF_HUB_CACHE} is missing files",
+            "check HF_HOME, unset HF_HUB_OFFLINE, or fill that cache on a machine with a network"
             + (f": hf download {repository}" if repository else ""),
         )
     for link in links:
         match link:
             case GatedRepoError():
                 return (
-                    "the repository is gated: only who accepted its licence may read it",
+                    "the repository is gated: read access needs its licence to be accepted",
                     f"check HF_TOKEN, and accept the licence at {page} with the token's account",
                 )
             case RepositoryNotFoundError():

@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: which commit a revision means now, and files of it out of its cache.
+"""The Hugging Face Hub: the commit that a revision means now, and files from its cache.
 
-Everything comes through the Hub's own cache (HF_HOME, HF_HUB_CACHE), so that what is there already
-needs no network, and with HF_HUB_OFFLINE=1 nothing else is asked.
+Everything comes through the Hub's own cache (HF_HOME, HF_HUB_CACHE), so that cached files need no
+network, and with HF_HUB_OFFLINE=1 only the cache is used.
 """
 
 import re
@@ -17,7 +17,7 @@ from storage.errors import StorageError
 from storage.filesystem import replace_file
 
 HUB = "hf://"
-PATIENCE = 5.0  # seconds to wait for what the Hub says of a repository
+PATIENCE = 5.0  # seconds to wait for the Hub's answer about a repository
 
 _NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -34,7 +34,7 @@ class Repository(NamedTuple):
         name: owner/name.
         revision: Commit, branch or tag.
         kind: As the Hub calls it.
-        commit: What the revision is known to be, "" where that is to be found out.
+        commit: The commit of the revision, "" if it is not known yet.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Repository(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The same for people."""
+        """The name to show to users."""
         return f"{self.name} at {self.revision}"
 
 
@@ -58,7 +58,7 @@ def parse_address(address: str, revision: str) -> tuple[Repository, str]:
 
     Args:
         address: `hf://[datasets/]owner/name[@revision][/file]`.
-        revision: What counts where the address names no revision.
+        revision: Used if the address names no revision.
 
     Raises:
         PipelineError: It has another form.
@@ -77,7 +77,7 @@ def parse_address(address: str, revision: str) -> tuple[Repository, str]:
 def hub_state(label: str, repository: Repository) -> SourceState:
     """Return the commit of a branch, so that a moved one is noticed; nothing for a commit.
 
-    Where nobody can say now, the state is empty, which counts as what it was last time.
+    If the commit cannot be found out now, the state is empty, which counts as unchanged.
 
     Raises:
         PipelineError: The Hub refuses, and this machine's cache does not know the branch.
@@ -94,9 +94,9 @@ def at_commit(repository: Repository, label: str, state: SourceState) -> Reposit
 
 
 def commit_of(repository: Repository) -> str | None:
-    """Return the commit that a revision means now, None where nobody can say.
+    """Return the commit that a revision means now, None if that cannot be found out.
 
-    Without a network, what this machine's cache last knew counts.
+    Without a network, the commit that this machine's cache last saw is used.
 
     Raises:
         PipelineError: The Hub refuses, and the cache does not know the revision.
@@ -148,9 +148,9 @@ def repository_file(repository: Repository, filename: str) -> Path:
 
 
 def note_commit(repository: Repository, commit: str) -> None:
-    """Let the cache know which commit a branch was, as a download by the branch's name does.
+    """Record the commit of a branch in the cache, as a download by the branch's name does.
 
-    Without that, what was fetched by its commit could not be found later without a network.
+    Otherwise files fetched by their commit could not be found later without a network.
     """
     if commit and not _COMMIT.fullmatch(repository.revision):
         with suppress(OSError, StorageError):  # the cache may be read-only
@@ -170,7 +170,7 @@ def hub_url(repository: str, filename: str, revision: str) -> str | None:
 
 
 def cached_snapshot(repository: Repository) -> Path | None:
-    """Return the folder of a commit in this machine's cache, None where nothing of it is there."""
+    """Return the folder of a commit in this machine's cache, None if it has none of its files."""
     commit = repository.commit or repository.revision
     if not _COMMIT.fullmatch(commit):
         commit = _cached_commit(repository) or ""

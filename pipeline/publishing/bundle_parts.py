@@ -1,4 +1,4 @@
-"""What a bundle is made of, as its own files say it."""
+"""The parts of a bundle, read from its own files."""
 
 import json
 import math

@@ -1,9 +1,8 @@
-"""A published bundle as a repository folder: what a stranger needs to load, judge and repeat it.
+"""A published bundle as a repository folder: all that others need to load, judge and repeat it.
 
 The folder is in Hugging Face's layout: `lm/` is a plain language model of transformers with its
 tokenizer, `clip/` an open_clip or timm folder, `vision_prefix.safetensors` the projector,
-`README.md` the model card and `provenance.json` the recipe with the digest of everything that went
-in.
+`README.md` the model card and `provenance.json` the recipe with the digests of all stages.
 """
 
 import json
@@ -24,7 +23,7 @@ from storage.store.manifest import Manifest
 
 Adapters = Literal["merged", "beside"]
 
-# Fields of the recipe that may hold a path of the machine.
+# Fields of the recipe that may hold a local path.
 _PLACES = (
     ("images", "source", "root"),
     ("images", "source", "path"),
@@ -76,7 +75,7 @@ class Lineage:
 def trace(store: ArtifactStore, published: Manifest) -> Lineage:
     """Return a published assistant with everything it was made from.
 
-    An input that is no longer in the store is left out; its digest stands in what was made of it.
+    An input that is no longer in the store is left out; artifacts made from it have its digest.
     """
     found: dict[str, Manifest] = {}
     waiting = [published]
@@ -92,13 +91,13 @@ def trace(store: ArtifactStore, published: Manifest) -> Lineage:
 
 @contextmanager
 def new_folder(target: Path) -> Generator[Path]:
-    """Give a folder to write into; all of it is at the target at the end, or none after an error.
+    """Yield a folder to write into; it is moved to the target at the end, unless there is an error.
 
     Args:
         target: A folder that does not exist, or is empty.
 
     Raises:
-        PipelineError: The target holds something.
+        PipelineError: The target is not empty.
     """
     is_there = target.is_dir()
     if any(target.iterdir()) if is_there else target.exists():
@@ -112,7 +111,7 @@ def new_folder(target: Path) -> Generator[Path]:
         if not is_there:
             whole.rename(target)
             return
-        for part in whole.iterdir():  # the folder may be a mount, or somebody's current one
+        for part in whole.iterdir():  # the folder may be a mount, or a current folder
             part.rename(target / part.name)
 
 
@@ -128,7 +127,7 @@ def write_repository(
         name: Its owner/name on the hub, where that is known.
 
     Raises:
-        PipelineError: There are no adapters to put beside.
+        PipelineError: There are no separate adapters.
         StorageError: An artifact is damaged or cannot be read.
     """
     artifact = lineage.store.artifact(lineage.manifests["publish"])

@@ -1,4 +1,4 @@
-"""The model card of an exported repository: the bundle's own card with what a stranger must know.
+"""The model card of an exported repository: the bundle's own card with what others need to know.
 
 The bundle's card has the scores with their intervals; added here are the header that the Hugging
 Face Hub reads, data and licences, the recipe, the digests and how to load it.
@@ -71,7 +71,7 @@ def export_card(readme: str, provenance: Mapping[str, Any], loading: Loading) ->
 
 
 def _header(found: Sequence[Origin]) -> dict[str, Any]:
-    """Return what the hub shows and searches by."""
+    """Return the metadata that the hub shows and searches."""
     header: dict[str, Any] = {"pipeline_tag": "image-text-to-text", "language": "en"}
     if all(origin.is_ours for origin in found):
         header["license"] = "apache-2.0"

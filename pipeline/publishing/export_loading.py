@@ -1,8 +1,8 @@
 """What the card of an exported repository says about loading it: three ways, each tested as it is.
 
-transformers' own LLaVA class is none of them: its output layer has no bias, Phi's has one, and it
-knows no separator and no rounding of patches to float16 (docs/export.md). A projector of two
-layers needs no class of ours at all, so the card spells it out.
+transformers' own LLaVA class is not one of them: its output layer has no bias, Phi's has one, and
+it has no separator and does not round patches to float16 (docs/export.md). A two-layer projector
+needs no class of phivision at all, so the card spells it out.
 """
 
 from collections.abc import Mapping
@@ -38,12 +38,12 @@ tokenizer = AutoTokenizer.from_pretrained("{{ name }}", subfolder="lm")
 It sees an image through `inputs_embeds`: projected patches, the separator, then the text.
 {% if beside %}
 
-`lm/` is the language model before finetuning. Its adapters lie beside it, as peft keeps them:
+`lm/` is the language model before finetuning. Its adapters are in `adapter/`, in peft's format:
 `PeftModel.from_pretrained(language_model, "{{ name }}", subfolder="adapter")`.
 {% endif %}
 {% if plain %}
 
-So this asks the very same without phivision:
+So this asks the same question without phivision:
 
 ```python
 import json
@@ -97,13 +97,13 @@ print(tokenizer.decode(answer[0], skip_special_tokens=True).strip())
 
 @dataclass(frozen=True)
 class Loading:
-    """What there is to load.
+    """What is to be loaded.
 
     Attributes:
         name: owner/name of the repository on the hub, None where it is not known yet.
         projector: Kind of the projector.
         by_open_clip: Whether open_clip builds the encoder, and not timm.
-        beside: Whether LoRA adapters lie beside the language model, not merged.
+        beside: Whether LoRA adapters are kept beside the language model, not merged.
     """
 
     name: str | None

@@ -27,17 +27,17 @@ _BASELINES = {
 
 
 def decide(store: ArtifactStore, recipe: Recipe, run: str, settings: Settings) -> Entry | None:
-    """Return what is decided about a finished run, None where its settings keep the gate out."""
+    """Return the decision about a finished run, None where its settings disable the gate."""
     if not settings.judge:
         return None
     return publish_run(store, recipe, run, anyway=settings.publish_anyway)
 
 
 def publish_run(store: ArtifactStore, recipe: Recipe, run: str, *, anyway: bool = False) -> Entry:
-    """Judge a finished run, move the pointer if it may, and return the decision.
+    """Judge a finished run, move the pointer if it passes, and return the decision.
 
-    A refusal that is on record is not recorded again, so a cached run writes nothing. It is judged
-    again: another main metric, or scores that are back, may let it pass now.
+    A recorded refusal is not recorded again, so a cached run writes nothing. The run is judged
+    again: another main metric, or restored scores, may let it pass now.
 
     Args:
         store: The store.
@@ -50,7 +50,7 @@ def publish_run(store: ArtifactStore, recipe: Recipe, run: str, *, anyway: bool 
     """
     candidate = _manifest(store, run, STAGE)
     entry = None
-    while entry is None:  # where somebody else decided in between, the verdict may be another
+    while entry is None:  # if another process decided in between, the verdict may change
         entry = _decision(store, recipe, run, candidate, anyway=anyway)
     return entry
 
@@ -87,10 +87,10 @@ def roll_back(store: ArtifactStore) -> Entry:
     """Move the pointer to what was published before, and return the decision.
 
     Raises:
-        PipelineError: There is nothing to go back to, or it is gone.
+        PipelineError: Nothing was published before, or it is gone.
     """
     entry = None
-    while entry is None:  # where somebody else decided in between, it is another one to go back to
+    while entry is None:  # if another process decided in between, the previous one may change
         entry = _step_back(store)
     return entry
 
@@ -138,12 +138,12 @@ def published_manifest(store: ArtifactStore) -> Manifest:
 
 
 def status_line(entry: Entry | None) -> str:
-    """Return a decision in one line; None is that of a run that was not to be judged."""
+    """Return a decision in one line; None stands for a run that was not judged."""
     if entry is None:
         return "not judged: this run is not to be published"
     match entry.action:
         case "refused":
-            return f"not published: {entry.reason}\n  → --publish-anyway publishes it all the same"
+            return f"not published: {entry.reason}\n  → --publish-anyway publishes it anyway"
         case "forced":
             return f"published anyway: {entry.reason}"
         case "rolled back":
@@ -177,7 +177,7 @@ def vision_fault(rows: list[dict[str, Any]], metric: str) -> str:
 
 
 def baseline_fault(rows: list[dict[str, Any]], metric: str) -> str:
-    """Return which caption without a language model beats the model, or an empty string.
+    """Return which baseline caption beats the model, or an empty string.
 
     Args:
         rows: Rows of `metrics.json`.
@@ -199,7 +199,7 @@ def baseline_fault(rows: list[dict[str, Any]], metric: str) -> str:
 
 
 def _withdrawn(history: list[Entry], digest: str) -> str:
-    """Return that an assistant was rolled back from, as long as nobody published it again."""
+    """Return that an assistant was rolled back, unless it was published again since."""
     newest = next(
         (each for each in history if each.moved and digest in (each.digest, each.against)), None
     )

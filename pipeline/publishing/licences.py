@@ -1,4 +1,4 @@
-"""What may be done with the data and the weights of a recipe, as far as their owners say."""
+"""The licences of the data and the weights of a recipe, as far as their owners state them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def origins(recipe: Mapping[str, Any]) -> list[Origin]:
         models = [_encoder(backbones), _language_model(backbones)]
     talk = recipe["conversations"]["source"]
     spoken = [] if talk["kind"] == "none" else [_conversations(talk)]
-    begun = [Origin("projector", "gone on from an earlier bundle", UNKNOWN)]
+    begun = [Origin("projector", "trained further from an earlier bundle", UNKNOWN)]
     begun = begun if recipe.get("pretrain", {}).get("start") else []
     return [_images(recipe["images"]["source"]), *spoken, *models, *begun]
 
@@ -63,15 +63,15 @@ def origins(recipe: Mapping[str, Any]) -> list[Origin]:
 def _encoder(backbones: Mapping[str, Any]) -> Origin:
     name, weights = backbones["clip_name"], backbones["clip_pretrained"]
     name = name if is_timm(name) else f"CLIP {name}"
-    if is_place(weights):  # a path or an address that is nobody else's business
-        return Origin("encoder", f"{name}, with weights of another place", UNKNOWN)
+    if is_place(weights):  # a path or an address that stays private
+        return Origin("encoder", f"{name}, with weights from elsewhere", UNKNOWN)
     return Origin("encoder", f"{name} ({weights})", _licence(weights))
 
 
 def _language_model(backbones: Mapping[str, Any]) -> Origin:
     name = backbones["lm_repository"].removeprefix("hf://").partition("@")[0]
     if not is_name(name):
-        return Origin("language model", "a language model of another place", UNKNOWN)
+        return Origin("language model", "a language model from elsewhere", UNKNOWN)
     return Origin("language model", name, _licence(name), name)
 
 

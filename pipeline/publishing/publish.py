@@ -12,7 +12,7 @@ from pipeline.publishing.trained_images import reference_of, trained_images
 from pipeline.recipe.parts import EvaluatePart, FeaturesPart, ImagesPart, PublishPart
 from storage.clones import clone_folder
 
-MAX_PIXELS = 50_000_000  # of an image a person sends; about 8,000 by 6,000
+MAX_PIXELS = 50_000_000  # of an image that a user sends; about 8,000 by 6,000
 
 
 def publish(
@@ -59,7 +59,7 @@ def publish(
 
 
 def _trained_on(context: StageContext, what: str) -> dict[str, Any]:
-    """Return what the card says of the training images, after writing those that are kept."""
+    """Return the card's entry on the training images, after writing those that are kept."""
     trained = trained_images(context.inputs["examples"])
     sentence = f"It was trained on {len(trained):,} images: {what}."
     stated = {"what": what, "images": len(trained), "sentence": sentence}

@@ -1,7 +1,7 @@
 """The training images that a bundle keeps, so that it can tell when an image is unlike all of them.
 
-Which ones is a fixed rule without chance: those whose file has the smallest SHA-256, which are as
-good as drawn at random, in whatever order a dataset comes.
+They are chosen by a fixed rule: the files with the smallest SHA-256, which is as good as a random
+draw, whatever the order of the dataset.
 """
 
 import torch
@@ -24,7 +24,7 @@ def trained_images(examples: InputArtifact) -> list[str]:
 def reference_of(
     trained: list[str], features: InputArtifact, what: str
 ) -> TrainingReference | None:
-    """Return what a bundle compares images to, None where too few were trained on.
+    """Return what a bundle compares images to, None if there are too few training images.
 
     Args:
         trained: SHA-256 of the training images, sorted.

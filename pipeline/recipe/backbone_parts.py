@@ -47,11 +47,10 @@ class TinyBackbones(Part):
                     f"{name} {getattr(self, name)} is not a multiple of {CLIP_HEAD}, "
                     "the width of an attention head"
                 )
-        # Phi turns half of each head by the position, in pairs of dimensions.
+        # Phi applies rotary embeddings to half of each head, in pairs of dimensions.
         if self.lm_width % (4 * self.lm_heads):
             raise ValueError(
-                f"lm_width {self.lm_width} does not divide into {self.lm_heads} lm_heads "
-                "of a multiple of 4"
+                f"lm_width {self.lm_width} is not a multiple of 4 times {self.lm_heads} lm_heads"
             )
         return self
 
@@ -65,16 +64,16 @@ class HubBackbones(Part):
         "of timm with a grid of features, e.g. timm/tf_efficientnet_lite0."
     )
     clip_pretrained: str = Field(
-        description="open_clip's tag of the weights, e.g. openai, or where they lie: a "
+        description="open_clip's tag of the weights, e.g. openai, or where they are: a "
         ".safetensors file, or a folder or Hub repository with open_clip_model.safetensors (of "
         "timm: model.safetensors), as path, URL or hf://owner/name[@revision]."
     )
     lm_repository: str = Field(
-        description="Where the language model lies: owner/name on the Hub, "
+        description="Where the language model is: owner/name on the Hub, "
         "hf://owner/name[@revision], a folder, a .gguf file, or any fsspec URL of one."
     )
     lm_revision: str = Field(
-        description="Commit or branch on the Hub, where lm_repository names none; a commit makes "
+        description="Commit or branch on the Hub, if lm_repository names none; a commit makes "
         "the run repeatable."
     )
 
@@ -83,7 +82,7 @@ class HubBackbones(Part):
         if is_timm(self.clip_name):
             if not is_place(self.clip_pretrained):
                 raise ValueError(
-                    f"{self.clip_name} needs a place of its weights, not '{self.clip_pretrained}': "
+                    f"{self.clip_name} needs the address of weights, not '{self.clip_pretrained}': "
                     "hf://timm/NAME, or the path or URL of a folder or .safetensors file"
                 )
             return self
@@ -91,8 +90,8 @@ class HubBackbones(Part):
             line = encoder_line(self.clip_name)
         except KeyError:
             raise ValueError(
-                f"no encoder '{self.clip_name}'; there are {', '.join(ENCODERS)}, every other "
-                "vision transformer of open_clip, and any of timm as timm/NAME"
+                f"no encoder '{self.clip_name}'; choose {', '.join(ENCODERS)}, another vision "
+                "transformer of open_clip, or any of timm as timm/NAME"
             ) from None
         if self.clip_pretrained == "openai" and not self.clip_name.endswith("-quickgelu"):
             raise ValueError(

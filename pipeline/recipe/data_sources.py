@@ -1,8 +1,8 @@
 """Where images and conversations come from: one class per kind of source.
 
-Beside its fields, a source of images says what a bundle, a card and a licence have to tell of it,
-and which module of `pipeline.data.datasets` reads it. These are no fields, so that wording them
-better re-runs nothing.
+Besides its fields, an image source has texts for the bundle, the card and the licences, and the
+name of the module of `pipeline.data.datasets` that reads it. These are not fields, so rewording
+them re-runs nothing.
 """
 
 from typing import ClassVar, Literal
@@ -12,7 +12,7 @@ from pydantic import Field
 from pipeline.recipe.fields import Part, Positive, Share
 
 APACHE = "Apache-2.0"
-UNKNOWN = "to be stated by whoever trained this"
+UNKNOWN = "to be stated by the model's author"
 LCS = "as its owners say: that of CC-3M and, for the synthetic captions, of BLIP"
 
 
@@ -38,7 +38,7 @@ class FolderImages(Part):
     licence: ClassVar[str] = UNKNOWN
     root: str = Field(
         description="Path or fsspec URL with annotations, train2017 and val2017, each an archive "
-        "(.zip, .tar, .tar.gz) there or in annotations/ and zips/, or a folder, but behind HTTP."
+        "(.zip, .tar, .tar.gz) there or in annotations/ and zips/, or (not over HTTP) a folder."
     )
 
 
@@ -52,10 +52,10 @@ class Coco2017Images(Part):
     licence: ClassVar[str] = (
         "annotations CC BY 4.0; images under Flickr's terms and each owner's licence"
     )
-    root: str = Field(description="URL under which zips/ and annotations/ lie.")
+    root: str = Field(description="URL that has zips/ and annotations/ below it.")
     fetch: Literal["members", "whole", "addresses"] = Field(
-        description="How images come: only the chosen members of the remote zip (whole where "
-        "the server has no Range), the whole zip, or each by the `coco_url` of its record."
+        description="How images are fetched: only the chosen members of the remote zip (all of it "
+        "if the server has no Range), the whole zip, or each by the `coco_url` of its record."
     )
     exclude_val2014: bool = Field(
         description="Leave out images of val2014, on which older test sets (Karpathy's, POPE, "
@@ -88,7 +88,7 @@ class TableImages(Part):
     licence: ClassVar[str] = UNKNOWN
     path: str = Field(
         description="Path, fsspec URL, or hf://datasets/owner/name/file of a table whose rows name "
-        "an image and a caption; several rows may name the same image. gzipped text, too."
+        "an image and a caption; several rows may name the same image. Text may be gzipped."
     )
     root: str = Field(
         description='Folder or archive of the images, absolute or relative to the table: "." is '

@@ -1,7 +1,7 @@
-"""The parts of a recipe, one class per stage; every field bears identity and has no default.
+"""The parts of a recipe, one class per stage; every field is hashed and has no default.
 
 A part holds values only. It is imported by `plan`, so it must not import torch, pyarrow or
-Prefect; what the values mean in code lives with the stage that reads them.
+Prefect; the stage that reads the values implements what they mean.
 """
 
 from typing import Annotated, Literal, Self
@@ -15,7 +15,7 @@ from pipeline.recipe.fields import Part, Positive, Rate, Share
 
 
 class ImagesPart(Part):
-    """Which images enter, how they are split, and what makes one unfit."""
+    """Which images are used, how they are split, and which are quarantined."""
 
     source: ImageSource = Field(discriminator="kind")
     limit: Positive = Field(description="Training and validation images at most.")
@@ -48,7 +48,7 @@ class ExamplesPart(Part):
         description="Lower-case fragments that mark a caption as a refusal to describe."
     )
     forbidden_answers: tuple[str, ...] = Field(
-        description="Lower-case fragments; an answer with one speaks of captions or boxes."
+        description="Lower-case fragments; an answer with one is about captions or boxes."
     )
     max_aspect_ratio: float = Field(gt=1, description="Longer over shorter side, at most.")
     filters: dict[str, str] = Field(
@@ -58,18 +58,18 @@ class ExamplesPart(Part):
     max_turns: Positive = Field(description="Question/answer turns kept per conversation.")
     max_tokens: Positive = Field(description="Text tokens of one example, at most.")
     template: str = Field(
-        description="plain: the two prefixes that follow; auto: the language model's own chat "
+        description="plain: the two prefixes below; auto: the language model's own chat "
         "template where it has one, else plain; or the Jinja text of a chat template."
     )
     user_prefix: str = Field(
-        description="Text before a question; control tokens of the language model count as such."
+        description="Text before a question; may hold control tokens of the language model."
     )
     assistant_prefix: str = Field(
-        description="Text between a question and its answer, control tokens likewise."
+        description="Text between a question and its answer; may hold control tokens, too."
     )
     caption_question: str = Field(
         description="The question that every caption answers, between the two prefixes; empty: "
-        "captions follow the image without any."
+        "captions follow the image without a question."
     )
 
     @field_validator("refusals", "forbidden_answers")
@@ -85,7 +85,7 @@ class ExamplesPart(Part):
     def _predicates(cls, filters: dict[str, str]) -> dict[str, str]:
         if filters:
             from pipeline.recipe.user_filters import (
-                filters_fault,  # costs DuckDB, which few need here
+                filters_fault,  # imports DuckDB, which few recipes need
             )
 
             if fault := filters_fault(filters):
@@ -138,7 +138,7 @@ class TrainingPart(Part):
     )
     patience: int = Field(
         ge=0,
-        description="Validations without a better one after which training stops; 0: it never "
+        description="Validations without improvement after which training stops; 0: it never "
         "stops early.",
     )
 
@@ -163,13 +163,13 @@ class PretrainPart(TrainingPart):
 
     projector: ProjectorConfig = Field(description="Network between patches and words.")
     start: str = Field(
-        description="Bundle whose projector training goes on from: path, URL or hf://owner/name; "
-        '"" begins anew. Its encoder and language model are for backbones to name.'
+        description="Bundle whose projector is trained further: path, URL or hf://owner/name; "
+        '"" starts from scratch. Its encoder and language model have to be named in backbones.'
     )
     learning_rate: Rate = Field(description="Peak learning rate of the projector.")
     separator_learning_rate: Rate = Field(
-        description="Peak learning rate of the separator, which carries what all captions have in "
-        "common; where it is slow, the projector does, and with it every image's tokens."
+        description="Peak learning rate of the separator, which learns what all captions have in "
+        "common; if it is too slow, the projector learns that instead, in every image's tokens."
     )
 
 
@@ -191,19 +191,19 @@ class FinetunePart(TrainingPart):
     )
     least_image_gain: float = Field(
         ge=0,
-        description="Nats per token that a held-out caption's own image must be worth against "
-        "another one after pretraining, or finetuning does not start; 0: it always does.",
+        description="Nats per token that a held-out caption must gain from its own image over "
+        "another one after pretraining, or finetuning does not start; 0: it always starts.",
     )
     quantize: Literal["none", "nf4"] = Field(
-        description="How the frozen layers below the adapters are kept while they are trained: as "
-        "they are, or in 4 bits (QLoRA); the adapters are merged into the layers as they are."
+        description="How the frozen layers below the adapters are stored in training: unchanged, "
+        "or in 4 bits (QLoRA); the adapters are always merged into the unquantized layers."
     )
 
     @model_validator(mode="after")
     def _only_frozen_layers_are_quantized(self) -> Self:
         if self.quantize != "none" and self.method != "lora":
             raise ValueError(
-                f"quantize {self.quantize} needs method lora: 4 bits cannot be trained"
+                f"quantize {self.quantize} needs method lora: 4-bit weights cannot be trained"
             )
         return self
 
@@ -220,13 +220,13 @@ class EvaluatePart(Part):
     likelihood_images: Positive = Field(
         description="Test images of presence questions and of image choice, at most."
     )
-    choices: int = Field(ge=2, description="Images among which a caption's own is to be found.")
+    choices: int = Field(ge=2, description="Images from which a caption's own is chosen.")
     presence_objects: Positive = Field(
-        description="Objects asked for per image that are there, and as many in each set that are "
-        "not, at most."
+        description="Present objects asked for per image, and as many absent ones in each set, at "
+        "most."
     )
     presence_question: str = Field(
-        description="How presence is asked for; {object} stands for an object with its article.",
+        description="Question about presence; {object} stands for an object with its article.",
         pattern=r"\{object\}",
     )
     presence_answers: tuple[str, str] = Field(
@@ -236,8 +236,8 @@ class EvaluatePart(Part):
 
     pointing_images: int = Field(
         ge=0,
-        description="Test images for whose texts it is measured which patches mattered, at most; "
-        "0: it is not. Each takes one pass per patch, under two conditions.",
+        description="Test images, at most, for whose texts patch importance is measured; 0: none. "
+        "Each takes one pass per patch, under two conditions.",
     )
 
     @field_validator("presence_question")
@@ -246,7 +246,7 @@ class EvaluatePart(Part):
         try:
             asked = text.format(object="a cup")
         except (LookupError, ValueError, AttributeError):
-            raise ValueError(f"{text!r} has braces that are not those of {{object}}") from None
+            raise ValueError(f"{text!r} has other braces than those of {{object}}") from None
         if "a cup" not in asked:
             raise ValueError(f"{text!r} does not ask for {{object}}")
         return text
@@ -267,6 +267,6 @@ class PublishPart(Part):
 
     name: str = Field(description="Name of the assistant in its card.", pattern=r"^[\w.-]+$")
     metric: Literal["cider_d", "answer_accuracy"] = Field(
-        description="Main metric: the image must help it, and it must not fall below the "
-        "published model's beyond noise."
+        description="Main metric: the image must improve it, and it must not be significantly "
+        "below the published model's."
     )

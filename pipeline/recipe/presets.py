@@ -58,10 +58,11 @@ DEMO = Recipe(
         clip_text_width=64,
         clip_text_layers=1,
         clip_embed=64,
-        # One pass, so that a patch tells what it shows itself. By the second one the background
-        # tells of the objects, too (69 % of its variance is between images, against 35 %), and
-        # which of two objects is meant was learned late: 95 % of answers were right with one
-        # pass, 93 % with two, 81 % with four (seed 0; seed 1: 93 % with one, 82 % with two).
+        # One pass, so that a patch embedding describes its own patch. After a second one the
+        # background patches encode the objects, too (69 % of their variance is between images,
+        # against 35 %), and telling two objects apart was learned late: 95 % of answers were right
+        # with one pass, 93 % with two, 81 % with four (seed 0; seed 1: 93 % with one, 82 % with
+        # two).
         clip_epochs=1,
         clip_batch=128,
         clip_learning_rate=1e-3,
@@ -108,14 +109,14 @@ DEMO = Recipe(
         ),
         # Captions teach a fast projector colours and places at the expense of shapes: of the
         # variance of its tokens 22 % are between shapes at first, 6 % after pretraining at this
-        # rate and 3 % at 4e-3, where what is found by its shape was not learned in time (83 % of
-        # answers, half of yes and no, against 94 and 95 %; seed 0).
+        # rate and 3 % at 4e-3, where identifying objects by shape was not learned in time (83 % of
+        # answers right, half of yes and no, against 94 and 95 %; seed 0).
         learning_rate=1e-3,
         separator_learning_rate=1e-3,
     ),
     finetune=FinetunePart(
         objective=StandardConfig(),
-        # Looking one of two objects up is learned last, between 2 and 4 epochs.
+        # Picking the right one of two objects is learned last, between 2 and 4 epochs.
         epochs=6.0,
         batch=4,
         micro_batch=4,
@@ -130,7 +131,7 @@ DEMO = Recipe(
         patience=0,
         method="full",
         learning_rate=2e-3,
-        # Shapes have to come back: at 3e-4, 87 % of answers and no yes and no (seed 0).
+        # Shapes have to be relearned: at 3e-4, 87 % of answers and no yes and no (seed 0).
         projector_learning_rate=2e-3,
         # A caption has five times as many tokens as an answer, and is learned sooner.
         caption_share=0.15,
@@ -276,7 +277,7 @@ def preset(name: str) -> Recipe:
     """Return a preset by name.
 
     Raises:
-        RecipeError: There is none of that name.
+        RecipeError: There is no preset of that name.
     """
     if name not in PRESETS:
         raise RecipeError(f"there is no preset '{name}'", f"presets: {', '.join(PRESETS)}")

@@ -30,7 +30,7 @@ from storage.errors import holds_credentials
 
 
 class Recipe(Part):
-    """All choices that bear identity; stages receive only the parts that they declare."""
+    """All choices that are hashed; stages receive only the parts that they declare."""
 
     seed: int = Field(ge=0, description="Seed of every random choice.")
     images: ImagesPart
@@ -49,8 +49,8 @@ class Recipe(Part):
             texts = value if isinstance(value, list) else [value]
             if any(isinstance(text, str) and holds_credentials(text) for text in texts):
                 raise ValueError(
-                    f"{field} holds credentials, which manifests would show to everybody; give "
-                    "them in the environment, e.g. AWS_ACCESS_KEY_ID, or a file on this machine"
+                    f"{field} holds credentials, which manifests would expose; pass them in the "
+                    "environment, e.g. AWS_ACCESS_KEY_ID, or in a file on this machine"
                 )
         return self
 
@@ -70,15 +70,15 @@ class Recipe(Part):
         self._texts_fit()
         if self.conversations.source.kind == "demo" and self.images.source.kind != "demo":
             raise ValueError(
-                "conversations.source.kind=demo speaks about rendered images only: choose "
-                "kind file or hub beside images.source.kind=" + self.images.source.kind
+                "conversations.source.kind=demo is about rendered images only: choose "
+                "kind file or hub with images.source.kind=" + self.images.source.kind
             )
         if self.conversations.source.kind == "none":
             self._captions_suffice()
         return self
 
     def _captions_suffice(self) -> None:
-        """Refuse choices that ask for conversations where there are none."""
+        """Refuse choices that need conversations where there are none."""
         for field, value, needed in (
             ("finetune.caption_share", self.finetune.caption_share, 1.0),
             ("publish.metric", self.publish.metric, "cider_d"),
@@ -86,12 +86,12 @@ class Recipe(Part):
             if value != needed:
                 raise ValueError(
                     "conversations.source.kind=none leaves captions only: set "
-                    f"{field}={needed}, which is {value}"
+                    f"{field}={needed} (it is {value})"
                 )
 
     def _texts_fit(self) -> None:
         positions = positions_of(self.backbones)
-        # The prefix ends with the separator; what is asked is no longer than an example.
+        # The prefix ends with the separator; a question is no longer than an example.
         prefix = self.pretrain.projector.tokens_out(self.features.patches) + 1
         needed = prefix + self.examples.max_tokens + self.evaluate.max_new_tokens
         if positions is not None and needed > positions:
@@ -109,9 +109,9 @@ class Recipe(Part):
         one of them: `examples.filters.NAME`, whose name may hold dots.
 
         Args:
-            changes: Values by dotted path, e.g. `{"finetune.epochs": 2}`. Text values are read
-                as JSON where they are JSON (`"2"`, `"true"`, `"{…}"`) and the field takes what
-                they say, as text otherwise.
+            changes: Values by dotted path, e.g. `{"finetune.epochs": 2}`. Text values are parsed
+                as JSON if they are JSON (`"2"`, `"true"`, `"{…}"`) and the field accepts the
+                result; otherwise they stay text.
 
         Raises:
             RecipeError: A path does not exist (the nearest valid one is named) or the result is
@@ -131,7 +131,7 @@ class Recipe(Part):
             raise RecipeError(_explain(error)) from None
 
     def _entry(self, path: str) -> tuple[str, str | None]:
-        """Return a path's field and, where that is one of named entries, the rest as a name."""
+        """Return a path's field and, if that field has named entries, the rest as a name."""
         node, steps = self, path.split(".")
         for depth, key in enumerate(steps[:-1], 1):
             known = isinstance(node, Part) and key in type(node).model_fields
@@ -157,8 +157,8 @@ def flatten(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 def encoder_shape(backbones: BackbonesChoice) -> tuple[int, int] | None:
     """Return how many patches an encoder gives, and how many layers it has.
 
-    None where only the model itself knows: a recipe is checked without torch, which timm needs;
-    the stage `features` looks at the first images.
+    None for timm, which needs torch: a recipe is checked without it, and the stage `features`
+    checks the first images.
     """
     if isinstance(backbones, TinyBackbones):
         return (backbones.image_size // backbones.patch_size) ** 2, backbones.clip_layers
@@ -169,7 +169,7 @@ def encoder_shape(backbones: BackbonesChoice) -> tuple[int, int] | None:
 
 
 def _parse(value: object, kind: Any) -> object:
-    """Return what a text says as JSON, or the text itself where only that fits a field's type."""
+    """Return a text parsed as JSON, or the text itself if only that fits the field's type."""
     if not isinstance(value, str):
         return value
     try:
@@ -194,7 +194,7 @@ def _type_of(values: object, path: str, *, named: bool) -> Any:
     Args:
         values: The recipe, whose kinds say which fields there are.
         path: Dotted path of the field.
-        named: Whether an entry is meant.
+        named: Whether to return the type of an entry.
     """
     kind: Any = Recipe
     for key in path.split("."):
@@ -211,7 +211,7 @@ def _type_of(values: object, path: str, *, named: bool) -> Any:
 
 
 def _with_entry(values: dict[str, Any], field: str, name: str, value: object) -> object:
-    """Return the entries of a field with one more, or what else an earlier change put there."""
+    """Return a field's entries with one more, or the other value an earlier change put there."""
     entries: Any = values
     for key in field.split("."):
         entries = entries.get(key, {})

@@ -17,8 +17,8 @@ _PLAIN = (str, int, float, bool, type(None))
 def read_recipe_file(path: Path) -> tuple[str | None, dict[str, object]]:
     """Return the preset that a file names, if it names one, and its changes by dotted path.
 
-    A change means what the same change on the command line means, so the identity of what is made
-    is the same, too.
+    A change has the same effect as on the command line, so the artifacts have the same identity,
+    too.
 
     Args:
         path: A file as `recipe_text` writes it, or with some of its fields, nested or dotted.
@@ -33,7 +33,7 @@ def read_recipe_file(path: Path) -> tuple[str | None, dict[str, object]]:
             raise RecipeError(f"{path}: a recipe has at most {MAX_BYTES} bytes")
         content = yaml.safe_load(text)
     except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}", "name a file of YAML") from None
+        raise RecipeError(f"{path}: {error.strerror}", "name a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         told = " ".join(str(error).split())
         raise RecipeError(f"{path} is not YAML: {told}") from None
@@ -65,7 +65,7 @@ def differences(first: Recipe, second: Recipe) -> dict[str, tuple[object, object
 
 
 def changes_from(preset: Recipe, recipe: Recipe) -> dict[str, object]:
-    """Return what makes one recipe of another, by dotted path, as `Recipe.override` takes it.
+    """Return the changes from one recipe to another, by dotted path, for `Recipe.override`.
 
     Where a kind differs, all fields of the new kind are among them.
     """
@@ -76,7 +76,7 @@ def changes_from(preset: Recipe, recipe: Recipe) -> dict[str, object]:
 
 
 def _check(path: Path, field: str, value: Any) -> None:
-    """Raise RecipeError for what JSON does not have, such as a date or a mapping in a list."""
+    """Raise RecipeError for values that JSON lacks, such as a date or a mapping in a list."""
     items = value if isinstance(value, list) else [value]
     if not all(isinstance(item, _PLAIN) or item == {} for item in items):
         raise RecipeError(f"{path}: {field} is {value!r}", "write text in quotes")

@@ -1,10 +1,10 @@
 """The presets `small` and `photos`, as differences from `coco`.
 
-`small` is for a person with a network: SmolLM2-135M on 10,000 of COCO's images, meant for one
-consumer GPU or a patient CPU. `photos` is for photographs and needs no network but a package index:
-captioned images in COCO's layout, weights out of two packages (`deployments.photo_weights`), two
-CPU cores. docs/photographs.md has the trials that set the rates of pretraining, for both, and what
-was not tried. `small` has not been run at its size.
+`small` needs a network: SmolLM2-135M on 10,000 of COCO's images, meant for one consumer GPU or,
+slowly, a CPU. `photos` is for photographs and needs no network but a package index: captioned
+images in COCO's layout, weights from two packages (`deployments.photo_weights`), two CPU cores.
+docs/photographs.md has the trials that set the rates of pretraining, for both, and what was not
+tried. `small` has not been run at its size.
 """
 
 from typing import TYPE_CHECKING
@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.recipe.recipe import Recipe
 
-# What SmolLM2-Instruct was trained on; its control tokens count as such in prefixes.
+# The template that SmolLM2-Instruct was trained on, with its control tokens.
 SMOLLM2 = {
     "examples.user_prefix": "<|im_start|>user\n",
     "examples.assistant_prefix": "<|im_end|>\n<|im_start|>assistant\n",
-    # An image that is asked about tells the language model to write a caption at all, which the
-    # prefix would have to learn first: docs/photographs.md.
+    # The question makes the language model write a caption at all, which the prefix would have to
+    # learn first without it: docs/photographs.md.
     "examples.caption_question": "Describe the image in one sentence.",
     "pretrain.learning_rate": 3e-4,
     "pretrain.separator_learning_rate": 5e-3,
 }
-# A model of 135 million parameters has room on any device: nothing has to be computed twice.
+# A model of 135 million parameters fits on any device: nothing has to be recomputed.
 LIGHT = {
-    # Not every CPU has instructions for bf16, and so small a model has room in fp32, too.
+    # Not every CPU has instructions for bf16, and such a small model fits in fp32, too.
     "pretrain.precision": "auto",
     "finetune.precision": "auto",
     "pretrain.gradient_checkpointing": False,
     "finetune.gradient_checkpointing": False,
 }
-# Images and weights beside the person who runs it; make photos fetches the weights.
+# Images and weights in the working folder; `make photos` fetches the weights.
 LOCAL = {
     "images.source.kind": "folder",
     "images.source.root": "photos",
@@ -71,7 +71,7 @@ def small(coco: "Recipe") -> "Recipe":
 
 
 def photos(coco: "Recipe") -> "Recipe":
-    """Return the preset `photos`; `images.source.root` and `.weights` are of the working folder."""
+    """Return the preset `photos`; `images.source.root` and `.weights` are in the working folder."""
     return coco.override(
         {
             **SMOLLM2,

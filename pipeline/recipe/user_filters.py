@@ -1,7 +1,7 @@
-"""Filters that a person writes in the recipe: a name, and SQL that says which rows to drop.
+"""Filters that a user writes in the recipe: a name, and SQL that says which rows to drop.
 
 They see one relation, `rows`: the examples that all other filters have left, one row each, with
-the columns below. The DuckDB they run in reaches no file, no network and no other relation.
+the columns below. Their DuckDB has no access to files, the network or other relations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ COLUMNS = (
 )
 ROWS = pa.schema([("row", pa.int64()), *((name, kind) for name, kind, _ in COLUMNS)])
 
-# A line break keeps a comment at a predicate's end to itself.
+# The line break ends a comment at the end of a predicate.
 _DROPPED = "SELECT row FROM rows WHERE (\n{}\n)"
 _BOUND = "SELECT 1 FROM rows WHERE (\n{}\n)"
 _TYPE = "SELECT typeof(\n{}\n) AS kind FROM (VALUES (1)) LEFT JOIN rows ON false"
@@ -48,7 +48,7 @@ def filters_fault(filters: Mapping[str, str]) -> str:
 
 
 def apply_filters(filters: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """Return the reason of each row to be dropped, by its place; the first by name wins.
+    """Return the reason of each row to be dropped, by row number; the first by name wins.
 
     Args:
         filters: SQL predicates by name. A row is dropped where its predicate is true, not where

@@ -1,4 +1,4 @@
-"""Putting a vision-language model together from artifacts, and taking it apart into files."""
+"""Assembling a vision-language model from artifacts, and writing its parts to files."""
 
 import shutil
 from pathlib import Path
@@ -19,13 +19,13 @@ def load_pretrained(
     quantization: BitsAndBytesConfig | None = None,
     device: str = "cpu",
 ) -> VisionLanguageModel:
-    """Return a model of a language model's folder and the prefix of a trained artifact."""
+    """Return a model from a language model's folder and the prefix of a trained artifact."""
     files = trained.path(PREFIX_CONFIG), trained.path(PREFIX)
     return load_vlm(lm_folder, *files, dtype, quantization, device)
 
 
 def save_prefix(vlm: VisionLanguageModel, pretrained: InputArtifact, folder: Path) -> None:
-    """Write a model's prefix beside the unchanged config of the one it came from."""
+    """Write a model's prefix, with the unchanged config of the prefix it started from."""
     state = {name: tensor.contiguous() for name, tensor in vlm.vision_prefix.state_dict().items()}
     save_file(state, folder / PREFIX)
     shutil.copyfile(pretrained.path(PREFIX_CONFIG), folder / PREFIX_CONFIG)

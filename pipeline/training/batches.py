@@ -1,7 +1,7 @@
 """Training batches as a pure function of (seed, step): resuming needs no state of a loader.
 
-A batch is made of rows; a row is an image with one or more examples about it, so that the work
-on the image prefix is done once for all of them.
+A batch consists of rows; a row is an image with one or more examples about it, so that its prefix
+is computed once for all of them.
 """
 
 import math
@@ -24,29 +24,29 @@ from pipeline.recipe.parts import TrainingPart
 from storage.features.patches import PatchTable
 from storage.tables import read_table, where
 
-BUCKET = 32  # batches whose rows are sorted by length together
+BUCKET = 32  # batches over which rows are sorted by length
 
 
 class ExampleSet:
-    """Tokenized examples of one split beside their patch embeddings, in rows by image.
+    """Tokenized examples of one split with their patch embeddings, in rows by image.
 
     Attributes:
         example_ids: Ids of the examples, int64 [example].
         rows: The examples of each row, by number and in the order of their ids.
-        lengths: Text tokens of each row, int64 [row]; those that its examples share count once.
+        lengths: Text tokens of each row, int64 [row]; tokens that its examples share count once.
         targets: Supervised tokens of each row, int64 [row].
 
     Args:
         examples: The `examples` artifact.
         patches: Patch embeddings of all images.
         split: Which split.
-        shares: How many examples of each kind, as a number relative to the first kind's count;
-            `{"conversation": 1.0, "caption": 0.25}` takes all conversations and captions until
-            they are a quarter as many.
-        seed: Chooses which examples of a kind that is cut short.
+        shares: How many examples of each kind, relative to the count of the first kind;
+            `{"conversation": 1.0, "caption": 0.25}` takes all conversations and a quarter as many
+            captions.
+        seed: Chooses the examples of a kind that is not used completely.
         examples_per_row: Examples of one image that share a row, at most. An image with more
-            gets several rows, as equal as can be.
-        limit: Examples, at most; the seed chooses them among those of all kinds.
+            gets several rows of nearly equal size.
+        limit: Examples, at most; the seed chooses them from all kinds.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ExampleSet:
         )
 
     def _saved(self) -> NDArray[np.int64]:
-        """Return how many tokens each row has fewer than its examples have together."""
+        """Return how many tokens each row saves by sharing, against its examples one by one."""
         saved = []
         for row in self.rows:
             ids, targets = (
@@ -115,8 +115,8 @@ class ExampleSet:
     def in_order(self, size: int, rank: int = 0, processes: int = 1) -> Iterator[MicroBatch]:
         """Yield one process's share of all rows, shortest first, `size` at a time, for validation.
 
-        All processes get the same number of batches, since they wait for each other in each. One
-        that has no row left for the last batch gets a row again, marked by 0 tokens.
+        All processes get the same number of batches, since they wait for each other in each. A
+        process without a row for the last batch gets a row again, marked by 0 tokens.
         """
         order = np.argsort(self.lengths, kind="stable")
         for start in range(0, len(order), size * processes):
@@ -128,7 +128,7 @@ class ExampleSet:
                 yield self.micro_batch(chosen[:1], 0)
 
     def some_patches(self, most: int) -> torch.Tensor:
-        """Return patch embeddings of at most so many images, [image, patch, vision] float32."""
+        """Return patch embeddings of at most `most` images, [image, patch, vision] float32."""
         rows = np.unique(self._images)[:most]
         return torch.from_numpy(self.patches.gather(rows)).float()
 
@@ -154,7 +154,7 @@ class ExampleSet:
 def open_examples(
     context: StageContext, part: TrainingPart, shares: dict[str, float], seed: int
 ) -> tuple[ExampleSet, ExampleSet]:
-    """Return the examples that a training stage learns from, and those that it is held to.
+    """Return the training examples and the validation examples of a training stage.
 
     Args:
         context: Its inputs hold the artifacts `examples` and `features`.
@@ -227,7 +227,7 @@ def collate(
 
 
 def shared_tokens(input_ids: Sequence[NDArray], supervised: Sequence[NDArray]) -> int:
-    """Return how many tokens, none of them a target, all examples of a row begin with."""
+    """Return how many leading tokens, none of them a target, all examples of a row share."""
     if len(input_ids) == 1:
         return 0
     most = min(int(targets.argmax()) for targets in supervised)

@@ -1,7 +1,6 @@
-"""What a checkpoint should hold, written beside it, so that a bit that flips there is noticed.
+"""Hashes of checkpoints, written beside them, so that a flipped bit is noticed.
 
-A training may lie killed for days before somebody goes on with it, and PyTorch reads altered
-weights without a word.
+A killed training may be resumed days later, and PyTorch reads altered weights without an error.
 """
 
 import hashlib
@@ -11,24 +10,24 @@ from pathlib import Path
 
 from storage.filesystem import hash_file, replace_file
 
-KEPT = 8  # contents that are known of one checkpoint; two are enough but for kills in a row
+KEPT = 8  # hashes kept per checkpoint; two are enough unless several kills follow each other
 
 
 def seal(new: Path, target: Path) -> None:
-    """Write down that `target` may hold what `new` holds; to be called before it is renamed.
+    """Record the hash of `new` as valid for `target`; to be called before it is renamed.
 
-    What it held before stays written down as well, because a kill may come before the rename.
+    Earlier hashes stay recorded as well, because a kill may come before the rename.
     """
     known = [hash_file(new, hashlib.sha256()), *_known(target)]
     replace_file(_beside(target), "\n".join(known[:KEPT]).encode())
 
 
 def drop_altered(folder: Path, say: Callable[[str], None]) -> None:
-    """Remove a folder of checkpoints if one of them is not as it was written, and say so.
+    """Remove a folder of checkpoints if one of them was altered, and say so.
 
     Args:
         folder: The folder; it need not exist.
-        say: Told that the training starts over.
+        say: Prints that the training starts over.
     """
     for path in sorted(folder.glob("*.ckpt")):
         if hash_file(path, hashlib.sha256()) not in _known(path):

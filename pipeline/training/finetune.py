@@ -20,11 +20,11 @@ from pipeline.training.loop import Training, train
 
 
 def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summary:
-    """Write the finetuned vision prefix and language model (adapters merged and beside).
+    """Write the finetuned vision prefix and language model (adapters merged and separate).
 
     Raises:
-        PipelineError: Pretraining left the image without effect, there is nothing to train on or
-            to validate with, or a loss is not finite.
+        PipelineError: Pretraining left the image without effect, there are no training or
+            validation examples, or a loss is not finite.
     """
     finetune = settle_precision(finetune, context)
     refuse_blind(context.inputs["pretrain"], finetune.least_image_gain)
@@ -32,7 +32,7 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
     trained, vlm = train(context, training), training.vlm
     del training
     if finetune.quantize != "none":
-        # What was packed for training is not what the adapters are merged into.
+        # The adapters are merged into the unquantized layers.
         del vlm
         vlm = _opened(context, finetune, seed, packed=False)
     _take(vlm, trained.state)
@@ -44,7 +44,7 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
         save_file(adapters, context.out / "adapters.safetensors")
         merge_lora(vlm.language_model)
     if finetune.precision == "bf16":
-        # Products saw no more of full weights than this; whoever loads them takes their type.
+        # Products used full weights in bf16 only, and the saved dtype is used after loading.
         vlm.language_model.to(torch.bfloat16)
     save_language_model(vlm, context.inputs["backbones"], context.out / "lm")
     return {**told, **trained.summary}
@@ -64,7 +64,7 @@ def prepare(context: StageContext, part: FinetunePart, seed: int) -> Training:
 def _opened(
     context: StageContext, finetune: FinetunePart, seed: int, *, packed: bool
 ) -> VisionLanguageModel:
-    """Return the pretrained model, opened for training; its language model packed or not."""
+    """Return the pretrained model, opened for training; its language model quantized if packed."""
     half = finetune.method == "lora" and finetune.precision == "bf16"
     dtype = torch.bfloat16 if half else torch.float32
     vlm = load_pretrained(
@@ -88,10 +88,10 @@ def _opened(
 
 
 def _take(vlm: VisionLanguageModel, state: Mapping[str, Tensor]) -> None:
-    """Load what was trained; what was frozen is there already.
+    """Load the trained weights; the frozen ones are loaded already.
 
     Raises:
-        PipelineError: The state is not exactly that of what is trained.
+        PipelineError: The state does not have exactly the trainable parameters.
     """
     trained = {name for name, parameter in vlm.named_parameters() if parameter.requires_grad}
     if odd := sorted(trained ^ set(state)):
@@ -103,7 +103,7 @@ def _take(vlm: VisionLanguageModel, state: Mapping[str, Tensor]) -> None:
 
 
 def _shares(captions: float) -> dict[str, float]:
-    """Return how many examples of each kind make this share of captions; see `ExampleSet`."""
+    """Return the shares of `ExampleSet` that give this share of captions."""
     if captions == 1:
         return {"caption": 1.0}
     return {"conversation": 1.0, "caption": captions / (1 - captions)}

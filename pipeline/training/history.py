@@ -1,4 +1,4 @@
-"""History of a training: figures that depend on its data and weights, never on a clock.
+"""History of a training: metrics that depend on its data and weights, never on a clock.
 
 They go into the artifact, so equal trainings give equal rows. An interval never spans two rounds,
 because a resume begins with a round.
@@ -12,16 +12,16 @@ from lightning.pytorch.callbacks import Callback
 
 from model.training import StepFigures, TrainingModule
 
-INTERVAL = 10  # optimizer steps behind one row of figures
+INTERVAL = 10  # optimizer steps per row of metrics
 
 
 class History(Callback):
-    """Figures of every interval, kept in the checkpoint so that a resume loses none.
+    """Metrics of every interval, kept in the checkpoint so that a resume loses none.
 
     Args:
         passes: Forward passes per optimizer step.
         patience: Rounds without a better validation likelihood that end the training; 0: none do.
-            It is asked of the kept figures, so a training that was killed just then stays ended.
+            It is checked on the kept metrics, so a training killed at its end stays ended.
     """
 
     def __init__(self, passes: int, patience: int = 0) -> None:
@@ -30,7 +30,7 @@ class History(Callback):
         self._steps: list[StepFigures] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do not go on with a training that has ended."""
+        """Do not continue a training that has ended."""
         trainer.should_stop = trainer.should_stop or self._is_over()
 
     def on_train_batch_end(
@@ -51,7 +51,7 @@ class History(Callback):
             self._write(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write down what is left of a finished round, and its validation likelihood."""
+        """Record the last steps of a finished round, and its validation likelihood."""
         assert isinstance(pl_module, TrainingModule)
         if self._steps:
             self._write(trainer, pl_module)
@@ -94,5 +94,5 @@ class History(Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the figures of the rounds before."""
+        """Restore the metrics of the earlier rounds."""
         self.rows = list(state_dict["rows"])

@@ -1,7 +1,7 @@
-"""What pretraining has learned to see: how much likelier captions are with their own image.
+"""Whether pretraining has learned to see: how much likelier captions are with their own image.
 
-Finetuning costs most of a run. Before it, `pretrain` measures what the image is worth, and
-`finetune` does not start where that is nothing.
+Finetuning costs most of a run. Before it, `pretrain` measures the effect of the image, and
+`finetune` does not start if there is none.
 """
 
 import json
@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.training.batches import ExampleSet
 
 FILE = "image_effect.json"
-IMAGES = 256  # held-out images; 1,000 captions leave a noise of about 0.005 nats
+IMAGES = 256  # held-out images; with 1,000 captions the noise is about 0.005 nats
 
 
 class ImageEffect(NamedTuple):
@@ -28,7 +28,7 @@ class ImageEffect(NamedTuple):
     Attributes:
         own: With their own image.
         other: With another one.
-        images: How many images; 0 where there was no other one to show.
+        images: Number of images; 0 if there was only one.
     """
 
     own: float
@@ -37,14 +37,14 @@ class ImageEffect(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """Nats per token that the own image is worth; about 0 where the image changes nothing."""
+        """Nats per token gained by the own image; about 0 if the image changes nothing."""
         return self.other - self.own
 
 
 def measure_effect(
     vlm: VisionLanguageModel, held_out: ExampleSet, size: int, device: str, *, half: bool
 ) -> ImageEffect:
-    """Return what the own image is worth on held-out examples.
+    """Return the effect of the own image on held-out examples.
 
     Args:
         vlm: The model; it stays on the device.
@@ -72,19 +72,19 @@ def measure_effect(
 
 
 def write_effect(effect: ImageEffect, folder: Path) -> None:
-    """Keep what was measured beside the pretrained weights."""
+    """Write the measured effect beside the pretrained weights."""
     (folder / FILE).write_text(json.dumps(effect._asdict(), indent=1))
 
 
 def refuse_blind(pretrained: InputArtifact, least: float) -> None:
-    """Stop before finetuning where pretraining left the image without effect.
+    """Stop before finetuning if pretraining left the image without effect.
 
     Args:
         pretrained: The `pretrain` artifact.
-        least: Nats per token that the own image must be worth; 0 lets everything pass.
+        least: Nats per token that the own image must gain; with 0 nothing is refused.
 
     Raises:
-        PipelineError: It is worth less.
+        PipelineError: It gains less.
     """
     effect = ImageEffect(**json.loads(pretrained.path(FILE).read_text()))
     if not least or not effect.images or effect.gain >= least:
@@ -94,5 +94,5 @@ def refuse_blind(pretrained: InputArtifact, least: float) -> None:
         f"per token with their own image and {effect.other:.3f} with another one, over "
         f"{effect.images} images; finetune.least_image_gain asks for {least}",
         "look at pretrain.learning_rate, epochs and projector (docs/photographs.md); "
-        "--set finetune.least_image_gain=0 finetunes all the same",
+        "--set finetune.least_image_gain=0 finetunes anyway",
     )

@@ -1,7 +1,7 @@
 """One training run with Lightning: rounds of steps, validation and a checkpoint; resumable.
 
-`fit` is what every process of a training does. With one device the stage calls it itself; with
-more, `pipeline.engine.processes` starts as many processes, each of which calls it.
+Every process of a training calls `fit`. With one device the stage calls it itself; with more,
+`pipeline.engine.processes` starts one process per device, and each of them calls it.
 """
 
 import gc
@@ -79,11 +79,11 @@ class Trained:
 def train(context: StageContext, training: Training) -> Trained:
     """Train a model's trainable parameters and return the best ones by validation.
 
-    Writes `training.parquet`. Checkpoints stay in the scratch folder; a killed training goes on
+    Writes `training.parquet`. Checkpoints stay in the scratch folder; a killed training resumes
     from the last one.
 
     Raises:
-        PipelineError: A loss was not finite, or a process of several has failed.
+        PipelineError: A loss was not finite, or one of several processes has failed.
     """
     check_precision(training.part.precision)
     drop_altered(_checkpoints(context), context.report.say)
@@ -91,7 +91,7 @@ def train(context: StageContext, training: Training) -> Trained:
         run_processes(context, training.stage, training.part, training.seed)
     else:
         fit(context, training, World())
-    # The trainer and its module hold each other, and with them the optimizer's moments.
+    # The trainer and its module refer to each other, and keep the optimizer's moments alive.
     gc.collect()
     training.vlm.zero_grad(set_to_none=True)
     best = _checkpoints(context) / "best.ckpt"
@@ -103,7 +103,7 @@ def train(context: StageContext, training: Training) -> Trained:
         "examples": len(training.training),
         "val_nll": round(min(losses), 4),
         "last_val_nll": round(losses[-1], 4),
-        # In the manifest, which is no part of the digest: a clock's figures differ every time.
+        # In the manifest, which is not part of the digest: timings differ every time.
         **_speed(context.scratch / SPEED),
     }
     state = {name.removeprefix("vlm."): value for name, value in saved["state_dict"].items()}
@@ -120,12 +120,12 @@ def fit(context: StageContext, training: Training, world: World) -> None:
         world: Which process of how many this is.
 
     Raises:
-        PipelineError: A loss or gradient was not finite; a file in the scratch folder has the
+        PipelineError: A loss or gradient was not finite; a file in the scratch folder lists the
             examples.
     """
     part = training.part
-    # What was loaded from files is in evaluation mode, and Lightning leaves modes as it finds them.
-    # In that mode transformers recomputes no activations, and the model's own dropout is off.
+    # Loaded models are in evaluation mode, and Lightning does not change modes. In that mode
+    # transformers recomputes no activations, and the model's own dropout is off.
     training.vlm.train()
     if part.gradient_checkpointing:
         training.vlm.enable_gradient_checkpointing()
@@ -199,7 +199,7 @@ def _checkpoints(context: StageContext) -> Path:
 
 
 def _keepers(folder: Path) -> list[Callback]:
-    """Return what keeps the best weights, and then, to resume from, the last state of all."""
+    """Return callbacks that keep the best weights, then the complete last state for a resume."""
     best = _Keeper(
         folder,
         filename="best",
@@ -215,10 +215,10 @@ def _keepers(folder: Path) -> list[Callback]:
 
 
 class _Keeper(ModelCheckpoint):
-    """Remembers what it has kept by its place in the folder, which may have moved meanwhile."""
+    """Remembers its checkpoints by their names in the folder, which may have been moved."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score; Lightning alone would forget it where the folder has moved."""
+        """Restore the best score, which Lightning alone would forget if the folder was moved."""
         folder = Path(self.dirpath or "")
 
         def here(path: str) -> str:
@@ -236,7 +236,7 @@ class _Keeper(ModelCheckpoint):
 
 
 class _AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its name, syncs it, and only then gives it the name."""
+    """Writes a checkpoint to a temporary file, syncs it, and only then renames it."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -274,14 +274,14 @@ def _trainer(
         strategy=_strategy(context.settings, world),
         precision="bf16-mixed" if part.precision == "bf16" else "32-true",
         # No max_steps: with it, Lightning takes every checkpoint for the middle of a round, and a
-        # resumed round ends without validation. The last round is as short as it must be.
+        # resumed round ends without validation. Instead, the last round is shorter.
         max_epochs=rounds.count,
         accumulate_grad_batches=rounds.batches.passes,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         callbacks=[*callbacks, *_keepers(_checkpoints(context))],
         logger=logger or False,
-        # Named, because Lightning would take a Slurm job's variables for its own.
+        # Set explicitly, because Lightning would use the variables of a Slurm job.
         plugins=[
             _AtomicCheckpointIO(),
             LightningEnvironment() if world.size == 1 else TorchElasticEnvironment(),
@@ -313,7 +313,7 @@ def _strategy(settings: Settings, world: World) -> Strategy | str:
 
 
 def _stopped(context: StageContext, error: NotFiniteError, world: World) -> PipelineError:
-    """Save which examples spoiled a step and return the error that tells it."""
+    """Save the examples of a step that was not finite and return the error to raise."""
     path = context.scratch / f"not-finite-{world.rank}.json"
     found = {
         "step": error.step,

@@ -23,7 +23,7 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
     """Write `vision_prefix.safetensors`, its config and the training's figures.
 
     Raises:
-        PipelineError: There is nothing to train on or to validate with, or a loss is not finite.
+        PipelineError: There are no training or validation examples, or a loss is not finite.
     """
     pretrain = settle_precision(pretrain, context)
     training = prepare(context, pretrain, seed)
@@ -52,7 +52,7 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
 
 
 def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:
-    """Return a projector before a frozen language model, and the captions to learn."""
+    """Return a projector with a frozen language model, and the captions to learn."""
     training, validation = open_examples(context, part, {"caption": 1.0}, seed)
     dtype = torch.bfloat16 if part.precision == "bf16" else torch.float32
     language_model = load_language_model(context.inputs["backbones"].directory("lm"), dtype)
@@ -60,7 +60,7 @@ def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:
     count, width = training.patches.shape
     vlm = build_vlm(part.projector, width, count, language_model)
     if part.start:
-        # Centred as it was: the projector has learned from patches around that mean.
+        # Centred as before: the projector has learned from patches around that mean.
         vlm.vision_prefix.load_state_dict(bring_prefix(context, part, count, width))
     else:
         vlm.vision_prefix.centre_on(training.some_patches(CENTRED_ON))

@@ -1,7 +1,7 @@
 """Rounds: what Lightning calls an epoch is here a fixed number of optimizer steps.
 
-A checkpoint then always lies between two rounds, and resuming there needs neither a loader's nor
-a generator's state, because a round's batches are a pure function of its number.
+A checkpoint is then always between two rounds, and resuming there needs no state of a loader or
+generator, because a round's batches are a pure function of its number.
 """
 
 import math
@@ -37,7 +37,7 @@ class Rounds(L.LightningDataModule):
 
 
 class Round:
-    """The micro-batches of some optimizer steps, as an iterable of known length."""
+    """The micro-batches of a range of optimizer steps, as an iterable of known length."""
 
     def __init__(self, batches: TrainingBatches, start: int, stop: int) -> None:
         self.batches, self.start, self.stop = batches, start, stop

@@ -1,4 +1,4 @@
-"""Training that goes on from a finished bundle: its projector first, its models by the recipe."""
+"""Training that continues from a finished bundle: its projector, with the recipe's models."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def probe_start(recipe: Recipe) -> SourceState:
         return {}
     source = _source(start)
     if isinstance(source, Path):
-        source = source / _PREFIX  # the rest of a bundle is large, and looked at elsewhere
+        source = source / _PREFIX  # the rest of a bundle is large, and probed elsewhere
         if not source.is_file():
             raise _no_bundle(start)
     return state_of(_LABEL, source, (_PREFIX, _CONFIG))
@@ -46,7 +46,7 @@ def bring_prefix(
         width: Width of a patch embedding.
 
     Raises:
-        PipelineError: It is not a bundle, or its projector is another one.
+        PipelineError: It is not a bundle, or its projector differs from the recipe's.
         StorageError: It cannot be fetched.
     """
     from safetensors.torch import load_file
@@ -71,7 +71,7 @@ def bring_prefix(
     if known != wanted:
         field = next(name for name in wanted if known.get(name) != wanted[name])
         raise PipelineError(
-            f"pretrain.start: the bundle's {field} is {known.get(field)}, and here it is "
+            f"pretrain.start: the bundle's {field} is {known.get(field)}, the recipe's is "
             f"{wanted[field]}",
             "choose the same encoder and pretrain.projector as the bundle's; --start does",
         )
@@ -79,10 +79,10 @@ def bring_prefix(
 
 
 def fields_of_bundle(path: str) -> dict[str, object]:
-    """Return the recipe fields with which training goes on from a bundle of this machine.
+    """Return the recipe fields with which training continues from a bundle on this machine.
 
     Raises:
-        PipelineError: It is not a bundle, or its encoder is none that a recipe can name.
+        PipelineError: It is not a bundle, or a recipe cannot name its encoder.
     """
     folder = Path(path).expanduser()
     if not (folder / "bundle.json").is_file():
@@ -137,6 +137,6 @@ def _encoder(folder: Path) -> str:
         if size == (line.image, line.patch, line.width) and quick == name.endswith("quickgelu"):
             return name
     raise PipelineError(
-        "--start: the bundle's encoder is none that a recipe can name, such as the demo's tiny one",
+        "--start: a recipe cannot name the bundle's encoder, for example the demo's tiny one",
         "start from a bundle with a published encoder",
     )

@@ -1,4 +1,4 @@
-"""One of several processes of a training; started by `pipeline.engine.processes`, not by people.
+"""One of several processes of a training; started by `pipeline.engine.processes`, not by users.
 
 `python -m pipeline.training.worker FOLDER`: FOLDER holds `request.json`. Ranks and address come
 from the variables that torchrun sets. Standard input is held open by the stage.
@@ -24,7 +24,7 @@ from pipeline.progress import ConsoleReporter
 from pipeline.recipe.parts import FinetunePart, PretrainPart
 from pipeline.settings import Settings
 
-# Seconds for the process that knows more to tell it first: a launcher ends all when one has failed.
+# Seconds for the process with the real cause to fail first: a launcher ends all after a failure.
 PATIENCE = 3.0
 PARTS = MappingProxyType({"pretrain": PretrainPart, "finetune": FinetunePart})
 
@@ -57,7 +57,7 @@ def world_of(variables: Mapping[str, str]) -> World:
     names = ("RANK", "WORLD_SIZE", "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE")
     if missing := [name for name in names if name not in variables]:
         raise PipelineError(
-            f"the launcher sets no {', '.join(missing)}",
+            f"the launcher does not set {', '.join(missing)}",
             "PHIVISION_LAUNCHER is a torchrun command, e.g. torchrun --nproc-per-node 2",
         )
     rank, processes, machines, local = (int(variables[name]) for name in names)
@@ -70,14 +70,14 @@ def world_of(variables: Mapping[str, str]) -> World:
 
 
 def _end_with_stage() -> None:
-    """End this process when the stage's process is gone, killed ones included."""
+    """End this process when the stage's process ends, even if that was killed."""
     while os.read(0, 1024):  # `sys.stdin` would be locked when the interpreter ends
         pass
     os._exit(1)
 
 
 def main() -> None:
-    """Do the work; an expected error is written down for the stage, which tells it."""
+    """Do the work; an expected error is written to a file for the stage, which reports it."""
     leave_quickly()
     folder = Path(sys.argv[1])
     threading.Thread(target=_end_with_stage, daemon=True).start()
@@ -90,7 +90,7 @@ def main() -> None:
         sys.stdout.flush()
         if hearsay:
             time.sleep(PATIENCE)
-        os._exit(1)  # the others may wait in the process group, which an orderly end would join
+        os._exit(1)  # a normal exit would wait for the process group, where the others may wait
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """CIDEr-D, BLEU and ROUGE-L of captions: the figures of coco-caption, without Java.
 
-The formulas and their constants are those of coco-caption (pycocoevalcap), so scores can stand
-beside published ones. Sources: CIDEr-D, Vedantam et al. 2015; BLEU, Papineni et al. 2002; ROUGE-L,
-Lin and Och 2004, with coco-caption's beta of 1.2. Captions are tokenized by
+The formulas and their constants are those of coco-caption (pycocoevalcap), so scores can be
+compared with published ones. Sources: CIDEr-D, Vedantam et al. 2015; BLEU, Papineni et al. 2002;
+ROUGE-L, Lin and Och 2004, with coco-caption's beta of 1.2. Captions are tokenized by
 :mod:`pipeline.evaluation.scorers.ptb_tokenizer`.
 
 CIDEr weights an n-gram by how few of the *evaluated* images have it in their references. The
@@ -25,7 +25,7 @@ from pipeline.evaluation.scorers.ptb_tokenizer import tokenize
 MAX_ORDER: Final = 4  # longest n-gram of BLEU and CIDEr
 CIDER_SIGMA: Final = 6.0  # width of CIDEr-D's penalty on a difference of length, in tokens
 ROUGE_BETA: Final = 1.2  # weight of recall against precision
-# BLEU's guards against division by zero. They show in a caption shorter than n tokens.
+# BLEU's guards against division by zero. They matter for a caption shorter than n tokens.
 _TINY: Final = 1e-15
 _SMALL: Final = 1e-9
 
@@ -37,13 +37,13 @@ _Vector = tuple[dict[_NGram, float], list[float]]  # weight by n-gram; norm by o
 class CaptionScores:
     """Scores by metric: ``cider_d``, ``bleu_1`` to ``bleu_4`` and ``rouge_l``.
 
-    BLEU and ROUGE-L lie in 0..1, CIDEr-D in 0..10 (a published "CIDEr 100" is 1.0 here).
+    BLEU and ROUGE-L are in 0..1, CIDEr-D in 0..10 (a published "CIDEr 100" is 1.0 here).
 
     Attributes:
         corpus: one figure per metric. CIDEr-D and ROUGE-L are means over images; BLEU is not, it
             adds up the counts of all images first.
         per_image: float64 array of shape (images,) per metric, in the order of the hypotheses.
-        counts: float64 array of shape (images, 10), what :func:`bleu` is made of; the last two
+        counts: float64 array of shape (images, 10), the input of :func:`bleu`; the last two
             columns are the tokens of a caption and of the reference nearest in length.
     """
 
@@ -110,14 +110,14 @@ def _check(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> No
 
 @dataclass(frozen=True)
 class _Counted:
-    """The words of a caption in number, and how often each n-gram of them occurs."""
+    """The number of words of a caption, and how often each of its n-grams occurs."""
 
     length: int
     ngrams: Counter[_NGram]
 
 
 def _counted(tokens: list[str]) -> _Counted:
-    # Java writes "23 3/4" as one token with a no-break space, and the official scorers cut it
+    # Java writes "23 3/4" as one token with a no-break space, and the official scorers split it
     # there for n-grams but not for ROUGE.
     words = " ".join(tokens).split()
     shifted = [words[start:] for start in range(MAX_ORDER)]
@@ -128,8 +128,8 @@ def _counted(tokens: list[str]) -> _Counted:
 def _bleu_counts(candidate: _Counted, references: list[_Counted]) -> NDArray[np.float64]:
     """What BLEU adds up over images: matches per order, candidates per order, both lengths.
 
-    A match is clipped to the largest count in any one reference. The reference length is the
-    closest to the candidate's, the shorter one of two.
+    A match is clipped to the largest count in any one reference. The reference length is the one
+    closest to the candidate's, the shorter one in a tie.
     """
     matches = [0] * MAX_ORDER
     for ngram, count in candidate.ngrams.items():
@@ -172,7 +172,7 @@ def _cider_d(candidates: list[_Counted], references: list[list[_Counted]]) -> ND
         vector = _tf_idf(candidate, idf, unseen)
         total = 0.0
         for caption in captions:
-            # The official scorer takes the number of bigrams for the length; so do we.
+            # As in the official scorer, the length is the number of bigrams.
             gap = max(0, candidate.length - 1) - max(0, caption.length - 1)
             cosine = _clipped_cosine(vector, _tf_idf(caption, idf, unseen))
             total += cosine * exp(-(gap**2) / (2 * CIDER_SIGMA**2))

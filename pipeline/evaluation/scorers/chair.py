@@ -1,8 +1,8 @@
-"""Which objects a caption speaks of, and which of them are not in the image (CHAIR).
+"""Which objects a caption mentions, and which of them are not in the image (CHAIR).
 
 Source: Rohrbach et al. 2018, *Object Hallucination in Image Captioning*. An object is there if
 people marked it or if one of the image's reference captions names it. Longer names win, so a
-"hot dog" is not a dog; the baby of an animal is that animal, no person.
+"hot dog" is not a dog; the baby of an animal is that animal, not a person.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,7 +17,7 @@ _Words = tuple[str, ...]
 class ObjectNames:
     """Finds categories in captions, by name, synonym and plural.
 
-    A category with a name of COCO's has our list of synonyms; any other only its own name.
+    A category of COCO has the synonyms of `COCO_SYNONYMS`; any other only its own name.
 
     Args:
         categories: Names of a dataset's categories.
@@ -49,7 +49,7 @@ class ObjectNames:
         return found
 
     def spans(self, words: Sequence[str]) -> list[tuple[str, int, int]]:
-        """Return every mention among tokens: its category, its first token and the one behind."""
+        """Return every mention among tokens: category, first token, and the one after the last."""
         found: list[tuple[str, int, int]] = []
         at = 0
         while at < len(words):
@@ -67,12 +67,12 @@ class ObjectNames:
     def hallucinated(
         self, caption: str, marked: Collection[str], references: Sequence[str]
     ) -> tuple[list[str], int]:
-        """Return the mentions of what is not in the image, and how many mentions there are.
+        """Return the mentions of objects that are not in the image, and the number of mentions.
 
         Args:
             caption: The caption to be judged.
             marked: Categories that people marked in the image.
-            references: What people wrote about it.
+            references: Captions that people wrote about it.
         """
         mentions = self.mentioned(caption)
         if not mentions:

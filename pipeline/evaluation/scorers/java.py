@@ -2,8 +2,8 @@
 
 Both programs come with pycocoevalcap (extra `java-metrics`) and are given the tokens of
 `pipeline.evaluation.scorers.ptb_tokenizer`, as coco-caption gives them those of its Java tokenizer.
-No stage uses this file, so no artifact depends on a Java. Sources: METEOR, Denkowski and Lavie
-2014; SPICE, Anderson et al. 2016.
+No stage uses this file, so no artifact depends on Java. Sources: METEOR, Denkowski and Lavie 2014;
+SPICE, Anderson et al. 2016.
 """
 
 import shutil
@@ -29,7 +29,7 @@ def meteor(groups: Mapping[str, Captions]) -> dict[str, float]:
     It is not a mean over captions: the program adds up its counts first.
 
     Raises:
-        PipelineError: There is no Java, no pycocoevalcap, or the program ends too early.
+        PipelineError: Java or pycocoevalcap is missing, or the program ends too early.
     """
     folder = Path(str(_module("meteor.meteor").__file__)).parent
     with subprocess.Popen(
@@ -83,8 +83,8 @@ def spice(groups: Mapping[str, Captions]) -> dict[str, NDArray[np.float64]]:
     """Return the SPICE of every caption of each group, from 0 to 1, float64 [caption].
 
     Raises:
-        PipelineError: There is no Java, no pycocoevalcap, or the program does not run: it fetches
-            a parser when it is used first, and wants an older Java.
+        PipelineError: Java or pycocoevalcap is missing, or the program does not run: it fetches a
+            parser on first use, and needs an older Java.
     """
     module = _module("spice.spice")
     try:
@@ -109,7 +109,7 @@ def _module(name: str) -> Any:
 
     if shutil.which("java") is None:
         raise PipelineError(
-            "METEOR and SPICE are Java programs, and there is no java here",
+            "METEOR and SPICE are Java programs, and java was not found",
             "install a Java runtime, or leave --java out",
         )
     try:

@@ -1,9 +1,9 @@
 """Questions about presence, "is there a …?", made from the objects that people marked.
 
 Source: Li et al. 2023, *Evaluating Object Hallucination in Large Vision-Language Models* (POPE).
-About each image as many objects are asked for that are there as that are not. Those that are not
-come from three sets: `random`, `popular` (the most frequent objects of the dataset) and
-`adversarial` (those that most often stand beside one that is there).
+About each image as many present objects are asked for as absent ones. The absent ones come from
+three sets: `random`, `popular` (the most frequent objects of the dataset) and `adversarial` (those
+that most often occur together with a present one).
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ class PresenceQuestion:
 
 
 class PresenceAsker:
-    """Chooses questions by what is frequent and what stands together in a dataset.
+    """Chooses questions by the frequency and co-occurrence of objects in a dataset.
 
     Args:
         objects: Marked categories of every image, in the order in which they were marked.
@@ -61,7 +61,7 @@ class PresenceAsker:
 
         Args:
             image_id: The image.
-            most: Objects that are there and, in each set, that are not, at most.
+            most: Present objects and, in each set, absent ones, at most.
         """
         there = self._objects.get(image_id, [])
         absent = [name for name in self._popular if name not in there]
@@ -82,7 +82,7 @@ class PresenceAsker:
     def _neighbours(
         self, there: Sequence[str], absent: Sequence[str], spare: Sequence[str]
     ) -> list[str]:
-        """For each object that is there, what most often stands beside it and is not asked yet."""
+        """For each present object, the absent one most often seen with it and not asked yet."""
         chosen: list[str] = []
         for name in there:
             candidates = [other for other in self._beside[name] if other in absent] + list(spare)

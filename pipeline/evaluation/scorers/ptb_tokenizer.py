@@ -5,7 +5,7 @@ Caption scores are quoted after Stanford's ``PTBTokenizer -preserveLines -lowerC
 so the same tokens are needed, without Java. The rules below were written from the observed
 behaviour of that program; with them 53,813 different COCO captions give its exact tokens.
 
-One thing cannot be copied: Java reads all captions as one stream, so whether the last full stop
+One rule cannot be copied: Java reads all captions as one stream, so whether the last full stop
 of a caption belongs to an abbreviation ("Morgan Rd.") depends on the first word of the *next*
 caption. Here every caption is followed by a new sentence, as in most COCO captions.
 """
@@ -35,7 +35,7 @@ _ENDERS = (  # at the end of a sentence the dot is written twice: "etc. A" is "e
 )
 _STATES = "ark az del ill la mass miss ore pa tex wash"  # the same, but only when capitalised
 _NUMBERED = "art ca figs? nos? op pp prop"  # only before a figure: "no. 5"
-# Words that, capitalised, end the sentence before them behind an acronym or a single letter.
+# Words that, capitalised, end the sentence before them after an acronym or a single letter.
 _OPENERS = (
     "A AN According After As At But He Her Here However If In It Last Many Mr Ms Now Once One Other"
     " Our She Since So Some Such THERE THIS That The An Their Then There These They This We What"
@@ -51,13 +51,13 @@ def _any_of(words: str) -> str:
 # powers are digits to Python, not here.
 _ACCENTS = "".join(chr(n) for n in range(0x300, 0x1E00) if unicodedata.category(chr(n))[0] == "M")
 _CHAR = rf"(?:[^\W_\u00b2\u00b3\u00b9\u00bc-\u00be\u2153\u2154][{_ACCENTS}]*)"
-_NOT_IN_WORD = r"(?![^\W_]|-\w)"  # behind an abbreviation's dot: "rd.dog" is one word
+_NOT_IN_WORD = r"(?![^\W_]|-\w)"  # after an abbreviation's dot: "rd.dog" is one word
 _CAPITALS = " ".join(f"{state.capitalize()} {state.upper()}" for state in _STATES.split())
 _ENDER = rf"(?:(?i:{_any_of(_ENDERS)})|{_any_of(_CAPITALS)})"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"  # "D.C" without its last dot
 _NEW_SENTENCE = rf"(?:\s*$|\s+{_any_of(_OPENERS)}(?!\w))"
 _FUSED = "|".join(
-    rf"{word[:3]}(?={word[3:]}(?![\w'-]))"  # each is cut behind its third letter: "can" "not"
+    rf"{word[:3]}(?={word[3:]}(?![\w'-]))"  # each is split after its third letter: "can" "not"
     for word in ("cannot", "gimme", "gonna", "gotta", "lemme", "wanna")
 )
 
@@ -65,7 +65,7 @@ _FUSED = "|".join(
 # matched text is written. Apostrophes are ASCII here: ptb_tokens has replaced the others.
 _PATTERNS: Final[tuple[tuple[str, str], ...]] = (
     ("plain", rf"(?i:{_FUSED})"),
-    # Most tokens of most captions; later patterns would find them too, this is for speed alone.
+    # Most tokens of most captions; later patterns would match them too, this is only for speed.
     ("plain", r"[A-Za-z]+(?![^\s,]|,-)|,(?!\d)|\.$"),
     ("joined", r"<[A-Za-z/!][^<>]{0,200}>"),  # a markup tag
     ("joined", r"\d+\s\d+/\d+(?!\w)"),  # "23 3/4"
@@ -120,8 +120,8 @@ _CLEAN: Final = str.maketrans({"\u2019": "'", "\u00ad": "", "\u200b": " ", "\ufe
 def ptb_tokens(caption: str) -> list[str]:
     """Lower-cased Penn Treebank tokens of a caption, punctuation included.
 
-    Any text is accepted; emoji and control characters leave no token. Tokens hold no whitespace
-    except that Java joins "23 3/4" and markup tags by a no-break space, and so it is here.
+    Any text is accepted; emoji and control characters give no token. Tokens hold no whitespace
+    except the no-break space in "23 3/4" and in markup tags, as in Java.
 
     Args:
         caption: one caption; line breaks count as spaces.
@@ -140,8 +140,8 @@ def ptb_tokens(caption: str) -> list[str]:
 def tokenize(caption: str) -> list[str]:
     """Tokens of a caption as coco-caption scores them: :func:`ptb_tokens` without punctuation.
 
-    Of a caption with characters of a script without blanks (:mod:`pipeline.data.spaceless`), where
-    the Treebank knows no words, each such character is a token, and no mark is one.
+    In a caption with characters of a script without blanks (:mod:`pipeline.data.spaceless`), for
+    which the Treebank has no words, each such character is a token, and punctuation is dropped.
 
     Args:
         caption: one caption.
@@ -161,7 +161,7 @@ def tokenize(caption: str) -> list[str]:
 
 
 def _written(kind: str, text: str) -> str:
-    """How a matched text of this kind appears in the Treebank; other kinds spell it themselves."""
+    """How a matched text of this kind appears in the Treebank; other kinds are the spelling."""
     if kind == "joined":
         return re.sub(r"\s", "\u00a0", text)
     if kind == "dotted":

@@ -1,7 +1,7 @@
 """Words for COCO's 80 categories, as captions use them; `chair` makes the plurals.
 
-The list is our own and shorter than the one published with CHAIR, so figures are near to published
-ones and not equal to them.
+The list is our own and shorter than the one published with CHAIR, so figures are close to published
+ones but not equal.
 """
 
 from collections.abc import Mapping
@@ -109,7 +109,7 @@ COCO_SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 ANIMALS = frozenset(
     {"bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"}
 )
-# Phrases that hold the name of a category and speak of something else.
+# Phrases that contain the name of a category but mean something else.
 NO_OBJECT = (
     "street light",
     "table tennis",

@@ -1,12 +1,12 @@
-"""VQA accuracy: the challenge's normalizer and its leave-one-out rule, as lmms-eval 0.7.3 has them.
+"""VQA accuracy: the challenge's normalizer and its leave-one-out rule, as in lmms-eval 0.7.3.
 
 Source: Antol et al. 2015, *VQA: Visual Question Answering*. The published scripts differ in one
-thing: where all people gave the same answer, the challenge's own (GT-Vision-Lab/VQA) normalizes
+point: if all people gave the same answer, the challenge's own (GT-Vision-Lab/VQA) normalizes
 nothing, so "Yes." is wrong where ten people said "yes". lmms-eval, with which such scores are
-reported today, normalizes prediction and answers in every case; so do we. The challenge's quirks
-are kept, because scores must stand beside published ones: a punctuation mark that touches a blank
-anywhere vanishes everywhere, others become a blank; "none" is 0. It knows no marks of Chinese and
-Japanese; these become a blank here.
+reported today, normalizes prediction and answers in every case; so does this module. The
+challenge's quirks are kept, because scores must be comparable to published ones: a punctuation mark
+that touches a blank anywhere vanishes everywhere, others become a blank; "none" is 0. It ignores
+Chinese and Japanese punctuation, which becomes a blank here.
 """
 
 import re
@@ -21,7 +21,7 @@ _WIDE_MARKS = str.maketrans(
     )
 )
 _LONE_PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")  # the challenge's own look-ahead, odd as it is
-_PERIODS = 32  # periods taken away, at most
+_PERIODS = 32  # periods removed, at most
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
 _NUMBERS = {"none": "0", "zero": "0"} | {
     word: str(number)

@@ -1,1 +1,1 @@
-"""What watches a training and never changes it."""
+"""Observers of a training, which never change it."""

@@ -1,6 +1,6 @@
-"""What the model writes about a few held-out images during training, as a table in wandb.
+"""Texts that the model generates for a few held-out images during training, as a wandb table.
 
-It is for people: nothing of it enters the artifact, and it draws no random number.
+It is for users only: nothing of it enters the artifact, and it draws no random number.
 """
 
 import io
@@ -22,7 +22,7 @@ from pipeline.training.observers.wandb_logger import PatientLogger
 from storage.tables import read_table
 
 IMAGES = 8
-TIMES = 4  # tables per training: writing token by token costs as much as many steps of training
+TIMES = 4  # tables per training: generating a table costs as much as many training steps
 NEW_TOKENS = 32
 SIDE = 160  # pixels of an image in the table
 COLUMNS = ("step", "image", "prompt", "people wrote", "the model writes")
@@ -41,7 +41,7 @@ class Shown:
 class SamplesCallback(Callback):
     """Logs a table of free-running generations a few times per training, the last at its end.
 
-    Every process generates, since under FSDP the weights are spread over all; one logs.
+    Every process generates, since FSDP shards the weights over all of them; one logs.
 
     Args:
         context: Its inputs hold the images and the tokenizer.
@@ -58,7 +58,7 @@ class SamplesCallback(Callback):
         self.rounds = {round(rounds * part / TIMES) for part in range(1, TIMES + 1)}
 
     def _choose(self, images: InputArtifact, validation: ExampleSet) -> list[Shown]:
-        """Return examples about the first images that are at hand, one for each image."""
+        """Return examples about the first available images, one for each image."""
         shard = next(name for name in images.names if name.startswith("files-"))
         table = read_table(images.path(shard))
         data = dict(zip(table["sha256"].to_pylist(), table["data"], strict=True))
@@ -79,7 +79,7 @@ class SamplesCallback(Callback):
         if trainer.current_epoch + 1 not in self.rounds or not self.shown:
             return
         patches = torch.stack([each.patches for each in self.shown]).to(pl_module.device)
-        with trainer.precision_plugin.forward_context():  # Lightning leaves it for callbacks
+        with trainer.precision_plugin.forward_context():  # Lightning is not in it during callbacks
             written = generate(
                 pl_module.vlm,
                 patches,

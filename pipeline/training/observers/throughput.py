@@ -1,6 +1,6 @@
 """How fast a training is: for the progress bar, the log, wandb and the manifest's summary.
 
-Clocks differ from run to run, and an artifact must not: nothing of this is in its files.
+Timings differ from run to run, and an artifact must not: none of them is in its files.
 """
 
 import json
@@ -22,27 +22,27 @@ from pipeline.training.history import INTERVAL
 
 
 def known_peak(device: torch.device) -> float | None:
-    """Return a device's peak in bf16 operations per second, or None where it is not known."""
+    """Return a device's peak in bf16 operations per second, or None if it is not known."""
     if device.type != "cuda":
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns where it does not know, which is no fault
+        warnings.simplefilter("ignore")  # it warns about unknown devices, which are fine
         return get_available_flops(device, torch.bfloat16)
 
 
 class Throughput(Callback):
-    """Logs examples and tokens per second and, where the device is known, how well it is used.
+    """Logs examples and tokens per second and, if the device is known, its utilization.
 
     Tokens are positions of the language model without padding, those of images included. `mfu`
     is the share of the devices' peak that the model's own operations take. Time between rounds,
-    validation above all, is not counted. A resume goes on counting.
+    mainly validation, is not counted. A resume continues the count.
 
     Args:
         passes: Forward passes per optimizer step.
         patches: Patches of an image and their width.
         stage: Name of the stage, for the log.
-        report: Where the log goes.
-        path: Where the figures of the whole training go, as JSON.
+        report: Shows the log.
+        path: File for the figures of the whole training, as JSON.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Throughput(Callback):
         self._whole = np.zeros(4)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the model and look the device up."""
+        """Measure the model and look up the device."""
         assert isinstance(pl_module, TrainingModule)
         vlm = pl_module.vlm
         with torch.no_grad():
@@ -90,7 +90,7 @@ class Throughput(Callback):
             self._log(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the speed of what is left of a round."""
+        """Log the speed of the last steps of a round."""
         if self._done[3]:
             self._log(trainer)
 
@@ -106,11 +106,11 @@ class Throughput(Callback):
         return {"whole": self._whole.tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the work of the rounds before."""
+        """Restore the work of the earlier rounds."""
         self._whole = np.array(state_dict["whole"])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell the speed of the whole training."""
+        """Report the speed of the whole training."""
         if self._whole[3] and trainer.is_global_zero:
             figures = self._speed(self._whole, trainer.world_size)
             self.path.write_text(json.dumps(figures))

@@ -1,4 +1,4 @@
-"""Weights & Biases, which may watch but never block: offline by default, skipped if it fails."""
+"""Weights & Biases, which must never block a run: offline by default, skipped if it fails."""
 
 import os
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from pipeline.settings import Settings
 if TYPE_CHECKING:
     from pipeline.training.observers.wandb_logger import PatientLogger
 
-_INIT_SECONDS, _FINISH_SECONDS = 10, 30  # after which a place that does not answer is given up
+_INIT_SECONDS, _FINISH_SECONDS = 10, 30  # timeouts of a server that does not answer
 
 
 def open_wandb(context: StageContext, label: str) -> "PatientLogger | None":
     """Return a logger for one training, or None where wandb is disabled or cannot start.
 
     The run keeps its id across a resume. Host name, executable, packages and source are not
-    recorded; our own figures are in the artifact in any case.
+    recorded; the metrics are in the artifact in any case.
     """
     settings = context.settings
     if settings.wandb == "disabled":
@@ -36,7 +36,7 @@ def open_wandb(context: StageContext, label: str) -> "PatientLogger | None":
             id=context.scratch.parent.name,
             resume="allow",
             save_dir=folder,
-            # Lightning's `offline` is a variable of the environment, which wandb reads only once.
+            # Lightning's `offline` sets an environment variable, which wandb reads only once.
             mode=_mode(settings),
             settings=_quiet(),
         )
@@ -48,11 +48,11 @@ def open_wandb(context: StageContext, label: str) -> "PatientLogger | None":
 
 
 def log_page(settings: Settings, name: str, page: str, say: Callable[[str], None]) -> None:
-    """Keep an HTML page as a run of its own; a failure is told and changes nothing.
+    """Log an HTML page as a run of its own; a failure is reported and has no other effect.
 
     Args:
         settings: Mode, project and folder.
-        name: What the run is called; logging under the same name again goes on with that run.
+        name: Name of the run; logging under the same name again continues that run.
         page: The HTML text.
         say: Prints a line.
     """
@@ -88,7 +88,7 @@ def _folder(settings: Settings) -> Path:
 
 
 def _quiet() -> Any:
-    """Return settings with which neither the machine nor the source is recorded."""
+    """Return settings that record neither the machine nor the source."""
     import wandb
 
     return wandb.Settings(

@@ -1,7 +1,7 @@
-"""Lightning's logger for Weights & Biases, which a training outlives.
+"""Lightning's logger for Weights & Biases, whose failures do not stop a training.
 
-A service that fails in the middle is told once; from then on nothing is sent, and the training goes
-on. Our own figures are in the artifact in any case.
+A failure is reported once; from then on nothing is sent, and the training continues. The metrics
+are in the artifact in any case.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,20 +32,20 @@ class PatientLogger(WandbLogger):
         self.attempt(super().log_table, key, *others, **options)
 
     def log_hyperparams(self, params: Any) -> None:
-        """Log what the training was given."""
+        """Log the hyperparameters of the training."""
         self.attempt(super().log_hyperparams, params)
 
     def finalize(self, status: str) -> None:
-        """Do what Lightning wants done at the end of a training."""
+        """Do what Lightning expects at the end of a training."""
         self.attempt(super().finalize, status)
 
     def close(self) -> None:
-        """Finish the run, also one that stopped, so that what comes next starts its own."""
+        """Finish the run, even after a failure, so that the next training starts its own."""
         self._works = True
         self.attempt(lambda: self.experiment.finish())
 
     def attempt(self, log: Callable[..., None], *values: Any, **options: Any) -> None:
-        """Call what logs something; where it fails, say so once and log nothing from then on."""
+        """Call a logging function; if it fails, say so once and log nothing from then on."""
         if not self._works:
             return
         try:

@@ -204,7 +204,7 @@ def test_a_run_of_nothing_has_a_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "message"),
-    [(["report"], "0 runs are called 'latest'"), (["browse"], "holds no images yet")],
+    [(["report"], "0 runs match 'latest'"), (["browse"], "holds no images yet")],
 )
 def test_an_empty_store_is_told_in_one_line(
     command: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

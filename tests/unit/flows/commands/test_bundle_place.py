@@ -55,7 +55,7 @@ def test_a_run_answers(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--run", "nope"), "0 runs are called 'nope'"),
+        (("--run", "nope"), "0 runs match 'nope'"),
         (("--bundle", "nowhere"), "No such folder: nowhere"),
         (("--bundle", "."), "not a bundle: . has no bundle.json"),
         (("--run", "0123", "--bundle", "."), "--run and --bundle each name an assistant"),

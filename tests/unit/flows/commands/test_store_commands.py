@@ -102,7 +102,7 @@ def test_diff_shows_fields_and_digests(
     assert "field seed 0 7" in text
     assert "digest numbers" in text
     assert f"{new} and latest do not differ" in ask(capsys, done, "diff", new, "latest")
-    assert "0 runs are called 'zz'" in ask(capsys, done, "diff", "zz", status=1)
+    assert "0 runs match 'zz'" in ask(capsys, done, "diff", "zz", status=1)
 
 
 def test_accept_needs_something_to_adopt(
@@ -110,6 +110,6 @@ def test_accept_needs_something_to_adopt(
 ) -> None:
     assert "name a stage, or all of them" in ask(capsys, done, "accept", status=1)
     assert "name a stage" in ask(capsys, done, "accept", "images", "--all", status=1)
-    assert "images has no whole artifact" in ask(capsys, done, "accept", "--all", status=1)
-    assert "images has no whole artifact" in ask(capsys, done, "accept", "images", status=1)
+    assert "images has no intact artifact" in ask(capsys, done, "accept", "--all", status=1)
+    assert "images has no intact artifact" in ask(capsys, done, "accept", "images", status=1)
     assert "there is no stage 'imges'" in ask(capsys, done, "accept", "imges", status=1)

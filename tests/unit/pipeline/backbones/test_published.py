@@ -137,7 +137,7 @@ def test_a_moved_branch_is_seen_by_the_plan_and_a_missing_network_changes_nothin
         assert make_backbones(tmp_path, recipe).status == "cached"
         step = look(tmp_path, published(lm_revision="dev"))
         assert step.reason.startswith("field `backbones.lm_revision` main → dev")
-        assert "source `lm` cannot be looked at now" in step.reason
+        assert "source `lm` cannot be checked now" in step.reason
     moved = hub.publish(LM, phi_files(seed=7))
     assert look(tmp_path, recipe).reason == "source `lm` changed"
     after = make_backbones(tmp_path, recipe)
@@ -384,7 +384,7 @@ OUTSIDE = b'{"weight_map": {"a": "../../secret.safetensors"}}'
     [
         ("first", b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS.*\n.*pull"),
         ("first", b"\x08\0\0\0\0\0\0\0{", "not a complete safetensors file"),
-        ("first", None, "not whole: .* lists model-00001-of-.*, which is not there"),
+        ("first", None, "incomplete: .* lists model-00001-of-.*, which is missing"),
         ("config.json", b"<html>", "config.json .* is not a JSON object"),
         ("config.json", None, "has no config.json"),
         (INDEX, None, "only as pytorch_model.bin"),
@@ -458,7 +458,7 @@ def test_a_cache_that_was_written_to_is_neither_served_nor_taken_again(
         stream.seek(-4, os.SEEK_END)
         stream.write(b"\1\2\3\4")
     go_offline(monkeypatch)
-    with pytest.raises(PipelineError, match="was altered: its name is the hash of another content"):
+    with pytest.raises(PipelineError, match="was altered: its content does not match"):
         make_backbones(tmp_path / "second", published())
     shared = blob.stat().st_nlink > 1  # else this disk has reflinks
     assert damaged(tmp_path) is shared

@@ -583,9 +583,9 @@ def test_a_run_without_metrics_is_compared_by_the_rest(
     make(local, chosen, SEVEN)
     names = [record["run"] for record in read_runs(local)]
     assert {change.kind for change in compare_runs(local, *names)} == {"field", "digest"}
-    with pytest.raises(PipelineError, match="0 runs are called 'zzz'"):
+    with pytest.raises(PipelineError, match="0 runs match 'zzz'"):
         find_run(local, "zzz")
-    with pytest.raises(PipelineError, match="2 runs are called ''"):
+    with pytest.raises(PipelineError, match="2 runs match ''"):
         find_run(local, "")
 
 

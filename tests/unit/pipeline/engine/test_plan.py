@@ -275,7 +275,7 @@ def test_a_damaged_artifact_is_not_adopted(
     local: ArtifactStore, made: Mapping[str, Manifest], refactored: None
 ) -> None:
     local.mark_damaged(made["numbers"], ["0.txt"])
-    with pytest.raises(PipelineError, match="no whole artifact to adopt"):
+    with pytest.raises(PipelineError, match="no intact artifact to adopt"):
         accept("numbers", DEMO, local, stages=FAKE_DAG)
 
 

@@ -177,7 +177,7 @@ def test_the_folders_of_this_machine_are_left_out(
     shown = json.loads((tmp_path / "out" / "provenance.json").read_text())["recipe"]
     assert shown["images"]["source"]["root"] == "images"
     assert shown["backbones"]["clip_pretrained"] == "clip.safetensors"
-    assert "to be stated by whoever trained this" in (tmp_path / "out" / "README.md").read_text()
+    assert "to be stated by the model's author" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_whole_finetuning_has_no_adapters_to_put_beside(tmp_path: Path) -> None:

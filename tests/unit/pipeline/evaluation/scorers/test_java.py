@@ -51,5 +51,5 @@ def test_a_missing_java_is_told(
     with pytest.raises(SystemExit):
         main(["scores", "--java", "--store", store.uri])
     message = capsys.readouterr().err
-    assert "there is no java here" in message
+    assert "java was not found" in message
     assert "leave --java out" in message
