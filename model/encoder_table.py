@@ -1,7 +1,7 @@
-"""Every published encoder a recipe can name, in one table; one more is one more line.
+"""Every published encoder a recipe can name, in a table of one line each.
 
-Plain values, because a recipe is checked long before a model is loaded. A test holds each line
-against open_clip's own configuration.
+Plain values, because a recipe is checked long before a model is loaded. A test compares each line
+with open_clip's own configuration.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class EncoderLine(NamedTuple):
-    """What is known of an encoder before its weights are there.
+    """What is known of an encoder before its weights are downloaded.
 
     Attributes:
         image: Side of the square it sees, in pixels.
@@ -89,10 +89,10 @@ TIMM = "timm/"  # before timm's name of an architecture, in `backbones.clip_name
 
 
 def is_timm(name: str) -> bool:
-    """Return whether an encoder's name means one of timm's, which tells its shape itself."""
+    """Return whether an encoder's name is one of timm's, whose shape is read from the model."""
     return name.startswith(TIMM)
 
 
 def is_place(pretrained: str) -> bool:
-    """Return whether a choice of weights names a place (path, URL, repository) and no tag."""
+    """Return whether a choice of weights names a place (path, URL, repository), not a tag."""
     return "/" in pretrained or pretrained.endswith(".safetensors") or pretrained[:1] in {"~", "."}
