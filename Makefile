@@ -1,4 +1,4 @@
-# Everything a person needs: `make demo` runs the main job, `make test` passes the tests.
+# The main targets: `make demo` runs the whole pipeline, `make test` runs the tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,8 +7,8 @@ DEV := $(VENV)/.ready-dev
 
 .PHONY: demo photos test test-services lint format server worker deploy audit faults coverage bench rehearsal clean requirements
 
-# Steps are so small that more threads than two would mostly wait for each other. Status 3 is a
-# model that was made and not published: its scores say why.
+# Steps are so small that more threads than two would mostly wait for each other. Exit status 3: a
+# model was made and not published; its scores say why.
 demo: $(READY)  ## run the whole DAG on the rendered dataset, then look at what it learned
 	$(BIN)/phivision run --preset demo --threads 2; status=$$?; \
 	case $$status in 0|3) $(BIN)/phivision scores && $(BIN)/phivision show;; esac; \
@@ -24,7 +24,7 @@ photos: $(READY)  ## the whole DAG on photographs in COCO's layout, which PHIVIS
 	case $$status in 0|3) $(BIN)/phivision scores && $(BIN)/phivision show;; esac; \
 	exit $$status
 
-# The demo takes one process for minutes; two more run everything else, and often wait.
+# The demo keeps one process busy for minutes; two more run the other tests, and often wait.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 # Hundreds of processes are started; without kept byte code each would compile the project anew.
@@ -41,7 +41,7 @@ lint: $(DEV)  ## style, types and the layers
 	$(BIN)/ty check
 	$(BIN)/lint-imports
 
-format: $(DEV)  ## put the code in the one style
+format: $(DEV)  ## format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
@@ -49,7 +49,7 @@ format: $(DEV)  ## put the code in the one style
 worker deploy: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 # Clients of a server with PREFECT_SERVER_API_AUTH_STRING send the same user and password.
 worker deploy: export PREFECT_API_AUTH_STRING ?= $(PREFECT_SERVER_API_AUTH_STRING)
-# Prefect's own commands would ask a proxy for this machine; libraries read the one or the other.
+# Prefect's commands would use a proxy for this machine; libraries read one variable or the other.
 worker deploy: export NO_PROXY := $(NO_PROXY),$(no_proxy),127.0.0.1,localhost,::1
 worker deploy: export no_proxy = $(NO_PROXY)
 # The work pool; another one is made by hand first, as docs/deployments.md says for Kubernetes.
@@ -62,7 +62,7 @@ worker: export PHIVISION_STORE := $(or $(PHIVISION_STORE),$(CURDIR)/.phivision)
 worker: $(READY)  ## run what the server asks for, each run in a process of its own
 	$(BIN)/prefect worker start --pool $(PREFECT_DEFAULT_WORK_POOL_NAME) --type process
 
-# A pool that is there, made by hand or by a worker, may have been adapted and is left as it is.
+# An existing pool, made by hand or by a worker, may have been adapted and is not changed.
 deploy: $(READY)  ## write the deployments and the schedule to the server
 	$(BIN)/prefect --no-prompt work-pool create $(PREFECT_DEFAULT_WORK_POOL_NAME) --type process \
 	  >/dev/null 2>&1 || \
@@ -74,7 +74,7 @@ deploy: $(READY)  ## write the deployments and the schedule to the server
 audit: $(READY)  ## ask PyPI's advisories about every pinned dependency; needs the network
 	$(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.txt
 
-# The seed is printed, so that a kill that finds something can be had again.
+# The seed is printed, so that a kill that finds a defect can be repeated.
 faults: $(DEV)  ## kill the pipeline fifty times at random instants
 	@seed=$${PHIVISION_SEED:-$$(date +%s)}; echo "PHIVISION_SEED=$$seed"; \
 	PHIVISION_SEED=$$seed PHIVISION_KILLS=50 $(BIN)/python -m pytest tests/faults --timeout 7200
@@ -100,7 +100,7 @@ $(READY): pyproject.toml requirements.txt
 	$(INSTALL) '.[chat,gguf,s3]'
 	touch $(READY)
 
-# What running does not need: tests, types, style.
+# For development only: tests, types, style.
 $(DEV): $(READY)
 	$(INSTALL) '.[dev,chat]'
 	touch $(DEV)
@@ -110,5 +110,5 @@ requirements: $(DEV)  ## pin every dependency anew, without any index address
 	  --extra dev --extra chat --extra java-metrics \
 	  --no-emit-index-url --no-annotate --no-header --output-file requirements.txt pyproject.toml
 
-clean:  ## forget the environment and the artifacts of this folder
+clean:  ## remove the environment and the artifacts of this folder
 	rm -rf $(VENV) .phivision

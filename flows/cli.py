@@ -98,9 +98,9 @@ def plan(
     """Say which stages would run, and why; nothing runs.
 
     Args:
-        hardware: Say instead what memory and time training takes on a GPU: H100, 80GB, …
+        hardware: Print instead the memory and time that training takes on a GPU: H100, 80GB, …
         peak: Its peak in TFLOP/s of bf16, instead of the known one.
-        mfu: Share of the peak that training is taken to reach.
+        mfu: Share of the peak that training is assumed to reach.
         format: A table for people or JSON for programs.
     """
     if hardware is not None:
@@ -261,7 +261,7 @@ def accept(
 
 @app.command
 def verify(*, store: Store = None) -> None:
-    """Hash every file of a store; `run` then makes again just what is damaged."""
+    """Hash every file of a store; `run` then remakes only what is damaged."""
     from flows.commands.store_commands import verify_store
 
     verify_store(_settings(store).open_store())
@@ -280,9 +280,9 @@ def gc(
 
     Args:
         keep: Newest runs whose artifacts stay.
-        days: Whatever was made or used in so many days stays.
-        downloads: Also forget archives and images that were fetched; more of them then come anew.
-        dry_run: Only say what would go.
+        days: Whatever was made or used within this many days stays.
+        downloads: Also remove fetched archives and images; what is needed again is fetched again.
+        dry_run: Only print what would be removed.
     """
     from flows.commands.store_commands import collect_garbage
 
@@ -296,7 +296,7 @@ for command in (ask, caption, chat, export, *LOOKING):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; an expected error is one clear line and exit status 1 (2 for wrong usage)."""
-    if arguments is None:  # the process is this command's
+    if arguments is None:  # this process runs only this command
         leave_quickly()
         end_on_request()
         print_anything()

@@ -70,7 +70,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return variants as a table in Markdown; intervals hold 95 %.
 
     Args:
-        rows: What :func:`measure` told of each; the first is what the others were compared to.
+        rows: What :func:`measure` returned for each; the others were compared to the first.
     """
     shown = [metric for metric in COMPARED if any(metric in row["metrics"] for row in rows)]
     head, against = ["variant"], f"against {_escaped(rows[0])}"
@@ -109,7 +109,7 @@ def _plain(found: Interval | None) -> dict[str, float] | None:
 
 
 def estimate(found: Mapping[str, float | None] | None, *, sign: bool = False) -> str:
-    """Return a value with its interval in brackets, as far as there are any."""
+    """Return a value with its interval in brackets where it has one; "" without a value."""
     if found is None or found["value"] is None:
         return ""
     text = f"{found['value']:+.3f}" if sign else f"{found['value']:.3f}"

@@ -1,4 +1,4 @@
-"""Scores of single predictions, so that a page can show the best, the worst and who fails."""
+"""Scores of single predictions, so that a page can show the best, the worst and the failures."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from pipeline.evaluation.scorers.captions import score_captions
 
 Row = dict[str, Any]
 MAIN = "finetune"  # the model that is published
-MEASURES = {"caption": "CIDEr-D", "answer": "accuracy"}  # what the score of a kind is
+MEASURES = {"caption": "CIDEr-D", "answer": "accuracy"}  # metric of each kind
 _SQL = "SELECT * FROM predictions WHERE stage = $stage ORDER BY prediction_id"
 
 
@@ -40,12 +40,12 @@ def scored_predictions(catalog: Catalog, stage: str = MAIN) -> list[Row]:
 
 
 def scores_of(rows: Iterable[Row], kind: str, condition: str) -> dict[Asked, float]:
-    """Return the scores of one kind under one condition, by what was asked."""
+    """Return the scores of one kind under one condition, by image and question."""
     return scores_by_question(r for r in rows if r["kind"] == kind and r["condition"] == condition)
 
 
 def mean(
     values: Sequence[float], images: Sequence[int], seed: int, resamples: int = 500
 ) -> Interval:
-    """Return a mean with its interval over images; where there is one image, without any."""
+    """Return a mean with its interval over images; with one image there is no interval."""
     return mean_interval(values, seed, resamples, images=images)

@@ -1,4 +1,4 @@
-"""From an exception to one clear line that names the thing and the remedy."""
+"""Turn an exception into one clear line that names the cause and the remedy."""
 
 import errno
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from storage.errors import StorageError, TransientError
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space and run again, finished work is kept",
     errno.EDQUOT: "your quota of the disk is used up: free some space and run again",
-    errno.EACCES: "permission denied: choose another folder or mend its permissions",
+    errno.EACCES: "permission denied: choose another folder or fix its permissions",
     errno.EROFS: "the file system is read-only: choose another store with --store",
     errno.EMFILE: "raise ulimit -n, e.g. ulimit -n 4096: finished work is kept",
     errno.ENFILE: "too many files are open on this machine: close other programs",
@@ -21,7 +21,7 @@ _REMEDIES = {
     errno.ENOTDIR: "a part of this path is a file, not a folder: check the path",
 }
 
-# A user whom the machine does not know, as in containers; libraries ask for both while imported.
+# A user without an account on the machine, as in containers; libraries look both up when imported.
 _NOBODY = {
     "Could not determine home directory": "this user has no home folder\n  → set HOME to a folder "
     "that can be written",
@@ -50,18 +50,18 @@ def explain(error: BaseException) -> str | None:
 
 
 def _invalid(title: str, first: Mapping[str, Any]) -> str:
-    """Return what pydantic found wrong, and for a setting where it may come from."""
+    """Return what pydantic refused, and for a setting where its value may come from."""
     place = ".".join(str(step) for step in first["loc"])
     line = f"{place}: {first['msg']} (got {str(first['input'])[:80]!r})"
     if title != "Settings":
         return line
     variable = f"PHIVISION_{place.upper()}"
-    return f"{line}\n  → mend {variable} or the option of that name; without it the default counts"
+    return f"{line}\n  → fix {variable} or the option of that name; without it the default applies"
 
 
 def may_pass(error: object) -> bool:
     """Return whether the same work may succeed a little later.
 
-    That is a place that did not answer. A wrong checksum, a full disk or a defect stays what it is.
+    True where a server or store did not answer; a wrong checksum, a full disk or a defect remains.
     """
     return isinstance(error, UnreachableError | TransientError)

@@ -1,7 +1,7 @@
-"""The flow `full-pipeline`: one Prefect task run per stage, and nothing else of the DAG.
+"""The flow `full-pipeline`: one Prefect task run per stage.
 
-Prefect orchestrates and shows. What is fresh is asked of the store's manifests, never
-of Prefect's cache, so a stage that was already there shows as *Cached*.
+Prefect orchestrates and shows the run. The store's manifests, never Prefect's cache, decide
+what is fresh, so a stage that was already made shows as *Cached*.
 """
 
 import sys
@@ -57,7 +57,7 @@ def full_pipeline(
     explain_plan(steps)
     tunes = any(step.stage == "finetune" and step.status != "fresh" for step in steps)
     if tunes and recipe.finetune.quantize != "none":
-        from pipeline.engine.devices import check_quantization  # costs torch
+        from pipeline.engine.devices import check_quantization  # imports torch
 
         check_quantization(chosen)  # before hours of other work
     with presence(store, chosen.work / "locks"):

@@ -5,15 +5,15 @@ import signal
 import sys
 import threading
 
-_SECONDS = 0.05  # until a lost request is repeated: what lost it is over by then
+_SECONDS = 0.05  # before a lost request is repeated: the callback that lost it has ended by then
 
 
 def end_on_request() -> None:
     """Treat SIGTERM like Ctrl-C in this process, so that the server of a run ends with it.
 
-    The exception of either is raised wherever Python is just then. In a finalizer or a weak
+    Python raises the exception in whatever code it is executing. In a finalizer or a weak
     reference's callback, of which every import calls one, it is printed and dropped, and a run
-    would go on for hours: such a request is repeated.
+    would go on for hours: a request that was dropped is repeated.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.unraisablehook = _repeat_request
@@ -23,7 +23,7 @@ def _repeat_request(dropped: "sys.UnraisableHookArgs") -> None:
     if not _is_request(dropped.exc_type):
         sys.__unraisablehook__(dropped)
         return
-    # From a thread: sent from here, it would be raised in here.
+    # From a thread: sent from this function, it would be raised inside it.
     again = threading.Timer(_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
     again.daemon = True
     again.start()
@@ -43,5 +43,5 @@ def was_asked_to_end(error: BaseException) -> bool:
 
 
 def _is_request(kind: type[BaseException]) -> bool:
-    """By name, because importing Prefect takes a second."""
+    """Compare Prefect's signal by name, because importing Prefect takes a second."""
     return issubclass(kind, KeyboardInterrupt) or kind.__name__ == "TerminationSignal"

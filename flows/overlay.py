@@ -1,6 +1,6 @@
 """Where a model looked, as an image: the patches that mattered glow, the rest is dark.
 
-The chat uses this file too, so it knows neither stores nor Prefect.
+The chat uses this file too, so it imports neither stores nor Prefect.
 """
 
 import io
@@ -24,9 +24,9 @@ _DARK, _MOST = 0.45, 0.6  # what is left of the image, and the strongest glow on
 def overlay(
     image: Image.Image, view: View, values: NDArray[np.float32], side: int = SIDE
 ) -> Image.Image:
-    """Return a small copy of an image on which the patches glow that mattered for a word.
+    """Return a small copy of an image on which the patches that mattered for a word glow.
 
-    What the encoder does not see is dark and without any glow.
+    What the encoder does not see is dark and does not glow.
 
     Args:
         image: The upright RGB image.
@@ -81,7 +81,7 @@ def png(image: Image.Image) -> bytes:
 def _heat(
     values: NDArray[np.float32], view: View, across: float, down: float, shape: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Return for each pixel of a scaled image from 0 to 1 what mattered, -1 outside of the view."""
+    """Return the importance of each pixel of a scaled image, 0 to 1, and -1 outside of the view."""
     side, most = grid_side(len(values)), max(float(values.max()), 1e-6)
     grid = (values / most).clip(0, 1).reshape(side, side)
     rows = _cells(shape[0], down, view.top, view.height, side)
@@ -91,7 +91,7 @@ def _heat(
 
 
 def _cells(pixels: int, scale: float, start: float, length: float, side: int) -> NDArray[np.int64]:
-    """Return the row (or column) of the grid that each pixel lies in, -1 where in none."""
+    """Return the row (or column) of the grid that each pixel is in, -1 where in none."""
     middles = (np.arange(pixels) + 0.5) / scale
     cells = np.floor((middles - start) / length * side).astype(np.int64)
     return np.where((cells >= 0) & (cells < side), cells, -1)

@@ -1,4 +1,4 @@
-"""The flow `retrain`: look at the sources again, and work only where something is new.
+"""The flow `retrain`: check the sources again, and run only what something new makes stale.
 
 A stage's fingerprint holds the state of its outside source (a folder's listing; size and ETag of a
 URL), so new images make `images` stale, and everything after it runs as far as its inputs differ.

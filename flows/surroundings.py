@@ -1,6 +1,6 @@
-"""The environment of a command, made harmless: proxies, and the terminal's encoding.
+"""Keep a command working whatever its environment: proxies, and the terminal's encoding.
 
-The chat uses this file too, so it knows neither stores nor Prefect.
+The chat uses this file too, so it imports neither stores nor Prefect.
 """
 
 import io
@@ -12,10 +12,10 @@ _SPARED = ("NO_PROXY", "no_proxy")  # where both are set, most libraries read th
 
 
 def spare_loopback() -> None:
-    """Have this process and its children speak to this machine itself without a proxy.
+    """Make this process and its children connect to this machine without a proxy.
 
-    A proxy is another machine, or does not know that it is meant: it would answer that nobody is
-    there. Whatever else the environment exempts stays exempted.
+    A proxy would look for the server on its own machine and answer that none is there. Other
+    exemptions of the environment are kept.
     """
     known = [name.strip() for key in _SPARED for name in os.environ.get(key, "").split(",")]
     names = ["*"] if "*" in known else [*filter(None, dict.fromkeys([*known, *LOOPBACK]))]
@@ -23,6 +23,6 @@ def spare_loopback() -> None:
 
 
 def print_anything() -> None:
-    """Have standard output show `?` for what its encoding lacks, where it would end the command."""
+    """Make standard output print `?` for characters its encoding lacks, instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def waiting(text: str) -> Generator[None]:
-    """Say on stderr what is waited for: beside a spinner on a terminal, as one line elsewhere.
+    """Print on stderr what is waited for: beside a spinner on a terminal, as one line elsewhere.
 
     Args:
         text: What is being done, e.g. `loading the assistant`.

@@ -1,1 +1,1 @@
-"""The vision-language model in torch: it opens no data file and knows no flow."""
+"""The vision-language model in torch: it opens no data file and imports no flow."""

@@ -1,4 +1,4 @@
-"""Low-rank adapters beside a language model, in the files peft itself writes and reads."""
+"""Low-rank adapters beside a language model, in peft's own file format."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,10 +56,10 @@ def save_adapter(
 def merge_adapter(language_model: PreTrainedModel, folder: Path) -> None:
     """Fold the adapters of a folder into a language model, in place.
 
-    Merged in the type they were trained in, they give the very weights of the merged model.
+    Merged in the type they were trained in, they give exactly the weights of the merged model.
 
     Raises:
-        ModelError: The folder holds no adapters, or those of another model.
+        ModelError: The folder has no adapters, or those of another model.
     """
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder} has no {CONFIG} and {WEIGHTS}: it holds no adapters")

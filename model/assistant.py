@@ -26,14 +26,14 @@ from model.training_reference import load_reference
 from model.vlm import VisionLanguageModel
 
 HUB = "hf://"
-# What is fetched from a hub: the parts of a bundle, whatever else lies beside them.
+# What is fetched from a hub: the parts of a bundle, and nothing else from its repository.
 PARTS = (
     *("bundle.json", "README.md", "vision_prefix.*", "reference.*"),
     *("clip/*", "lm/*", "adapter/*", "examples/*"),
 )
 
 Turn = tuple[str, str]
-Image = bytes | torch.Tensor  # a file's content, or what `Assistant.see` returned of it
+Image = bytes | torch.Tensor  # a file's content, or its patch embeddings from `Assistant.see`
 
 
 class Assistant:
@@ -44,7 +44,7 @@ class Assistant:
         device: Where to compute.
 
     Raises:
-        ModelError: The folder is not a bundle, or one of another format.
+        ModelError: The folder is not a bundle, or has another format.
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
@@ -74,12 +74,12 @@ class Assistant:
         return self.encoder.encode_images([image]).patches[0].half().float()
 
     def warning(self, patches: torch.Tensor) -> str:
-        """Return that an image is unlike those of the training, or "" where it is like them.
+        """Return a sentence if an image is unlike the training images, "" where it is like them.
 
-        Bundles of before this was looked at never warn.
+        Older bundles, which have no reference, never warn.
 
         Args:
-            patches: What `see` returned of the image.
+            patches: The image's patch embeddings from `see`.
         """
         return "" if self.reference is None else self.reference.warning(patches)
 
@@ -91,7 +91,7 @@ class Assistant:
         """Return the answer to a question about an image, after earlier turns if there are any.
 
         Raises:
-            ModelError: The question is empty, too long or no text.
+            ModelError: The question is empty, too long or not valid text.
         """
         return self._write([image], [self.prompt(question, history)])[0]
 
@@ -103,13 +103,13 @@ class Assistant:
         Beam search, where the card asks for it, knows its text only at the end and yields once.
 
         Args:
-            image: An image file's content, or what `see` returned of it.
+            image: An image file's content, or its patch embeddings from `see`.
             question: What to answer; None asks for a caption.
-            history: Earlier questions about the image, with their answers. The oldest ones that
-                leave no room are left out.
+            history: Earlier questions about the image, with their answers. The oldest ones are left
+                out where not all fit.
 
         Raises:
-            ModelError: The question is empty, too long or no text.
+            ModelError: The question is empty, too long or not valid text.
         """
         asked = question is not None
         prompt = self.prompt(question, history) if asked else self.template.caption_prompt
@@ -142,12 +142,12 @@ class Assistant:
         """Return the token ids after which the answer to a question is written.
 
         Raises:
-            ModelError: The question is empty, too long or no text.
+            ModelError: The question is empty, too long or not valid text.
         """
         if not question.strip():
             raise ModelError("the question is empty: ask something about the image")
         if not all(map(is_text, (question, *chain.from_iterable(history)))):
-            raise ModelError("the question holds half a character: write it as UTF-8 text")
+            raise ModelError("the question has an incomplete character: write it as UTF-8 text")
         asked = " ".join(question.split())
         for oldest in range(len(history) + 1):
             ids = self.template.question(asked, history[oldest:])
@@ -175,7 +175,7 @@ class Assistant:
 
 
 def is_text(text: str) -> bool:
-    """Return whether UTF-8 can hold a text; the lone surrogates of JSON and argv it cannot."""
+    """Return whether a text can be encoded as UTF-8; lone surrogates, as in argv, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -208,7 +208,7 @@ def load_assistant(source: str | Path, device: str = "cpu") -> Assistant:
 
 
 def _load(folder: Path, card: dict[str, Any], device: str) -> VisionLanguageModel:
-    """Return the model in the type that it was trained in, which its scores were measured in."""
+    """Return the model in the type of its training, in which its scores were measured."""
     adapter = card.get("adapter")
     lm = folder / "lm"
     dtype = saved_dtype(lm) if adapter is None else getattr(torch, adapter["dtype"])

@@ -1,4 +1,4 @@
-"""What a training step is given: images, text and masks, checked where they are put together."""
+"""The input of a training step: images, text and masks, checked where they are put together."""
 
 import copy
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ class Batch:
         input_ids: Token ids; at padded positions any valid id.
         attention: True at tokens, False at padding.
         supervised: True where the token is a target of the loss.
-        segments: Number of the token's example inside its row, 0, 0, 1, 1, 2, …, after the tokens
-            with which all of them begin, which have -1; at padded positions any number. None
-            where each row is one example, which costs less.
+        segments: Number of the token's example inside its row: 0, 0, 1, 1, 2, …. Tokens with which
+            all examples of a row begin come first and have -1; at padded positions any number.
+            None where each row is one example, which costs less.
         target_rows: Row of each supervised token, row by row.
         target_columns: Its place in that row. Both are looked up once, where the batch is made:
             a mask as an index makes the CPU wait for a GPU.

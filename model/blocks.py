@@ -120,9 +120,9 @@ def build_reducer(kind: str, patches: int, tokens: int) -> nn.Module:
 class MixtureOfExperts(nn.Module):
     """Dense mixture: all linear experts on every token, weighted by a softmax gate per token.
 
-    Left alone, the gates give nearly all weight to one expert. The auxiliary loss is the squared
-    coefficient of variation of the experts' shares (Shazeer et al. 2017, arXiv 1701.06538,
-    equation 6), which is 0 where all experts weigh alike over the batch.
+    Without a balancing loss, the gates give nearly all weight to one expert. The auxiliary loss is
+    the squared coefficient of variation of the experts' shares (Shazeer et al. 2017, arXiv
+    1701.06538, equation 6), which is 0 where all experts have equal shares of the batch.
     """
 
     def __init__(self, width: int, experts: int, balance_weight: float) -> None:
@@ -163,7 +163,7 @@ class SparseMixtureOfExperts(MixtureOfExperts):
 
     The load-balancing loss is that of Switch Transformer (Fedus et al. 2021, arXiv 2101.03961):
     experts * sum(share of assignments * mean probability), which is 1 where all experts are used
-    alike. Tokens are sorted by expert, so that each expert is one matrix product.
+    equally. Tokens are sorted by expert, so that each expert is one matrix product.
     """
 
     def __init__(self, width: int, experts: int, active: int, balance_weight: float) -> None:

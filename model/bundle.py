@@ -36,17 +36,17 @@ def load_vlm(
 
     Args:
         lm_folder: The language model.
-        config_path: What the prefix is made of.
+        config_path: Config of the vision prefix.
         prefix_path: Its weights, which stay in float32.
         dtype: Type of the language model's weights.
         quantization: How its linear layers are packed.
-        device: Where all of it goes.
+        device: Where the model is put.
     """
     config = json.loads(config_path.read_text())
     projector = TypeAdapter(ProjectorConfig).validate_python(config["projector"])
     language_model = load_language_model(lm_folder, dtype, quantization, device)
     vlm = build_vlm(projector, config["vision_width"], config["patches"], language_model)
-    # Bundles of before patches were centred say nothing of it: they keep a mean of 0, a scale of 1.
+    # Bundles from before patches were centred have no such values: mean 0 and scale 1 stay.
     centre = dict(vlm.vision_prefix.named_buffers())
     vlm.vision_prefix.load_state_dict({**centre, **load_file(prefix_path)})
     vlm.vision_prefix.to(device)

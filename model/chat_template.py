@@ -1,8 +1,7 @@
-"""A chat template of transformers as the pieces that our prompts are made of.
+"""A chat template of transformers, cut into the pieces of a prompt.
 
 A template is a program that writes a whole conversation as one text. Training needs to know which
-tokens are answers, so the template is asked once, with marks in place of what people say, and cut
-at the marks.
+tokens are answers, so the template is rendered once with placeholder texts and cut at them.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ _SAID = ("first question", "first answer", "second question", "second answer", "
 
 @dataclass(frozen=True)
 class ChatPieces:
-    """What stands around questions and answers.
+    """The text around questions and answers.
 
     Attributes:
         opening: Before the first question: a system prompt, and the user's role.
@@ -41,7 +40,7 @@ def chat_pieces(folder: Path, template: str | None = None) -> ChatPieces | None:
         template: A Jinja text in place of the model's own.
 
     Raises:
-        ModelError: The template is broken, or a conversation of it is not made of such pieces.
+        ModelError: The template is broken, or its conversations cannot be cut into these pieces.
     """
     tokenizer = AutoTokenizer.from_pretrained(
         folder, trust_remote_code=False, local_files_only=True
@@ -66,7 +65,7 @@ def chat_pieces(folder: Path, template: str | None = None) -> ChatPieces | None:
 
 
 def _around(tokenizer: PreTrainedTokenizerBase, template: str) -> list[str]:
-    """Return what a template writes before, between and after what is said."""
+    """Return what a template writes before, between and after the texts of messages."""
     roles = ("user", "assistant") * 3
     messages = [{"role": role, "content": text} for role, text in zip(roles, _SAID, strict=False)]
     try:
@@ -79,18 +78,18 @@ def _around(tokenizer: PreTrainedTokenizerBase, template: str) -> list[str]:
     for said in _SAID:
         before, found, text = str(text).partition(said)
         if not found:
-            raise ModelError("the chat template leaves out or changes what is said")
+            raise ModelError("the chat template leaves out or changes the text of a message")
         parts.append(before)
     return [*parts, str(text)]
 
 
 def _end(tokenizer: PreTrainedTokenizerBase, after: str) -> str:
-    """Return the control token that follows an answer at once."""
+    """Return the control token that directly follows an answer."""
     controls = [*tokenizer.all_special_tokens, *_special_added(tokenizer)]
     found = [token for token in controls if after.startswith(token)]
     if not found:
         raise ModelError(
-            f"the chat template ends answers with {after[:20]!r}, which is no control token"
+            f"the chat template ends answers with {after[:20]!r}, which is not a control token"
         )
     return max(found, key=len)
 

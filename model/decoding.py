@@ -1,4 +1,4 @@
-"""From the bytes of an image to RGB pixels: the one way in, for datasets, ask and chat alike."""
+"""Decode the bytes of an image to RGB pixels, the same way for datasets, ask and chat."""
 
 import io
 import threading
@@ -13,10 +13,10 @@ from model.errors import ModelError
 # Pillow's JPEG reader opens MPO too; MPO has no entry of its own, and naming it is a KeyError.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 KINDS = "JPEG, PNG, WebP, BMP, GIF or TIFF"  # the same for people
-# Files of several images of which the first is the image: pages and views, not movements.
+# Formats of several images of which the first is used: they are pages or views, not animations.
 _FIRST_COUNTS = frozenset({"MPO", "TIFF"})
 
-# How files of `FORMATS` begin; "RIFF", four bytes of size and "WEBP" are looked at below.
+# First bytes of `FORMATS`; "RIFF", four bytes of size and "WEBP" are checked below.
 _OURS = (
     b"\xff\xd8\xff",
     b"\x89PNG\r\n\x1a\n",
@@ -39,8 +39,8 @@ class BadImageError(ModelError):
     """An image that cannot be used.
 
     Args:
-        reason: One of a few fixed phrases, fit for counting.
-        detail: What exactly was found.
+        reason: One of a few fixed phrases, so that reasons can be counted.
+        detail: What exactly is wrong.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -49,10 +49,10 @@ class BadImageError(ModelError):
 
 
 class _Quiet:
-    """Keeps Pillow's remarks about odd files back while any thread decodes.
+    """Suppresses Pillow's warnings about odd files while any thread decodes.
 
-    Python's filters of warnings belong to the whole process: threads that each change and restore
-    them leave one another's behind. So the first one in changes them and the last one out restores.
+    Python's warning filters belong to the whole process: threads that each change and restore them
+    restore each other's. So the first thread to enter changes them, the last to leave restores.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class _Quiet:
                 self._before.__exit__(None, None, None)
 
 
-QUIET = _Quiet()  # for whoever decodes by other means than `decode_image`
+QUIET = _Quiet()  # for code that decodes without `decode_image`
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -83,7 +83,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     EXIF orientation is applied, transparency is laid on white, 16-bit and CMYK are converted by
     value (Pillow's plain conversion turns 16-bit images white). Floats are used from 0 to 1 or
     from 0 to 255, 32-bit integers from 0 to 255 or from 0 to 65535. Of a TIFF with several pages
-    it is the first.
+    the first is used.
 
     Args:
         data: The file's content, in any of `FORMATS` whatever its name says.
@@ -111,7 +111,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _unidentified(data: bytes) -> str:
-    """Return why Pillow knows no format of ours in a file, by how it begins."""
+    """Return why Pillow found none of `FORMATS` in a file, by its first bytes."""
     head = data[:16]
     if head.startswith(_OURS) or (head[:4], head[8:12]) == (b"RIFF", b"WEBP"):
         return "broken image"
@@ -139,7 +139,7 @@ def _upright_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
 def _eight_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     grey = values * 255 / _white(image.mode, values)
-    # A float is seldom quite the grey it was made of; 3 / 255 in 32 bits may come back below 3.
+    # A float is seldom exactly the grey it was made from; 3 / 255 in 32 bits may end below 3.
     grey = (np.rint(grey) if image.mode == "F" else grey).astype(np.uint8)
     clear = image.info.get("transparency")
     if not isinstance(clear, int):
@@ -151,14 +151,14 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def _white(mode: str, values: NDArray[np.float64]) -> int:
     """Return the value that means white: 1, 255 or 65535.
 
-    Modes I and F do not say it, so it is the smallest of those their pixels stay below. Pixels
-    elsewhere are measurements (heights, angles) or labels; any guess would make them black or
-    white images that train like others.
+    Modes I and F do not state it, so it is the smallest of these that no pixel exceeds. Pixels
+    outside are measurements (heights, angles) or labels; any guess would make them black or white
+    images that training would use like any other.
 
     Raises:
         BadImageError: There are pixels below 0, above the largest white, or NaN.
     """
-    if mode.startswith("I;16"):  # says it, however dark the image
+    if mode.startswith("I;16"):  # the mode states it, however dark the image
         return 65535
     lowest, highest = values.min(), values.max()
     if lowest >= 0:

@@ -1,8 +1,8 @@
-"""The patch encoder: a frozen vision tower from an ordinary folder of open_clip or of timm.
+"""The patch encoder: a frozen vision tower from a folder in open_clip's or timm's layout.
 
 An open_clip folder holds `open_clip_config.json` and `open_clip_model.safetensors`, as open_clip's
 own `local-dir:` schema reads them, whether they are OpenAI's weights or a tiny model of the demo.
-Any other one is timm's (`model.timm_encoder`).
+Any other folder is timm's (`model.timm_encoder`).
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of a batch of images.
+    """What the encoder returns for a batch of images.
 
     Attributes:
         patches: [batch, patch, vision] float32; hidden states of one layer, without the class
@@ -51,7 +51,7 @@ class PatchEncoder:
 
     The last bits of an embedding depend on the size of the batch, because a matrix product of
     another size may add up in another order; `encode_shrunk` therefore fills every batch up to one
-    size. Which images share it then makes no difference, which a test repeats.
+    size. Which images share a batch then makes no difference; a test checks this.
 
     Args:
         folder: Folder in open_clip's or timm's layout.
@@ -77,14 +77,14 @@ class PatchEncoder:
     def shrink(self, image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
         """Return one RGB image resized and cropped but not normalised: a quarter of the bytes.
 
-        Pillow and numpy alone are at work, so many threads can do it beside torch's own.
+        It uses only Pillow and numpy, so many threads can run it beside torch's own.
         """
         return np.asarray(self._shrink(image))
 
     def encode_shrunk(
         self, pixels: UInt8[np.ndarray, "batch height width 3"], size: int
     ) -> Encoded:
-        """Return the very embeddings that `encode_images` gives, of images from `shrink`.
+        """Return exactly the embeddings that `encode_images` gives, of images from `shrink`.
 
         Args:
             pixels: At most `size` images.
@@ -171,7 +171,7 @@ def write_clip(name: str, weights: Path, folder: Path, tag: str = "", beside: st
 
     Args:
         name: open_clip's name of the architecture.
-        weights: A `.safetensors` file of this machine.
+        weights: A `.safetensors` file on this machine.
         folder: Where to write.
         tag: open_clip's tag of the weights, which says how images are normalised; "" for
             others, which take that from the config beside them, else from the published weights
@@ -203,7 +203,7 @@ def _published(name: str, tag: str) -> dict[str, Any]:
 
 
 def _own(name: str, config: dict[str, Any], beside: str, weights: Path) -> dict[str, Any]:
-    """Return how images are prepared for weights that bear no tag."""
+    """Return how images are prepared for weights without a tag."""
     if not beside:
         found = [_published(name, tag) for tag in ENCODERS[name].tags] if name in ENCODERS else []
         return found[0] if found and all(each == found[0] for each in found) else {}
@@ -223,7 +223,7 @@ def _own(name: str, config: dict[str, Any], beside: str, weights: Path) -> dict[
 
 
 def encoder_fingerprint(folder: Path, layer: int) -> str:
-    """Return the identity of all that shapes a patch embedding of a given image.
+    """Return the identity of everything that determines a given image's patch embeddings.
 
     That is the weights, the architecture with its preprocessing (mean, deviation, size, crop,
     interpolation), the layer, and this file's own conventions.

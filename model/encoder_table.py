@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 
 class EncoderLine(NamedTuple):
-    """What is known of an encoder before its weights are there.
+    """What is known of an encoder before its weights are downloaded.
 
     Attributes:
         image: Side of the square it sees, in pixels.
@@ -130,10 +130,10 @@ TIMM = "timm/"  # before timm's name of an architecture, in `backbones.clip_name
 
 
 def is_timm(name: str) -> bool:
-    """Return whether an encoder's name means one of timm's, which tells its shape itself."""
+    """Return whether an encoder's name is one of timm's, whose shape is read from the model."""
     return name.startswith(TIMM)
 
 
 def is_place(pretrained: str) -> bool:
-    """Return whether a choice of weights names a place (path, URL, repository) and no tag."""
+    """Return whether a choice of weights names a place (path, URL, repository), not a tag."""
     return "/" in pretrained or pretrained.endswith(".safetensors") or pretrained[:1] in {"~", "."}

@@ -14,8 +14,8 @@ class NotFiniteError(ModelError):
         gradient_norm: Norm of the step's gradient.
         example_ids: The examples of the passes whose loss is not finite; those of the whole step
             where only the gradient is not.
-        own: Whether a loss of this process is not finite; otherwise another's may have spoilt the
-            gradient that all share.
+        own: Whether a loss of this process is not finite; otherwise another process's loss may
+            have made the shared gradient so.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which patches mattered for each word of an answer, and where they lie in the image."""
+"""Which patches mattered for each word of an answer, and where they are in the image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Explanation:
     """Where a model looked while it wrote a text.
 
     Attributes:
-        words: The words of the text, as blanks part them.
+        words: The words of the text, split at blanks.
         maps: For each word, how much each patch mattered, in nats; float32 [word, patch], a square
             grid row by row.
         view: The part of the image that the grid divides.
@@ -43,20 +43,21 @@ def explain(
     The answer is encoded anew, so only its text is needed.
 
     Args:
-        assistant: Who answered.
+        assistant: The assistant that answered.
         data: The image file's content.
-        question: What was asked; None for a caption.
-        answer: What was said.
-        history: What was said about the image before, as it was given to `Assistant.stream`.
+        question: The question; None for a caption.
+        answer: The answer.
+        history: Earlier questions and answers, as given to `Assistant.stream`.
 
     Raises:
-        ModelError: The answer has no word, is too long or no text, or the patches form no square.
+        ModelError: The answer has no word, is too long or not valid text, or the patches form no
+            square.
         BadImageError: The image cannot be used.
     """
     if not answer.strip():
         raise ModelError("the answer has no word that could be explained")
     if not is_text(answer):
-        raise ModelError("the answer holds half a character: write it as UTF-8 text")
+        raise ModelError("the answer has an incomplete character: write it as UTF-8 text")
     template = assistant.template
     if question is None:
         prompt, ids = template.caption_prompt, template.captioned(answer)
@@ -73,11 +74,11 @@ def by_word(
 ) -> tuple[list[str], Float32[np.ndarray, "word patch"]]:
     """Return the words of a text and for each the sum over its tokens.
 
-    A token belongs to the word that it ends in, one of blanks to the word behind it, so the sum is
+    A token belongs to the word that it ends in, a token of blanks to the next word, so the sum is
     how much less likely the word gets.
 
     Args:
-        template: Whose tokenizer made the ids.
+        template: The template whose tokenizer made the ids.
         ids: Token ids of the text.
         tokens: The importance of each patch for each of them.
     """
@@ -91,6 +92,6 @@ def by_word(
 
 
 def place(values: Float32[np.ndarray, "patch"]) -> str:
-    """Return in words where the patch lies that mattered most, as people count: from one."""
+    """Return the row and column of the patch that mattered most in words, counted from one."""
     row, column = divmod(int(values.argmax()), grid_side(len(values)))
     return f"row {row + 1}, column {column + 1}"

@@ -49,11 +49,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Size:
-    """What of a model decides the work of a training step.
+    """The sizes of a model that determine the work of a training step.
 
     Attributes:
-        prefix: Projector; works on every patch. Of a sparse mixture, as many experts as a patch
-            goes to.
+        prefix: Projector; works on every patch. Of a sparse mixture, only as many experts as a
+            patch goes to.
         layers: Decoder layers; work on every position.
         head: Output layer; works on every supervised token.
         attention: Layers times width.
@@ -68,7 +68,7 @@ class Size:
 
 
 def size_of(vlm: "VisionLanguageModel", prefix_tokens: int) -> Size:
-    """Return the size of a model; it may lie on the meta device, without any weights."""
+    """Return the size of a model; it may be on the meta device, without any weights."""
     from model.language_parts import head_of, layers_of
 
     language_model = vlm.language_model
@@ -98,7 +98,7 @@ def _idle(module: "nn.Module") -> int:
 
 
 def passes_before(objective: ObjectiveConfig) -> float:
-    """Return the mean number of forward passes without gradient in front of the trained one."""
+    """Return the mean number of forward passes without gradient before the trained one."""
     if isinstance(objective, ScheduledSamplingConfig):
         return objective.passes
     if isinstance(objective, MixedConfig):
@@ -111,7 +111,7 @@ def training_flops(
 ) -> float:
     """Return the operations of a forward and backward pass, padding not counted.
 
-    Every row is taken to be as long as the mean row and to see all of itself, which only matters
+    Every row is assumed to be as long as the mean row and to see all of itself, which only matters
     for attention, a hundredth of the work at a hundred positions of Phi-2.
 
     Args:
@@ -119,7 +119,7 @@ def training_flops(
         rows: Images with their text.
         text_tokens: Tokens of all texts.
         targets: Supervised tokens.
-        before: Forward passes without gradient in front of it.
+        before: Forward passes without gradient before it.
     """
     positions = rows * size.prefix_tokens + text_tokens
     attention = 4 * size.attention * positions * (positions / rows + 1) / 2

@@ -177,11 +177,11 @@ def _left_padded(
 def _transformers_config(
     decoding: GenerationConfig, eos_id: int, max_new_tokens: int
 ) -> transformers.GenerationConfig:
-    # What is left open comes from the language model: its suppressed tokens, for one.
+    # Other settings, such as the suppressed tokens, come from the language model.
     config = transformers.GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=eos_id,
-        pad_token_id=eos_id,  # fills finished rows, behind their end
+        pad_token_id=eos_id,  # fills finished rows after their end
         do_sample=isinstance(decoding, TopPConfig),
         num_beams=1,
         use_cache=True,
@@ -213,7 +213,7 @@ def evaluating(vlm: VisionLanguageModel) -> Generator[None]:
 
 @contextmanager
 def _seeded(decoding: GenerationConfig, device: torch.device) -> Generator[None]:
-    # transformers draws from the global generator; training must find it as it was.
+    # transformers draws from the global generator, whose state training needs unchanged.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         if isinstance(decoding, TopPConfig):
             torch.manual_seed(decoding.seed)

@@ -1,7 +1,7 @@
-"""A language model out of one GGUF file: llama.cpp's format, weights mostly in a few bits.
+"""A language model from one GGUF file: llama.cpp's format, weights mostly in a few bits.
 
-transformers unpacks it into ordinary weights with the package `gguf`, so that everything after
-that knows no GGUF; what the few bits have lost stays lost.
+transformers unpacks it into ordinary weights with the package `gguf`, so that no other code
+handles GGUF; the precision lost by quantization stays lost.
 """
 
 import io
@@ -21,13 +21,13 @@ MAGIC = b"GGUF"
 def write_gguf_model(path: Path, folder: Path, title: str) -> int:
     """Write a GGUF file as a folder in Hugging Face's layout and return the number of parameters.
 
-    Weights are kept in bfloat16, whose rounding (8 bits) is finer than that of the usual packings
-    of 4 to 6 bits, and which takes half the space of float32.
+    Weights are kept in bfloat16, whose rounding (8 bits) is finer than that of the usual
+    quantizations to 4 to 6 bits, and which takes half the space of float32.
 
     Args:
         path: The file.
         folder: Gets config, safetensors and tokenizer.
-        title: How people know the file.
+        title: Name of the file in messages.
 
     Raises:
         ModelError: The package `gguf` is missing, or the file holds no language model that
@@ -39,15 +39,15 @@ def write_gguf_model(path: Path, folder: Path, title: str) -> int:
             "pip install 'phivision[gguf]'"
         )
     _check_magic(path, title)
-    from transformers import GgufConfig  # newer than the rest of transformers that we need
+    from transformers import GgufConfig  # only in newer versions than other code here needs
 
     kept = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
-        with redirect_stderr(io.StringIO()):  # bars of its own
+        with redirect_stderr(io.StringIO()):  # hides its progress bars
             language_model: Any = AutoModelForCausalLM.from_pretrained(
                 path.parent,
                 dtype=torch.bfloat16,
-                # Or it stays packed where a package with kernels for that is installed.
+                # Otherwise it stays packed where a package with kernels for that is installed.
                 quantization_config=GgufConfig(dequantize=True),
                 **kept,
             )
@@ -55,7 +55,7 @@ def write_gguf_model(path: Path, folder: Path, title: str) -> int:
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{title} holds no language model that can be read: {reason}") from None
-    # They would make a plain folder look like a packed model to whoever loads it.
+    # They would make a plain folder look like a packed model when it is loaded.
     language_model.hf_quantizer = None
     if hasattr(language_model.config, "quantization_config"):
         del language_model.config.quantization_config

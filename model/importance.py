@@ -1,14 +1,14 @@
 """Where a model looked: by how much a text becomes less likely when one patch is hidden.
 
 Source: Zeiler & Fergus 2014, *Visualizing and Understanding Convolutional Networks*
-(arXiv 1311.2901): hide one place of the image after the other and watch the output fall. Here the
-place is a patch of the encoder's output, so no image is encoded again, and the output is the
-log-probability of each token that was written.
+(arXiv 1311.2901): hide one region of the image after another and measure how the output falls.
+Here the region is a patch of the encoder's output, so no image is encoded again, and the output is
+the log-probability of each token that was written.
 
 A hidden patch is replaced by the mean patch of the training images, which every trained model
-keeps (`VisionPrefix.patch_mean`): it says nothing about this image, and once patches are centred it
-is zero, the middle of what the projector knows. The mean of the image's own patches would still
-tell what the image is about, so it is taken only for older models that were never centred.
+keeps (`VisionPrefix.patch_mean`): it has no information about this image, and once patches are
+centred it is zero, the centre of the projector's inputs. The mean of the image's own patches still
+has information about the image, so it is used only for older models that were never centred.
 """
 
 import math
@@ -23,7 +23,7 @@ from model.errors import ModelError
 from model.generation import evaluating
 from model.vlm import VisionLanguageModel
 
-Text = tuple[Sequence[int], Sequence[int]]  # token ids of the prompt, and of what is judged
+Text = tuple[Sequence[int], Sequence[int]]  # token ids of the prompt, and of the answer
 
 
 def grid_side(patches: int) -> int:
@@ -81,7 +81,7 @@ def importance_maps(
     """Return how much each patch mattered for each token of several texts about one image, in nats.
 
     The value is by how much the token's log-probability, given the true tokens before it, falls
-    when the patch is hidden. Where it is negative, the patch spoke against the token. Several texts
+    when the patch is hidden. Where it is negative, the patch made it less likely. Several texts
     share the image's prefix in a row (`model.shared_rows`), as in training; one text alone needs
     no such mask.
 
@@ -100,7 +100,7 @@ def importance_maps(
     """
     grid_side(len(patches))
     if not texts or not all(len(answer) for _, answer in texts):
-        raise ModelError("there is no answer whose patches could be told")
+        raise ModelError("an answer is empty: there is no token to explain")
     device = vlm.vision_prefix.separator.device
     shown = patches.cpu().float()
     neutral = neutral_patch(vlm, shown)

@@ -1,4 +1,4 @@
-"""Loading, adapting and merging the language model, always a stock transformers class."""
+"""Load, adapt and merge the language model, always a stock transformers class."""
 
 import json
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ transformers_logging.disable_progress_bar()  # the pipeline shows its own
 
 
 class Adapted(NamedTuple):
-    """How many linear layers have adapters, and how many there are but the output layer."""
+    """How many linear layers have adapters, and how many there are besides the output layer."""
 
     layers: int
     linears: int
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return how QLoRA keeps frozen layers (Dettmers et al. 2023, arXiv 2305.14314).
+    """Return how QLoRA quantizes frozen layers (Dettmers et al. 2023, arXiv 2305.14314).
 
     Args:
         dtype: Type that a layer is unpacked to when it computes.
@@ -63,11 +63,11 @@ def saved_dtype(folder: Path) -> torch.dtype:
 
 
 def check_language_model(folder: Path, title: str) -> None:
-    """Look at a model's config alone, before its weights are moved.
+    """Check a model's config alone, before its weights are moved.
 
     Args:
         folder: Folder with `config.json`.
-        title: How people know the model.
+        title: Name of the model in messages.
 
     Raises:
         ModelError: It is not a causal language model of transformers' own; a repository's code is
@@ -81,7 +81,7 @@ def check_language_model(folder: Path, title: str) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"transformers does not know the model {title}: {reason}") from None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"{title} is a '{config.model_type}', no causal language model")
+        raise ModelError(f"{title} is a '{config.model_type}', not a causal language model")
 
 
 def load_language_model(
@@ -98,11 +98,11 @@ def load_language_model(
     Args:
         folder: The folder.
         dtype: Type of the weights.
-        quantization: How its linear layers are packed; such a model lies on the CUDA device.
+        quantization: How its linear layers are packed; a packed model is on the CUDA device.
         device: Where the weights go.
 
     Raises:
-        ModelError: The folder holds no such model.
+        ModelError: The folder has no such model.
     """
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -138,7 +138,7 @@ def add_lora(
         targets: Last names of the layers, or `all-linear` for every one but the output layer.
 
     Raises:
-        ModelError: A target is the name of no linear layer.
+        ModelError: No linear layer has the name of a target.
     """
     language_model.requires_grad_(False)
     if targets != ALL_LINEAR:
@@ -175,14 +175,14 @@ def _linears(language_model: PreTrainedModel) -> list[str]:
 
 
 def _check_targets(targets: Sequence[str], linears: Sequence[str]) -> None:
-    """Refuse names that peft would leave out in silence where another one matches."""
+    """Refuse names that peft would silently skip where another one matches."""
     known = {name.rpartition(".")[2] for name in linears}
     # peft also takes the end of a full name: "mlp.up_proj".
     lost = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in linears)]
     if lost or not targets:
         raise ModelError(
-            f"finetune.lora_targets: no linear layer is named {', '.join(lost) or 'so'}; "
-            f"there are {', '.join(sorted(known))}, and {ALL_LINEAR} means all of them"
+            f"finetune.lora_targets: no linear layer has the name {', '.join(lost) or '(none)'}; "
+            f"use some of {', '.join(sorted(known))}, or {ALL_LINEAR} for all of them"
         )
 
 
@@ -200,7 +200,7 @@ def merge_lora(language_model: PreTrainedModel) -> None:
 
 
 def forbid_ids(language_model: PreTrainedModel, used: int) -> None:
-    """Keep generation away from embedding rows that no token stands behind.
+    """Keep generation from choosing embedding rows that have no token.
 
     Phi-2's tokenizer ends at 50,295 and its embedding has 51,200 rows; the rest was never
     trained.

@@ -6,12 +6,12 @@ from transformers import PreTrainedModel
 
 from model.errors import ModelError
 
-# What some families do to the scores of words after the output layer, which is used by itself here.
+# Fields by which some families scale the scores after the output layer; here only that layer runs.
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 def body_of(language_model: PreTrainedModel) -> nn.Module:
-    """Return what makes hidden states of embeddings: the model without its output layer."""
+    """Return the part that maps embeddings to hidden states: the model without its output layer."""
     return language_model.base_model
 
 
@@ -31,7 +31,7 @@ def layers_of(language_model: PreTrainedModel) -> nn.ModuleList:
 def head_of(language_model: PreTrainedModel) -> nn.Linear:
     """Return the output layer."""
     head = language_model.get_output_embeddings()
-    assert isinstance(head, nn.Linear)  # `check_parts` has looked
+    assert isinstance(head, nn.Linear)  # `check_parts` refuses others
     return head
 
 
@@ -49,7 +49,7 @@ def check_parts(language_model: PreTrainedModel) -> None:
     """Refuse a language model that cannot be used as body and output layer.
 
     Raises:
-        ModelError: It has no such parts, or does more with its scores than is known.
+        ModelError: It has no such parts, or scales its scores in a way that is not supported.
     """
     name, config = type(language_model).__name__, language_model.config
     head = language_model.get_output_embeddings()

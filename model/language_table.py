@@ -1,7 +1,7 @@
 """Dimensions of the language models that a recipe can name, for plans made without any weights.
 
-Plain values, because a plan is made before anything is downloaded and without torch. One more model
-is one more line; a test holds the counts against transformers' own class.
+Plain values, because a plan is made before anything is downloaded and without torch. Each model is
+one entry; a test compares the counts with transformers' own class.
 """
 
 from collections.abc import Collection
@@ -75,7 +75,7 @@ class LanguageLine(NamedTuple):
         return self.layer_matrices + 2 * self.head + vectors
 
     def named(self, targets: str | tuple[str, ...]) -> tuple[str, ...]:
-        """Return the names of the layers that targets mean; a text means all of them."""
+        """Return the names of the layers that targets mean; a string means all of them."""
         return tuple(self.linears) if isinstance(targets, str) else targets
 
     def adapters(self, targets: Collection[str], rank: int) -> int:
@@ -123,8 +123,8 @@ LANGUAGE_MODELS = MappingProxyType(
 def line_of(place: str) -> LanguageLine | None:
     """Return the dimensions of a model by the name of its repository, folder or GGUF file.
 
-    A folder `/models/phi-2` and a file `SmolLM2-135M-Instruct.Q4_1.gguf` are taken for what they
-    are called; this is for plans only, nothing is made of it.
+    A folder `/models/phi-2` and a file `SmolLM2-135M-Instruct.Q4_1.gguf` are identified by their
+    names alone, since this is used for plans only.
 
     Args:
         place: owner/name, hf://owner/name[@revision], a path or a URL.

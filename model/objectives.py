@@ -124,8 +124,8 @@ def scheduled_sampling(
         rate: Probability of feeding the true token; 1.0 is exactly `standard`.
         generator: Source of the coins.
         passes: Predicting passes, at least 1.
-        longest: Examples with more supervised tokens than this are fed the truth; None is no
-            limit.
+        longest: Examples with more supervised tokens than this are fed the true tokens; None sets
+            no limit.
 
     Raises:
         ModelError: The batch has no supervised token.

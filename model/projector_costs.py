@@ -1,6 +1,6 @@
-"""What a projector weighs and keeps for its backward pass, from its config alone.
+"""A projector's parameters and what it keeps for its backward pass, from its config alone.
 
-The modules are in `model.blocks`; a test holds the counts against them.
+The modules are in `model.blocks`; a test compares the counts with them.
 """
 
 from typing import NamedTuple
@@ -15,13 +15,13 @@ from model.projectors import (
 
 
 class ProjectorCosts(NamedTuple):
-    """Of projector and separator.
+    """Costs of projector and separator.
 
     Attributes:
         matrices: Parameters of matrices; experts are matrices.
         vectors: All others.
         kept: Numbers of each prefix token kept for the backward pass, in the type of the products.
-        kept_single: Those kept in float32 whatever the precision.
+        kept_single: Numbers kept in float32 whatever the precision.
         idle: Of the matrices, those of experts that a token does not go to.
     """
 

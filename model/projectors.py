@@ -118,7 +118,7 @@ class ReducingConfig(FrozenModel):
             for name, count in (("patches", patches), ("tokens", self.tokens)):
                 if math.isqrt(count) ** 2 != count:
                     raise ModelError(
-                        f"{given}: pooling needs square numbers and {count} {name} is none; "
+                        f"{given}: pooling needs square numbers, which {count} {name} is not; "
                         "choose the linear reducer or another number of tokens"
                     )
 

@@ -1,8 +1,8 @@
-"""Prompts: text becomes token ids segment by segment, each id knowing whether it is a target.
+"""Prompts: text is encoded segment by segment, and each token id is marked as a target or not.
 
 Labels are never found by tokenizing a whole text again and counting, and text that people write
 never becomes a control token: `<|endoftext|>` typed in a question is plain text. The prefixes of
-a template are not typed by people, so control tokens of the tokenizer in them are what they mean.
+a template are not typed by people, so control tokens in them are encoded as control tokens.
 """
 
 import re
@@ -37,10 +37,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The one way text is laid out, in training, evaluation and chat.
+    """The layout of text, the same in training, evaluation and chat.
 
     A conversation is `opening`, and for each turn `user_prefix question assistant_prefix` (not
-    supervised) and ` answer EOS` (supervised), with `between` after each turn but the last. Behind
+    supervised) and ` answer EOS` (supervised), with `between` after each turn but the last. After
     a prefix with control tokens the answer has no blank before it, as in chat templates. A caption
     answers `caption_question`; where that is empty, it is `caption EOS` right after the image, all
     of it supervised.
@@ -77,10 +77,10 @@ class PromptTemplate:
         """Read `tokenizer.json` from a folder in the ordinary Hugging Face layout.
 
         Raises:
-            ModelError: There is none.
+            ModelError: The folder has none.
         """
         if not (folder / "tokenizer.json").is_file():
-            raise ModelError(f"{folder} has no tokenizer.json, so no text can be read")
+            raise ModelError(f"{folder} has no tokenizer.json, so text cannot be tokenized")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -137,22 +137,22 @@ class PromptTemplate:
 
     @cached_property
     def _blank(self) -> str:
-        """What stands between the assistant's prefix and an answer."""
+        """Text between the assistant's prefix and an answer."""
         parts = self._parts(self.assistant_prefix)
         return "" if any(text in self._controls for text in parts) else " "
 
     def _parts(self, prefix: str) -> list[str]:
-        """Return a prefix cut into control tokens and what stands between them."""
+        """Return a prefix cut into control tokens and the text between them."""
         if not self._controls:
             return [prefix]
         pattern = "|".join(map(re.escape, sorted(self._controls, key=len, reverse=True)))
         return [part for part in re.split(f"({pattern})", prefix) if part]
 
     def _asked(self, question: str, *, is_first: bool) -> list[int]:
-        """Return the ids of a question between its prefixes, after what stands before its turn.
+        """Return the ids of a question between its prefixes, after the text before its turn.
 
-        Text without a control token in between is encoded as one, so that it is cut into the words
-        that the language model knows.
+        Texts without a control token between them are encoded as one, so that they are split into
+        the tokens that the language model knows.
         """
         before = (self.opening if is_first else self.between) + self.user_prefix
         parts = [(text, text in self._controls) for text in self._parts(before)]

@@ -1,7 +1,7 @@
-"""Several examples behind one image prefix: positions, block mask and where tokens are predicted.
+"""Several examples after one image prefix: positions, block mask and where tokens are predicted.
 
-An example in a shared row is computed as if it stood alone: its tokens see the whole prefix and
-what comes before them in their own segment, and their positions count on from the prefix. So the
+An example in a shared row is computed as if it were alone: its tokens see the whole prefix and
+what comes before them in their own segment, and their positions continue from the prefix. So the
 prefix, three quarters of the work of a caption, is computed once for all captions of an image. So
 is the text with which all examples of a row begin, such as the question that asks for a caption:
 its tokens come first, have the segment `SHARED`, and are seen by all examples.
@@ -19,12 +19,12 @@ SHARED = -1  # segment of the text that all examples of a row begin with
 def positions_in_example(
     segments: Int64[Tensor, "batch text"], attention: Bool[Tensor, "batch text"], prefix: int
 ) -> Int64[Tensor, "batch position"]:
-    """The position of every prefix and text token, counted as if its example stood alone.
+    """The position of every prefix and text token, counted as if its example were alone.
 
     Args:
         segments: Number of the example inside its row, for every token.
         attention: True at tokens, False at padding, which gets some position that is in use.
-        prefix: Positions in front of the text, the separator included.
+        prefix: Positions before the text, the separator included.
     """
     rows, width = segments.shape
     order = torch.arange(prefix + width, device=segments.device)
@@ -37,14 +37,14 @@ def positions_in_example(
 def segment_mask(
     segments: Int64[Tensor, "batch text"], prefix: int
 ) -> Bool[Tensor, "batch position position"]:
-    """Whether the first position sees the second: the prefix, and what its own example said.
+    """Whether the first position sees the second: the prefix, and earlier tokens of its example.
 
-    Padding needs no mask: it lies behind the text, where no token looks. What it sees itself is
-    never nothing, which a softmax would make NaN.
+    Padding needs no mask: it is after the text, where no token looks. Padding itself always sees
+    something; a softmax over nothing would be NaN.
 
     Args:
         segments: Number of the example inside its row, for every token.
-        prefix: Positions in front of the text, the separator included.
+        prefix: Positions before the text, the separator included.
     """
     rows, width = segments.shape
     size = prefix + width
@@ -67,7 +67,7 @@ def predictors(segments: Int64[Tensor, "batch text"]) -> Int64[Tensor, "batch te
 def per_example(
     counted: Bool[Tensor, "batch text"], segments: Int64[Tensor, "batch text"]
 ) -> Int64[Tensor, "batch text"]:
-    """For every token, how many tokens of its example are counted; of use at those only."""
+    """For every token, how many tokens of its example are counted; valid at those only."""
     # Where nothing is counted the segment may be padding's, which is any number.
     numbers = segments.where(counted, 0)
     return torch.zeros_like(segments).scatter_add(1, numbers, counted.long()).gather(1, numbers)
@@ -84,7 +84,7 @@ def mask_for(
         dtype: Type of the embeddings.
 
     Raises:
-        ModelError: An attention that takes no mask per pair of positions.
+        ModelError: The attention takes no mask per pair of positions.
     """
     if implementation == "sdpa":
         return visible.unsqueeze(1)  # a boolean is right under autocast too

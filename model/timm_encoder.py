@@ -2,7 +2,7 @@
 
 Its folder is what timm itself writes for the Hub: `config.json` (architecture, and how an image is
 prepared for these weights) and `model.safetensors`. Grid, width and depth are read from the model,
-so that no table has to know it.
+so that no table has to list it.
 """
 
 import json
@@ -56,7 +56,7 @@ class TimmTower:
         depth: Layers that features can be taken from.
 
     Raises:
-        ModelError: The folder is not whole, or the model gives no grid of features.
+        ModelError: The folder lacks a file, or the model gives no grid of features.
     """
 
     def __init__(self, folder: Path, layer: int, device: str) -> None:
@@ -133,11 +133,11 @@ def write_timm(name: str, weights: Path, folder: Path, beside: str = "") -> int:
 
     Args:
         name: `timm/` and timm's name of the architecture.
-        weights: A `.safetensors` file of this machine.
+        weights: A `.safetensors` file on this machine.
         folder: Where to write.
         beside: Text of a `config.json` that came with the weights, which says how an image is
-            prepared for them; "" without one, and then timm's own statement about the
-            architecture counts.
+            prepared for them; "" without one, and then timm's own config of the architecture
+            applies.
 
     Raises:
         ModelError: timm knows no such model, or weights or config do not fit it.

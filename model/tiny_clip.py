@@ -41,10 +41,10 @@ def tiny_clip_config(
             "width": width,
             "head_width": 32,
             "patch_size": patch_size,
-            # A class token gathers the image, and patches may hold whatever helps it. A mean of
-            # the patches needs each patch to tell what it shows itself, so a language model that
-            # is trained on questions about one of two objects alone answers 72 % of them after
-            # 800 steps, and 47 % with a class token (seed 0).
+            # With a class token, patches may encode anything that helps that token. With a mean
+            # over patches, each patch must encode its own content, so a language model that is
+            # trained on questions about one of two objects alone answers 72 % of them after 800
+            # steps, and 47 % with a class token (seed 0).
             "pool_type": "avg",
         },
         "text_cfg": {
@@ -80,15 +80,15 @@ def train_tiny_clip(
         batch: Images per step; all others in the step are negatives.
         learning_rate: Peak of a warm-up and cosine schedule.
         seed: Seed of weights, order and drawn captions.
-        advance: Told of every finished step.
+        advance: Called after every step.
     """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": MEAN_STD}))
     clip, _, preprocess = _untrained(folder)
-    # open_clip's own scale is lost beside what a patch shows, and a minute of training does not
-    # raise it: where an object lies made 0.2 % of the variance of its patch, now a quarter. With
-    # half the scale it made 5 %, and places were looked up too late (seed 0).
+    # open_clip's own scale is tiny beside a patch's content, and a minute of training does not
+    # raise it: an object's place made up 0.2 % of the variance of its patch, now a quarter. With
+    # half this scale it made up 5 %, and looking up places was learned too late (seed 0).
     nn.init.normal_(clip.visual.positional_embedding, std=POSITION_SCALE)
     pixels = images(preprocess)
     batch = min(batch, len(captions))
@@ -140,7 +140,7 @@ def _batches(
 
 
 def _untrained(folder: Path) -> tuple[Any, Any, Any]:
-    """Build a folder's model with random weights, which open_clip takes for an oversight."""
+    """Build a folder's model with random weights, without open_clip's warning about them."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

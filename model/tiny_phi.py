@@ -70,7 +70,7 @@ def train_tiny_phi(
         batch: Rows of `BLOCK` tokens per step.
         learning_rate: Peak of a warm-up and cosine schedule.
         seed: Seed of weights and order.
-        advance: Told of every finished step.
+        advance: Called after every step.
     """
     tokenizer = train_tokenizer([t for texts in documents for t in texts], vocabulary, folder)
     torch.manual_seed(seed)
@@ -79,7 +79,7 @@ def train_tiny_phi(
     rows = len(_pack(encoded, tokenizer, seed))
     batch, steps = min(batch, rows), max(1, rows // batch)
     batches = (
-        ids  # what an epoch leaves over of a whole batch comes in another one
+        ids  # rows beyond an epoch's last whole batch are used in another epoch
         for epoch in range(epochs)
         for ids in _pack(encoded, tokenizer, seed + epoch)[: steps * batch].split(batch)
     )
@@ -122,8 +122,8 @@ def _config(tokenizer: Tokenizer, width: int, layers: int, heads: int) -> PhiCon
         max_position_embeddings=POSITIONS,
         bos_token_id=eos,
         eos_token_id=eos,
-        # transformers' default of 0.02 suits widths of thousands; here attention would begin so
-        # even that two objects in a text stayed alike for longer.
+        # transformers' default of 0.02 suits widths of thousands; here attention would start so
+        # uniform that telling two objects of a text apart would be learned later.
         initializer_range=width**-0.5,
         resid_pdrop=0.0,
         hidden_act="relu",  # at this width a tenth of a training's time went into Phi-2's GELU
@@ -146,10 +146,10 @@ def _encode(documents: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[li
 
 
 def _pack(documents: list[list[list[int]]], tokenizer: Tokenizer, seed: int) -> torch.Tensor:
-    """Return rows [row, BLOCK] of shuffled documents, behind one another.
+    """Return rows [row, BLOCK] of shuffled documents, one after another.
 
-    In a document the longest text comes first and the others in random order, so that most of what
-    they say has been said before.
+    In a document the longest text comes first and the others in random order, so that most of
+    their content has occurred before.
     """
     rng = random.Random(seed)  # noqa: S311
     ids: list[int] = []

@@ -1,7 +1,7 @@
-"""The Lightning module of both trainings: what is optimized, watched and kept.
+"""The Lightning module of both trainings: what is optimized, measured and saved.
 
-Checkpoints hold only what is trained; the frozen rest is loaded from its artifact again. Chance
-is drawn from (seed, step), so a resumed run draws what an uninterrupted one would have drawn.
+Checkpoints hold only what is trained; the frozen rest is loaded from its artifact again. Random
+states are seeded from (seed, step), so a resumed run draws what an uninterrupted one would draw.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,7 +71,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What one optimizer step showed.
+    """Figures of one optimizer step.
 
     Attributes:
         nll: Nats over the supervised tokens of this process, divided by the tokens of all; the
@@ -126,12 +126,12 @@ class TrainingModule(L.LightningModule):
         self._held_out: list[tuple[Tensor, int]] = []
 
     def configure_model(self) -> None:
-        """Divide the weights over the devices under FSDP; Lightning calls this.
+        """Shard the weights over the devices under FSDP; Lightning calls this.
 
-        Every module that is called with weights of its own is divided by itself, because training
-        enters the model below its root, where a division of the root would not notice it. Tied
-        embeddings are one weight of two modules, which FSDP divides only in a root: each device
-        keeps all of them where they are frozen.
+        Every module that is called directly and has weights is sharded by itself, because training
+        calls parts of the model, not its root, whose hooks would not run. Tied embeddings are one
+        weight of two modules, which FSDP shards only in a root: each device keeps all of them
+        where they are frozen.
 
         Raises:
             ModelError: Tied embeddings are to be trained.
@@ -155,8 +155,8 @@ class TrainingModule(L.LightningModule):
             parts += [words, head]
         elif words.weight.requires_grad:
             raise ModelError(
-                "fsdp cannot divide this language model, whose embeddings are tied and trained: "
-                "take finetune.method=lora, or the strategy ddp"
+                "fsdp cannot shard this language model, whose embeddings are tied and trained: "
+                "use finetune.method=lora, or the strategy ddp"
             )
         for part in parts:
             fully_shard(part, mesh=mesh["data_parallel"])
@@ -182,10 +182,10 @@ class TrainingModule(L.LightningModule):
         return loss * self.passes
 
     def _seed_chance(self, seed: int) -> None:
-        """Seed dropout. `torch.manual_seed` would seed devices that are not there too.
+        """Seed dropout. `torch.manual_seed` would also seed devices that are not there.
 
-        For each of them it writes down the call stack, which on a processor took a sixth of a
-        small model's step.
+        For each of those it records the call stack, which on a CPU took a sixth of a small model's
+        step.
         """
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -201,7 +201,7 @@ class TrainingModule(L.LightningModule):
 
         Raises:
             NotFiniteError: A loss or the gradient is not finite. All processes have the same
-                gradient, so mostly all raise it; what starts them ends those that wait.
+                gradient, so usually all raise it; the launcher ends those that still wait.
         """
         del gradient_clip_val, gradient_clip_algorithm
         weights = [p for group in optimizer.param_groups for p in group["params"]]
@@ -209,7 +209,7 @@ class TrainingModule(L.LightningModule):
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         passes, self._step = self._step, []
-        # The one place of a step where the processor waits for the device.
+        # The only point of a step where the CPU waits for the device.
         *sums, length = torch.stack([*(each.nll for each in passes), norm]).tolist()
         self._refuse_not_finite(passes, sums, length)
         nll = sum(total / each.batch.tokens for total, each in zip(sums, passes, strict=True))
@@ -270,7 +270,7 @@ class TrainingModule(L.LightningModule):
             ]
         for part, named, rate in parts:
             trained = [(name, p) for name, p in named if p.requires_grad]
-            # The biases of a mixture's experts are one matrix, but biases.
+            # The biases of a mixture's experts are stored as one matrix, but must not decay.
             decays = [p.ndim >= 2 and not name.endswith("bias") for name, p in trained]
             for decay, chosen in (
                 (config.weight_decay, [p for (_, p), d in zip(trained, decays, strict=True) if d]),
@@ -280,15 +280,15 @@ class TrainingModule(L.LightningModule):
                     yield part, {"params": chosen, "lr": rate, "weight_decay": decay}
 
     def learning_rates(self) -> dict[str, float]:
-        """Return the present learning rate of each part that is trained, by its name."""
+        """Return the current learning rate of each trained part, by its name."""
         groups = zip(self._groups(), self.trainer.optimizers[0].param_groups, strict=True)
         return {part: float(group["lr"]) for (part, _), group in groups}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained, and the optimizer's state by the names of the weights.
 
-        Numbers of weights mean their place in the groups to a plain optimizer, and their place in
-        the model to a sharded one; a resume may change from one to the other.
+        A plain optimizer numbers weights by their place in the groups, a sharded one by their place
+        in the model; a resume may change from one to the other.
         """
         names = {p: name for name, p in self.named_parameters() if p.requires_grad}
         trained = set(names.values())
@@ -303,7 +303,7 @@ def _name_states(states: dict[str, Any], names: list[list[str]]) -> None:
     """Replace the numbers of weights in an optimizer's state by names, in place.
 
     Args:
-        states: What the optimizer gave; empty where another process saves.
+        states: The optimizer's states; empty where another process saves.
         names: The weights of each group.
     """
     found: dict[Any, str] = {}

@@ -1,14 +1,14 @@
-"""Whether an image lies far from those that a model was trained on, by its nearest neighbour.
+"""Whether an image is far from those that a model was trained on, by its nearest neighbour.
 
 The test of Sun et al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors" (arXiv
 2204.06507), with one neighbour. An image is the mean over its patch embeddings, scaled to length 1:
 float32 [vision], without a unit. It is far where its greatest cosine similarity to the reference,
 float16 [image, vision] of training images, is below a threshold: the 1st percentile of what the
-reference's own images reach, each compared to the others. So about 1 % of images like those of the
-training are warned about, too. One matrix product decides.
+reference's own images reach, each compared to the others. So about 1 % of images like the training
+images get a warning, too. One matrix product decides.
 
-The training set's mean stays in. With the demo's encoder, 98 to 99 % of 331 photographs of COCO
-fall below the threshold like this, and 97 to 98 % where it is taken off.
+The training set's mean is not subtracted. With the demo's encoder, 98 to 99 % of 331 photographs
+of COCO fall below the threshold like this, and 97 to 98 % where it is subtracted.
 """
 
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 REFERENCE = "reference.safetensors"
-SHARE = 0.01  # of the reference's own images that lie below the threshold
-FEWEST = 2  # images of which one can be compared to another
+SHARE = 0.01  # of the reference's own images that are below the threshold
+FEWEST = 2  # images needed to compare one to another
 _KEY = "pooled"
 _DIGITS = 6  # of the threshold: float32 has no more
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingReference:
-    """What images are compared to.
+    """Training images to which other images are compared.
 
     Attributes:
         pooled: Pooled embeddings of training images, float16 [image, vision], each of length 1.
@@ -56,7 +56,7 @@ class TrainingReference:
         )
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write the embeddings beside a bundle's card and return what the card says of them."""
+        """Write the embeddings beside a bundle's card and return the card's entries about them."""
         save_file({_KEY: self.pooled.contiguous()}, folder / REFERENCE)
         return {"compared": len(self.pooled), "least_similarity": self.least_similarity}
 
@@ -67,14 +67,14 @@ def pool(patches: Float[Tensor, "*image patch vision"]) -> Float[Tensor, "*image
 
 
 def make_reference(pooled: Float32[Tensor, "image vision"], what: str) -> TrainingReference:
-    """Return the reference that training images make, with its threshold.
+    """Return the reference made of training images, with its threshold.
 
     Args:
         pooled: Embeddings of at least `FEWEST` images from `pool`, float32.
         what: What kind of images they are, in one phrase.
     """
     kept = pooled.half()
-    # An image that is asked about is not rounded to float16 either.
+    # One side stays float32, as a new image does when it is compared.
     similarity = pooled @ kept.float().T
     similarity.fill_diagonal_(-torch.inf)
     least = torch.quantile(similarity.amax(dim=1), SHARE).item()
@@ -82,7 +82,7 @@ def make_reference(pooled: Float32[Tensor, "image vision"], what: str) -> Traini
 
 
 def load_reference(folder: Path, card: Mapping[str, Any]) -> TrainingReference | None:
-    """Return the reference of a bundle, None of one that was made without.
+    """Return the reference of a bundle, None where it has none.
 
     Args:
         folder: The bundle.
@@ -96,5 +96,5 @@ def load_reference(folder: Path, card: Mapping[str, Any]) -> TrainingReference |
 
 
 def _plain(text: object) -> str:
-    """Return a phrase in which nothing is markup or moves the cursor: a bundle may be anybody's."""
+    """Return a phrase without markup or control characters: bundles may come from anyone."""
     return "".join(letter for letter in str(text) if letter.isalnum() or letter in " ,.'-")[:80]

@@ -1,8 +1,8 @@
 """Which part of an image an encoder sees, in the pixels of the image.
 
-Encoders resize an image and crop its middle (or pad it), so a patch of theirs lies somewhere else
-in the image than its row and column say. The steps are read off the very transform that prepares
-the images, so that no second description of it can go wrong.
+Encoders resize an image and crop its middle (or pad it), so a patch covers another place of the
+image than its row and column suggest. The steps are read from the transform that prepares the
+images, so that there is no second description of it that could differ.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def view_of(preprocess: Any, width: int, height: int) -> View:
         height: Its height.
 
     Raises:
-        ModelError: The transform has a step that is none of those that open_clip and timm use.
+        ModelError: The transform has a step that open_clip and timm do not use.
     """
     resized, seen = (height, width), (0, 0, height, width)  # top, left, height, width
     for step in preprocess.transforms:
@@ -62,7 +62,7 @@ def view_of(preprocess: Any, width: int, height: int) -> View:
             seen = _middle(_pair(step.size), resized)
             continue
         elif "Resize" in name or "Crop" in name or "Pad" in name:
-            raise ModelError(f"it is not known where the patches lie after the encoder's {step}")
+            raise ModelError(f"the encoder's step {step} is unknown, so patches cannot be located")
         else:
             continue
         seen = (0, 0, *resized)

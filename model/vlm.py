@@ -2,7 +2,7 @@
 
 The language model is used through `inputs_embeds` only, so any causal LM of transformers with a
 body and a linear output layer works unchanged. One rule of alignment holds everywhere: with a
-prefix of S positions (separator included), token t of an example stands at position S + t and is
+prefix of S positions (separator included), token t of an example is at position S + t and is
 predicted at position S + t - 1; the separator predicts the first token. Examples about the same
 image may share its prefix in one row (`model.shared_rows`). Padding and targets are masks over
 positions; no token id ever marks them.
@@ -30,7 +30,7 @@ LOGIT_ROWS = 1024
 
 
 class SupervisedStates(NamedTuple):
-    """What the language model made of a batch, at supervised positions only (row-major).
+    """The language model's output for a batch, at supervised positions only (row-major).
 
     Attributes:
         states: [target, language]; hidden states that predict the targets.
@@ -78,9 +78,9 @@ class VisionPrefix(nn.Module):
 
     @torch.no_grad()
     def centre_on(self, patches: Float[Tensor, "batch patch vision"]) -> None:
-        """Subtract from now on these patches' mean, and divide by the scale of what is left.
+        """From now on subtract these patches' mean, and divide by the scale of the remainder.
 
-        One number scales all channels, so that what varies more still does.
+        One number scales all channels, so that their relative variances stay.
         """
         mean = patches.double().mean(dim=(0, 1))
         scale = (patches.double() - mean).square().mean().sqrt()
@@ -89,7 +89,7 @@ class VisionPrefix(nn.Module):
 
 
 class VisionLanguageModel(nn.Module):
-    """A vision prefix in front of a causal language model."""
+    """A vision prefix before a causal language model."""
 
     def __init__(self, vision_prefix: VisionPrefix, language_model: PreTrainedModel) -> None:
         super().__init__()
@@ -204,8 +204,8 @@ class VisionLanguageModel(nn.Module):
         before = prefix.tokens.shape[1] - 1  # the separator's position
         rows, columns = batch.target_rows, batch.target_columns
         if batch.segments is None:
-            # Padding on the right lies where no token looks; without a mask for it, attention takes
-            # its causal kernel.
+            # No token attends to padding on its right; without a mask for it, attention uses its
+            # causal kernel.
             states = self.hidden(joint)[rows, before + columns]
         else:
             hidden = self.hidden_in_segments(joint, batch.segments[:, :-1], batch.attention[:, :-1])
@@ -281,10 +281,10 @@ def embedding_scale(language_model: PreTrainedModel) -> float:
 def build_vlm(
     config: ProjectorConfig, vision_width: int, patches: int, language_model: PreTrainedModel
 ) -> VisionLanguageModel:
-    """A new vision prefix, matched to the language model's width and scale, in front of it.
+    """A new vision prefix, matched to the language model's width and scale, before it.
 
     Raises:
-        ModelError: The projector does not fit `patches`, or the language model has not the parts.
+        ModelError: The projector does not fit `patches`, or the language model lacks the parts.
     """
     check_parts(language_model)
     scale = embedding_scale(language_model)

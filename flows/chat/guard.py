@@ -5,7 +5,7 @@ from typing import Any
 
 from flows.chat.uploads import Uploads
 
-# The browser asks nobody but this server; images may also be pasted (data:, blob:).
+# The browser loads from this server only; images may also be pasted (data:, blob:).
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
     "base-uri 'self'; form-action 'self'"
@@ -19,14 +19,14 @@ _FULL = "The server holds too many images now. Please try again later."
 
 
 def guards(uploads: Uploads) -> list[Any]:
-    """Return the middleware, as Gradio's server takes it."""
+    """Return the middleware in the form that Gradio's server takes."""
     from starlette.middleware import Middleware
 
     return [Middleware(_Guard, uploads)]
 
 
 class _Guard:
-    """Middleware: only our files are served, requests have an end, browsers ask nobody else."""
+    """Serves this server's files only, limits requests and keeps browsers from other hosts."""
 
     def __init__(self, app: Any, uploads: Uploads) -> None:
         self.app, self.uploads = app, uploads
@@ -51,10 +51,10 @@ class _Guard:
             await self.app(scope, receive, with_policy)
 
     async def _take(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request with a body on, or refuse it before it is read."""
+        """Pass on a request that has a body, or refuse it before the body is read."""
         length = _length(scope)
         if length is None:
-            await _refuse(411, "The request does not say how long it is.", scope, receive, send)
+            await _refuse(411, "The request has no Content-Length.", scope, receive, send)
         elif length > self.uploads.longest:
             await _refuse(413, "The request is too long.", scope, receive, send)
         elif "/upload" not in scope["path"]:
@@ -69,7 +69,7 @@ class _Guard:
 
 
 def _length(scope: Any) -> int | None:
-    """Return the bytes of a request's body, None where it does not say."""
+    """Return the length of a request's body in bytes, None where the request states none."""
     headers = dict(scope["headers"])
     found = headers.get(b"content-length", b"")
     return int(found) if found.isdigit() and b"transfer-encoding" not in headers else None

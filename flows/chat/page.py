@@ -39,7 +39,7 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
     """Return the page.
 
     Args:
-        talk: Who answers.
+        talk: What answers the messages.
         examples: Path of an image and a question about it, to try with one click.
     """
     limits = talk.limits
@@ -146,7 +146,7 @@ def _looking(talk: Talk, chat: gr.ChatInterface) -> None:
             raise gr.Error(str(error), title="Not shown", print_exception=False) from None
 
     button.click(look, chat.chatbot, shown, api_name="look", concurrency_limit=1)
-    # What belongs to one answer is not shown below the next one.
+    # The overlays of one answer must not be shown below the next one.
     gr.on(
         [chat.textbox.submit, chat.chatbot.clear],
         lambda: gr.Image(visible=False),

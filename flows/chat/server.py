@@ -1,7 +1,7 @@
-"""Serving the chat: on loopback unless told otherwise, reading only temporary files.
+"""Serve the chat: on loopback by default, reading only temporary files.
 
-The command `phivision chat` and the Space in `deployments/space` both end here, and this file
-knows neither stores nor Prefect, so that a Space needs only `model` and Gradio.
+The command `phivision chat` and the Space in `deployments/space` both use this file. It imports
+neither stores nor Prefect, so that a Space needs only `model` and Gradio.
 """
 
 import importlib
@@ -26,7 +26,7 @@ from flows.chat.uploads import Uploads
 from flows.surroundings import spare_loopback
 from model.assistant import Assistant
 
-# Whatever else Gradio could offer; given here, no variable of the environment can switch it on.
+# Gradio's other features are off; set here, no environment variable can switch them on.
 _CLOSED: Mapping[str, Any] = MappingProxyType(
     {
         "share": False,
@@ -69,7 +69,7 @@ def serve_chat(
     """Serve until interrupted.
 
     Args:
-        assistant: Who answers.
+        assistant: The assistant that answers.
         examples: Folder with `examples.json`, a list of {image, question}, and the images.
         door: Where to listen.
         limits: What visitors may ask.
@@ -103,9 +103,9 @@ def serve_chat(
 
 @contextmanager
 def temporary_folder() -> Generator[Path]:
-    """Give Gradio a folder of its own for uploads, which goes when the server does.
+    """Give Gradio its own folder for uploads, deleted when the server ends.
 
-    It also tells Gradio to report nothing to anybody.
+    It also switches off Gradio's telemetry.
     """
     with tempfile.TemporaryDirectory(prefix="phivision-chat-") as name:
         os.environ |= {
@@ -119,7 +119,7 @@ def temporary_folder() -> Generator[Path]:
 
 
 def read_examples(source: Path, folder: Path) -> list[tuple[str, str]]:
-    """Copy the examples of a folder among the temporary files and return (image, question)s."""
+    """Copy a folder's examples to the temporary files and return pairs of image and question."""
     listed = source / "examples.json"
     if not listed.is_file():
         return []
@@ -136,7 +136,7 @@ def read_examples(source: Path, folder: Path) -> list[tuple[str, str]]:
 def _warm(assistant: Assistant) -> None:
     """Write one word, so that the first visitor does not wait for torch to get ready.
 
-    Gradio asks matplotlib, where there is one, for its backend at the first answer: 1 to 3 seconds.
+    Where matplotlib is installed, Gradio loads it at the first answer, which takes 1 to 3 seconds.
     """
     with suppress(ImportError):
         importlib.import_module("matplotlib.pyplot")

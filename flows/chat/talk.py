@@ -1,7 +1,7 @@
 """What the chat does with a message: it checks it and streams the answer; no web code here.
 
-The image of a question is the newest one that was sent. A new image begins a new subject: what
-was said about the one before is no part of the prompt.
+The image of a question is the newest one that was sent. A new image starts a new subject: what
+was said about the previous one is not part of the prompt.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -22,7 +22,7 @@ MEGABYTE = 2**20
 LOOKED_AT = 12  # words of an answer that are drawn
 
 
-# Shown where the model ends its answer at once; it is no part of a later prompt.
+# Shown where the model ends its answer at once; it is not part of a later prompt.
 NOTHING = "(The model wrote nothing about this.)"
 
 
@@ -65,12 +65,12 @@ class Subject:
 
 
 class Reply(NamedTuple):
-    """An answer as it grows, and what is to be known about its image.
+    """An answer as it grows, and a warning about its image.
 
     Attributes:
         text: The whole text so far.
-        warning: That the image is unlike those of the training; "" where it is like them. It is no
-            part of the text, so no later prompt holds it.
+        warning: Says that the image is unlike the training images; "" where it is like them. It is
+            not part of the text, so it is in no later prompt.
     """
 
     text: str
@@ -81,28 +81,28 @@ class Talk:
     """Answers the messages of a chat.
 
     Args:
-        assistant: Who answers.
+        assistant: The assistant that answers.
         folder: The only folder from which images are read.
-        limits: What a message may hold.
+        limits: Limits of a message.
     """
 
     def __init__(self, assistant: Assistant, folder: Path, limits: Limits) -> None:
         self.assistant, self.folder, self.limits = assistant, folder.resolve(), limits
 
     def check(self, text: str, files: Sequence[str]) -> None:
-        """Refuse a message before it stands in the chat.
+        """Refuse a message before it appears in the chat.
 
         Raises:
-            ChatError: It is empty, too long or no text, or its image cannot be used.
+            ChatError: It is empty, too long or not valid text, or its image cannot be used.
         """
         if not text.strip() and not files:
             raise ChatError("Write a question, or add an image.")
         if not is_text(text):
-            raise ChatError("Your question holds half a character. Please write it again.")
+            raise ChatError("Your question has an incomplete character. Please write it again.")
         longest = self.limits.question_characters
         if len(text) > longest:
             raise ChatError(
-                f"Your question has {len(text):,} characters; at most {longest:,} are read. "
+                f"Your question has {len(text):,} characters; at most {longest:,} are allowed. "
                 "Please shorten it."
             )
         if len(files) > 1:
@@ -168,7 +168,7 @@ class Talk:
         if real.stat().st_size > self.limits.image_bytes:
             raise ChatError(
                 f"The image has {real.stat().st_size / MEGABYTE:.1f} MB; at most "
-                f"{self.limits.image_bytes / MEGABYTE:.0f} MB are taken. Please make it smaller."
+                f"{self.limits.image_bytes / MEGABYTE:.0f} MB are allowed. Please make it smaller."
             )
         return real.read_bytes()
 
@@ -215,7 +215,7 @@ _REASONS = {
     "empty file": "The file is empty. Please send a JPEG or PNG.",
     "not an image": "This is not an image that can be read. Please send a JPEG or PNG.",
     "unsupported format": f"Images of this kind cannot be read. Please send a {KINDS}.",
-    "unsupported values": "The image holds no usual greys. Please send a JPEG or PNG.",
+    "unsupported values": "The image's pixel values are unusual. Please send a JPEG or PNG.",
     "too many pixels": "The image has too many pixels. Please make it smaller.",
     "animated": "Animated images cannot be read. Please send a single image.",
     "broken image": "The image is damaged and cannot be read. Please send another one.",
@@ -224,7 +224,7 @@ _REASONS = {
 
 @contextmanager
 def _explained() -> Generator[None]:
-    """Turn the errors of `model` into sentences for a visitor, without any detail of ours."""
+    """Turn the errors of `model` into sentences for a visitor, without internal details."""
     try:
         yield
     except ModelError as error:

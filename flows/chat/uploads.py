@@ -1,7 +1,7 @@
 """Uploaded images: a folder with a size limit, from which files are deleted by age.
 
-Gradio forgets what it did not finish to receive and what came under another field's name, so the
-folder is looked at as it is, not as Gradio remembers it.
+Gradio loses track of unfinished uploads and of files under another field's name, so the folder
+itself is read, not Gradio's record of it.
 """
 
 import os
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from flows.chat.talk import Limits
 
-_BLOCK = 4096  # what an empty file or folder costs on a disk
-_FORM = 64 * 1024  # what surrounds an image in its request
+_BLOCK = 4096  # bytes that an empty file or folder takes on a disk
+_FORM = 64 * 1024  # bytes of a request besides its image
 
 
 class Uploads:
-    """Looks after the folder of uploads.
+    """Limits size and age of the folder of uploads.
 
     Args:
         folder: Where the server puts them.
@@ -31,7 +31,7 @@ class Uploads:
         self._arriving = 0
 
     def used(self) -> int:
-        """Return the bytes of everything in the folder, and of what is on its way."""
+        """Return the bytes of everything in the folder, and of uploads that are still arriving."""
         found = sum(max(entry.stat.st_size, _BLOCK) for entry in _entries(self.folder))
         return found + self._arriving
 
@@ -42,12 +42,12 @@ class Uploads:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is more than the folder may hold."""
+        """Whether the uploads exceed the folder's limit."""
         return self.used() > self.limits.folder_bytes
 
     @contextmanager
     def arriving(self, length: int) -> Generator[None]:
-        """Count an upload as there while it is on its way."""
+        """Count an upload in full while it is still arriving."""
         self._arriving += length
         try:
             yield
@@ -97,7 +97,7 @@ class _Entry:
 
 
 def _entries(folder: str | Path) -> Iterator[_Entry]:
-    """Yield all files and folders below a folder, what a folder holds before itself."""
+    """Yield all files and folders below a folder, the contents of a folder before the folder."""
     try:
         found = list(os.scandir(folder))
     except OSError:

@@ -1,4 +1,4 @@
-"""Loading an assistant, and whether it can use an image and is made for such ones."""
+"""Load an assistant, and check whether it can use an image and was trained on similar ones."""
 
 import sys
 from pathlib import Path
@@ -36,7 +36,7 @@ def open_assistant(settings: Settings, bundle: Manifest | Path | str | None) -> 
 
 
 def check_image(assistant: Assistant, path: Path, data: bytes) -> None:
-    """Refuse an image by its name before any of several is looked at.
+    """Refuse an unusable image by its name, before any of several images is encoded.
 
     Raises:
         PipelineError: The image cannot be used.
@@ -45,13 +45,13 @@ def check_image(assistant: Assistant, path: Path, data: bytes) -> None:
         decode_image(data, assistant.card["max_pixels"])
     except BadImageError as error:
         foreign = error.reason in ("unsupported format", "not an image")
-        # Of a foreign file the detail is only how it begins, which tells a person nothing.
+        # For a file of another kind the detail is its first bytes, which do not help a user.
         fault = error.reason if foreign else str(error)
         raise PipelineError(f"{path}: {fault}", f"give a {KINDS}" if foreign else "") from None
 
 
 def look_at(assistant: Assistant, path: Path, data: bytes) -> torch.Tensor:
-    """Return what the assistant sees of an image, and warn on stderr of one unlike its training's.
+    """Return an image's patches, and warn on stderr if it is unlike the training images.
 
     Raises:
         BadImageError: The image cannot be used.

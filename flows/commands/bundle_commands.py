@@ -112,7 +112,7 @@ def chat(
 
     settings = settings_of(store)
     named = run is not None or bundle is not None
-    # What is published is looked for later, so that a port in use is told first.
+    # The published bundle is looked up later, so that a port in use is reported first.
     place = find_bundle(settings, run, bundle) if named else None
     with waiting("starting the chat"), importing():  # the libraries alone take seconds
         from flows.chat.server import Door

@@ -1,4 +1,4 @@
-"""Which assistant a command means, found before anything that takes seconds is imported."""
+"""Find the assistant that a command means, before slow imports."""
 
 from pathlib import Path
 

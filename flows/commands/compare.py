@@ -62,7 +62,7 @@ def compare_variants(
     if failures:
         raise PipelineError(
             f"{len(failures)} of {len(chosen)} variants failed: {', '.join(failures)}",
-            "their messages stand above; run again to go on where they stopped",
+            "their messages are above; run again to continue where they stopped",
         )
 
 

@@ -1,4 +1,4 @@
-"""Held-out images to try an assistant with: those of the very data it was made from."""
+"""Held-out images to try an assistant with, from the data that it was made from."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,8 @@ GROUP BY q.split, q.image_id ORDER BY q.split, q.image_id LIMIT $count
 def write_examples(lineage: Lineage, folder: Path, count: int) -> int:
     """Write held-out images, each with a question, and return how many there were.
 
-    A later run of the store may have other images; those may even be ones that this assistant
-    was trained on.
+    The store's later runs are not used: their held-out images may be ones that this assistant was
+    trained on.
 
     Args:
         lineage: The assistant.

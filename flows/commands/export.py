@@ -57,11 +57,11 @@ def hub_name(target: str) -> str:
     """Return owner/name of an `hf://` target.
 
     Raises:
-        PipelineError: It is none.
+        PipelineError: It is not such a name.
     """
     name = target.removeprefix(HUB)
     if not _REPOSITORY.fullmatch(name):
-        raise PipelineError(f"{target} names no repository", "write hf://owner/name")
+        raise PipelineError(f"{target} is not a repository's name", "write hf://owner/name")
     return name
 
 
@@ -69,7 +69,7 @@ def hub_token() -> str:
     """Return the token in the environment; none is read from disk.
 
     Raises:
-        PipelineError: There is none.
+        PipelineError: It is not set.
     """
     token = os.environ.get(TOKEN, "").strip()
     if not token:
@@ -89,7 +89,7 @@ def upload(
     """
     from huggingface_hub import HfApi
 
-    # Its HTTP library's own: requests', httpx' or httpx2's, as the version may be.
+    # The error of its HTTP library: requests, httpx or httpx2, depending on the version.
     from huggingface_hub.errors import HTTPError
 
     hub = HfApi(token=token)

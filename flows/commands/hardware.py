@@ -1,4 +1,4 @@
-"""`phivision plan --hardware`: memory and time on a GPU, before anything is there."""
+"""`phivision plan --hardware`: memory and time on a GPU, from the recipe alone."""
 
 import json
 import re
@@ -26,8 +26,8 @@ class Device(NamedTuple):
 
     Attributes:
         memory: Bytes.
-        peak: Operations per second in bf16, of dense matrices, by the maker's data sheet.
-        bandwidth: Bytes per second from its memory, by the same.
+        peak: Operations per second in bf16, of dense matrices, from the maker's data sheet.
+        bandwidth: Bytes per second from its memory, from the same sheet.
     """
 
     memory: float
@@ -69,7 +69,7 @@ def print_hardware(
         recipe: What is to be trained.
         hardware: A device's name, or its memory, e.g. 80GB.
         peak: Its peak in TFLOP/s instead of the known one.
-        mfu: Share of the peak that training is taken to reach.
+        mfu: Share of the peak that training is assumed to reach.
         style: A table for people or JSON for programs.
 
     Raises:
@@ -100,17 +100,17 @@ def device_of(hardware: str, peak: float | None) -> Device:
     """Return a device by its name or memory.
 
     Raises:
-        PipelineError: It is neither.
+        PipelineError: The text is neither a known device nor an amount of memory.
     """
     found = DEVICES.get(hardware.upper())
     amount = _MEMORY.fullmatch(hardware)
     if found is None and amount is None:
         raise PipelineError(
             f"there is no device '{hardware}'",
-            f"known are {', '.join(DEVICES)}; or give its memory, --hardware 80GB",
+            f"use one of {', '.join(DEVICES)}, or give its memory: --hardware 80GB",
         )
     if found is None and amount is not None:
-        # The slowest of the known ones that has as much; a stated figure is better.
+        # The slowest known device with that much memory; a figure from --peak is better.
         needed = float(amount[1]) * 1e9
         enough = [d for d in DEVICES.values() if d.memory >= needed] or [DEVICES["H200"]]
         found = min(enough, key=lambda d: (d.peak, d.bandwidth))._replace(memory=needed)
@@ -153,7 +153,7 @@ def writing_rows(recipe: Recipe, device: Device, mfu: float) -> Iterator[dict[st
 
 def _figures(training: Training, device: Device, mfu: float) -> dict[str, Any]:
     need, available = memory(training), (1 - RESERVE) * device.memory
-    # The peak is that of bf16; how fast float32 is depends on settings of torch.
+    # The peak is that of bf16; the speed of float32 depends on torch's settings.
     seconds = sum(flops(training, training.batch)) / device.peak / mfu if training.half else None
     return {
         "checkpointing": training.checkpointing,

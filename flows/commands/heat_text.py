@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from model.explanation import Explanation, place
 from model.importance import grid_side
 
-# From nothing to most; a patch that spoke against the word counts as nothing.
+# From no importance to the most; a patch that made the word less likely counts as none.
 _SHADES, _PLAIN = "·░▒▓█", ".:+*#"
-_LEAST = 0.005  # nats below which a figure is printed as nothing
+_LEAST = 0.005  # nats up to which no patch counts as important
 
 
 def heat_text(explanation: Explanation, width: int | None = None, *, plain: bool = False) -> str:
@@ -48,7 +48,7 @@ def shows_shades() -> bool:
 
 
 def _block(word: str, values: NDArray[np.float32], shades: str) -> list[str]:
-    """Return a word, its top patch with what that mattered, and the grid, line by line."""
+    """Return a word, its top patch with that patch's importance, and the grid, line by line."""
     side, most = grid_side(len(values)), float(values.max())
     told = [place(values), f"{most:.2f} nats"] if most > _LEAST else ["no patch", "mattered"]
     scaled = (values / most).clip(0, 1) if most > _LEAST else np.zeros_like(values)

@@ -1,4 +1,4 @@
-"""The images that a person names, read before anything that takes seconds is imported."""
+"""Image files named on the command line, read before slow imports."""
 
 from pathlib import Path
 

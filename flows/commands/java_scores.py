@@ -1,6 +1,6 @@
 """`phivision scores --java`: METEOR and SPICE of the captions that a run has stored.
 
-They are computed anew each time and kept nowhere, so that no artifact depends on a Java.
+They are computed anew each time and never stored, so that no artifact depends on Java.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def print_java_scores(catalog: Catalog) -> None:
     is printed even where SPICE does not run.
 
     Raises:
-        PipelineError: No run has finished, or something is missing that the programs need.
+        PipelineError: No run has finished, or a requirement of the Java programs is missing.
     """
     run = run_of(catalog)
     with catalog.open("SELECT * FROM predictions") as database:

@@ -52,12 +52,12 @@ def browse(
     images: Count = 60,
     drops: Count = 4,
 ) -> None:
-    """Draw the dataset: images with their texts, what was left out, how it is spread.
+    """Draw the dataset: images with their texts, what was left out, and distributions.
 
     Args:
         output: File to write instead of the page in the store.
         images: Images shown.
-        drops: Records shown for each reason to be left out.
+        drops: Dropped records shown for each reason.
     """
     from flows.pages.saved import leave_browse
 

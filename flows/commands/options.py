@@ -1,4 +1,4 @@
-"""Options that many commands share, and what they become: recipe, settings, store."""
+"""Options that many commands share, and the recipe, settings and store made from them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,10 +94,10 @@ def preset_and_changes(
 ) -> tuple[str, dict[str, object]]:
     """Return the preset's name, and the changes of a bundle, data, a file and `--set`, in order.
 
-    What the data was taken for is printed on standard error.
+    How the data was interpreted is printed on standard error.
 
     Raises:
-        PipelineError: File and command line name different presets, or a change is not one.
+        PipelineError: File and command line name different presets, or a change is no assignment.
     """
     named, changes = None, {}
     if file is not None:
@@ -140,7 +140,7 @@ def recipe_of(
     data: str | None = None,
     start: str | None = None,
 ) -> "Recipe":
-    """Return a preset with the changes of a bundle, of data, of a file and of `--set` made."""
+    """Return a preset with the changes of a bundle, of data, of a file and of `--set` applied."""
     from pipeline.recipe.presets import preset as load_preset
 
     name, changes = preset_and_changes(preset, file, assignments, data, start)
@@ -157,10 +157,10 @@ def settings_of(store: str | None, **values: Any) -> "Settings":
 
 
 def open_own_store(settings: "Settings") -> "ArtifactStore":
-    """Return the artifact store of the settings, for a command that removes or replaces things.
+    """Return the artifact store of the settings, for a command that removes or replaces files.
 
     Raises:
-        StorageError: The place is not a store of ours.
+        StorageError: The place is not a phivision store.
     """
     from storage.store.mark import require_store
 
@@ -173,7 +173,7 @@ def open_catalog(store: str | None, run: str | None = None) -> "Catalog":
     """Return the catalog of a store, of the latest run or of one by its name, its start or tag.
 
     Raises:
-        PipelineError: No run or several runs are meant.
+        PipelineError: No run has this name, or several do.
     """
     from pipeline.catalog.catalog import Catalog
     from pipeline.engine.runs import find_run

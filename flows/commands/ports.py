@@ -1,4 +1,4 @@
-"""Ports of this machine, looked at before anything slow is done for a server."""
+"""Check a port of this machine before anything slow is done for a server."""
 
 import errno
 import socket

@@ -1,4 +1,4 @@
-"""`phivision run`: decided from the manifests alone where nothing is stale, else by Prefect."""
+"""`phivision run`: uses only the manifests where nothing is stale, else runs Prefect's flow."""
 
 import os
 import sys
@@ -46,13 +46,13 @@ def run_pipeline(
 def _run_flow(
     preset: str, changes: Mapping[str, object], settings: Settings, rerun: Sequence[str]
 ) -> tuple[str, Entry | None]:
-    """Run the flow, with a server of its own where none is named.
+    """Run the flow, with its own server where none is named.
 
     Returns:
         The name of the run and what the gate decided, None where it was not asked.
     """
-    own = "" if os.environ.get("PREFECT_API_URL") else " and a server of its own"
-    print(f"starting Prefect{own}: some seconds", file=sys.stderr, flush=True)
+    own = "" if os.environ.get("PREFECT_API_URL") else " and its server"
+    print(f"starting Prefect{own}: takes some seconds", file=sys.stderr, flush=True)
     with importing():
         from flows.runner.own_server import own_server
 
@@ -74,19 +74,19 @@ def _run_flow(
             rerun=list(rerun),
             settings=settings.model_dump(mode="json"),
         )
-    except httpx.TransportError as error:  # the Hub's are told by the stage that asks it
+    except httpx.TransportError as error:  # stages report the Hub's errors themselves
         told = str(error) or type(error).__name__
         if server is not None:
             raise server.lost(told) from None
         raise PipelineError(
             f"Prefect's server does not answer any more: {told}",
-            "look after the server and run again, finished work is kept",
+            "check the server and run again, finished work is kept",
         ) from None
     except BaseException:
         if server is not None and server.death:  # this run was ended for that reason
             raise server.lost() from None
         raise
-    assert isinstance(finished, tuple)  # what a flow's state holds, not the state
+    assert isinstance(finished, tuple)  # the data of the flow's state, not the state
     return finished
 
 
@@ -99,12 +99,12 @@ def _nothing_to_do(
         run = record_run(store, recipe, outcomes)
         decision = decide(store, recipe, run, settings)
         decided = decision is not None and decision.number > before
-        if decided or find_report(store, run) is None:  # the report tells the decision
+        if decided or find_report(store, run) is None:  # the report shows the decision
             report_after_run(store, run)
     except StorageError as error:
         if store.is_writable():
             raise
-        print(f"the store can only be read, so nothing of this run was kept: {error}")
+        print(f"the store is read-only, so this run was not recorded: {error}")
         return run_name([outcome.manifest for outcome in outcomes])
     return _conclude(store, run, decision)
 

@@ -1,4 +1,4 @@
-"""`phivision scores`: what a run's models do on held-out images, beside what baselines do."""
+"""`phivision scores`: scores of a run's models on held-out images, beside those of baselines."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 
 Row = dict[str, Any]
 
-# What says most; the gaps, splits and sums behind them are for `--all`.
+# The most informative metrics; the gaps, splits and sums behind them are for `--all`.
 MAIN = tuple(name for name, shown in SHOWN_METRICS.items() if shown.main)
 
 _SQL = """
@@ -25,8 +25,8 @@ def print_scores(catalog: Catalog, *, every: bool = False) -> None:
     """Print the scores of each model under every condition, with their intervals.
 
     Args:
-        catalog: Of the store.
-        every: Print all metrics, not just those that say most.
+        catalog: Catalog of the store.
+        every: Print all metrics, not just the main ones.
 
     Raises:
         PipelineError: No run has finished.
@@ -59,7 +59,7 @@ def print_conditions(run: str, rows: Sequence[Row]) -> None:
     or where that does not fit either one line per condition.
 
     Args:
-        run: The run they are of.
+        run: The run that they belong to.
         rows: `stage`, `split`, `metric`, `condition`, `value`, `low`, `high` and `count` of each.
     """
     conditions = condition_order(row["condition"] for row in rows)
@@ -78,7 +78,7 @@ def print_conditions(run: str, rows: Sequence[Row]) -> None:
 def _that_fit(
     groups: Sequence[Sequence[Row]], conditions: Sequence[str], width: int
 ) -> tuple[list[Table], str]:
-    """Return a table per group, and what is said below them."""
+    """Return a table per group, and the note below them."""
     forms = (
         (_interval, "[low, high]: 95 % interval over images"),
         (_half, "±: half a 95 % interval over images; a wider terminal shows both ends"),

@@ -76,12 +76,12 @@ def show_image(catalog: Catalog, image_id: int | None) -> None:
 
 
 def _missing(database: Database, image_id: int) -> PipelineError:
-    """Return why there is no such image: it was left out, or never there."""
+    """Return why there is no such image: it was left out, or is not in the data."""
     sql = "SELECT file, reason, detail FROM drops WHERE kind = 'image' AND record = $id"
     for left in _query(database, sql, {"id": str(image_id)}) if "drops" in database.names else ():
         told = f"{left['reason']}{', ' if left['detail'] else ''}{left['detail']}"
         return PipelineError(
-            f"image {image_id} was left out: {told}", f"mend {left['file']} at its source"
+            f"image {image_id} was left out: {told}", f"fix {left['file']} at its source"
         )
     return PipelineError(
         f"there is no image {image_id}",

@@ -21,7 +21,7 @@ SELECT image_id, split,
        array_cosine_similarity(pooled, $pooled::FLOAT[{width}])::DOUBLE AS similarity
 FROM features WHERE sha256 <> $sha ORDER BY similarity DESC, image_id LIMIT $count
 """
-# Of those few only: over all captions it would take as long as the search.
+# For the nearest images only: over all captions it would take as long as the search.
 _TOLD = """
 WITH near AS (SELECT unnest($ids::BIGINT[]) AS image_id)
 SELECT image_id, any_value(file_name) AS file_name, min(caption) AS caption
@@ -107,7 +107,7 @@ def _embed(catalog: Catalog, data: bytes, settings: Settings) -> list[float]:
 
 
 def _encoder(catalog: Catalog, features: Manifest | None) -> Path | None:
-    """Return the folder of the encoder that made the embeddings, and not of a later one."""
+    """Return the folder of the encoder that made the embeddings, not that of a later one."""
     wanted = features.payload["inputs"].get("backbones") if features else None
     for manifest in catalog.store.manifests("backbones"):
         if manifest.digest == wanted:

@@ -14,20 +14,20 @@ HELP = """\
 end a statement with ;  it may take several lines
 .views           names of all views
 .schema [VIEW]   columns and types of a view, or of all views
-.help            this text
+.help            print this text
 .quit            leave (as does Ctrl-D); Ctrl-C drops what was typed
-SUMMARIZE VIEW;  says how each column is filled"""
+SUMMARIZE VIEW;  prints statistics of each column"""
 
 
 def shell(catalog: Catalog, show: Callable[[pa.Table], None]) -> None:
-    """Read statements from the terminal until it ends; an error ends nothing.
+    """Read statements from the terminal until it ends; an error does not end the shell.
 
     Args:
         catalog: What to query.
         show: Prints a result.
     """
     run = catalog.run or (catalog.runs[0]["run"] if catalog.runs else "none yet")
-    print(f"{catalog.store.uri} · run {run} · read-only · .help says more")
+    print(f"{catalog.store.uri} · run {run} · read-only · .help lists commands")
     _edit_lines(catalog)
     pending, well = "", True
     while True:
@@ -62,7 +62,7 @@ def _ask(prompt: str) -> str:
 
 
 def _attempt(catalog: Catalog, statement: str, show: Callable[[pa.Table], None]) -> bool:
-    """Run one statement, and return whether it could be."""
+    """Run one statement, and return whether it succeeded."""
     try:
         refuse_writing(statement)
         with catalog.open(statement) as database:

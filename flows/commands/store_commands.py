@@ -1,4 +1,4 @@
-"""Commands that look after a store: verify, gc, accept, diff and tag."""
+"""Commands that maintain a store: verify, gc, accept, diff and tag."""
 
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,8 @@ def verify_store(store: ArtifactStore) -> None:
     """Hash every committed file and print what is damaged.
 
     Raises:
-        PipelineError: Something is damaged; it is marked, so that `run` makes it again. Or there
-            is nothing: a misspelt place must not pass for a healthy one.
+        PipelineError: An artifact is damaged, and now marked so that `run` makes it again. Or the
+            store is empty: a misspelt path must not pass for a healthy store.
     """
     from pipeline.progress import ConsoleReporter
     from storage.store.verify import committed, verify
@@ -33,7 +33,7 @@ def verify_store(store: ArtifactStore) -> None:
     with ConsoleReporter().track("verify (bytes)", known.bytes) as tick:
         found = verify(store, known, tick)
     if not found:
-        print(f"{count} artifacts, {known.bytes / 1e6:,.1f} MB: every file is what was committed")
+        print(f"{count} artifacts, {known.bytes / 1e6:,.1f} MB: every file is as committed")
         return
     rows = []
     for damage in found:
@@ -43,7 +43,7 @@ def verify_store(store: ArtifactStore) -> None:
     print_rows(["stage", "fingerprint", "damage"], rows)
     raise PipelineError(
         f"{len(found)} of {count} artifacts are damaged",
-        "`phivision run` with the recipe that made them makes just those again",
+        "`phivision run` with the recipe that made them makes only those again",
     )
 
 
@@ -56,10 +56,10 @@ def collect_garbage(
     dry_run: bool,
     downloads: bool = False,
 ) -> None:
-    """Remove what nobody needs, or print what would be removed; other people's files stay.
+    """Remove what nothing needs, or print what would be removed; files not phivision's stay.
 
     Raises:
-        PipelineError: Downloads are to go while a pipeline may be reading them.
+        PipelineError: Downloads are to be removed while a pipeline may be reading them.
         StorageError: The place is not a store, or cannot be read.
     """
     from storage.names import shown as printable
@@ -68,7 +68,7 @@ def collect_garbage(
     from storage.store.survey import BUSY_GRACE, DAY, is_busy, take_survey
 
     if days * DAY < BUSY_GRACE and is_busy(store, settings.work):
-        print("a pipeline is at work: what was used in the last 7 days stays")
+        print("a pipeline is running: what was used in the last 7 days stays")
     survey = take_survey(store, settings.work, keep=keep, grace=days * DAY)
     found = garbage_of(survey)
     if downloads and not survey.is_work_outside:
@@ -80,7 +80,8 @@ def collect_garbage(
             garbage.remove()
     verb = "would be removed" if dry_run else "removed"
     size = sum(garbage.bytes for garbage in found) / 1e6
-    print(f"{len(found)} things, {size:,.1f} MB, {verb} from {store.uri}")
+    done = f"{len(found)} items, {size:,.1f} MB, {verb} from" if found else "nothing to remove in"
+    print(f"{done} {store.uri}")
     if others := strangers(survey):
         example = printable(others[0])
         print(f"{len(others)} other files are not phivision's and stay, such as {example}")
@@ -93,7 +94,7 @@ def _downloads(store: ArtifactStore, settings: Settings) -> list["Garbage"]:
 
     if is_busy(store, settings.work):
         raise PipelineError(
-            "a pipeline is at work and may read what it has fetched", "remove it when that is done"
+            "a pipeline is running and may be reading its downloads", "try again when it has ended"
         )
     size, place = size_of(settings.work), str(settings.work / FOLDER)
     if not size:
@@ -107,19 +108,19 @@ def accept_stages(
     """Adopt artifacts under their stages' present fingerprints and print what changed since.
 
     Raises:
-        PipelineError: Not exactly one of a stage and all of them is meant, or nothing fits.
+        PipelineError: Not exactly one of a stage and `every` is given, or no artifact fits.
     """
     from pipeline.engine.accept import accept, accept_all
 
     if every is bool(name) or (every and made_as):
-        raise PipelineError("name a stage, or all of them by --all, which goes without --made-as")
+        raise PipelineError("name a stage, or give --all, which excludes --made-as")
     found = accept_all(recipe, store) if every else [accept(name, recipe, store, made_as=made_as)]
     accepted = False
     for adoption in found:
         accepted, manifest = True, adoption.manifest
         print(
             f"{manifest.stage}: digest {manifest.digest[:12]}, made as {manifest.accepted[:12]}, "
-            f"now stands as {manifest.fingerprint[:12]} ({'; '.join(adoption.differences)})"
+            f"adopted as {manifest.fingerprint[:12]} ({'; '.join(adoption.differences)})"
         )
     if not accepted:
         print("every stage is fresh: there is nothing to accept")
@@ -141,7 +142,7 @@ def tag_run(store: ArtifactStore, name: str, run: str) -> None:
     """Give a run a name of its own; `gc` keeps what it reaches.
 
     Raises:
-        PipelineError: The name is none, or the run does not exist.
+        PipelineError: The name is not allowed, or the run does not exist.
     """
     from pipeline.engine.runs import find_run
     from storage.layout import TAG
@@ -155,7 +156,7 @@ def tag_run(store: ArtifactStore, name: str, run: str) -> None:
 
 
 def print_published(store: ArtifactStore) -> None:
-    """Print every decision about what is published, newest first; `*` marks what is now."""
+    """Print every decision about publication, newest first; `*` marks the current assistant."""
     from storage.store.published import published, read_history
 
     history = read_history(store)

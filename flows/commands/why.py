@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def check_output(output: Path, *, why: bool) -> None:
-    """Refuse a file that cannot be written, before anything that takes seconds.
+    """Refuse a file that cannot be written, before anything slow.
 
     Raises:
-        PipelineError: Nothing would be drawn, or it is not a PNG file in a folder that is there.
+        PipelineError: Nothing would be drawn, or it is not a PNG file in an existing folder.
     """
     if not why:
         raise PipelineError("--output is for the drawing of --why", "give --why as well")
@@ -32,10 +32,10 @@ def print_why(
     """Print a grid for each word of an answer, and draw them where a file is named.
 
     Args:
-        assistant: Who answered.
+        assistant: The assistant that answered.
         data: The image file's content.
-        question: What was asked.
-        answer: What was said.
+        question: The question.
+        answer: The answer.
         output: A PNG file to write, None for none.
     """
     from flows.commands.heat_text import heat_text, shows_shades
@@ -46,7 +46,7 @@ def print_why(
     if not answer:
         print("no word was written, so there is nothing to explain")
         return
-    with waiting("hiding one patch after the other"):
+    with waiting("hiding one patch after another"):
         found = explain(assistant, data, question, answer)
     image = decode_image(data, assistant.card["max_pixels"])
     print(f"\n{heat_text(found, plain=not shows_shades())}\n")

@@ -1,4 +1,4 @@
-"""The dataset on one page: images with their texts, what was left out, and how it is spread."""
+"""The dataset on one page: images with their texts, what was left out, and distributions."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from pipeline.data.quarantine import FILE
 from pipeline.errors import PipelineError
 from storage.tables import read_table
 
-# Spread over the whole set and always the same: by the content's hash, a share of each split.
+# By the content's hash, so spread over the set and the same each time; from each split in turn.
 _CHOSEN = """
 SELECT * EXCLUDE (place) FROM (
   SELECT image_id, split, file_name, sha256, width, height,
@@ -94,9 +94,9 @@ def write_browse(catalog: Catalog, images: int, drops: int) -> str:
     """Return the page of the dataset as one HTML text.
 
     Args:
-        catalog: Whose dataset.
+        catalog: The catalog of the dataset.
         images: How many images are shown; a page of a thousand has some 15 MB.
-        drops: How many records are shown for each reason to be left out.
+        drops: How many dropped records are shown for each reason.
 
     Raises:
         PipelineError: The store holds no images yet.
@@ -171,7 +171,7 @@ def _drops(catalog: Catalog, count: int) -> dict[str, list[Row]]:
 
 
 def _quarantined(catalog: Catalog, records: Collection[str]) -> dict[tuple[str, str], str | None]:
-    """Return what can be drawn of images that could not be used, by record and file."""
+    """Return the readable part of images that could not be used, by record and file."""
     manifest = catalog.manifest("images")
     paths = catalog.store.artifact(manifest).paths(FILE) if manifest else []
     return {

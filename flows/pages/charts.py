@@ -1,7 +1,7 @@
 """Charts as inline SVG, drawn by matplotlib: sharp at any size, without scripts or fonts.
 
-Every function returns a `Chart` whose `uri` goes into an `<img>`, so that nothing of a drawing can
-meet the page around it. Text stays text, which keeps a chart at some 10 kB.
+Every function returns a `Chart` whose `uri` goes into an `<img>`, so that nothing in a drawing can
+affect the page around it. Text stays text, which keeps a chart at some 10 kB.
 """
 
 import base64
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-WIDTH = 5.4  # inches: at 11 points, text is readable on a phone and calm on a desk
+WIDTH = 5.4  # inches: at 11 points, text is readable on a phone and not too large on a desktop
 COLOURS = ("#2f6db3", "#d9822b", "#7a8594", "#3c9a5f", "#b0476a", "#7b5ea7", "#8c6d31", "#1aa0a8")
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -144,7 +144,7 @@ def lines(
 def histogram(
     title: str, counts: Mapping[str, Mapping[float, int]], x: str, bins: int = 30
 ) -> Chart:
-    """Return how often values occur, by name; whole numbers get bars of their own if they can.
+    """Return how often values occur, by name; whole numbers get one bar each where they fit.
 
     Args:
         title: What the chart shows.

@@ -1,4 +1,4 @@
-"""From a template and plain values to one HTML text that needs nothing else."""
+"""Render a template with plain values as one self-contained HTML text."""
 
 import base64
 import io
@@ -38,7 +38,7 @@ def thumbnail(data: bytes | None, side: int = THUMBNAIL, *, torn: bool = False) 
     Args:
         data: The image's file.
         side: Pixels of the longer side, at most.
-        torn: Draw what there is of a file that ends too early.
+        torn: Draw the readable part of a truncated file.
     """
     if data is None:
         return None

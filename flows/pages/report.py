@@ -1,4 +1,4 @@
-"""The report of one run: what a person needs to know of it, on one page."""
+"""The report of one run: what a person needs to know about it, on one page."""
 
 import datetime
 from collections.abc import Mapping, Sequence
@@ -138,7 +138,7 @@ def _with_images(
 
 
 def _verdict(store: ArtifactStore, manifests: Mapping[str, Manifest]) -> tuple[str, str]:
-    """Return what the gate said of a run's assistant, and whether that is good or bad."""
+    """Return what the gate decided about a run's assistant, and whether that is good or bad."""
     history = read_history(store)
     if "publish" not in manifests or not history:
         return "", ""

@@ -9,7 +9,7 @@ from pipeline.engine.runs import Change, compare_runs
 from pipeline.errors import PipelineError
 from storage.store.artifacts import ArtifactStore
 
-# Kinds of change in the order of reading; the finetuned model is the one that is published.
+# Kinds of change in the order shown; the finetuned model is the one that is published.
 _ORDER = ("field", "metric finetune", "metric", "digest")
 
 
@@ -25,8 +25,8 @@ def score_changes(store: ArtifactStore, before: str, run: str) -> list[list[obje
 
     Returns:
         Rows of metric, verdict, difference, before, now. Differences are paired by image and
-        question where predictions are scored one by one; only those have an interval, and only
-        with one is it said whether the model is better.
+        question where predictions are scored one by one; only those have an interval, which a
+        verdict needs.
     """
     now = measure(store, "now", {}, run, before)
     old = real_scores(Catalog(store, before), before)

@@ -26,7 +26,7 @@ _SQL = (
 
 
 def looked(catalog: Catalog, count: int = EXAMPLES) -> list[dict[str, Any]]:
-    """Return texts about held-out images, each with overlays for its weightiest words.
+    """Return texts about held-out images, each with overlays for its most image-dependent words.
 
     There is one text for each image, captions and answers in turn where there are both.
 

@@ -13,14 +13,14 @@ from pipeline.evaluation.pairing import difference
 from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 
 _SHADES = {"real": COLOURS[0], "shuffled": COLOURS[1], "blind": COLOURS[2]}
-_GAP = "_gap"  # ends the name of a metric that tells a difference
+_GAP = "_gap"  # ends the name of a metric that is a difference
 _CHARTS = 12  # metrics drawn; the table has all
 _GROUPS = 14  # bars of one chart
 _LEAST = 5  # predictions that a group needs to be drawn
 
 
 def score_charts(metrics: Sequence[Row]) -> list[Chart]:
-    """Return one chart per metric that was taken under several conditions, the main ones first."""
+    """Return one chart per metric measured under several conditions, the main ones first."""
     by_name: dict[str, list[Row]] = {}
     for row in metrics:
         by_name.setdefault(row["metric"], []).append(row)
@@ -72,7 +72,7 @@ def vision_gaps(
 ) -> list[dict[str, Any]]:
     """Return by how much the right image is better than each other condition.
 
-    Taken from the metrics where evaluation wrote such gaps, else from the predictions.
+    Taken from the metrics where evaluation wrote these gaps, else from the predictions.
     """
     told = [
         {"name": shown.label, "other": row["condition"], "gap": row}
@@ -98,7 +98,7 @@ def _paired_gaps(rows: Sequence[Row], seed: int, resamples: int) -> list[dict[st
 
 
 def best_and_worst(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
-    """Return groups of predictions about the right images, with what others said beside."""
+    """Return groups of predictions with the right image, and those of other conditions beside."""
     real = [row for row in rows if row["condition"] == "real" and row["score"] is not None]
     captions = sorted(
         (row for row in real if row["kind"] == "caption"), key=lambda row: -row["score"]
@@ -138,7 +138,7 @@ def failure_charts(
         ("category in the image", "any", lambda row: categories.get(row["image_id"], ())),
         ("objects in the image", "any", lambda row: _amount(categories, row)),
         ("start of the question", "answer", lambda row: [_start(row["question"])]),
-        ("words people wrote", "any", lambda row: [_length(row["references"])]),
+        ("words of the references", "any", lambda row: [_length(row["references"])]),
     ]
     charts = []
     for name, only, groups in ways:
@@ -156,7 +156,7 @@ def _hallucinations(rows: Sequence[Row]) -> list[Chart]:
     if not named:
         return []
     drawn = [Estimate(name, count) for name, count in named.most_common(_GROUPS)]
-    return [bars("Objects that captions name but nobody saw", drawn, "captions")]
+    return [bars("Objects that captions name but are not marked", drawn, "captions")]
 
 
 def _by_group(

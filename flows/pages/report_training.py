@@ -6,7 +6,7 @@ from flows.example_scores import Row
 from flows.pages.charts import Chart, Estimate, bars, lines
 from storage.store.manifest import Manifest
 
-# What a stage works through, for its rate: the figure of its summary, and what that counts.
+# For the rate of a stage: the figure of its summary that counts its work.
 _WORK = {
     "images": "images",
     "features": "images",
@@ -15,7 +15,7 @@ _WORK = {
     "finetune": "steps",
     "evaluate": "predictions",
 }
-_SCALES = ("learning_rate",)  # told by the recipe; a curve of it says nothing new
+_SCALES = ("learning_rate",)  # set by the recipe, so its curve would show nothing new
 _LOSSES = {"loss": "training", "val_nll": "held-out images"}
 
 

@@ -1,4 +1,4 @@
-"""`phivision report` and `browse`: pages left where a person finds them."""
+"""`phivision report` and `browse`: draw pages and save them in the store or to a file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,9 +50,9 @@ def leave_report(
 
 
 def report_after_run(store: ArtifactStore, run: str) -> str | None:
-    """Leave the report of a finished run, or say why there is none and return None.
+    """Save the report of a finished run, or print why there is none and return None.
 
-    The run is made and recorded; nothing that goes wrong with its image may undo that.
+    The run is already made and recorded; an error in its report must not undo that.
     """
     try:
         return leave_report(store, run)

@@ -1,4 +1,4 @@
-"""Small images for a page, read out of the files that hold the dataset's ones."""
+"""Small images for a page, read from the dataset's files of images."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,7 +10,7 @@ from storage.tables import read_table
 
 
 def images_of(catalog: Catalog, wanted: Iterable[str]) -> dict[str, str | None]:
-    """Return small images by the hash of their content; those that the store has.
+    """Return small images by the hash of their content, those that the store has.
 
     Args:
         catalog: The catalog whose run is shown.
@@ -23,10 +23,10 @@ def images_of(catalog: Catalog, wanted: Iterable[str]) -> dict[str, str | None]:
 
 
 def contents_of(catalog: Catalog, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield the hash and the content of image files; those that the store has.
+    """Yield the hash and the content of image files, those that the store has.
 
-    Of a file that holds none of them only the hashes are read, and only one file at a time: a
-    query over all of them reads, and holds, the bytes of every image.
+    Files are read one at a time, and only the hashes of a file that has none of the images: a
+    query over all files would read, and hold, the bytes of every image.
 
     Args:
         catalog: The catalog whose run is shown.

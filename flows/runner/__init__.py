@@ -1,1 +1,1 @@
-"""Prefect: the server, the task, the reporter. With the two flows the only users of it."""
+"""Prefect's server, the task and the reporter. Only these and the two flows use Prefect."""

@@ -1,6 +1,6 @@
-"""Spreading jobs over a Dask cluster, with one setting; a lost worker costs the job it was at.
+"""Spread jobs over a Dask cluster, with one setting; a lost worker costs only its current job.
 
-Dask is asked directly and not through Prefect's task runner: a shard is not a task run, so a
+Dask is used directly and not through Prefect's task runner: a shard is not a task run, so a
 thousand shards cost Prefect's server nothing, and Dask's own scheduler gives the job of a dead
 worker to another one.
 """
@@ -17,7 +17,7 @@ LOST_WORKERS = 3  # workers that one job may lose before it is given up
 
 
 def fan_out(task_runner: str) -> FanOut | None:
-    """Return what spreads jobs as a setting says, or None where one process does the work.
+    """Return the function that spreads jobs as a setting says, or None for one process.
 
     Args:
         task_runner: `threads`, `dask:N` or the address of a scheduler, as in `Settings`.
@@ -62,5 +62,5 @@ def _on_dask(
         except KilledWorker as error:
             raise PipelineError(
                 f"one shard lost {LOST_WORKERS + 1} workers",
-                "see their logs, often for want of memory; finished shards are kept",
+                "see their logs: often memory ran out; finished shards are kept",
             ) from error

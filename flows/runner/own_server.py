@@ -1,10 +1,10 @@
 """Prefect's server for one run: a process that ends with its run, and not before it.
 
-Prefect starts one by itself where no server is named. It would import what lies in the current
-folder, wait minutes for a child that is dead, be told of the terminal's Ctrl-C before the run is,
+Prefect starts one by itself where no server is named. That one would import modules from the
+current folder, be waited for for minutes after it died, get the terminal's Ctrl-C before the run,
 and outlive a run that was killed. So the run starts its own and names it in PREFECT_API_URL, as
-for any other server. That one has a session of its own and a pipe that breaks however the run
-ends, listens on a socket that the run has bound, and tells when it is ready or why it cannot be.
+for any other server. It has its own session and a pipe that breaks however the run ends, listens
+on a socket that the run has bound, and reports when it is ready or why it cannot start.
 """
 
 import atexit
@@ -30,7 +30,7 @@ PATIENCE = 600.0  # seconds until the server is ready; usually 5 to 10, many mor
 GRACE = 5.0  # seconds that it has to end
 _READY = "ready"
 _STARTED: list["OwnServer"] = []  # the one of this process; several runs may share it
-# Its name, to the end of the process: Prefect's threads send their last logs and events then.
+# Keeps its address set until the process ends: Prefect's threads send their last logs then.
 _NAMED = ExitStack()
 
 
@@ -39,8 +39,8 @@ class OwnServer:
 
     Args:
         process: The server.
-        news: What it tells: one line, when it is ready or cannot be.
-        words: What it printed.
+        news: File descriptor of its one line: it is ready, or why it cannot start.
+        words: File of its output.
     """
 
     def __init__(self, process: "subprocess.Popen[bytes]", news: int, words: IO[bytes]) -> None:
@@ -67,7 +67,7 @@ class OwnServer:
                 break
             self._told += part.decode(errors="replace")
         if self._told.strip() != _READY:
-            if not self._told:  # it closed the pipe without a word: it is about to be dead
+            if not self._told:  # it closed the pipe without a message: it is about to end
                 self._process.wait()
             cause = redact(self._told.strip()) or self.death
             newer = "Can't locate revision" in cause
@@ -78,7 +78,7 @@ class OwnServer:
 
     @property
     def death(self) -> str:
-        """How it ended and the last that it said, "" while it runs."""
+        """How it ended and its last line of output, "" while it runs."""
         status = self._process.poll()
         if status is None:
             return ""
@@ -96,14 +96,14 @@ class OwnServer:
         self._process.wait()
         if self._ending:
             return
-        os.kill(os.getpid(), signal.SIGTERM)  # stages put away what they hold
-        time.sleep(GRACE)  # Prefect's engine would try for minutes to tell the server of it
+        os.kill(os.getpid(), signal.SIGTERM)  # stages release what they hold
+        time.sleep(GRACE)  # Prefect's engine would try for minutes to report it to the server
         if not self._lost:
             print(f"phivision: {self.lost()}", file=sys.stderr, flush=True)
         os._exit(1)
 
     def lost(self, error: str = "") -> PipelineError:
-        """Return the error that tells of its death, or of this one where it has not died."""
+        """Return the error for its death, or for `error` where it has not died."""
         self._lost = True
         return PipelineError(
             f"Prefect's server does not answer any more: {self.death or error}",
@@ -122,15 +122,15 @@ class OwnServer:
             self._process.wait()
 
 
-_REMEDY = "`prefect server start` may say more; PREFECT_API_URL names a server that runs elsewhere"
+_REMEDY = "`prefect server start` may print more; or set PREFECT_API_URL to a running server"
 _NEWER = (
-    "a newer Prefect has used the database in {home}: install that one, or set PREFECT_HOME to "
+    "a newer Prefect has used the database in {home}: install it, or set PREFECT_HOME to "
     "another folder"
 )
 
 
 def own_server() -> OwnServer | None:
-    """Start this process's own server and name it to Prefect; None where one is named already.
+    """Start this process's own server and give Prefect its address; None where one is named.
 
     It takes seconds to be ready, in which the rest can be imported.
 
@@ -225,7 +225,7 @@ def _serve(door: int, told: int) -> None:
 
 
 class _Telling:
-    """The server, which tells the run once when it has started, or why it has not."""
+    """The server's app, which reports to the run once that it has started, or why it has not."""
 
     def __init__(self, app: Any, told: int) -> None:
         self._app = app
@@ -258,7 +258,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _tell(told: int, news: str) -> None:
-    with suppress(OSError):  # the run has gone
+    with suppress(OSError):  # the run has ended
         os.write(told, f"{news}\n".encode())
 
 

@@ -2,7 +2,7 @@
 
 The server checks a run's parameters against that schema before the run exists, and its UI
 shows a form made of it. The fields are those of the recipe by dotted path, and those of the
-settings; they are read off the models, so nothing is written down twice.
+settings; they are read from the models, so nothing is written twice.
 """
 
 import re
@@ -25,7 +25,7 @@ StageName = Annotated[str, Field(json_schema_extra={"enum": [stage.name for stag
 
 
 def dotted_fields(model: type[BaseModel], prefix: str = "") -> dict[str, list[FieldInfo]]:
-    """Return every leaf of a model by dotted path; more than one where kinds differ in it."""
+    """Return every leaf of a model by dotted path; several where a union's models share a path."""
     found: dict[str, list[FieldInfo]] = {}
     for name, info in model.model_fields.items():
         path = f"{prefix}{name}"
@@ -51,7 +51,7 @@ def optional_fields(name: str, model: type[BaseModel]) -> Any:
         if get_origin(infos[0].annotation) is dict
     }
     made: Any = TypedDict(name, fields, total=False)  # ty: ignore
-    # Pydantic has no type for keys of a pattern; a JSON schema, which the server reads, has.
+    # Pydantic has no type for keys that match a pattern; JSON schema, which the server reads, has.
     shape: Any = {
         "additionalProperties": False,
         "patternProperties": {

@@ -10,7 +10,7 @@ from storage.store.artifacts import ArtifactStore
 
 
 def attach_report(store: ArtifactStore, settings: Settings, run: str) -> None:
-    """Draw the report of a run and attach it where people look; without one, nothing happens."""
+    """Draw the report of a run and attach it to Prefect's run and W&B, unless drawing fails."""
     place = report_after_run(store, run)
     if place is None:
         return

@@ -12,7 +12,7 @@ from prefect.context import TaskRunContext
 
 from pipeline.progress import ConsoleReporter, Ticker
 
-INTERVAL = 5.0  # seconds between two looks of the bar; shorter work shows none
+INTERVAL = 5.0  # seconds between two updates of the bar; shorter work shows none
 
 
 class PrefectReporter(ConsoleReporter):
@@ -68,7 +68,7 @@ class _Bar:
         if TaskRunContext.get() is None:
             return  # another thread than the stage's own; the console shows its work
         about = f"{self._label}: {self._done:,} of {self._total:,}"
-        # A bar is no reason to fail: the server may be away for a while.
+        # A bar must not fail the stage: the server may be unreachable for a while.
         with suppress(httpx.HTTPError):
             if self._artifact is None:
                 made = create_progress_artifact(percent, self._key, about)

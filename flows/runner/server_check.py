@@ -1,4 +1,4 @@
-"""Whether the Prefect server that the environment names answers us, before a run is begun there."""
+"""Check that the Prefect server named in the environment answers, before a run starts there."""
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -8,10 +8,10 @@ from pipeline.errors import PipelineError
 
 
 def check_server() -> None:
-    """Do nothing where no server is named or it answers; it is a Prefect server of our version.
+    """Return if no server is named, or if a Prefect server of this version answers.
 
     Raises:
-        PipelineError: Nobody answers at its address, or somebody else, or it wants a password.
+        PipelineError: No server answers at the address, it is another one, or needs a password.
     """
     url = PREFECT_API_URL.value()
     if not url:
@@ -23,7 +23,7 @@ def check_server() -> None:
         if error.response.status_code != httpx.codes.UNAUTHORIZED:
             raise PipelineError(f"the server at {url} answers: {error}", _REMEDY) from None
         raise PipelineError(
-            f"the Prefect server at {url} wants a password",
+            f"the Prefect server at {url} needs a password",
             "set PREFECT_API_AUTH_STRING=user:password",
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The one task of every flow: it materializes a stage, and a stage that is there is *Cached*."""
+"""The one task of every flow: it materializes a stage; a stage made before is *Cached*."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,7 +42,7 @@ def make_stages(
     Its data is the name of the run and what the gate decided, None where it was not asked.
 
     Raises:
-        PipelineError: A stage cannot go on for a reason its user can mend.
+        PipelineError: A stage cannot go on for a reason its user can fix.
         StorageError: The store cannot be read or written.
     """
     if deployment.id:  # a worker started this process for the run alone

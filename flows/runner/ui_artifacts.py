@@ -16,7 +16,7 @@ from storage.store.artifacts import ArtifactStore
 FIGURES = 5  # shown on a stage's line; the Prefect artifact has all
 CHANGES = 2  # shown in a run's name
 CONDITIONS = ("real", "shuffled", "blind")
-# The names of the states that a run ends in. Prefect's events bear these names, so whoever waits
+# The names of the states that a run ends in. Prefect's events have these names, so code that waits
 # for the end of a run must know all of them.
 COMPLETED, CACHED, NOT_PUBLISHED, NOTHING_NEW = ENDINGS = (
     "Completed",
@@ -44,7 +44,7 @@ def describe(outcome: Outcome) -> str:
 
 
 def state_line(outcome: Outcome) -> str:
-    """Return what stands beside a task run's state."""
+    """Return the text beside a task run's state."""
     figures = describe(outcome).split(" s  ", 1)[-1].strip()
     if outcome.status == "cached":
         return f"nothing to do: {figures}" if figures else "nothing to do"
@@ -92,7 +92,7 @@ def show_run(run: str, recipe: Recipe, store: ArtifactStore, outcomes: Sequence[
 
 
 def summary_line(run: str, made: Sequence[str], outcomes: Sequence[Outcome]) -> str:
-    """Return what stands beside the state of a flow run."""
+    """Return the text beside the state of a flow run."""
     if not made:
         return f"run {run}: nothing to do, all {len(outcomes)} stages are cached"
     return f"run {run}: {len(made)} of {len(outcomes)} stages made ({', '.join(made)})"

@@ -114,7 +114,7 @@ def test_an_image_is_pasted_and_a_long_question_is_refused_and_kept(
     long = "why " * 300
     line.fill(long)
     line.press("Enter")
-    page.get_by_text("at most 1,000 are read").wait_for()
+    page.get_by_text("at most 1,000 are allowed").wait_for()
     assert line.input_value() == long
     line.fill(QUESTION)
     line.press("Enter")

@@ -101,7 +101,7 @@ def test_a_projector_re_runs_the_training_and_what_follows_unless_it_is_accepted
     accepted = checkout.run("accept", "--all", *checkout.sets)
     assert re.findall(r"^(\w+): .*model/blocks", accepted, re.MULTILINE) == ["finetune", "evaluate"]
     assert checkout.stale() == {}
-    assert "every file is what was committed" in checkout.run("verify")
+    assert "every file is as committed" in checkout.run("verify")
     assert "nothing to do" in checkout.run("run", "--wandb", "disabled", *checkout.sets)
 
 

@@ -36,4 +36,4 @@ def test_a_cached_run_on_a_read_only_disk_succeeds(
         pytest.skip(f"no read-only disk can be mounted here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     assert "nothing to do: every stage is cached" in done.stdout
-    assert "the store can only be read, so nothing of this run was kept" in done.stdout
+    assert "the store is read-only, so this run was not recorded" in done.stdout

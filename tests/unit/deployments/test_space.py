@@ -99,5 +99,5 @@ def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assemble(tmp_path, "hf://owner/name")
     with pytest.raises(PipelineError, match="not a bundle"):
         assemble(tmp_path / "space", str(tmp_path))
-    with pytest.raises(SystemExit, match="names no repository"):
+    with pytest.raises(SystemExit, match="is not a repository"):
         main(["hf://wrong", "hf://owner/name"])

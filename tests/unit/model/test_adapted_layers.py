@@ -57,13 +57,13 @@ def test_a_name_of_no_layer_is_refused_beside_one_that_matches() -> None:
     with pytest.raises(ModelError) as told:
         add_lora(llama(), rank=2, alpha=4, dropout=0.0, targets=("q_proj", "dense", "fc1"))
     assert str(told.value) == (
-        "finetune.lora_targets: no linear layer is named dense, fc1; there are down_proj, "
-        "gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, and all-linear means all of them"
+        "finetune.lora_targets: no linear layer has the name dense, fc1; use some of down_proj, "
+        "gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or all-linear for all of them"
     )
 
 
 def test_the_output_layer_is_no_target() -> None:
-    with pytest.raises(ModelError, match="no linear layer is named lm_head"):
+    with pytest.raises(ModelError, match="no linear layer has the name lm_head"):
         add_lora(llama(), rank=2, alpha=4, dropout=0.0, targets=("lm_head",))
 
 

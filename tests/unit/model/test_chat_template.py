@@ -148,7 +148,7 @@ def test_a_model_without_a_template_has_no_pieces(tmp_path: Path) -> None:
     ("template", "words"),
     [
         ("{{ messages[0] ", "cannot be used"),
-        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "is no control token"),
+        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "is not a control token"),
         ("<|im_start|>{{ messages[0]['content'] }}", "leaves out or changes"),
         (CHATML.replace("m['content']", "m['content'] | upper"), "leaves out or changes"),
         (INSTRUCT, "later turns differently"),

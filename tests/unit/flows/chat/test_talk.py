@@ -117,7 +117,7 @@ def test_a_new_image_begins_a_new_subject() -> None:
         ("   ", "", "Write a question"),
         ("What?", "", "Add an image first"),
         ("x" * 51, "red.png", "at most 50"),
-        ("What\ud83d?", "red.png", "half a character. Please write it again"),
+        ("What\ud83d?", "red.png", "an incomplete character. Please write it again"),
         ("What?", "text.png", "not an image"),
         ("What?", "large.png", "Please make it smaller"),
         ("What?", "gone.png", "add it again"),

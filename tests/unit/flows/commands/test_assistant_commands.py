@@ -88,8 +88,8 @@ def test_a_question_in_another_encoding_is_one_line(
     with pytest.raises(SystemExit) as ended:
         main(["ask", str(path), typed, "--bundle", str(tiny_bundle)])
     assert ended.value.code == 1
-    assert "the question holds half a character" in capsys.readouterr().err
-    with pytest.raises(ModelError, match="half a character"):
+    assert "the question has an incomplete character" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="incomplete character"):
         assistant.ask(image(), "What colour?", [(typed, "Red.")])
 
 

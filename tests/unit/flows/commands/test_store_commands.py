@@ -41,14 +41,14 @@ def ask(
 def test_verify_names_what_is_damaged_and_fails(
     done: ArtifactStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "6 artifacts, 0.0 MB: every file is what was committed" in ask(capsys, done, "verify")
+    assert "6 artifacts, 0.0 MB: every file is as committed" in ask(capsys, done, "verify")
     made = done.manifests("numbers")[0]
     for shard in range(5):
         flip(done, f"{made.folder}/{shard}.txt")
     text = ask(capsys, done, "verify", status=1)
     assert f"numbers {made.fingerprint[:12]} 0.txt altered; 1.txt altered" in text
     assert "1 of 6 artifacts are damaged" in text
-    assert "`phivision run` with the recipe that made them makes just those again" in text
+    assert "`phivision run` with the recipe that made them makes only those again" in text
     assert "numbers" in ask(capsys, done, "verify", status=1)
 
 
@@ -61,15 +61,15 @@ def test_an_empty_place_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_gc_tells_before_it_removes(
     done: ArtifactStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "0 things, 0.0 MB, removed" in ask(capsys, done, "gc", "--keep", "1")
+    assert "nothing to remove in" in ask(capsys, done, "gc", "--keep", "1")
     options = ("gc", "--keep", "1", "--days", "0")
     text = ask(capsys, done, *options, "--dry-run")
     assert text.count("manifest ") == text.count("attempt ") == 3
-    assert f"6 things, 0.0 MB, would be removed from {done.uri}" in text
+    assert f"6 items, 0.0 MB, would be removed from {done.uri}" in text
     assert len(done.manifests("sums")) == 2
     ask(capsys, done, *options)
     assert len(done.manifests("sums")) == 1
-    assert "0 things" in ask(capsys, done, *options)
+    assert "nothing to remove" in ask(capsys, done, *options)
     assert "every file" in ask(capsys, done, "verify")
 
 
@@ -81,15 +81,15 @@ def test_gc_beside_a_running_pipeline_says_that_it_holds_back(
     lock = tmp_path / "store" / "work" / "locks" / "pretrain-0000000000000000.lock"
     with FileLock(lock):
         text = ask(capsys, done, "gc", "--keep", "1", "--days", "0")
-    assert "a pipeline is at work: what was used in the last 7 days stays" in text
-    assert "0 things" in text
+    assert "a pipeline is running: what was used in the last 7 days stays" in text
+    assert "nothing to remove" in text
 
 
 def test_a_tag_keeps_its_run(done: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:
     old = read_runs(done)[1]["run"]
     assert f"paper is now run {old}" in ask(capsys, done, "tag", "paper", old[:7])
     assert read_refs(done)["paper"] == old
-    assert "0 things" in ask(capsys, done, "gc", "--keep", "1", "--days", "0")
+    assert "nothing to remove" in ask(capsys, done, "gc", "--keep", "1", "--days", "0")
     for name in ("latest", "../x", "a b"):
         assert "cannot name a run" in ask(capsys, done, "tag", name, status=1)
 
@@ -108,7 +108,7 @@ def test_diff_shows_fields_and_digests(
 def test_accept_needs_something_to_adopt(
     done: ArtifactStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "name a stage, or all of them" in ask(capsys, done, "accept", status=1)
+    assert "name a stage, or give --all" in ask(capsys, done, "accept", status=1)
     assert "name a stage" in ask(capsys, done, "accept", "images", "--all", status=1)
     assert "images has no intact artifact" in ask(capsys, done, "accept", "--all", status=1)
     assert "images has no intact artifact" in ask(capsys, done, "accept", "images", status=1)

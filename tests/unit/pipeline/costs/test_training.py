@@ -323,7 +323,7 @@ def test_packed_layers_are_about_a_quarter_of_their_weights_in_bf16() -> None:
 def test_a_device_is_a_name_or_an_amount() -> None:
     assert device_of("h100", None).memory == 80e9
     assert device_of("24 GB", 50.0) == (24e9, 50e12, 0.3e12)
-    with pytest.raises(PipelineError, match=r"no device 'X9'[\s\S]*known are L4, A100"):
+    with pytest.raises(PipelineError, match=r"no device 'X9'[\s\S]*use one of L4, A100"):
         device_of("X9", None)
 
 

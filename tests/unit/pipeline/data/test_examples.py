@@ -109,7 +109,7 @@ def test_a_language_model_is_asked_in_its_own_chat_template(
 def test_a_template_that_cannot_be_used_is_told(tmp_path: Path, tiny_bundle: Path) -> None:
     write_dataset(tmp_path / "in", tiny_bundle, range(COUNT))
     part = preset("demo").override({"examples.template": "{{ messages[0].content }}"}).examples
-    with pytest.raises(ModelError, match="leaves out or changes what is said"):
+    with pytest.raises(ModelError, match="leaves out or changes the text of a message"):
         examples(context_of(tmp_path / "in", tmp_path / "work"), part, 0)
     with pytest.raises(RecipeError, match="neither plain nor auto"):
         preset("demo").override({"examples.template": "chatml"})
