@@ -31,11 +31,7 @@ _NOBODY = {
 
 def explain(error: BaseException) -> str | None:
     """Return a line for an expected error, or None for a defect that deserves its traceback."""
-    if isinstance(error, StorageError):
-        message, remedy = error.args
-        # Its remedies are sentences, since its text is one line in a log.
-        return f"{message}\n  → {remedy[:1].lower()}{remedy[1:]}" if remedy else message
-    if isinstance(error, PipelineError | ModelError):
+    if isinstance(error, PipelineError | StorageError | ModelError):
         return str(error)
     if isinstance(error, RuntimeError | KeyError | OSError):
         for words, told in _NOBODY.items():

@@ -110,13 +110,6 @@ def test_what_the_system_refuses_is_named_with_a_remedy(number: int) -> None:
     assert "→" in line
 
 
-def test_every_kind_of_error_gives_its_remedy_in_the_same_form() -> None:
-    wanted = "it is gone\n  → look elsewhere"
-    assert explain(StorageError("it is gone", "Look elsewhere")) == wanted
-    assert explain(PipelineError("it is gone", "look elsewhere")) == wanted
-    assert explain(StorageError("it is gone")) == "it is gone"
-
-
 def test_a_result_is_not_written_over_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
