@@ -217,7 +217,7 @@ class Choices:
         }
         if self.stage == "pretrain":
             return PretrainPart(
-                projector=self.projector, separator_learning_rate=self.rate, **shared
+                projector=self.projector, start="", separator_learning_rate=self.rate, **shared
             )
         return FinetunePart(
             method=self.method,

@@ -87,7 +87,7 @@ def test_an_answer_is_as_long_as_there_is_room(
 ) -> None:
     answer = adapter.generate_until([request_of("What?", {"max_new_tokens": 4096}, 0)])[0]
     assert len(answer) > 100
-    with pytest.raises(ModelError, match=r"task task, document 1: the question has .* fit behind"):
+    with pytest.raises(ModelError, match=r"task task, document 1: the question has .* fit after"):
         adapter.generate_until([request_of("why " * 300, dict(GREEDY), 1)])
 
 

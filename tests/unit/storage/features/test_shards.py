@@ -370,7 +370,7 @@ def test_duckdb_reads_both_files(tmp_path: Path) -> None:
         ("split", ["train", None, "val"], "split has nulls"),
         ("width", np.array([1, 2, 2**40]), "do not fit the index"),
         ("sha256", ["a" * 64, "b" * 64, "C" * 64], "lower-case hex digits, not 'CCC"),
-        ("sha256", ["a" * 64, "b" * 64, "a" * 64], "stands 2 times"),
+        ("sha256", ["a" * 64, "b" * 64, "a" * 64], "occurs 2 times"),
         # Memory that nobody touches: the check comes before the first value is looked at.
         ("patches", np.empty((3, 1, 2**23), np.float16), "128 rows of patches exceed 2 GiB"),
     ],
