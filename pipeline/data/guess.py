@@ -96,10 +96,8 @@ def _layout_of_coco(path: str, folder: Path) -> Guess | None:
 
 def _metadata(folder: Path) -> Path | None:
     """Return the one table of a folder, such as the metadata.csv of a Hugging Face image folder."""
-    tables = [
-        p for p in folder.iterdir() if table_suffix(p.name) and p.with_suffix("").suffix == ""
-    ]
-    tables = [p for p in tables if not _is_sample(p, folder)]
+    files = (path for path in folder.iterdir() if table_suffix(path.name))
+    tables = [path for path in files if not _is_sample(path, folder)]
     return tables[0] if len(tables) == 1 else None
 
 
