@@ -6,11 +6,14 @@ one entry; a test compares the counts with transformers' own class.
 
 from collections.abc import Collection
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Layout = Literal["phi", "llama", "phi3", "neox"]
+"""How the linear layers of a decoder layer are divided and called; all of a family share it."""
 
 
 class LanguageLine(NamedTuple):
-    """What a plan needs to know of a Phi, or of a Llama (gated MLP, RMS norms, no biases).
+    """What a plan needs to know of a language model.
 
     Attributes:
         vocabulary: Rows of the embedding.
@@ -23,8 +26,10 @@ class LanguageLine(NamedTuple):
             each keeps what it needs for the backward pass.
         dropout: Dropout of a layer's two outputs, in training.
         groups: Heads of keys and values; None: as many as attention heads.
-        llama: Whether its layers are those of Llama.
+        layout: Which linear layers a decoder layer has; `llama` and `phi3` have gated MLPs, RMS
+            norms and no biases.
         tied: Whether the output layer is the embedding.
+        head_size: Width of a head; None: the hidden width divided by the heads.
     """
 
     vocabulary: int
@@ -36,23 +41,44 @@ class LanguageLine(NamedTuple):
     fused_gelu: bool
     dropout: float
     groups: int | None = None
-    llama: bool = False
+    layout: Layout = "phi"
     tied: bool = False
+    head_size: int | None = None
+
+    @property
+    def queries(self) -> int:
+        """Width of a position's queries, all heads together."""
+        return self.heads * (self.head_size or self.width // self.heads)
 
     @property
     def keys(self) -> int:
         """Width of a position's keys, and of its values."""
-        return self.width * (self.groups or self.heads) // self.heads
+        return self.queries * (self.groups or self.heads) // self.heads
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP multiplies two of its parts."""
+        return self.layout in ("llama", "phi3")
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of the linear layers of one decoder layer, by name."""
-        whole, part = (self.width, self.width), (self.width, self.keys)
-        up, down = (self.width, self.inner), (self.inner, self.width)
-        attention = {"q_proj": whole, "k_proj": part, "v_proj": part}
-        if self.llama:
-            return attention | {"o_proj": whole, "gate_proj": up, "up_proj": up, "down_proj": down}
-        return attention | {"dense": whole, "fc1": up, "fc2": down}
+        width, inner, queries, keys = self.width, self.inner, self.queries, self.keys
+        apart = {"q_proj": (width, queries), "k_proj": (width, keys), "v_proj": (width, keys)}
+        joined, out = (width, queries + 2 * keys), (queries, width)
+        up, down = (width, inner), (inner, width)
+        match self.layout:
+            case "phi":
+                return apart | {"dense": out, "fc1": up, "fc2": down}
+            case "llama":
+                gated = {"gate_proj": up, "up_proj": up, "down_proj": down}
+                return apart | {"o_proj": out} | gated
+            case "phi3":
+                gated = {"gate_up_proj": (width, 2 * inner), "down_proj": down}
+                return {"qkv_proj": joined, "o_proj": out} | gated
+            case "neox":
+                plain = {"dense_h_to_4h": up, "dense_4h_to_h": down}
+                return {"query_key_value": joined, "dense": out} | plain
 
     @property
     def layer_matrices(self) -> int:
@@ -66,13 +92,18 @@ class LanguageLine(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """All parameters: matrices, biases, norms."""
-        if self.llama:
-            vectors = self.layers * 2 * self.width + self.width
-            return self.layer_matrices + (1 if self.tied else 2) * self.head + vectors
+        """All parameters: matrices, biases, norms.
+
+        Exact for Phi, GPT-NeoX, and Llama without biases. Families with biases of their own or
+        more norms have up to a thousandth more.
+        """
+        whole = self.layer_matrices + (1 if self.tied else 2) * self.head
+        if self.gated:
+            return whole + self.layers * 2 * self.width + self.width
         biases = sum(outputs for _, outputs in self.linears.values())
-        vectors = self.layers * (biases + 2 * self.width) + 2 * self.width + self.vocabulary
-        return self.layer_matrices + 2 * self.head + vectors
+        norms = 4 if self.layout == "neox" else 2  # vectors of a layer's norms
+        vectors = self.layers * (biases + norms * self.width) + 2 * self.width
+        return whole + vectors + (self.vocabulary if self.layout == "phi" else 0)
 
     def named(self, targets: str | tuple[str, ...]) -> tuple[str, ...]:
         """Return the names of the layers that targets mean; a string means all of them."""
@@ -99,7 +130,7 @@ LANGUAGE_MODELS = MappingProxyType(
             fused_gelu=True,
             dropout=0.0,
             groups=3,
-            llama=True,
+            layout="llama",
             tied=True,
         ),
         "HuggingFaceTB/SmolLM2-360M-Instruct": LanguageLine(
@@ -112,7 +143,7 @@ LANGUAGE_MODELS = MappingProxyType(
             fused_gelu=True,
             dropout=0.0,
             groups=5,
-            llama=True,
+            layout="llama",
             tied=True,
         ),
     }

@@ -120,7 +120,7 @@ def _no_weights(place: Place, wanted: str, pickles: tuple[str, ...]) -> Pipeline
 def _check_model(folder: Path, title: str) -> None:
     from model.language import check_language_model
 
-    _read(folder / CONFIG, title)
+    read_json(folder / CONFIG, title)
     check_language_model(folder, title)
 
 
@@ -130,7 +130,7 @@ def _shards(index: Path, place: Place) -> list[str]:
     Raises:
         PipelineError: It lists no file, or one that is missing.
     """
-    listed = _read(index, place.title).get("weight_map")
+    listed = read_json(index, place.title).get("weight_map")
     names = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
     for name in names or ["nothing"]:
         if "/" in name or not name.endswith(".safetensors") or not place.has(name):
@@ -141,7 +141,16 @@ def _shards(index: Path, place: Place) -> list[str]:
     return names
 
 
-def _read(path: Path, title: str) -> dict[str, Any]:
+def read_json(path: Path, title: str) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        path: The file.
+        title: Name of its model in messages.
+
+    Raises:
+        PipelineError: The file holds something else.
+    """
     try:
         found = json.loads(path.read_bytes())
     except ValueError:

@@ -3,18 +3,32 @@
 It imports torch only for the shape of a timm encoder.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
 from model.encoder_table import encoder_line, is_timm
+from model.language_config import line_of_config, line_of_gguf
 from model.language_table import LANGUAGE_MODELS, LanguageLine, line_of
+from pipeline.backbones.model_sources import CONFIG, Source, is_one_file, lm_source
 from pipeline.errors import PipelineError
+from pipeline.progress import ConsoleReporter
 from pipeline.recipe.backbone_parts import TINY_POSITIONS, BackbonesChoice, TinyBackbones
 from pipeline.recipe.recipe import Recipe
+from storage.errors import redact
 
 
 def language_line(backbones: BackbonesChoice) -> LanguageLine:
     """Return the dimensions of a recipe's language model.
 
+    Those of a published model come from its config.json or GGUF header if it is on this machine,
+    from a table if its name is known, else from its place; no weights are fetched.
+
     Raises:
-        PipelineError: They are not known.
+        ModelError: The family is not known to plans.
+        PipelineError: There is no config, or its place cannot be reached.
+        StorageError: A URL cannot be read.
     """
     if isinstance(backbones, TinyBackbones):
         width = backbones.lm_width
@@ -28,13 +42,40 @@ def language_line(backbones: BackbonesChoice) -> LanguageLine:
             fused_gelu=True,
             dropout=0.0,
         )
+    source = lm_source(backbones)
+    if isinstance(source, Path) and source.is_file() and is_one_file(source):
+        return line_of_gguf(source)
     known = line_of(backbones.lm_repository)
-    if known is None:
+    # A folder that is here tells more than its name.
+    if known and not (isinstance(source, Path) and source.is_dir()):
+        return known
+    return line_of_config(_config(source), backbones.lm_repository)
+
+
+def _config(source: Source) -> Mapping[str, Any]:
+    """Return a model's config: of a folder, the Hub or its cache, or a URL; no weights.
+
+    Raises:
+        PipelineError: There is none, or its place cannot be reached.
+        StorageError: The URL cannot be read.
+    """
+    # They import every kind of transfer, which few plans need.
+    from pipeline.backbones.model_files import read_json
+    from pipeline.backbones.model_places import place_of
+
+    if is_one_file(source):
         raise PipelineError(
-            f"the dimensions of {backbones.lm_repository} are not known",
-            f"model/language_table.py has {', '.join(LANGUAGE_MODELS)}; add a line for another one",
+            f"the dimensions of {redact(str(source))} are not known before it is fetched",
+            f"name the model's repository, or one of {', '.join(LANGUAGE_MODELS)}",
         )
-    return known
+    with TemporaryDirectory(prefix="phivision-") as folder:
+        place = place_of(source, Path(folder), ConsoleReporter())
+        if not place.has(CONFIG):
+            raise PipelineError(
+                f"{place.title} has no {CONFIG}", "it must be a transformers language model"
+            )
+        place.bring([CONFIG], Path(folder))
+        return read_json(Path(folder) / CONFIG, place.title)
 
 
 def vision_width(recipe: Recipe) -> int:

@@ -110,7 +110,7 @@ class Training:
             prefix=Weights(0, self.prefix.matrices - self.prefix.idle),
             layers=layers,
             head=head,
-            attention=language.layers * language.width,
+            attention=language.layers * language.queries,
             prefix_tokens=self.prefix_tokens,
         )
 
@@ -249,11 +249,11 @@ def _kept_in_layer(training: Training, element: int) -> int:
     language = training.language
     width, inner = language.width, language.inner
     kept = 4 * width + 8  # the norm's input, its mean and deviation
-    kept += element * 4 * width + 4 * language.heads  # query, key, value, output, log-sum-exp
-    if language.llama:
-        # Keys and values of fewer heads; the second norm; gate, its SiLU and up, and if weights are
-        # trained, their product, too.
-        kept += element * (2 * (language.keys - width) + width // 2 + 3 * inner)
+    # Queries, keys, values, output, log-sum-exp.
+    kept += element * 2 * (language.queries + language.keys) + 4 * language.heads
+    if language.gated:
+        # The second norm; gate, its SiLU and up, and if weights are trained, their product, too.
+        kept += element * (width // 2 + 3 * inner)
         kept += element * (inner + width // 2) * (training.method == "full")
     else:
         kept += element * inner + (0 if language.fused_gelu else 12 * inner)

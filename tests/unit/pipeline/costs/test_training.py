@@ -34,7 +34,6 @@ from model.projectors import (
     SparseMixtureConfig,
 )
 from model.vlm import VisionLanguageModel, build_vlm, freeze
-from pipeline.costs.backbone_sizes import language_line
 from pipeline.costs.training import (
     LOGIT_ROWS,
     Method,
@@ -53,7 +52,7 @@ from tests.unit.pipeline.engine.test_plan import command
 PATCHES, VISION, RANK = 9, 24, 4
 TINY = LanguageLine(300, 64, 3, 2, 256, 64, fused_gelu=True, dropout=0.0)
 LLAMA = LanguageLine(
-    300, 64, 3, 4, 176, 64, fused_gelu=True, dropout=0.0, groups=2, llama=True, tied=True
+    300, 64, 3, 4, 176, 64, fused_gelu=True, dropout=0.0, groups=2, layout="llama", tied=True
 )
 TOLERANCE = 0.1
 SPARSE = SparseMixtureConfig(
@@ -64,7 +63,7 @@ MIXTURE = MixtureConfig(reducer="none", tokens=PATCHES, experts=3, layers=2, bal
 
 def stock(line: LanguageLine) -> PreTrainedModel:
     """transformers' own model of these dimensions."""
-    if line.llama:
+    if line.layout == "llama":
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=line.vocabulary,
@@ -277,14 +276,6 @@ def test_one_more_row_than_the_largest_micro_batch_does_not_fit() -> None:
     assert largest_micro_batch(next(trainings(preset("coco"))), 5e9) == 0
 
 
-def test_the_dimensions_come_from_the_recipe_or_from_the_table() -> None:
-    tiny = language_line(preset("demo").backbones)
-    assert (tiny.vocabulary, tiny.width, tiny.layers, tiny.inner) == (512, 96, 2, 384)
-    other = preset("coco").override({"backbones.lm_repository": "someone/else"})
-    with pytest.raises(PipelineError, match=r"someone/else are not known[\s\S]*microsoft/phi-2"):
-        list(trainings(other))
-
-
 def test_seconds_are_operations_over_the_stated_peak_and_share() -> None:
     coco = preset("coco")
     slow, fast = (
@@ -347,20 +338,6 @@ def test_the_command_prints_every_training_and_imports_nothing_heavy(
         parts = ("weights", "gradients", "optimizer", "activations", "transient")
         assert math.fsum(row[part] for part in parts) == pytest.approx(row["total"], abs=0.03)
         assert row["fits"] == (row["largest_micro_batch"] >= row["micro_batch"])
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "hf://HuggingFaceTB/SmolLM2-135M-Instruct@main",
-        "./.weights/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "s3://bucket/SmolLM2-135M-Instruct/",
-    ],
-)
-def test_a_model_is_planned_by_its_name_wherever_it_lies(place: str) -> None:
-    recipe = preset("small").override({"backbones.lm_repository": place})
-    assert language_line(recipe.backbones).parameters == 134_515_008
 
 
 def test_the_plan_of_an_encoder_of_timm_reads_its_shape_from_the_model() -> None:
