@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 
-.PHONY: demo photos test test-services lint format server worker deploy audit faults coverage bench rehearsal clean requirements
+.PHONY: demo photos test realweights test-services lint format server worker deploy audit faults coverage bench rehearsal clean requirements
 
 # Steps are so small that more threads than two would mostly wait for each other. Exit status 3: a
 # model was made and not published; its scores say why.
@@ -31,6 +31,11 @@ PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(DEV) lint  ## all tests from units to the whole demo, but those in a browser
 	$(PYTEST) -m "not browser"
+
+# PHIVISION_REALDATA names the images; without it only what needs none of them runs.
+realweights: $(DEV)  ## the tests with the pretrained weights of `make photos`
+	$(BIN)/python -m deployments.photo_weights .weights
+	$(BIN)/python -m pytest -m realweights tests/real
 
 test-services: $(DEV)  ## Prefect's server with workers, PostgreSQL and a browser, where installed
 	$(BIN)/python -m pytest -m "server or browser"

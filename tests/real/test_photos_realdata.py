@@ -1,4 +1,4 @@
-"""`make photos` made small: real weights of both models on the few real COCO images there are.
+"""`make photos` made small: real weights of both models on a few real COCO images and photographs.
 
 The weights are those that `make photos` fetches into `.weights`. So little training shows that the
 whole of it works at its real size, not that it sees.
@@ -16,6 +16,7 @@ WEIGHTS = ROOT / ".weights"
 
 pytestmark = [
     pytest.mark.realdata,
+    pytest.mark.realweights,
     pytest.mark.e2e,
     pytest.mark.timeout(1500),
     pytest.mark.skipif(not WEIGHTS.is_dir(), reason="no .weights: make photos fetches them"),
@@ -36,11 +37,18 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
+# All COCO images that there are, and as many of the 2,300 photographs.
+LIMITS = {"coco": {}, "photos": {"images.limit": 218, "images.test_limit": 50}}
+
+
+@pytest.fixture(scope="module", params=LIMITS)
+def run(
+    realdata: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Cli, str]:
     """Run the preset once; the gate may refuse what so little training made."""
     cli = ForkedCli(tmp_path_factory.mktemp("photos") / "store")
-    changes = assignments({"images.source.root": realdata / "coco", **SMALL})
+    root = realdata / request.param
+    changes = assignments({"images.source.root": root, **SMALL, **LIMITS[request.param]})
     done = cli("run", "--preset", "photos", *changes, timeout=1400)
     assert done.returncode in (0, 3), done.stdout + done.stderr
     return cli, done.stdout
