@@ -20,6 +20,11 @@ _SQL = """
 SELECT stage, split, metric, condition, value, low, high, count FROM metrics WHERE run = $run
 """
 
+_BY_SOURCE = """
+SELECT * FROM metrics_by_source WHERE stage = 'finetune' AND condition = 'real'
+ORDER BY metric, source
+"""
+
 
 def print_scores(catalog: Catalog, *, every: bool = False) -> None:
     """Print the scores of each model under every condition, with their intervals.
@@ -36,9 +41,24 @@ def print_scores(catalog: Catalog, *, every: bool = False) -> None:
         rows = database.query(_SQL, {"run": run}).to_pylist()
     shown = [row for row in rows if every or row["metric"] in MAIN]
     print_conditions(run, shown)
+    _print_by_source(catalog, every=every)
     if not every:
         more = len({row["metric"] for row in rows} - set(MAIN))
         print(f"{more} more metrics: phivision scores --all")
+
+
+def _print_by_source(catalog: Catalog, *, every: bool) -> None:
+    """Print the scores under the own image for each source of a mixture, if there are several."""
+    if not catalog.paths("metrics_by_source"):
+        return  # of an earlier version
+    with catalog.open(_BY_SOURCE) as database:
+        rows = database.query(_BY_SOURCE).to_pylist()
+    shown = [row for row in rows if every or row["metric"] in MAIN]
+    if not shown:
+        return
+    print("\nby source of images or conversations, with the own image (model of finetune)")
+    lines = [[metric_name(row), row["source"], _half(row), row["count"]] for row in shown]
+    Console(soft_wrap=False).print(table_of(["metric", "source", "score", "n"], lines, whole=True))
 
 
 def run_of(catalog: Catalog) -> str:

@@ -46,7 +46,7 @@ def optional_fields(name: str, model: type[BaseModel]) -> Any:
     found = dotted_fields(model)
     fields = {path: _field(path, infos) for path, infos in found.items()}
     entries = {
-        f"^{re.escape(path)}\\..+$": get_args(infos[0].annotation)[1]
+        f"^{re.escape(path)}\\..+$": _entry(infos[0])
         for path, infos in found.items()
         if get_origin(infos[0].annotation) is dict
     }
@@ -86,6 +86,12 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
 
 
+def _entry(info: FieldInfo) -> Any:
+    """Return the type of a field's named entries, Any for parts: the recipe checks these itself."""
+    kind = get_args(info.annotation)[1]
+    return Any if any(_models(kind)) else kind
+
+
 def _field(path: str, infos: list[FieldInfo]) -> Any:
     """Return one annotation for a field, with its limits, its description and its path as title."""
     texts = dict.fromkeys(info.description for info in infos if info.description)
@@ -99,6 +105,8 @@ def _field(path: str, infos: list[FieldInfo]) -> Any:
 
 def _bounded(info: FieldInfo) -> Any:
     annotation: Any = info.annotation
+    if get_origin(annotation) is dict and _entry(info) is Any:
+        annotation = dict[str, dict[str, Any]]
     for limit in info.metadata:
         annotation = Annotated[annotation, limit]
     return annotation

@@ -32,6 +32,7 @@ TABLES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "patches": ("features", "patches-*.parquet"),
         "predictions": ("evaluate", "predictions.parquet"),
         "importance": ("evaluate", "importance.parquet"),
+        "metrics_by_source": ("evaluate", "metrics_by_source.parquet"),
     }
 )
 _LISTS = re.compile(r"\s*SHOW\b", re.IGNORECASE)  # statements about the views themselves

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.data.coco_files import JSON_LIMITS, read_document
 from pipeline.data.name_forms import composed
 from pipeline.data.schemas import drop
+from pipeline.data.source_layout import SPLITS
 from storage.archives.archives import open_archive
 from storage.tables import as_int64, is_number, is_text
 
@@ -30,11 +31,13 @@ class Annotations:
         images: Records with `id`, `file_name` and `origin`, one per file, sorted by id.
         captions: Rows of the captions' table; `caption_id` is None where a record has no id.
         objects: Rows of the objects' table, likewise.
+        test: Whether its images are test images, never trained on.
     """
 
     images: list[Json]
     captions: list[Json]
     objects: list[Json]
+    test: bool = False
 
 
 def read_coco(path: Path, split: str, drops: list[Json], *, own: bool = False) -> Annotations:
@@ -69,6 +72,7 @@ def read_coco(path: Path, split: str, drops: list[Json], *, own: bool = False) -
         images=images,
         captions=[*listed.captions(captions.get("annotations", ()), names[0])],
         objects=[*listed.objects(instances.get("annotations", ()), names[1], categories)],
+        test=split == SPLITS[1],
     )
 
 

@@ -1,15 +1,15 @@
 """Images that have only captions, from tables and folders, as annotations.
 
 This data has no ids: an image's id is a hash of its name, so that it keeps its split when other
-images are added or removed. The id has 52 bits, which every JSON reader keeps exactly.
+images are added or removed.
 """
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.annotations import Annotations
+from pipeline.data.draws import draw, id_of
 from pipeline.data.schemas import drop
 from storage.tables import is_text
 
@@ -48,7 +48,12 @@ class Captioned:
 
 
 def annotations_of(
-    records: Iterable[Captioned], test_share: float, seed: int, drops: list[dict[str, Any]]
+    records: Iterable[Captioned],
+    test_share: float,
+    seed: int,
+    drops: list[dict[str, Any]],
+    *,
+    bare: bool = False,
 ) -> dict[str, Annotations]:
     """Return the images and captions of the origins `train` and `test`.
 
@@ -59,23 +64,24 @@ def annotations_of(
         test_share: Share of the images that become test images where no record names a split.
         seed: Seed of that choice.
         drops: Receives a row for each record that has no caption or an unknown split.
+        bare: Whether images need no captions.
     """
     images: dict[str, dict[str, Any]] = {}
     captions: dict[str, list[str]] = {}
     taken: set[int] = set()
     for record in records:
         name, split = record.file_name, _SPLITS.get(record.split.strip().lower())
-        if not record.captions or split is None:
+        if not (record.captions or bare) or split is None:
             reason = "no caption" if split else "unknown split"
             drops.append(drop("images", "image", record.place, name, reason, record.split))
             continue
         if name not in images:
-            key = _id(name, taken)
+            key = id_of(name, taken)
             images[name] = {"id": key, "file_name": name, "split": split, "coco_url": record.url}
         captions.setdefault(name, []).extend(record.captions)
     divided = any(image["split"] == TEST for image in images.values())
     for image in images.values():
-        if not divided and _draw(image["id"], seed) < test_share:
+        if not divided and draw("test", image["id"], seed) < test_share:
             image["split"] = TEST
         image["origin"] = TEST if image["split"] == TEST else TRAIN
     return {origin: _origin(origin, images, captions) for origin in (TRAIN, TEST)}
@@ -97,17 +103,4 @@ def _origin(
         for image in mine
         for text in captions[image["file_name"]]
     ]
-    return Annotations(mine, rows, [])
-
-
-def _id(name: str, taken: set[int]) -> int:
-    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 12
-    while key in taken:  # a collision: one in some thousand datasets of a million images
-        key += 1
-    taken.add(key)
-    return key
-
-
-def _draw(image_id: int, seed: int) -> float:
-    text = f"test:{seed}:{image_id}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
+    return Annotations(mine, rows, [], test=origin == TEST)

@@ -6,6 +6,7 @@ gives a reason for each; only malformed records are dropped here.
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,19 @@ from pipeline.data.schemas import CONVERSATIONS, DROPS, drop
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
 from pipeline.hub.snapshots import HUB, Repository, at_commit, parse_address, repository_file
-from pipeline.recipe.data_sources import FileConversations, HubConversations, NoConversations
+from pipeline.recipe.data_sources import (
+    DemoConversations,
+    FileConversations,
+    HubConversations,
+    MixtureConversations,
+    NoConversations,
+)
 from pipeline.recipe.parts import ConversationsPart, ImagesPart
 from storage.errors import redact
 from storage.fetch.transfer import download
 from storage.tables import is_text, write_table
+
+LABEL = "conversations"  # of the state of a file
 
 
 def conversations(
@@ -42,10 +51,40 @@ def conversations(
         StorageError: The file cannot be fetched.
     """
     drops: list[dict[str, Any]] = []
-    if isinstance(conversations.source, NoConversations):
+    source = conversations.source
+    if isinstance(source, NoConversations):
         return _write(context, [], drops)
-    path, name = _locate(context, conversations, images, seed)
-    rows = list(_rows(read_records(path, name), drops))
+    if isinstance(source, MixtureConversations):
+        return _write(context, _of_mixture(context, source, drops), drops)
+    found = _locate(context, source, images, seed)
+    return _write(context, _read(*found, source.kind, drops), drops)
+
+
+def _of_mixture(
+    context: StageContext, mixture: MixtureConversations, drops: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the conversations of all files, numbered as one table."""
+    found: list[dict[str, Any]] = []
+    for name, source in sorted(mixture.sources.items()):
+        scratch = context.scratch / name
+        scratch.mkdir(exist_ok=True)
+        state = {LABEL: context.source[name]} if name in context.source else {}
+        inside = replace(context, scratch=scratch, source=state)
+        lost: list[dict[str, Any]] = []
+        rows = _read(*_locate(inside, source, None, 0), name, lost)
+        for row in rows[: mixture.limits.get(name)]:
+            found.append({**row, "conversation_id": len(found)})
+        drops += [{**row, "file": name} for row in lost]
+    return found
+
+
+def _read(path: Path, name: str, source: str, drops: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the conversations of a file.
+
+    Raises:
+        PipelineError: It is not LLaVA-Instruct JSON, or holds no conversation.
+    """
+    rows = [{**row, "source": source} for row in _rows(read_records(path, name), drops)]
     if not rows:
         first = f"; the first: {drops[0]['reason']}, {drops[0]['detail']}" if drops else ""
         raise PipelineError(
@@ -53,7 +92,7 @@ def conversations(
             f"broken records: {len(drops)}{first}",
             "give a file in LLaVA-Instruct's format, or choose conversations.source.kind=none",
         )
-    return _write(context, rows, drops)
+    return rows
 
 
 def _write(
@@ -66,11 +105,14 @@ def _write(
 
 
 def _locate(
-    context: StageContext, part: ConversationsPart, images: ImagesPart | None, seed: int
+    context: StageContext,
+    source: DemoConversations | FileConversations | HubConversations,
+    images: ImagesPart | None,
+    seed: int,
 ) -> tuple[Path, str]:
     """Return the local file, and its name for messages."""
     target = context.scratch / "conversations.json"
-    match part.source:
+    match source:
         case FileConversations(path=path, sha256=sha256) if path.startswith(HUB):
             repository, file = parse_address(path, "main")
             url, checksum = str(_hub_file(context, repository, file)), sha256
@@ -79,7 +121,7 @@ def _locate(
         case HubConversations(repository=repository, filename=name, revision=revision):
             there = Repository(repository, revision, "dataset")
             return _hub_file(context, there, name), f"{repository}/{name}"
-        case _:
+        case DemoConversations():
             assert images is not None  # the DAG passes them for the demo's conversations
             dataset = import_module(images.source.module)
             url, checksum = dataset.write_conversations(context, images, seed).as_uri(), None
@@ -100,7 +142,7 @@ def _hub_file(context: StageContext, repository: Repository, file: str) -> Path:
         raise PipelineError(
             f"hf://{repository.name} names no file", "write hf://datasets/owner/name/file.json"
         )
-    return repository_file(at_commit(repository, "conversations", context.source), file)
+    return repository_file(at_commit(repository, LABEL, context.source), file)
 
 
 def _rows(records: list[Any], drops: list[dict]) -> Iterator[dict[str, Any]]:

@@ -161,6 +161,7 @@ def _example(
         drops.append(drop("examples", kind, key, file, str(reason), text))
         return None
     return {
+        "source": record["source"],
         "kind": kind,
         "split": record["split"],
         "image_id": record["image_id"],
@@ -203,6 +204,7 @@ def _questions(rows: list[Row]) -> Iterator[Row]:
         for turn, (question, answer) in enumerate(row["pairs"]):
             yield {
                 "example_id": row["example_id"],
+                "source": row["source"],
                 "split": row["split"],
                 "image_id": row["image_id"],
                 "sha256": row["sha256"],
@@ -237,7 +239,7 @@ def _user_filtered(
 
 def _visible(row: Row, image: Row) -> Row:
     """Return the fields that a filter of the recipe may use."""
-    shared = {name: row[name] for name in ("kind", "split", "image_id", "text", "turns")}
+    shared = {name: row[name] for name in ("source", "kind", "split", "image_id", "text", "turns")}
     return {
         **shared,
         **{name: image[name] for name in ("file_name", "width", "height")},

@@ -45,13 +45,13 @@ CAPTIONS_SQL = """
 WITH cleaned AS (
     SELECT caption_id, image_id, tidy(caption) AS caption FROM captions
 ), joined AS (
-    SELECT c.*, i.width, i.height, i.split, i.sha256,
+    SELECT c.*, i.width, i.height, i.split, i.sha256, i.source,
         row_number() OVER (
             PARTITION BY c.image_id, lower(c.caption) ORDER BY c.caption_id
         ) AS copy
     FROM cleaned c LEFT JOIN images i USING (image_id)
 )
-SELECT caption_id, image_id, caption, split, sha256, {reason} AS reason
+SELECT caption_id, image_id, caption, split, sha256, source, {reason} AS reason
 FROM joined ORDER BY caption_id
 """
 
@@ -71,7 +71,7 @@ WITH {found}, joined AS (
     FROM named n LEFT JOIN found f USING (conversation_id)
     LEFT JOIN images i ON i.image_id = f.image_id AND f.matches = 1
 )
-SELECT conversation_id, record_id, image_name, image_id, split, sha256,
+SELECT conversation_id, record_id, image_name, image_id, split, sha256, source,
     [bare(t.text) FOR t IN turns] AS texts, {reason} AS reason
 FROM joined ORDER BY conversation_id
 """.replace("{found}", FOUND_SQL)

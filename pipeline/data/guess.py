@@ -178,7 +178,9 @@ def _of_pairs(path: str, place: Path) -> Guess:
         for name in paired[:_SHOWN]:
             beside = archive.read(known[name.rpartition(".")[0]])
             rows.append([name, _short(beside.decode("utf-8", "replace"))])
-    fields = _fields({"kind": "pairs", "root": path, "test_share": _TEST_SHARE}, path)
+    fields = _fields(
+        {"kind": "pairs", "root": path, "captions": "beside", "test_share": _TEST_SHARE}, path
+    )
     what = f"{len(paired):,} images with a caption file"
     if shards:
         what += f" in {len(shards)} shards"

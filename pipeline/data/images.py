@@ -7,7 +7,7 @@ are quarantined in `drops` with file, record and reason; their bytes are kept se
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from model.decoding import BadImageError, decode_image
 from pipeline.data.annotations import BROKEN, Annotations, captions_of, objects_of
+from pipeline.data.draws import draw, rank
 from pipeline.data.image_files import ImageFiles, ImageFinder, image_limits
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.schemas import CAPTIONS, DROPS, IMAGE_FILES, IMAGES, OBJECTS, drop
@@ -40,14 +41,15 @@ def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
     drops: list[dict[str, Any]] = []
     dataset = import_module(images.source.module)
     annotations: dict[str, Annotations] = dataset.read(context, images, seed, drops)
-    _, test = annotations
+    tests = {origin for origin, found in annotations.items() if found.test}
     chosen = _choose(annotations, images, seed)
     by_origin = {o: [r for r in chosen if r["origin"] == o] for o in annotations}
     files: Mapping[str, ImageFiles] = dataset.fetch(context, images, by_origin)
     bad: list[dict[str, Any]] = []
     rows = list(_ingest(context, files, chosen, images, bad))
-    named = {record["id"]: record["split"] for record in chosen if "split" in record}
-    _divide(rows, test, named, images.validation_share, seed)
+    divided = {r.get("source") for r in chosen if r.get("split") == "validation"}
+    named = {r["id"]: r["split"] for r in chosen if "split" in r and r.get("source") in divided}
+    _divide(rows, tests, named, images.validation_share, seed)
     good = {row["image_id"] for row in rows}
     _refuse_too_many_bad(context, len(chosen), len(good), images.max_bad_share, bad or drops)
     captions = captions_of(annotations.values(), {record["id"] for record in chosen})
@@ -72,62 +74,57 @@ def split_of(image_id: int, validation_share: float, seed: int) -> str:
     The hash makes the choice independent of which other images there are, so a growing dataset
     never moves an image between splits.
     """
-    return "validation" if _draw("split", image_id, seed) < validation_share else "train"
+    return "validation" if draw("split", image_id, seed) < validation_share else "train"
 
 
 def _divide(
     rows: list[dict[str, Any]],
-    test_origin: str,
+    tests: Collection[str],
     named: Mapping[int, str],
     validation_share: float,
     seed: int,
 ) -> None:
     """Give every row its split; images of equal content share it, whatever their ids and names.
 
-    Where the source names validation images, exactly these are the validation split.
+    Where a source names validation images, exactly these are its validation split.
 
     Among equal images, the one that `images.limit` would choose first decides, so that a larger
     limit moves none of them.
     """
     deciding: dict[str, int] = {}
-    for row in sorted(rows, key=lambda row: _rank(row["image_id"], seed)):
-        if row["origin"] != test_origin:
+    for row in sorted(rows, key=lambda row: rank(row["image_id"], seed)):
+        if row["origin"] not in tests:
             deciding.setdefault(row["sha256"], row["image_id"])
-    held_out = "validation" in named.values()
     for row in rows:
         one = deciding.get(row["sha256"], row["image_id"])
-        if row["origin"] == test_origin:
+        if row["origin"] in tests:
             row["split"] = "test"
         else:
-            row["split"] = named[one] if held_out else split_of(one, validation_share, seed)
-
-
-def _rank(image_id: int, seed: int) -> tuple[float, int]:
-    """Return the sort key by which images are chosen, lowest first."""
-    return _draw("subset", image_id, seed), image_id
-
-
-def _draw(purpose: str, image_id: int, seed: int) -> float:
-    text = f"{purpose}:{seed}:{image_id}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
+            row["split"] = named.get(one) or split_of(one, validation_share, seed)
 
 
 def _choose(
     annotations: Mapping[str, Annotations], images: ImagesPart, seed: int
 ) -> list[dict[str, Any]]:
     """Return the chosen image records by id; a larger limit keeps all that a smaller one chose."""
-    chosen = []
-    limits = (images.limit, images.test_limit)
-    for found, limit in zip(annotations.values(), limits, strict=True):
-        ranked = sorted(found.images, key=lambda r: _rank(r["id"], seed))
-        chosen += ranked[:limit]
-    train, test = ({r["id"] for r in chosen if r["origin"] == origin} for origin in annotations)
-    if clash := sorted(train & test):
+    train, test = (
+        sorted(
+            (
+                record
+                for found in annotations.values()
+                if found.test == test
+                for record in found.images
+            ),
+            key=lambda record: rank(record["id"], seed),
+        )[:limit]
+        for test, limit in ((False, images.limit), (True, images.test_limit))
+    )
+    if clash := sorted({record["id"] for record in train} & {record["id"] for record in test}):
         raise PipelineError(
             f"image ids {clash[:5]} are in {' and in '.join(annotations)}",
             "test images must not be trained on: give them different ids",
         )
-    return sorted(chosen, key=lambda record: record["id"])
+    return sorted([*train, *test], key=lambda record: record["id"])
 
 
 def _ingest(
@@ -158,7 +155,7 @@ def _ingest(
                 drops.append(drop("images", "image", key, name, *_reason(error)))
                 quarantine.add(record, data)
                 continue
-            row = _row(record, data, image.size)
+            row = _row(record, images.source.kind, data, image.size)
             shards.add(row["sha256"], data)
             yield row
     shards.flush()
@@ -198,9 +195,12 @@ def _reason(error: BadImageError | StorageError) -> tuple[str, str]:
     return "unsafe file name" if unsafe else "unreadable member", str(error)
 
 
-def _row(record: Mapping[str, Any], data: bytes, size: tuple[int, int]) -> dict[str, Any]:
+def _row(
+    record: Mapping[str, Any], kind: str, data: bytes, size: tuple[int, int]
+) -> dict[str, Any]:
     return {
         "image_id": record["id"],
+        "source": record.get("source", kind),
         "origin": record["origin"],
         "file_name": record["file_name"],
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -234,7 +234,8 @@ def _refuse_silence(
         broken = [
             row
             for row in drops
-            if (row["kind"], row["reason"]) == ("caption", BROKEN) and origin in row["file"]
+            if (row["kind"], row["reason"]) == ("caption", BROKEN)
+            and all(part in row["file"] for part in origin.split("/"))
         ]
         if broken:
             told = _written_down(context, "caption", broken)

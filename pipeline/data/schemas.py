@@ -10,6 +10,7 @@ IMAGES = pa.schema(
     [
         ("image_id", pa.int64()),
         ("split", pa.string()),
+        ("source", pa.string()),
         ("origin", pa.string()),
         ("file_name", pa.string()),
         ("sha256", pa.string()),
@@ -50,6 +51,7 @@ TURN = pa.struct([("speaker", pa.string()), ("text", pa.string())])
 CONVERSATIONS = pa.schema(
     [
         ("conversation_id", pa.int64()),
+        ("source", pa.string()),
         ("record_id", pa.string()),
         ("image_name", pa.string()),
         ("turns", pa.list_(TURN)),
@@ -58,6 +60,7 @@ CONVERSATIONS = pa.schema(
 EXAMPLES = pa.schema(
     [
         ("example_id", pa.int64()),
+        ("source", pa.string()),
         ("kind", pa.string()),
         ("split", pa.string()),
         ("image_id", pa.int64()),
@@ -73,6 +76,7 @@ QUESTIONS = pa.schema(
     [
         ("question_id", pa.int64()),
         ("example_id", pa.int64()),
+        ("source", pa.string()),
         ("split", pa.string()),
         ("image_id", pa.int64()),
         ("sha256", pa.string()),
@@ -88,6 +92,7 @@ PREDICTIONS = pa.schema(
         ("split", pa.string()),
         ("condition", pa.string()),
         ("kind", pa.string()),
+        ("source", pa.string()),
         ("image_id", pa.int64()),
         ("question_id", pa.int64()),
         ("question", pa.string()),
@@ -112,6 +117,7 @@ METRICS = pa.schema(
         ("count", pa.int64()),
     ]
 )
+METRICS_BY_SOURCE = METRICS.insert(0, pa.field("source", pa.string()))
 TRAINING = pa.schema(
     [
         ("step", pa.int64()),

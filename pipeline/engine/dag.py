@@ -5,8 +5,11 @@ from pipeline.recipe.recipe import Recipe
 
 
 def _dataset(recipe: Recipe) -> tuple[tuple[str, str], ...]:
-    module = recipe.images.source.module
-    return (module, "read"), (module, "fetch")
+    source = recipe.images.source
+    modules = {source.module}
+    if source.kind == "mixture":
+        modules |= {each.module for each in source.sources.values()}
+    return tuple((module, name) for module in sorted(modules) for name in ("read", "fetch"))
 
 
 def _rendered_conversations(recipe: Recipe) -> tuple[tuple[str, str], ...]:

@@ -13,9 +13,10 @@ from model.generation import Generated, generate
 from model.language import forbid_ids, saved_dtype
 from model.prompt import PromptTemplate
 from model.vlm import VisionLanguageModel
-from pipeline.data.schemas import METRICS, PREDICTIONS, TEXT_ONLY
+from pipeline.data.schemas import METRICS, METRICS_BY_SOURCE, PREDICTIONS, TEXT_ONLY
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.evaluation.baselines import baseline_captions
+from pipeline.evaluation.by_source import by_source
 from pipeline.evaluation.evaluation_plan import TRAINED, EvaluationPlan, plan_evaluation
 from pipeline.evaluation.likelihood import model_likelihood, text_likelihood
 from pipeline.evaluation.likelihood_tasks import choice_scores, presence_answers
@@ -42,7 +43,7 @@ HEADLINE = ("cider_d", "answer_accuracy", "eos_rate")
 
 
 def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summary:
-    """Write `predictions`, `importance`, `metrics` and `metrics.json`.
+    """Write `predictions`, `importance`, `metrics`, `metrics.json` and `metrics_by_source`.
 
     Raises:
         PipelineError: There is no test image with a caption.
@@ -52,12 +53,14 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     predictions: list[Row] = []
     looked: list[Row] = []
     metrics: list[Row] = []
+    sources: list[Row] = []
     plain: list[Metric] = []
     with context.report.track("evaluate test images", plan.work) as tick:
         for stage in TRAINED:
             # One call each, so that the first model is freed before the second is loaded.
             rows, found, words = _conditions(context, plan, stage, tick)
             predictions += rows
+            sources += by_source(stage, rows, evaluate.resamples, seed)
             looked += words
             for name, rows in baselines.items():
                 found[name] = caption_metrics(rows)
@@ -74,6 +77,7 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     write_table(context.out / "predictions.parquet", predictions, PREDICTIONS)
     write_table(context.out / "importance.parquet", table_rows(looked), IMPORTANCE)
     write_table(context.out / "metrics.parquet", metrics, METRICS)
+    write_table(context.out / "metrics_by_source.parquet", sources, METRICS_BY_SOURCE)
     (context.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     return _headline(metrics, len(predictions))
 

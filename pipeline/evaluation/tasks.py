@@ -66,16 +66,17 @@ def caption_tasks(
         PipelineError: There is no test image with a caption.
     """
     test = where(table, split="test", kind="caption")
-    by_image: dict[tuple[int, str], list[str]] = {}
-    for row in test.select(["image_id", "sha256", "text"]).to_pylist():
-        by_image.setdefault((row["image_id"], row["sha256"]), []).append(row["text"])
+    by_image: dict[tuple[int, str, str], list[str]] = {}
+    for row in test.select(["image_id", "sha256", "source", "text"]).to_pylist():
+        key = (row["image_id"], row["sha256"], row["source"])
+        by_image.setdefault(key, []).append(row["text"])
     chosen = sorted(by_image)[: evaluate.images]
     if not chosen:
         raise PipelineError(
             "no test image has a usable caption",
             "raise images.test_limit, or look at the drops",
         )
-    rows = patches.rows_of([sha256 for _, sha256 in chosen])
+    rows = patches.rows_of([sha256 for _, sha256, _ in chosen])
     return [
         Task("caption", int(row), template.caption_prompt, _fixed("test", *key, by_image[key]))
         for key, row in zip(chosen, rows, strict=True)
@@ -95,7 +96,9 @@ def question_tasks(
             int(at),
             template.question(row["question"]),
             {
-                **_fixed(row["split"], row["image_id"], row["sha256"], [row["answer"]]),
+                **_fixed(
+                    row["split"], row["image_id"], row["sha256"], row["source"], [row["answer"]]
+                ),
                 "question_id": row["question_id"],
                 "question": row["question"],
             },
@@ -145,8 +148,9 @@ class MarkedObjects:
             )
 
 
-def _fixed(split: str, image_id: int, sha256: str, references: list[str]) -> Row:
+def _fixed(split: str, image_id: int, sha256: str, source: str, references: list[str]) -> Row:
     return {
+        "source": source,
         "split": split,
         "image_id": image_id,
         "sha256": sha256,

@@ -1,13 +1,13 @@
 """The licences of the data and the weights of a recipe, as far as their owners state them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, get_args
 
 from model.encoder_table import is_place, is_timm
 from pipeline.hub.snapshots import is_name
-from pipeline.recipe.data_sources import APACHE, UNKNOWN, ImageSource
+from pipeline.recipe.data_sources import APACHE, UNKNOWN, OneImageSource
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,16 @@ def origins(recipe: Mapping[str, Any]) -> list[Origin]:
     else:
         models = [_encoder(backbones), _language_model(backbones)]
     talk = recipe["conversations"]["source"]
-    spoken = [] if talk["kind"] == "none" else [_conversations(talk)]
+    spoken = [_conversations(each) for each in _each(talk) if each["kind"] != "none"]
     begun = [Origin("projector", "trained further from an earlier bundle", UNKNOWN)]
     begun = begun if recipe.get("pretrain", {}).get("start") else []
-    return [_images(recipe["images"]["source"]), *spoken, *models, *begun]
+    seen = [_images(each) for each in _each(recipe["images"]["source"])]
+    return [*seen, *spoken, *models, *begun]
+
+
+def _each(source: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    """Return the sources of a mixture, or the one source."""
+    return source["sources"].values() if source["kind"] == "mixture" else (source,)
 
 
 def _encoder(backbones: Mapping[str, Any]) -> Origin:
@@ -76,7 +82,7 @@ def _language_model(backbones: Mapping[str, Any]) -> Origin:
 
 
 def _images(source: Mapping[str, Any]) -> Origin:
-    kinds = {kind.model_fields["kind"].default: kind for kind in get_args(ImageSource)}
+    kinds = {kind.model_fields["kind"].default: kind for kind in get_args(OneImageSource)}
     known = kinds[source["kind"]]
     return Origin("images", known.title, known.licence)
 

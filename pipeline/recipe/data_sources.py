@@ -5,9 +5,11 @@ name of the module of `pipeline.data.datasets` that reads it. These are not fiel
 them re-runs nothing.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.recipe.fields import Part, Positive, Share
 
@@ -118,7 +120,42 @@ class PairImages(Part):
         description="Path or fsspec URL of a folder, an archive, or a folder of archives, with "
         "a.txt (a caption per line) or a.json ('caption') beside a.jpg."
     )
+    captions: Literal["beside", "none"] = Field(
+        description="none: images without captions, which only conversations are about."
+    )
     test_share: Share = Field(description="Share of the images held out as test images.")
+
+
+OneImageSource = DemoImages | FolderImages | TableImages | PairImages | Coco2017Images | LcsImages
+SourceName = Annotated[str, Field(pattern=r"^\w[\w-]*$")]
+
+
+class MixtureImages(Part):
+    """Several sources of images side by side, each with a name.
+
+    The name is the column `source`, begins the images' origins, and stands before an image in
+    LLaVA's mixtures, such as `coco` in `coco/train2017/000000000009.jpg`.
+    """
+
+    kind: Literal["mixture"] = "mixture"
+    module: ClassVar[str] = "pipeline.data.datasets.mixture"
+    sources: dict[SourceName, Annotated[OneImageSource, Field(discriminator="kind")]] = Field(
+        min_length=1, description="Sources by name, each with its own fields."
+    )
+    limits: dict[SourceName, Positive] = Field(
+        description="Training images of a source, at most, by its name; a source that is not "
+        "named gives all."
+    )
+
+    @model_validator(mode="after")
+    def _limits_have_sources(self) -> Self:
+        _check_names(self.limits, self.sources)
+        return self
+
+    @property
+    def phrase(self) -> str:
+        """The kinds of images, in one phrase."""
+        return " and ".join(dict.fromkeys(each.phrase for each in self.sources.values()))
 
 
 class DemoConversations(Part):
@@ -150,5 +187,38 @@ class NoConversations(Part):
     kind: Literal["none"] = "none"
 
 
-ImageSource = DemoImages | FolderImages | TableImages | PairImages | Coco2017Images | LcsImages
-ConversationSource = DemoConversations | FileConversations | HubConversations | NoConversations
+class MixtureConversations(Part):
+    """Several files of conversations, each with a name.
+
+    A file with the name of a source of images is about that source's images first.
+    """
+
+    kind: Literal["mixture"] = "mixture"
+    sources: dict[
+        SourceName,
+        Annotated[FileConversations | HubConversations, Field(discriminator="kind")],
+    ] = Field(min_length=1, description="Files by name, each with its own fields.")
+    limits: dict[SourceName, Positive] = Field(
+        description="Conversations of a file, at most, by its name; the first ones are taken."
+    )
+
+    @model_validator(mode="after")
+    def _limits_have_sources(self) -> Self:
+        _check_names(self.limits, self.sources)
+        return self
+
+
+def _check_names(limits: Mapping[str, int], sources: Collection[str]) -> None:
+    for name in limits.keys() - set(sources):
+        near = get_close_matches(name, sources, n=1, cutoff=0)
+        raise ValueError(f"limits: there is no source '{name}'; did you mean '{near[0]}'?")
+
+
+ImageSource = OneImageSource | MixtureImages
+ConversationSource = (
+    DemoConversations
+    | FileConversations
+    | HubConversations
+    | MixtureConversations
+    | NoConversations
+)

@@ -5,17 +5,17 @@ defaults, so naming one field can never reset its siblings.
 """
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Self, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from model.encoder_table import encoder_line, is_timm
 from pipeline.errors import RecipeError
 from pipeline.recipe.backbone_parts import BackbonesChoice, TinyBackbones, positions_of
 from pipeline.recipe.fields import Part
+from pipeline.recipe.named_entries import FIELDS, folded, kinds_of, parsed
 from pipeline.recipe.parts import (
     ConversationsPart,
     EvaluatePart,
@@ -106,7 +106,8 @@ class Recipe(Part):
 
         Changing the `kind` of a tagged value drops its old fields; the new kind's fields must
         then be given in the same call. Below a field of named entries, a path adds or replaces
-        one of them: `examples.filters.NAME`, whose name may hold dots.
+        one of them: `examples.filters.NAME`, whose name may hold dots, or a field of one:
+        `images.source.sources.NAME.root`.
 
         Args:
             changes: Values by dotted path, e.g. `{"finetune.epochs": 2}`. Text values are parsed
@@ -118,10 +119,11 @@ class Recipe(Part):
                 not a valid recipe.
         """
         values = self.model_dump(mode="json")
+        changes = folded(changes, values)
         kinds = [path for path in changes if path.endswith(".kind")]
         for path in [*kinds, *(path for path in changes if path not in kinds)]:
             field, name = self._entry(path)
-            value = _parse(changes[path], _type_of(values, field, named=name is not None))
+            value = parsed(changes[path], _type_of(values, field, named=name is not None))
             if name is not None:
                 value = _with_entry(values, field, name, value)
             _assign(values, field, value, fresh_kinds=kinds)
@@ -166,26 +168,6 @@ def encoder_shape(backbones: BackbonesChoice) -> tuple[int, int] | None:
         return None
     line = encoder_line(backbones.clip_name)
     return line.patches, line.layers
-
-
-def _parse(value: object, kind: Any) -> object:
-    """Return a text parsed as JSON, or the text itself if only that fits the field's type."""
-    if not isinstance(value, str):
-        return value
-    try:
-        said = json.loads(value)
-    except json.JSONDecodeError:
-        return value
-    is_text = not isinstance(said, str) and not _fits(said, kind) and _fits(value, kind)
-    return value if is_text else said
-
-
-def _fits(value: object, kind: Any) -> bool:
-    try:
-        TypeAdapter(kind).validate_python(value)
-    except ValidationError:
-        return False
-    return True
 
 
 def _type_of(values: object, path: str, *, named: bool) -> Any:
@@ -279,7 +261,11 @@ def _place(loc: tuple[int | str, ...]) -> tuple[str, list[str]]:
         fields = getattr(node, "model_fields", {})
         siblings = [".".join([*steps, name]) for name in fields]
         steps.append(str(step))
-        node = _below(fields[step]) if step in fields else None
+        if step in fields:
+            node = _below(fields[step])
+        else:
+            above = ".".join(steps[:-1])
+            node = kinds_of(above) if above in FIELDS else None
     return ".".join(steps), siblings
 
 

@@ -15,6 +15,7 @@ from storage.sql.queries import Database, predicate_fault
 
 # Column, type, and what it holds.
 COLUMNS = (
+    ("source", pa.string(), "name of the source in a mixture, else the kind of source"),
     ("kind", pa.string(), "caption or conversation"),
     ("split", pa.string(), "train, validation or test"),
     ("image_id", pa.int64(), "id of the image"),

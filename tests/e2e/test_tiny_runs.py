@@ -1,5 +1,6 @@
 """Whole commands with every stage in seconds: the gate, comparing, two at once, a bucket."""
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline.data.datasets.shapes.rendering import render_conversations
+from pipeline.progress import silent
 from tests.conftest import Cli, ForkedCli, assignments
 from tests.e2e.prefect_service import AUTH, Service
 
@@ -88,6 +91,84 @@ def test_compare_runs_all_variants_and_publishes_none(
     assert "against base" in table[0]
     assert {p.name: p.read_bytes() for p in (copy / "published").iterdir()} == before
     assert (copy / "refs" / "latest").read_bytes() == latest
+
+
+def write_mixture(folder: Path, tiny: Mapping[str, object]) -> Path:
+    """Write a table of images, conversations about two sources, and a recipe that mixes them."""
+    (folder / "table").mkdir(parents=True)
+    lines, talks = ["image,caption,split"], []
+    for number in range(40):
+        name, colour = f"{number:03d}.png", ("crimson", "navy", "olive")[number % 3]
+        Image.new("RGB", (60 + number, 48), colour).save(folder / "table" / name)
+        split = ("train", "train", "train", "val", "test")[number % 5]
+        lines.append(f"{name},nothing but the colour {colour},{split}")
+        turns = [{"from": "human", "value": "<image>\nWhich colour?"}]
+        turns.append({"from": "gpt", "value": colour})
+        talks.append({"id": name, "image": f"mine/{name}", "conversations": turns})
+    (folder / "table/pairs.csv").write_text("\n".join(lines))
+    (folder / "talks.json").write_text(json.dumps(talks))
+    rendered = folder / "rendered.json"
+    counts = {key: int(str(tiny[f"images.source.{key}"])) for key in ("train", "test")}
+    numbers = {"train_images": counts["train"], "val_images": counts["test"]}
+    render_conversations(rendered, seed=0, advance=silent, **numbers)
+    table = {"kind": "table", "path": str(folder / "table/pairs.csv"), "root": ".", "test_share": 0}
+    columns = {"image": "image", "caption": "caption", "split": "split"}
+    recipe = {
+        **{key: value for key, value in tiny.items() if not key.startswith("images.source")},
+        "images.source": {
+            "kind": "mixture",
+            "sources": {"shapes": {"kind": "demo", **counts}, "mine": {**table, **columns}},
+            "limits": {"shapes": 50},
+        },
+        "conversations.source": {
+            "kind": "mixture",
+            "sources": {
+                name: {"kind": "file", "path": str(path), "sha256": None}
+                for name, path in (("shapes", rendered), ("asked", folder / "talks.json"))
+            },
+            "limits": {},
+        },
+        "evaluate.images": 20,
+        "evaluate.questions": 40,
+    }
+    path = folder / "mixture.json"
+    path.write_text(json.dumps({"preset": "demo", **recipe}))
+    return path
+
+
+def test_a_mixture_goes_through_every_stage_and_each_source_has_scores(
+    tiny: Mapping[str, object], server: Mapping[str, str], tmp_path: Path
+) -> None:
+    recipe = write_mixture(tmp_path / "data", tiny)
+    cli = ForkedCli(tmp_path / "store", **server)
+    cli.ok("run", "--recipe", str(recipe), "--publish-anyway")
+
+    def rows(query: str) -> list[dict[str, object]]:
+        return json.loads(cli.ok("sql", query, "--format", "json"))
+
+    counted = "SELECT source, kind, count(*) > 0 AS some FROM examples GROUP BY ALL ORDER BY ALL"
+    found = [(row["source"], row["kind"]) for row in rows(counted)]
+    assert found == [
+        ("asked", "conversation"),
+        ("mine", "caption"),
+        ("shapes", "caption"),
+        ("shapes", "conversation"),
+    ]
+    scored = rows(
+        "SELECT DISTINCT source, metric FROM metrics_by_source WHERE condition = 'real' "
+        "AND stage = 'finetune' AND metric IN ('cider_d', 'answer_accuracy') ORDER BY ALL"
+    )
+    assert [(row["source"], row["metric"]) for row in scored] == [
+        ("asked", "answer_accuracy"),
+        ("mine", "cider_d"),
+        ("shapes", "answer_accuracy"),
+        ("shapes", "cider_d"),
+    ]
+    printed = cli.ok("scores")
+    assert "by source of images or conversations" in printed
+    limited = "SELECT count(*) AS n FROM images WHERE source = 'shapes' AND split <> 'test'"
+    assert 45 <= int(str(rows(limited)[0]["n"])) <= 50  # some rendered files are broken on purpose
+    assert set(statuses(cli.ok("run", "--recipe", str(recipe))).values()) == {"cached"}
 
 
 def test_two_runs_at_once_make_each_stage_once(

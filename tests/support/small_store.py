@@ -55,6 +55,7 @@ def image_rows() -> list[Row]:
         {
             "image_id": 100 + number,
             "split": split,
+            "source": "folder",
             "origin": "val2017" if split == "test" else "train2017",
             "file_name": f"{100 + number:012d}.png",
             "sha256": hashlib.sha256(image(number)).hexdigest(),
@@ -249,6 +250,7 @@ def _evaluate(out: Path, run: int) -> Row:
     _write(out / "predictions.parquet", predictions, schemas.PREDICTIONS)
     _write(out / "importance.parquet", _looked(predictions), IMPORTANCE)
     _write(out / "metrics.parquet", metrics, schemas.METRICS)
+    _write(out / "metrics_by_source.parquet", [], schemas.METRICS_BY_SOURCE)
     import json
 
     (out / "metrics.json").write_text(json.dumps(metrics))

@@ -3,7 +3,6 @@
 The one answer of a record is the image's caption. The dataset has no split of its own.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,11 +71,12 @@ def read_lcs(
         PipelineError: The file is not LLaVA's JSON.
     """
     from pipeline.data.annotations import Annotations
+    from pipeline.data.draws import draw
     from pipeline.data.llava import read_records
     from pipeline.data.schemas import drop
     from storage.tables import as_int64, is_text
 
-    found = {TRAIN: Annotations([], [], []), TEST: Annotations([], [], [])}
+    found = {TRAIN: Annotations([], [], []), TEST: Annotations([], [], [], test=True)}
     seen: set[int] = set()
     for number, record in enumerate(read_records(path, name)):
         match record:
@@ -87,7 +87,7 @@ def read_lcs(
                     drops.append(drop("images", "image", image, file, "duplicate id"))
                     continue
                 seen.add(image)
-                origin = TEST if _draw(image, seed) < test_share else TRAIN
+                origin = TEST if draw("test", image, seed) < test_share else TRAIN
                 row = {"id": image, "file_name": file, "origin": origin}
                 found[origin].images.append(row)
                 text = {"caption_id": number, "image_id": image, "caption": caption}
@@ -97,11 +97,6 @@ def read_lcs(
     for part in found.values():
         part.images.sort(key=lambda record: record["id"])
     return found
-
-
-def _draw(image_id: int, seed: int) -> float:
-    text = f"test:{seed}:{image_id}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
 def _told(record: object) -> str:

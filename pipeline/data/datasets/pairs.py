@@ -57,12 +57,16 @@ def read(
     with ArchiveGroup(files.paths, limits, own=files.own) as archive:
         names = archive.names()
         with context.report.track("read captions", len(names)) as tick:
-            records = _records(archive, names, tick, drops)
-            found = annotations_of(records, source.test_share, seed, drops)
+            bare = source.captions == "none"
+            records = _records(archive, names, tick, drops, bare=bare)
+            found = annotations_of(records, source.test_share, seed, drops, bare=bare)
     if not any(part.images for part in found.values()):
+        if bare:
+            raise PipelineError(f"{redact(source.root)} holds no image", "check images.source.root")
         raise PipelineError(
             f"{redact(source.root)} holds no image with a caption file beside it",
-            "captions of a.jpg are expected in a.txt, or in a.json as 'caption'",
+            "captions of a.jpg are expected in a.txt, or in a.json as 'caption'; "
+            "images.source.captions=none takes images without",
         )
     return found
 
@@ -102,7 +106,7 @@ def _local_archives(root: Path) -> tuple[Path, ...]:
 
 
 def _records(
-    archive: "Archive", names: list[str], tick: Any, drops: list[dict[str, Any]]
+    archive: "Archive", names: list[str], tick: Any, drops: list[dict[str, Any]], *, bare: bool
 ) -> Iterator["Captioned"]:
     from pipeline.data.captioned import Captioned
     from pipeline.data.schemas import drop
@@ -113,7 +117,7 @@ def _records(
         path = PurePosixPath(name)
         if path.suffix.lower() not in IMAGES:
             continue
-        beside = [str(path.with_suffix(suffix)) for suffix in (".txt", ".json")]
+        beside = [] if bare else [str(path.with_suffix(suffix)) for suffix in (".txt", ".json")]
         try:
             found = (_captions(archive.read(each), each) for each in beside if each in known)
             texts = next((texts for texts in found if texts), ())

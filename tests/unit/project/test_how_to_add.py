@@ -127,14 +127,14 @@ def test_a_dataset(copy: Path) -> None:
 
 '''
     sources = "pipeline/recipe/data_sources.py"
-    add(copy, sources, "class DemoConversations(Part):", source)
+    add(copy, sources, "OneImageSource = ", source)
     add(copy, sources, "DemoImages | FolderImages", "ListImages | ")
     reader = copy / "pipeline/data/datasets/listed.py"
     reader.write_text(
         '"""A list."""\n\nfrom pipeline.data.annotations import Annotations\n\n\n'
         "def probe(source):\n    return {}\n\n\n"
         "def read(context, images, seed, drops):\n"
-        "    return {'a': Annotations([], [], []), 'b': Annotations([], [], [])}\n\n\n"
+        "    return {'a': Annotations([], [], []), 'b': Annotations([], [], [], test=True)}\n\n\n"
         "def fetch(context, images, chosen):\n    raise FileNotFoundError(images.source.root)\n"
     )
     code = (

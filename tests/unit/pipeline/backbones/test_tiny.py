@@ -33,6 +33,7 @@ def write_talk(root: Path, names: Sequence[str], captions: Sequence[str]) -> Non
     image = {
         "image_id": 9,
         "split": "train",
+        "source": "folder",
         "origin": "train2017",
         "file_name": IMAGE,
         "sha256": sha256(b"9").hexdigest(),

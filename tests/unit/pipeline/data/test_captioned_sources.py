@@ -87,7 +87,7 @@ def as_text_files(folder: Path) -> PairImages:
     write_images(folder)
     for name, texts in PAIRS.items():
         (folder / name).with_suffix(".txt").write_text("\n".join(texts) + "\n", "utf-8")
-    return PairImages(root=str(folder), test_share=0.2)
+    return PairImages(root=str(folder), captions="beside", test_share=0.2)
 
 
 def members(number: int, name: str) -> dict[str, bytes]:
@@ -107,7 +107,7 @@ def as_shards(folder: Path) -> PairImages:
                     info = tarfile.TarInfo(member)
                     info.size = len(data)
                     archive.addfile(info, io.BytesIO(data))
-    return PairImages(root=str(folder), test_share=0.2)
+    return PairImages(root=str(folder), captions="beside", test_share=0.2)
 
 
 def as_zip(folder: Path) -> PairImages:
@@ -116,7 +116,7 @@ def as_zip(folder: Path) -> PairImages:
         for number, name in enumerate(PAIRS):
             for member, data in members(number, name).items():
                 archive.writestr(member, data)
-    return PairImages(root=str(folder / "all.zip"), test_share=0.2)
+    return PairImages(root=str(folder / "all.zip"), captions="beside", test_share=0.2)
 
 
 def as_bucket(folder: Path) -> PairImages:
@@ -124,7 +124,7 @@ def as_bucket(folder: Path) -> PairImages:
     for number, name in enumerate(PAIRS):
         for member, data in members(number, name).items():
             place.pipe_file(f"/{folder.name}-pairs/{member}", data)
-    return PairImages(root=f"memory://{folder.name}-pairs", test_share=0.2)
+    return PairImages(root=f"memory://{folder.name}-pairs", captions="beside", test_share=0.2)
 
 
 Writer = Callable[[Path], TableImages | PairImages]
@@ -341,7 +341,10 @@ def test_what_is_wrong_with_a_table_is_told(
 def test_a_folder_without_captions_says_what_is_expected(tmp_path: Path) -> None:
     write_images(tmp_path / "data")
     with pytest.raises(PipelineError, match=r"a\.txt, or in a\.json"):
-        run(PairImages(root=str(tmp_path / "data"), test_share=0.2), tmp_path / "work")
+        run(
+            PairImages(root=str(tmp_path / "data"), captions="beside", test_share=0.2),
+            tmp_path / "work",
+        )
 
 
 def records(names: list[str]) -> list[Captioned]:

@@ -28,6 +28,7 @@ def write_dataset(root: Path, tiny_bundle: Path, spoken: range, answer: str = "Y
         {
             "image_id": number,
             "split": "train" if number < 8 else "validation" if number < 10 else "test",
+            "source": "folder",
             "origin": "val2017" if number > 9 else "train2017",
             "file_name": f"{number}.jpg",
             "sha256": sha256(str(number).encode()).hexdigest(),

@@ -38,6 +38,7 @@ def image(image_id: int, width: int = 640, height: int = 480, name: str = "") ->
     return {
         "image_id": image_id,
         "split": "train",
+        "source": "folder",
         "origin": "train2017",
         "file_name": name or f"{image_id:012d}.jpg",
         "sha256": f"{image_id:064x}",
@@ -68,12 +69,15 @@ def captioned(captions: list[tuple[int, str]]) -> list[dict[str, Any]]:
 
 
 def spoken(
-    talks: list[tuple[str, list[tuple[str, str]]]], images: list[dict[str, Any]] | None = None
+    talks: list[tuple[str, list[tuple[str, str]]]],
+    images: list[dict[str, Any]] | None = None,
+    source: str = "file",
 ) -> list[dict[str, Any]]:
     """Run the conversation filters over (image name, [(speaker, text)]) pairs."""
     rows = [
         {
             "conversation_id": number,
+            "source": source,
             "record_id": str(number),
             "image_name": name,
             "turns": [{"speaker": speaker, "text": text} for speaker, text in turns],

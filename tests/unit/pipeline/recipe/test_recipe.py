@@ -109,7 +109,7 @@ def test_a_path_below_named_entries_adds_or_replaces_one() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"examples.filters.shouting": "txt = 1"}, "'shouting'.*columns: kind"),
+        ({"examples.filters.shouting": "txt = 1"}, "'shouting'.*columns: source, kind"),
         ({"examples.filters.shouting": 3}, "examples.filters.shouting.*valid string"),
         ({"examples.filters.shouting": "3"}, "'shouting'.*INTEGER, not true or false"),
         ({"examples.filters.": "true or kind = 'a'"}, "not a valid name for a reason"),

@@ -18,6 +18,7 @@ from pipeline.settings import Settings
 from storage.tables import write_table
 
 ROW = {
+    "source": "folder",
     "kind": "caption",
     "split": "train",
     "image_id": 1,
@@ -60,7 +61,7 @@ def test_the_first_reason_by_name_wins() -> None:
 
 BROKEN = {
     "": "SELECT clause",
-    "bogus > 3": "columns: kind, split",
+    "bogus > 3": "columns: source, kind",
     "width": "INTEGER, not true or false",
     "text; DROP TABLE rows": "Parser Error",
     "true) UNION SELECT 1 FROM rows WHERE (true": "Parser Error",
@@ -129,12 +130,15 @@ class Folder:
 
 def example(number: int, text: str, **changes: Any) -> dict[str, Any]:
     made = {"example_id": number, "kind": "caption", "split": "train", "image_id": 7}
+    made["source"] = "folder"
     more = {"source_id": 10 + number, "turns": 0, "text": text, "input_ids": [1, 2], "pairs": []}
     return {**made, **more, **changes}
 
 
 def test_dropped_examples_are_counted_and_the_rest_is_numbered_anew(tmp_path: Path) -> None:
-    image = dict.fromkeys(IMAGES.names, 0) | dict.fromkeys(("split", "origin", "sha256"), "")
+    image = dict.fromkeys(IMAGES.names, 0) | dict.fromkeys(
+        ("split", "source", "origin", "sha256"), ""
+    )
     image |= {"image_id": 7, "file_name": "a.jpg", "width": 64, "height": 48, "url": ""}
     write_table(tmp_path / "images.parquet", [image], IMAGES)
     context = StageContext(

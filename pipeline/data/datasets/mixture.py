@@ -1,0 +1,129 @@
+"""Several sources of images as one dataset, each under its own name.
+
+An image's origin begins with the name of its source (`coco/train2017`), which is how LLaVA's
+mixtures name images, too. Ids are made anew from the source and its id, as two sources may use
+the same ones.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.source_layout import Chosen
+from pipeline.engine.stage import SourceState, StageContext
+from pipeline.recipe.data_sources import MixtureImages
+from pipeline.recipe.parts import ImagesPart
+
+if TYPE_CHECKING:
+    from pipeline.data.annotations import Annotations
+    from pipeline.data.image_files import ImageFiles
+
+
+def probe(source: MixtureImages) -> SourceState:
+    """Return the states of all sources, each label behind the name of its source."""
+    return {
+        f"{name} {label}": state
+        for name, each in sorted(source.sources.items())
+        for label, state in import_module(each.module).probe(each).items()
+    }
+
+
+def read(
+    context: StageContext, images: ImagesPart, seed: int, drops: list[dict[str, Any]]
+) -> dict[str, "Annotations"]:
+    """Return the annotations of all sources by `source/origin`.
+
+    Raises:
+        PipelineError: As the source's own `read`.
+        StorageError: As the source's own `read`.
+    """
+    found: dict[str, Annotations] = {}
+    taken: set[int] = set()
+    for name, dataset, inside, part in _sources(context, images):
+        lost: list[dict[str, Any]] = []
+        for origin, each in dataset.read(inside, part, seed, lost).items():
+            limit = None if each.test else _limits(images).get(name)
+            found[f"{name}/{origin}"] = _renamed(each, name, taken, limit, seed)
+        drops += [{**row, "file": f"{name}/{row['file']}"} for row in lost]
+    return found
+
+
+def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[str, "ImageFiles"]:
+    """Return where the chosen images of each `source/origin` are.
+
+    Raises:
+        PipelineError: As the source's own `fetch`.
+        StorageError: As the source's own `fetch`.
+    """
+    found: dict[str, ImageFiles] = {}
+    for name, dataset, inside, part in _sources(context, images):
+        start = f"{name}/"
+        mine = {
+            origin.removeprefix(start): records
+            for origin, records in chosen.items()
+            if origin.startswith(start)
+        }
+        files: Mapping[str, ImageFiles] = dataset.fetch(inside, part, mine)
+        found |= {start + origin: files[origin] for origin in mine}
+    return found
+
+
+def _sources(
+    context: StageContext, images: ImagesPart
+) -> Iterator[tuple[str, ModuleType, StageContext, ImagesPart]]:
+    """Yield name, module, context and recipe part of each source."""
+    assert isinstance(images.source, MixtureImages)  # this module reads no other source
+    for name, source in sorted(images.source.sources.items()):
+        scratch = context.scratch / name
+        scratch.mkdir(exist_ok=True)
+        start = f"{name} "
+        state = {
+            label.removeprefix(start): value
+            for label, value in context.source.items()
+            if label.startswith(start)
+        }
+        inside = replace(context, scratch=scratch, source=state)
+        yield (
+            name,
+            import_module(source.module),
+            inside,
+            images.model_copy(update={"source": source}),
+        )
+
+
+def _limits(images: ImagesPart) -> Mapping[str, int]:
+    assert isinstance(images.source, MixtureImages)
+    return images.source.limits
+
+
+def _renamed(
+    found: "Annotations", name: str, taken: set[int], limit: int | None, seed: int
+) -> "Annotations":
+    """Return annotations with ids and origins of the mixture, of at most `limit` images."""
+    from pipeline.data.annotations import Annotations
+    from pipeline.data.draws import id_of, rank
+
+    ids = {record["id"]: id_of(f"{name}:{record['id']}", taken) for record in found.images}
+    if limit is not None:
+        ids = {old: ids[old] for old in sorted(ids, key=lambda old: rank(ids[old], seed))[:limit]}
+    images = [
+        {**record, "id": ids[record["id"]], "origin": f"{name}/{record['origin']}", "source": name}
+        for record in found.images
+        if record["id"] in ids
+    ]
+
+    def about(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+        return [
+            {**row, key: None, "image_id": ids[row["image_id"]]}
+            for row in rows
+            if row["image_id"] in ids
+        ]
+
+    return Annotations(
+        sorted(images, key=lambda record: record["id"]),
+        about(found.captions, "caption_id"),
+        about(found.objects, "object_id"),
+        test=found.test,
+    )
