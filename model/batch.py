@@ -56,6 +56,12 @@ class Batch:
         if self.segments is not None:
             _check_segments(self.segments, self.attention, self.supervised)
 
+    def showing(self, patches: Float[Tensor, "batch patch vision"]) -> "Batch":
+        """Return the same texts about other patch embeddings of the same shape."""
+        changed = copy.copy(self)  # what was looked up once is kept
+        object.__setattr__(changed, "patches", patches)
+        return changed
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
         moved = copy.copy(self)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from model.augmentation import augmented
+from model.augmentation_configs import AugmentationConfig
 from model.errors import ModelError, NotFiniteError
 from model.language_parts import body_of, head_of, layers_of
 from model.objective_configs import ObjectiveConfig
@@ -102,7 +104,8 @@ class TrainingModule(L.LightningModule):
         objective: The training method.
         optimizer: Rates and steps.
         passes: Forward passes per optimizer step.
-        seed: Seed of coins and dropout.
+        seed: Seed of coins, dropout and augmentation.
+        augmentation: How images are varied.
 
     Attributes:
         last: Figures of the last optimizer step, None before the first.
@@ -115,9 +118,10 @@ class TrainingModule(L.LightningModule):
         optimizer: OptimizerConfig,
         passes: int,
         seed: int,
+        augmentation: AugmentationConfig,
     ) -> None:
         super().__init__()
-        self.vlm = vlm
+        self.vlm, self.augmentation = vlm, augmentation
         self.objective, self.optimizer_config = objective, optimizer
         self.passes, self.seed = passes, seed
         self.strict_loading = False
@@ -167,10 +171,12 @@ class TrainingModule(L.LightningModule):
         draw = step * self.passes + index % self.passes
         self._seed_chance(self.seed * 1_000_003 + draw * 997 + self.global_rank)
         generator = torch.Generator().manual_seed(self.seed + draw * 997 + self.global_rank)
+        mean = self.vlm.vision_prefix.patch_mean
+        patches = augmented(batch.batch.patches, self.augmentation, mean, generator)
         found = objective_loss(
             self.objective,
             self.vlm,
-            batch.batch,
+            batch.batch.showing(patches),
             step=step,
             total_steps=self.optimizer_config.steps,
             generator=generator,

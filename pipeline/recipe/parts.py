@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from model.augmentation_configs import AugmentationConfig
 from model.objective_configs import ObjectiveConfig
 from model.projectors import ProjectorConfig
 from pipeline.recipe.data_sources import ConversationSource, ImageSource
@@ -123,6 +124,7 @@ class TrainingPart(Part):
         description="Examples about one image that share its image prefix in one row; "
         "1 shares nothing."
     )
+    augment: AugmentationConfig = Field(description="How images are varied from step to step.")
     weight_decay: float = Field(ge=0, description="AdamW's decoupled weight decay.")
     warmup_share: Share = Field(description="Share of the steps with a rising learning rate.")
     clip_norm: float = Field(gt=0, description="Largest norm of the gradient.")

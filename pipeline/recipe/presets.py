@@ -2,6 +2,7 @@
 
 from types import MappingProxyType
 
+from model.augmentation_configs import AugmentationConfig
 from model.objective_configs import StandardConfig
 from model.projectors import MixtureConfig
 from pipeline.errors import RecipeError
@@ -96,6 +97,7 @@ DEMO = Recipe(
         batch=8,
         micro_batch=8,
         examples_per_row=5,
+        augment=AugmentationConfig(mirrored=0.0, dropped=0.0),
         weight_decay=0.0,
         warmup_share=0.05,
         clip_norm=1.0,
@@ -121,6 +123,7 @@ DEMO = Recipe(
         batch=4,
         micro_batch=4,
         examples_per_row=6,
+        augment=AugmentationConfig(mirrored=0.0, dropped=0.0),
         weight_decay=0.01,
         warmup_share=0.05,
         clip_norm=1.0,
@@ -208,6 +211,7 @@ COCO = Recipe(
         batch=48,
         micro_batch=24,
         examples_per_row=5,
+        augment=AugmentationConfig(mirrored=0.0, dropped=0.0),
         weight_decay=0.0,
         warmup_share=0.03,
         clip_norm=1.0,
@@ -230,6 +234,7 @@ COCO = Recipe(
         batch=128,
         micro_batch=8,
         examples_per_row=1,
+        augment=AugmentationConfig(mirrored=0.0, dropped=0.0),
         weight_decay=0.0,
         warmup_share=0.03,
         clip_norm=1.0,

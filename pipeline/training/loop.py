@@ -141,7 +141,9 @@ def fit(context: StageContext, training: Training, world: World) -> None:
     optimizer = OptimizerConfig(
         *training.rates, part.weight_decay, part.warmup_share, part.clip_norm, steps
     )
-    module = TrainingModule(training.vlm, part.objective, optimizer, batches.passes, training.seed)
+    module = TrainingModule(
+        training.vlm, part.objective, optimizer, batches.passes, training.seed, part.augment
+    )
     rounds = Rounds(batches, training.validation, part, steps)
     history = History(batches.passes, part.patience)
     try:

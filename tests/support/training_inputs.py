@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from model.augmentation_configs import AugmentationConfig
 from model.objective_configs import ObjectiveConfig, ScheduledSamplingConfig, StandardConfig
 from model.projectors import LinearConfig, ProjectorConfig
 from pipeline.data.schemas import EXAMPLES, IMAGE_FILES
@@ -38,6 +39,7 @@ from storage.features.shards import ShardRows, shard_paths, write_shard
 from storage.tables import read_table, write_table
 from tests.support.forks import FORKS
 
+NO_AUGMENTATION = AugmentationConfig(mirrored=0.0, dropped=0.0)
 IMAGES, PATCHES, VISION, WORDS = 40, 4, 12, 96
 SPOILT = WORDS - 1
 SCHEDULED = ScheduledSamplingConfig(
@@ -195,6 +197,7 @@ class Choices:
     precision: str = "fp32"
     quantize: str = "none"
     checkpointing: bool = False
+    augment: AugmentationConfig = NO_AUGMENTATION
     targets: Any = ("q_proj", "dense", "fc1")
 
     def part(self) -> PretrainPart | FinetunePart:
@@ -205,6 +208,7 @@ class Choices:
             "batch": 8,
             "micro_batch": self.micro_batch,
             "examples_per_row": 2,
+            "augment": self.augment,
             "weight_decay": 0.01,
             "warmup_share": 0.1,
             "clip_norm": 1.0,

@@ -10,6 +10,7 @@ import wandb
 from safetensors.torch import load_file
 from transformers.models.phi.modeling_phi import PhiAttention
 
+from model.augmentation_configs import AugmentationConfig
 from model.bundle import PREFIX
 from model.language import add_lora, load_language_model, merge_lora
 from model.projectors import SparseMixtureConfig
@@ -19,6 +20,7 @@ from pipeline.recipe.parts import FinetunePart
 from pipeline.training.assemble import load_pretrained
 from pipeline.training.finetune import prepare
 from tests.support.training_inputs import (
+    NO_AUGMENTATION,
     SCHEDULED,
     Choices,
     context_of,
@@ -32,6 +34,7 @@ from tests.support.training_inputs import (
 )
 
 pytestmark = pytest.mark.timeout(600)
+VARIED = AugmentationConfig(mirrored=0.5, dropped=0.2)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +42,7 @@ pytestmark = pytest.mark.timeout(600)
     [
         Choices(),
         Choices(objective=SCHEDULED),
-        Choices(stage="finetune"),
+        Choices(stage="finetune", augment=VARIED),
         Choices(stage="finetune", method="lora", objective=SCHEDULED),
     ],
     ids=lambda c: f"{c.stage}-{c.method}-{c.objective.kind}",
@@ -82,6 +85,19 @@ def test_a_bit_that_flips_in_a_checkpoint_lets_the_training_start_over(
     assert len(files) >= 3
     for written in files:
         assert (straight / written).read_bytes() == (broken / written).read_bytes()
+
+
+def test_varied_images_change_what_is_learned_and_not_how_it_is_judged(
+    inputs: Path, tmp_path: Path
+) -> None:
+    found = []
+    for name, augment in (("plain", NO_AUGMENTATION), ("varied", VARIED)):
+        context = context_of(inputs, tmp_path / name)
+        Choices(epochs=1.0, augment=augment).run(context)
+        found.append(figures(context))
+    plain, varied = found
+    assert plain["loss"] != varied["loss"]
+    assert varied["val_nll"] == pytest.approx(plain["val_nll"], rel=0.2)
 
 
 def test_a_loss_that_is_no_number_stops_the_training_and_names_the_examples(
