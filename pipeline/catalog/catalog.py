@@ -30,6 +30,7 @@ TABLES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "questions": ("examples", "questions.parquet"),
         "features": ("features", "index-*.parquet"),
         "patches": ("features", "patches-*.parquet"),
+        "nearest": ("features", "nearest.parquet"),
         "predictions": ("evaluate", "predictions.parquet"),
         "importance": ("evaluate", "importance.parquet"),
         "metrics_by_source": ("evaluate", "metrics_by_source.parquet"),

@@ -30,6 +30,7 @@ from pipeline.data.schemas import DROPS, EXAMPLES, QUESTIONS, drop
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import ExamplesPart
+from pipeline.recipe.similarities import SIMILARITIES
 from pipeline.recipe.user_filters import apply_filters
 from storage.sql.queries import Database
 from storage.tables import read_table, where, write_table
@@ -224,7 +225,8 @@ def _user_filtered(
         row["image_id"]: row
         for row in read_table(context.inputs["images"].path("images.parquet")).to_pylist()
     }
-    seen = (_visible(row, images[row["image_id"]]) for row in rows)
+    near = _similarities(context)
+    seen = (_visible(row, images[row["image_id"]], near.get(row["sha256"], {})) for row in rows)
     reasons = apply_filters(examples.filters, list(seen))
     kept = []
     for number, row in enumerate(rows):
@@ -237,7 +239,15 @@ def _user_filtered(
     return kept
 
 
-def _visible(row: Row, image: Row) -> Row:
+def _similarities(context: StageContext) -> dict[str, Row]:
+    """Return how similar images are to others, by hash; empty where no filter asks for that."""
+    if "features" not in context.inputs:
+        return {}
+    table = read_table(context.inputs["features"].path("nearest.parquet"))
+    return {row["sha256"]: row for row in table.to_pylist()}
+
+
+def _visible(row: Row, image: Row, near: Row) -> Row:
     """Return the fields that a filter of the recipe may use."""
     shared = {name: row[name] for name in ("source", "kind", "split", "image_id", "text", "turns")}
     return {
@@ -247,6 +257,7 @@ def _visible(row: Row, image: Row) -> Row:
         "tokens": len(row["input_ids"]),
         "questions": [question for question, _ in row["pairs"]],
         "answers": [answer for _, answer in row["pairs"]],
+        **{name: near.get(name) for name in SIMILARITIES},
     }
 
 

@@ -2,6 +2,7 @@
 
 from pipeline.engine.stage import Stage
 from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.similarities import compares_images
 
 
 def _dataset(recipe: Recipe) -> tuple[tuple[str, str], ...]:
@@ -57,6 +58,8 @@ DAG: tuple[Stage, ...] = (
         "pipeline.data.examples",
         inputs=("images", "conversations", "backbones"),
         reads=("examples",),
+        # Examples are made beside the embeddings unless a filter asks for these.
+        needs=lambda recipe: ("features",) if compares_images(recipe.examples.filters) else (),
     ),
     Stage(
         "pretrain",

@@ -74,6 +74,7 @@ class Stage:
         inputs: Stages whose artifacts it reads.
         reads: Recipe parts that it is given; it cannot see others, so identity is complete.
         also: Returns which further parts it is given under a recipe.
+        needs: Returns which further artifacts it reads under a recipe.
         code: Returns which functions the stage looks up by a recipe, as module and name.
         network: Whether it may fetch from elsewhere, so that a failure is worth a retry.
         standalone: Returns whether the stage reads no artifact at all under a recipe.
@@ -86,6 +87,7 @@ class Stage:
     inputs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     also: Callable[[Recipe], tuple[str, ...]] | None = None
+    needs: Callable[[Recipe], tuple[str, ...]] | None = None
     code: Callable[[Recipe], tuple[tuple[str, str], ...]] | None = None
     network: bool = False
     standalone: Callable[[Recipe], bool] | None = None
@@ -93,7 +95,9 @@ class Stage:
 
     def inputs_with(self, recipe: Recipe) -> tuple[str, ...]:
         """Return the stages whose artifacts it reads under this recipe."""
-        return () if self.standalone and self.standalone(recipe) else self.inputs
+        if self.standalone and self.standalone(recipe):
+            return ()
+        return (*self.inputs, *(self.needs(recipe) if self.needs else ()))
 
     def reads_with(self, recipe: Recipe) -> tuple[str, ...]:
         """Return the recipe parts that it is given under this recipe, the seed left out."""

@@ -18,15 +18,16 @@ from pipeline.features.extraction import (
     row_key,
 )
 from pipeline.features.known_rows import find_known
+from pipeline.features.nearest import nearest_images
 from pipeline.recipe.parts import FeaturesPart
 from storage.features.shards import ShardError, shard_paths, verify_shard
-from storage.tables import read_table
+from storage.tables import read_table, write_arrow
 
 COLUMNS = ("sha256", "image_id", "width", "height", "split")
 
 
 def features(context: StageContext, features: FeaturesPart, seed: int) -> Summary:
-    """Write the shards `index-*.parquet` and `patches-*.parquet`.
+    """Write the shards `index-*.parquet` and `patches-*.parquet`, and `nearest.parquet`.
 
     A killed run resumes at the first incomplete shard, and an image that this encoder has embedded
     in any earlier artifact of the store is not embedded again.
@@ -56,6 +57,11 @@ def features(context: StageContext, features: FeaturesPart, seed: int) -> Summar
         path for number in range(shards) for path in shard_paths(extraction.folder, number)
     ):
         os.link(path, context.out / path.name)
+    indexes = [shard_paths(extraction.folder, number)[0] for number in range(shards)]
+    with context.report.track("compare images", len(rows)) as tick:
+        write_arrow(
+            context.out / "nearest.parquet", nearest_images(indexes, extraction.device, tick)
+        )
     return {
         "images": len(rows),
         "embedded": embedded,

@@ -28,6 +28,17 @@ COLUMNS = (
     ("turns", pa.int64(), "question/answer turns; 0 for a caption"),
     ("questions", pa.list_(pa.string()), "questions of a conversation; empty for a caption"),
     ("answers", pa.list_(pa.string()), "answers of a conversation; empty for a caption"),
+    (
+        "duplicate_similarity",
+        pa.float32(),
+        "cosine similarity of the image to the most similar one of its split that has a smaller "
+        "hash, so that one of a group is kept; null if there is none",
+    ),
+    (
+        "test_similarity",
+        pa.float32(),
+        "cosine similarity of the image to the most similar test image; null for test images",
+    ),
 )
 ROWS = pa.schema([("row", pa.int64()), *((name, kind) for name, kind, _ in COLUMNS)])
 

@@ -128,6 +128,7 @@ def write_mixture(folder: Path, tiny: Mapping[str, object]) -> Path:
             },
             "limits": {},
         },
+        "examples.filters": {"twin": "duplicate_similarity > 0.999 AND source <> 'shapes'"},
         "evaluate.images": 20,
         "evaluate.questions": 40,
     }
@@ -164,6 +165,11 @@ def test_a_mixture_goes_through_every_stage_and_each_source_has_scores(
         ("shapes", "answer_accuracy"),
         ("shapes", "cider_d"),
     ]
+    # Plain images of one colour are nearly alike: of each split one of each colour is kept.
+    (twins,) = rows("SELECT count(*) AS n FROM drops WHERE reason = 'twin'")
+    assert int(str(twins["n"])) > 40
+    (near,) = rows("SELECT count(*) AS n FROM nearest WHERE similarity > 0.999")
+    assert int(str(near["n"])) >= 30
     printed = cli.ok("scores")
     assert "by source of images or conversations" in printed
     limited = "SELECT count(*) AS n FROM images WHERE source = 'shapes' AND split <> 'test'"

@@ -20,13 +20,14 @@ from pipeline.engine.materialize import Outcome
 from pipeline.engine.runs import record_run
 from pipeline.evaluation.intervals import mean_interval
 from pipeline.evaluation.pointing import IMPORTANCE
+from pipeline.features.nearest import nearest_images
 from pipeline.recipe.presets import preset
 from pipeline.recipe.recipe import Recipe
 from storage.features.shards import ShardRows, write_shard
 from storage.store.artifacts import ArtifactStore
 from storage.store.commits import Provenance, commit
 from storage.store.manifest import Manifest, fingerprint_of
-from storage.tables import write_table
+from storage.tables import write_arrow, write_table
 
 SPLITS = ("train",) * 6 + ("validation",) * 2 + ("test",) * 12
 COLOURS = ("red", "green", "blue", "orange")
@@ -210,6 +211,8 @@ def _features(out: Path, run: int) -> Row:
         ),
         "encoder",
     )
+    indexes = sorted(out.glob("index-*"))
+    write_arrow(out / "nearest.parquet", nearest_images(indexes, "cpu", lambda _: None))
     return {"images": len(rows)}
 
 

@@ -31,6 +31,8 @@ ROW = {
     "turns": 0,
     "questions": [],
     "answers": [],
+    "duplicate_similarity": None,
+    "test_similarity": None,
 }
 TALK = {**ROW, "kind": "conversation", "turns": 1, "questions": ["Is it?"], "answers": ["Yes."]}
 
@@ -130,7 +132,7 @@ class Folder:
 
 def example(number: int, text: str, **changes: Any) -> dict[str, Any]:
     made = {"example_id": number, "kind": "caption", "split": "train", "image_id": 7}
-    made["source"] = "folder"
+    made |= {"source": "folder", "sha256": "a"}
     more = {"source_id": 10 + number, "turns": 0, "text": text, "input_ids": [1, 2], "pairs": []}
     return {**made, **more, **changes}
 
