@@ -1,4 +1,4 @@
-"""Commands that maintain a store: verify, gc, accept, diff and tag."""
+"""Commands that maintain a store: verify, gc, accept and tag."""
 
 from typing import TYPE_CHECKING
 
@@ -126,18 +126,6 @@ def accept_stages(
         print("every stage is fresh: there is nothing to accept")
 
 
-def print_diff(store: ArtifactStore, before: str, after: str) -> None:
-    """Print in which recipe fields, digests and metrics two runs differ."""
-    from pipeline.engine.runs import compare_runs
-
-    changes = compare_runs(store, before, after)
-    if not changes:
-        print(f"{before} and {after} do not differ")
-        return
-    rows = [[c.kind, c.name, _cell(c.before), _cell(c.after)] for c in changes]
-    print_rows(["kind", "name", before, after], rows)
-
-
 def tag_run(store: ArtifactStore, name: str, run: str) -> None:
     """Give a run a name of its own; `gc` keeps what it reaches.
 
@@ -170,7 +158,3 @@ def print_published(store: ArtifactStore) -> None:
         for entry in history
     ]  # fmt: skip
     print_rows(["", "no", "when (UTC)", "decision", "run", "digest", "why"], rows)
-
-
-def _cell(value: object) -> object:
-    return f"{value:.4g}" if isinstance(value, float) else value

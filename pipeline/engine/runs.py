@@ -114,13 +114,21 @@ def _digests(run: dict[str, Any]) -> dict[str, object]:
 
 
 def _metrics(store: ArtifactStore, run: dict[str, Any]) -> dict[str, object]:
-    """Return the metrics of a run by name; none where they are gone or were never made."""
+    return {
+        f"{row['stage']}/{row['split']}/{row['condition']}/{row['metric']}": row["value"]
+        for row in metric_rows(store, run)
+    }
+
+
+def metric_rows(store: ArtifactStore, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the metrics of a run; none where they are gone or were never made.
+
+    Args:
+        store: The store.
+        run: Its record.
+    """
     made = run["stages"].get("evaluate")
     manifest = store.find("evaluate", made["fingerprint"]) if made else None
     if manifest is None:
-        return {}
-    rows = json.loads(store.artifact(manifest).path("metrics.json").read_text())
-    return {
-        f"{row['stage']}/{row['split']}/{row['condition']}/{row['metric']}": row["value"]
-        for row in rows
-    }
+        return []
+    return json.loads(store.artifact(manifest).path("metrics.json").read_text())
