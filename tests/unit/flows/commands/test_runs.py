@@ -52,7 +52,7 @@ def test_runs_fit_a_terminal_and_tell_scores_decisions_and_tags(
     assert "refused" in first
     assert "7 stages" in first
     assert "in use" in second
-    assert "paper" in second
+    assert "paper" in text
     assert len(lines) <= 5  # two of headings; no line is broken over more than two
 
 
