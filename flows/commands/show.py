@@ -7,6 +7,7 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
+from flows.printing import table_of
 from model.decoding import QUIET
 from pipeline.catalog.catalog import Catalog
 from pipeline.errors import PipelineError
@@ -61,7 +62,8 @@ def show_image(catalog: Catalog, image_id: int | None) -> None:
         row = found[0]
         keys = {"id": image_id, "sha": row["sha256"], "file": row["file_name"]}
         data = _query(database, "SELECT data FROM files WHERE sha256 = $sha", keys)[0]["data"]
-        console.print(image_text(data, 48))
+        if console.is_terminal:
+            console.print(image_text(data, 48))
         console.print(
             f"image {image_id} · {row['file_name']} · {row['width']}x{row['height']} · "
             f"{row['split']} · sha256 {row['sha256'][:16]}",
@@ -122,7 +124,9 @@ def _query(database: Database, sql: str, keys: dict[str, Any]) -> list[dict[str,
 
 def _section(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
     console.print(f"\n[bold]{name}[/bold] ({len(rows)})")
-    for row in rows[:12]:
-        console.print("  " + " · ".join(str(v) for v in row.values() if v != ""), markup=False)
+    if rows:
+        # A column that is empty in all rows tells nothing.
+        columns = [key for key in rows[0] if any(row[key] not in ("", None) for row in rows)]
+        console.print(table_of(columns, [[row[key] for key in columns] for row in rows[:12]]))
     if len(rows) > 12:
         console.print(f"  … {len(rows) - 12} more")

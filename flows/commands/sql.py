@@ -17,7 +17,7 @@ from storage.tables import write_arrow
 
 SHOWN = 200  # rows printed as a table
 WIDTH = 120  # characters of one cell
-TALL = 20  # rows printed one below the other at most
+TALL = 3  # rows printed one below the other at most
 LEAST = 20  # characters a long cell should get on a line
 
 
@@ -31,9 +31,7 @@ def query_once(catalog: Catalog, query: str, style: str, output: Path | None) ->
     if output is not None and output.is_dir():
         raise PipelineError(f"{output} is a folder", f"name a file: --output {output / 'rows.csv'}")
     refuse_writing(query)
-    with catalog.open(query) as database:
-        native = style == "parquet"
-        result = database.read_only(query) if native else database.printable(query)
+    result = catalog.query(query, printable=style != "parquet")
     if style == "parquet":
         if output is None:
             raise PipelineError(
@@ -51,8 +49,13 @@ def query_once(catalog: Catalog, query: str, style: str, output: Path | None) ->
 
 
 def print_result(result: pa.Table) -> None:
-    """Print a result as a table, or row by row where its columns do not fit side by side."""
+    """Print a result as a table; where its columns do not fit, a few rows one by one.
+
+    More rows become one table without the columns in the middle.
+    """
     from rich.console import Console
+
+    from storage.sql.boxes import boxed
 
     rows = result.slice(0, SHOWN).to_pylist()
     names = result.column_names
@@ -60,7 +63,12 @@ def print_result(result: pa.Table) -> None:
     narrow = [
         max(len(name), *(min(len(c or ""), LEAST) for c in cs)) for name, cs in _by(names, cells)
     ]
-    if 0 < len(rows) <= TALL and sum(narrow) + 2 * len(names) > Console().width:
+    width = Console().width
+    fits = sum(narrow) + 2 * len(names) <= width
+    if len(rows) > TALL and not fits:
+        print(boxed(result, width, SHOWN))
+        print("--format csv prints every column; a wider terminal shows more of them")
+    elif rows and not fits:
         for number, row in enumerate(cells):
             print(f"─ row {number + 1}")
             print_rows(["column", "value"], [list(pair) for pair in zip(names, row, strict=True)])

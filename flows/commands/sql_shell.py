@@ -65,8 +65,7 @@ def _attempt(catalog: Catalog, statement: str, show: Callable[[pa.Table], None])
     """Run one statement, and return whether it succeeded."""
     try:
         refuse_writing(statement)
-        with catalog.open(statement) as database:
-            show(database.printable(statement))
+        show(catalog.query(statement, printable=True))
     except StorageError as error:
         print(error)
         return False

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 
@@ -36,6 +37,7 @@ TABLES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "metrics_by_source": ("evaluate", "metrics_by_source.parquet"),
     }
 )
+_NO_TABLE = re.compile(r"Table with name (\S+) does not exist")
 _LISTS = re.compile(r"\s*SHOW\b", re.IGNORECASE)  # statements about the views themselves
 DROPS = ("images", "conversations", "examples")
 TRAININGS = ("pretrain", "finetune")
@@ -120,6 +122,27 @@ class Catalog:
                     "`phivision run` fills it",
                 )
         return Database(sources)
+
+    def query(self, sql: str, *, printable: bool) -> pa.Table:
+        """Return the result of a statement that only reads.
+
+        Args:
+            sql: The statement.
+            printable: Whether types that nothing can print become text.
+
+        Raises:
+            StorageError: The statement is wrong; a misspelt view is told with the nearest one.
+        """
+        try:
+            with self.open(sql) as database:
+                return database.printable(sql) if printable else database.read_only(sql)
+        except StorageError as error:
+            missing = _NO_TABLE.search(str(error))
+            if missing is None:
+                raise
+            near = get_close_matches(missing[1].lower(), self.views(), n=1, cutoff=0.5)
+            remedy = f"did you mean {near[0]}?" if near else f"views: {', '.join(self.views())}"
+            raise StorageError(f"there is no view {missing[1]}", remedy) from None
 
     def _mentioned(self, sql: str | None) -> list[str]:
         names = self.views()

@@ -453,3 +453,41 @@ def test_the_table_tells_scores_and_paired_differences(store: ArtifactStore) -> 
 def test_a_run_that_does_not_exist_is_told(store: ArtifactStore) -> None:
     with pytest.raises(StorageError, match="there is no run 'nobody'"):
         Catalog(store, "nobody")
+
+
+def test_many_wide_rows_are_one_table_as_duckdb_prints_it(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["sql", "SUMMARIZE predictions", "--store", store.uri])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert len([line for line in lines if line.startswith("│ prediction")]) == 2
+    assert "21 rows" in lines[-2]
+    assert "--format csv prints every column" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [("exampels", "did you mean examples?"), ("zzz", "views: images, captions")],
+)
+def test_a_misspelt_view_is_told_with_the_nearest_of_ours(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str], written: str, said: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["sql", f"SELECT * FROM {written}", "--store", store.uri])
+    told = capsys.readouterr().err
+    assert f"there is no view {written}" in told
+    assert said in told
+    assert "pg_" not in told
+
+
+def test_show_labels_every_value_and_draws_nothing_into_a_pipe(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["show", "--store", store.uri])
+    text = capsys.readouterr().out
+    assert "▀" not in text
+    for heading in ("caption_id", "category", "patch_norm", "turns", "condition"):
+        assert heading in text
+    assert "None" not in text

@@ -54,7 +54,7 @@ def test_an_image_is_shown_with_what_the_model_says_of_it_first(
     printed = capsys.readouterr().out
     head, _, rest = printed.partition("\ncaptions (")
     assert re.search(r"image 108 .*\nthe model's caption: A \w+ square and a wall\.", head)
-    said = rest.partition("predictions (")[2].splitlines()[1:]
-    order = [tuple(line.split(" · ")[1:3]) for line in said if " · " in line]
+    said = rest.partition("predictions (")[2].splitlines()[2:]  # behind the headings
+    order = [tuple(line.split()[1:3]) for line in said]
     assert order[:2] == [("real", "caption"), ("real", "answer")]
     assert {condition for condition, _ in order[2:]} == {"shuffled", "blind"}
