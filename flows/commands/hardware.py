@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from textwrap import fill
 from typing import Any, Literal, NamedTuple
 
 from flows.printing import print_rows
@@ -52,9 +53,9 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
     "total": lambda row: row["total"],
     "most": lambda row: row["largest_micro_batch"],
     "s/step": lambda row: row["step_seconds"],
-    "rows/s": lambda row: row["rows_per_second"],
-    "hours": lambda row: row["hours"],
+    "time": lambda row: _time(row["hours"]),
 }
+LINE = 80  # characters of the notes below the table
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?GB", re.IGNORECASE)
 
 
@@ -82,18 +83,61 @@ def print_hardware(
     if style == "json":
         print(json.dumps(rows, indent=1))
         return
+    print("memory in GB")
     print_rows([*COLUMNS], [[_shown(cell(row)) for cell in COLUMNS.values()] for row in rows])
+    for line in advice(rows, recipe):
+        print(f"→ {line}")
     micro = {row["training"].split()[0]: row["micro_batch"] for row in rows}
-    print(
-        f"\n* the recipe's choice; ckpt: gradient checkpointing; state: gradients and AdamW's "
-        f"moments.\nGB at micro_batch ({', '.join(f'{n} {c}' for n, c in micro.items())}) of the "
-        f"longest rows the recipe allows; most: the largest\nmicro_batch in {1 - RESERVE:.0%} of "
-        f"{device.memory / 1e9:g} GB. Seconds of the mean step at {mfu:.0%} of "
-        f"{device.peak / 1e12:g} TFLOP/s,\nwhich is an assumption; hours: of all epochs over "
-        f"as many images\nas the recipe allows, on one device. Formula: docs/training.md\n"
-        f"evaluate, chat: kept: keys and values; a step writes a token of every row; hours: where "
-        f"each\ntext is written to its last token. Chat is one conversation, with the encoder."
+    notes = (
+        f"* the recipe's choice; ckpt: gradient checkpointing; state: gradients and AdamW's "
+        f"moments. Memory is at micro_batch ({', '.join(f'{n} {c}' for n, c in micro.items())}) "
+        f"of the longest rows the recipe allows; most: the largest micro_batch in "
+        f"{1 - RESERVE:.0%} of {device.memory / 1e9:g} GB.",
+        f"Seconds of the mean step at {mfu:.0%} of {device.peak / 1e12:g} TFLOP/s, which is an "
+        f"assumption; time: of all epochs over as many images as the recipe allows, on one "
+        f"device. Formula: docs/training.md",
+        "evaluate, chat: kept: keys and values; a step writes a token of every row; time: where "
+        "each text is written to its last token. Chat is one conversation, with the encoder.",
     )
+    for note in notes:
+        print("\n" + fill(note, LINE))
+
+
+def advice(rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> Iterator[str]:
+    """Yield what to change where a choice of the recipe does not fit, or a faster one does.
+
+    Args:
+        rows: Those of `rows_of`, both of a training one after the other.
+        recipe: What is to be trained.
+    """
+    for plain, again in zip(rows[:-1:2], rows[1::2], strict=False):
+        chosen = next((row for row in (plain, again) if row["in_recipe"]), None)
+        if chosen is None or plain["checkpointing"] is None:
+            continue
+        name, part = chosen["training"], chosen["training"].split()[0]
+        if not chosen["fits"]:
+            yield _remedy(name, part, chosen, again, recipe)
+        elif chosen is again and plain["fits"] and plain["step_seconds"]:
+            faster = again["step_seconds"] / plain["step_seconds"]
+            yield (
+                f"{name} fits without checkpointing, {faster:.1f} times as fast: "
+                f"--set {part}.gradient_checkpointing=false"
+            )
+
+
+def _remedy(
+    name: str, part: str, chosen: Mapping[str, Any], again: Mapping[str, Any], recipe: Recipe
+) -> str:
+    batch = getattr(recipe, part).batch
+    most = max((n for n in range(1, again["largest_micro_batch"] + 1) if batch % n == 0), default=0)
+    if not most:
+        smaller = "quantize=nf4" if name.endswith("LoRA") else "method=lora"
+        what = f": --set {part}.{smaller}" if part == "finetune" else ""
+        return f"{name} does not fit at any micro_batch{what}"
+    fields = [f"--set {part}.micro_batch={most}"] if most < chosen["micro_batch"] else []
+    if not chosen["checkpointing"]:
+        fields.append(f"--set {part}.gradient_checkpointing=true")
+    return f"{name} does not fit: {' '.join(fields)}"
 
 
 def device_of(hardware: str, peak: float | None) -> Device:
@@ -174,6 +218,13 @@ def _gigabytes(need: Memory) -> dict[str, float]:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.3g}")
+
+
+def _time(hours: float | None) -> str | None:
+    """Return a time as minutes below an hour, else as hours."""
+    if hours is None:
+        return None
+    return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
 
 
 def _shown(value: object) -> object:

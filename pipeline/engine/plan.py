@@ -122,6 +122,9 @@ def why(payload: Mapping[str, Any], known: Sequence[Manifest]) -> str:
     if not known:
         return NEVER_MADE
     nearest = min((list(differences(each.payload, payload)) for each in known), key=len)
+    kinds = [told for told in nearest if told.startswith("field ") and ".kind`" in told]
+    if kinds and len(nearest) > SHOWN:  # of another preset: every field differs
+        return f"new: {kinds[0]}, and {len(nearest) - 1} other differences"
     more = f"; and {len(nearest) - SHOWN} more" if len(nearest) > SHOWN else ""
     return f"{'; '.join(nearest[:SHOWN])}{more}"
 

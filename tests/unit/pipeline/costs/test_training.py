@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from flows.cli import main
-from flows.commands.hardware import device_of, rows_of
+from flows.commands.hardware import COLUMNS, advice, device_of, rows_of
 from model import vlm as vlm_module
 from model.flops import size_of
 from model.language import add_lora
@@ -324,7 +325,8 @@ def test_the_command_prints_every_training_and_imports_nothing_heavy(
     arguments = ("plan", "--preset", "coco", "--hardware", "80GB")
     text, _, loaded = command(*arguments, cache=tmp_path)
     assert loaded == []
-    lines = text.splitlines()
+    unit, *lines = text.splitlines()
+    assert unit == "memory in GB"
     assert lines[0].split()[:4] == ["training", "ckpt", "weights", "state"]
     names = ["pretrain", "finetune LoRA", "finetune QLoRA", "finetune full"]
     assert [line.split("  ")[0].removesuffix(" *") for line in lines[1:9:2]] == names
@@ -345,3 +347,45 @@ def test_the_plan_of_an_encoder_of_timm_reads_its_shape_from_the_model() -> None
     shape = projector_costs(preset("photos").pretrain.projector, 1280, 49, 576)
     assert pretrain.prefix == shape
     assert pretrain.prefix_tokens == preset("photos").pretrain.projector.tokens_out(49) + 1
+
+
+def advised(device: str, **changes: object) -> list[str]:
+    recipe = preset("coco").override(changes)
+    return list(advice(list(rows_of(recipe, device_of(device, None), 0.4)), recipe))
+
+
+def test_a_faster_choice_that_fits_is_advised() -> None:
+    found = advised("H200")
+    assert len(found) == 2
+    assert re.fullmatch(
+        r"pretrain fits without checkpointing, 1\.[45] times as fast: "
+        r"--set pretrain\.gradient_checkpointing=false",
+        found[0],
+    )
+    assert advised("24GB") == []  # with checkpointing it fits, without it does not
+
+
+def test_what_does_not_fit_is_told_with_what_would() -> None:
+    (pretrain, finetune) = advised(
+        "24GB",
+        **{
+            "pretrain.micro_batch": 48,
+            "pretrain.gradient_checkpointing": False,
+            "finetune.method": "full",
+        },
+    )
+    # 24 of 48 fit with checkpointing, and 48 do, too.
+    assert pretrain == "pretrain does not fit: --set pretrain.gradient_checkpointing=true"
+    assert finetune == ("finetune full does not fit at any micro_batch: --set finetune.method=lora")
+    assert "--set finetune.quantize=nf4" in advised("10GB")[-1]
+    (small,) = advised("16GB", **{"finetune.micro_batch": 64})[-1:]
+    fields = re.fullmatch(r"finetune LoRA does not fit: --set finetune\.micro_batch=(\d+)", small)
+    assert fields is not None
+    assert 128 % int(fields[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"), [(0.25, "15 min"), (0.99, "59 min"), (1.04, "1.0 h"), (None, None)]
+)
+def test_times_are_minutes_below_an_hour(hours: float | None, told: str | None) -> None:
+    assert COLUMNS["time"]({"hours": hours}) == told

@@ -6,12 +6,15 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipeline.engine import plan as plan_module
 from pipeline.engine.accept import accept, accept_all
+from pipeline.engine.dag import BY_NAME
+from pipeline.engine.materialize import payload_of
 from pipeline.engine.plan import check_stages, plan, why
 from pipeline.errors import PipelineError
 from pipeline.recipe.presets import preset
@@ -328,3 +331,11 @@ def test_the_table_says_the_same(tmp_path: Path) -> None:
     assert lines[0] == ["stage", "status", "reason"]
     assert lines[1] == ["images", "stale", "never made"]
     assert len(lines) == 10
+
+
+def test_a_stage_of_another_preset_is_told_in_one_line() -> None:
+    payloads = [payload_of(BY_NAME["images"], preset(name), {}) for name in ("demo", "coco")]
+    made: Any = SimpleNamespace(payload=payloads[0])
+    told = why(payloads[1], [made])
+    assert told.startswith("new: field `images.source.kind` demo → coco2017, and ")
+    assert told.endswith(" other differences")
