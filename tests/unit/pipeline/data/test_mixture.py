@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flows.commands.recipe import print_recipe
 from pipeline.data.conversations import conversations
 from pipeline.data.probes import probe_conversations, probe_images
 from pipeline.engine.dag import BY_NAME
@@ -333,3 +334,12 @@ def test_scores_of_each_source_stand_beside_each_other() -> None:
 
 def test_a_single_source_has_no_scores_of_its_own() -> None:
     assert by_source("finetune", [prediction("only", 1, "a dog")], 20, 0) == []
+
+
+def test_the_fields_of_every_source_are_listed_as_they_are_set(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = {"kind": "mixture", "sources": {"one": ONE}, "limits": {}}
+    print_recipe("photos", {"images.source": source}, "table")
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("images.source.sources.one.root") for line in lines)
