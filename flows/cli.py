@@ -182,47 +182,6 @@ def scores(*, store: Store = None, every: EveryMetric = False, java: bool = Fals
 
 
 @app.command
-def runs(
-    *,
-    sort: str = "",
-    limit: int = 20,
-    format: Literal["table", "json"] = "table",  # noqa: A002 - the option's name
-    store: Store = None,
-) -> None:
-    """List the finished runs of a store: when, scores, what was decided; newest first.
-
-    Args:
-        sort: A metric, such as cider_d: the best run first.
-        limit: Runs to list, at most.
-        format: table, or json with all metrics of each run.
-    """
-    from flows.commands.runs import print_runs
-
-    print_runs(_settings(store).open_store(), format, sort, limit)
-
-
-@app.command
-def diff(
-    before: str,
-    after: str = "latest",
-    /,
-    *,
-    every: EveryMetric = False,
-    store: Store = None,
-) -> None:
-    """Say in which recipe fields, digests and metrics two runs differ.
-
-    Args:
-        before: A run: its name, the start of it, or its tag.
-        after: Another one.
-        every: All figures of evaluation, not only the main ones with their intervals.
-    """
-    from flows.commands.runs import print_diff
-
-    print_diff(_settings(store).open_store(), before, after, every=every)
-
-
-@app.command
 def tag(name: str, run: str = "latest", /, *, store: Store = None) -> None:
     """Give a run a name of its own; `gc` keeps what it reaches.
 

@@ -1,4 +1,4 @@
-"""Commands for looking: recipe, report, browse, similar, catalog, and compare."""
+"""Commands for looking: recipe, report, browse, similar, catalog, compare, runs and diff."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from flows.commands.options import (
     Count,
     Data,
+    EveryMetric,
     Preset,
     RecipeFile,
     Run,
@@ -144,4 +145,43 @@ def recipe(
         print_recipe(*preset_and_changes(preset, recipe, set_, data, start), style=format)
 
 
-LOOKING = (recipe, report, browse, similar, catalog, compare)
+def runs(
+    *,
+    sort: str = "",
+    limit: int = 20,
+    format: Literal["table", "json"] = "table",  # noqa: A002 - the option's name
+    store: Store = None,
+) -> None:
+    """List the finished runs of a store: when, scores, what was decided; newest first.
+
+    Args:
+        sort: A metric, such as cider_d: the best run first.
+        limit: Runs to list, at most.
+        format: table, or json with all metrics of each run.
+    """
+    from flows.commands.runs import print_runs
+
+    print_runs(settings_of(store).open_store(), format, sort, limit)
+
+
+def diff(
+    before: str,
+    after: str = "latest",
+    /,
+    *,
+    every: EveryMetric = False,
+    store: Store = None,
+) -> None:
+    """Say in which recipe fields, digests and metrics two runs differ.
+
+    Args:
+        before: A run: its name, the start of it, or its tag.
+        after: Another one.
+        every: All figures of evaluation, not only the main ones with their intervals.
+    """
+    from flows.commands.runs import print_diff
+
+    print_diff(settings_of(store).open_store(), before, after, every=every)
+
+
+LOOKING = (recipe, report, browse, similar, catalog, compare, runs, diff)

@@ -12,6 +12,7 @@ from flows.cli import main
 from flows.commands.options import preset_and_changes
 from pipeline.data.guess import guess_data
 from pipeline.errors import PipelineError
+from pipeline.recipe.data_sources import MixtureImages
 from pipeline.recipe.presets import preset
 from pipeline.recipe.recipe_file import read_recipe_file
 from tests.unit.pipeline.data.test_captioned_sources import (
@@ -82,10 +83,17 @@ def test_each_line_of_the_page_on_own_data_reads_what_it_says(
 
 def test_the_page_on_own_data_has_a_line_for_each_kind_and_a_whole_recipe(tmp_path: Path) -> None:
     assert len(LINES) >= 7
-    [shown] = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    (tmp_path / "shown.yaml").write_text(shown)
-    name, changes = read_recipe_file(tmp_path / "shown.yaml")
-    assert preset(str(name)).override(changes).images.source.kind == "table"
+    found = []
+    for shown in re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        (tmp_path / "shown.yaml").write_text(shown)
+        name, changes = read_recipe_file(tmp_path / "shown.yaml")
+        found.append(preset(name or "demo").override(changes))
+    near, table, mixture = found
+    assert len(near.examples.filters) == 2
+    assert table.images.source.kind == "table"
+    assert isinstance(mixture.images.source, MixtureImages)
+    assert list(mixture.images.source.sources) == ["coco", "gqa", "ocr_vqa", "textvqa", "vg"]
+    assert mixture.conversations.source.kind == "mixture"
 
 
 def test_cocos_layout_is_recognised(tmp_path: Path) -> None:

@@ -337,8 +337,9 @@ def test_a_single_source_has_no_scores_of_its_own() -> None:
 
 
 def test_the_fields_of_every_source_are_listed_as_they_are_set(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     source = {"kind": "mixture", "sources": {"one": ONE}, "limits": {}}
     print_recipe("photos", {"images.source": source}, "table")
     lines = capsys.readouterr().out.splitlines()
