@@ -121,7 +121,7 @@ def print_diff(store: ArtifactStore, before: str, after: str, *, every: bool) ->
         print(f"{before} and {after} do not differ")
         return
     plain = [change for change in changes if every or change.kind != "metric"]
-    rows = [[c.kind, c.name, _cell(c.before), _cell(c.after)] for c in plain]
+    rows = [[c.kind, c.name, _cell(c.kind, c.before), _cell(c.kind, c.after)] for c in plain]
     rest = len(changes) - len(plain)
     if not every:
         sides = [_headline(store, run) for run in (before, after)]
@@ -147,8 +147,6 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _cell(value: object) -> object:
-    """Return a value with at most four digits behind the point where it is no smaller number."""
-    if isinstance(value, float) and abs(value) >= 1e-4:
-        return f"{value:.4f}".rstrip("0").rstrip(".")
-    return f"{value:g}" if isinstance(value, float) else value
+def _cell(kind: str, value: object) -> object:
+    """Return a metric to four digits behind the point; a recipe's own values stay exact."""
+    return f"{value:.4f}" if kind == "metric" and isinstance(value, float) else value

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
+from flows.commands.runs import _cell
 from storage.store.artifacts import ArtifactStore
 from storage.store.published import add_entry, read_history
 from storage.store.runs import read_runs, write_ref
@@ -94,3 +95,13 @@ def test_diff_shows_the_main_metrics_with_intervals_and_all_on_demand(
     whole = ask(capsys, store, "diff", old, new, "--all")
     assert "finetune/test/real/cider_d" in whole
     assert len(whole.splitlines()) > 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "shown"),
+    [("field", 0.00025, "0.00025"), ("metric", 4.161e-40, "0.0000"), ("field", "a", "a")],
+)
+def test_values_of_recipes_are_exact_and_metrics_are_rounded(
+    kind: str, value: object, shown: str
+) -> None:
+    assert str(_cell(kind, value)) == shown
