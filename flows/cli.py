@@ -142,12 +142,12 @@ def sql(
         format: How the result is printed; parquet needs --output.
         output: File to write to instead of the screen.
     """
-    from flows.commands.sql import print_result, query_once
-    from flows.commands.sql_shell import shell
+    from flows.commands.sql import query_once
+    from flows.commands.sql_shell import Shell
 
     catalog = _catalog(store, run)
     if query is None:
-        shell(catalog, print_result)
+        Shell(catalog).loop()
     else:
         query_once(catalog, query, format, output)
 
@@ -165,8 +165,10 @@ def show(image_id: int | None = None, /, *, store: Store = None) -> None:
 
 
 @app.command
-def scores(*, store: Store = None, every: EveryMetric = False, java: bool = False) -> None:
-    """Print the held-out scores of the latest run: real, shuffled and blind images, and baselines.
+def scores(
+    *, store: Store = None, run: Run = None, every: EveryMetric = False, java: bool = False
+) -> None:
+    """Print a run's held-out scores: with real, shuffled and blind images, and of baselines.
 
     Args:
         java: METEOR and SPICE of its captions instead; needs Java and phivision[java-metrics].
@@ -174,7 +176,7 @@ def scores(*, store: Store = None, every: EveryMetric = False, java: bool = Fals
     from flows.commands.java_scores import print_java_scores
     from flows.commands.scores import print_scores
 
-    catalog = _catalog(store)
+    catalog = _catalog(store, run)
     if java:
         print_java_scores(catalog)
     else:

@@ -19,6 +19,10 @@ class StandardConfig(FrozenModel):
     """Teacher forcing: every token is predicted from the true tokens before it."""
 
     kind: Literal["standard"] = "standard"
+    replaced: Share = Field(
+        description="Share of the supervised tokens that are fed as another supervised token of "
+        "the batch, so that a text is learned from its image and not only from its own beginning."
+    )
 
 
 class ScheduledSamplingConfig(FrozenModel):

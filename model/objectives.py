@@ -78,7 +78,7 @@ def objective_loss(
         generator: Source of the coins. Seeded from (seed, step, rank) it needs no saved state.
     """
     if isinstance(config, StandardConfig):
-        return standard(vlm, batch)
+        return _loss_when_fed(vlm, batch, with_replaced_tokens(batch, config.replaced, generator))
     if isinstance(config, MixedConfig) and not is_scheduled_step(config, step):
         return standard(vlm, batch)
     scheduled = config if isinstance(config, ScheduledSamplingConfig) else config.scheduled
@@ -99,6 +99,29 @@ def standard(vlm: VisionLanguageModel, batch: Batch) -> ObjectiveLoss:
         ModelError: The batch has no supervised token.
     """
     return _loss_when_fed(vlm, batch, batch.input_ids)
+
+
+def with_replaced_tokens(
+    batch: Batch, share: float, generator: torch.Generator
+) -> Int64[Tensor, "batch text"]:
+    """Return the tokens to feed: some supervised ones are replaced by others of the batch.
+
+    Unigram noising (Xie et al. 2017, arXiv 1703.02573) with the batch's own frequencies: a text
+    cannot be learned from its beginning alone. Draws depend on neither padding nor device.
+
+    Args:
+        batch: Its supervised tokens may be replaced, and are what replaces them.
+        share: Share of them that is replaced; some get the token that they have.
+        generator: Source of the draws.
+    """
+    if not share:
+        return batch.input_ids
+    true = true_token_coins(batch, 1 - share, generator)
+    places = batch.target_rows, batch.target_columns
+    count, device = len(places[0]), generator.device
+    drawn = torch.randint(count, (count,), generator=generator, device=device)
+    others = batch.input_ids[places][drawn.to(batch.input_ids.device)]
+    return torch.where(true, batch.input_ids, batch.input_ids.index_put(places, others))
 
 
 def scheduled_sampling(

@@ -25,7 +25,6 @@ Many = Parameter(negative=())
 
 def report(
     run: str = "latest",
-    /,
     *,
     store: Store = None,
     output: Path | None = None,

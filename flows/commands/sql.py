@@ -31,21 +31,30 @@ def query_once(catalog: Catalog, query: str, style: str, output: Path | None) ->
     if output is not None and output.is_dir():
         raise PipelineError(f"{output} is a folder", f"name a file: --output {output / 'rows.csv'}")
     refuse_writing(query)
+    if style == "parquet" and output is None:
+        raise PipelineError("parquet is a binary format", "name a file with --output rows.parquet")
     result = catalog.query(query, printable=style != "parquet")
-    if style == "parquet":
-        if output is None:
-            raise PipelineError(
-                "parquet is a binary format", "name a file with --output rows.parquet"
-            )
-        write_arrow(output, result)
-        return
-    text = {"csv": _csv, "json": _json}.get(style)
-    if text is None and output is None:
-        print_result(result)
-    elif output is None:
-        sys.stdout.write(text(result) if text else "")
+    if output is None:
+        print_as(result, style)
     else:
-        output.write_text(text(result) if text else _csv(result), encoding="utf-8")
+        write_as(result, style, output)
+
+
+def print_as(result: pa.Table, style: str) -> None:
+    """Print a result as table, csv or json."""
+    if style == "table":
+        print_result(result)
+    else:
+        sys.stdout.write(_csv(result) if style == "csv" else _json(result))
+
+
+def write_as(result: pa.Table, style: str, output: Path) -> None:
+    """Write a result to a file as csv, json or parquet; a table becomes csv."""
+    if style == "parquet":
+        write_arrow(output, result)
+    else:
+        text = _json(result) if style == "json" else _csv(result)
+        output.write_text(text, encoding="utf-8")
 
 
 def print_result(result: pa.Table) -> None:

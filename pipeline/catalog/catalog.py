@@ -32,6 +32,7 @@ TABLES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "features": ("features", "index-*.parquet"),
         "patches": ("features", "patches-*.parquet"),
         "nearest": ("features", "nearest.parquet"),
+        "clip_scores": ("features", "clip_scores.parquet"),
         "predictions": ("evaluate", "predictions.parquet"),
         "importance": ("evaluate", "importance.parquet"),
         "metrics_by_source": ("evaluate", "metrics_by_source.parquet"),

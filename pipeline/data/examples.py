@@ -29,8 +29,8 @@ from pipeline.data.name_forms import Alikes
 from pipeline.data.schemas import DROPS, EXAMPLES, QUESTIONS, drop
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
+from pipeline.recipe.embedding_columns import CLIP_SCORE, SIMILARITIES
 from pipeline.recipe.parts import ExamplesPart
-from pipeline.recipe.similarities import SIMILARITIES
 from pipeline.recipe.user_filters import apply_filters
 from storage.sql.queries import Database
 from storage.tables import read_table, where, write_table
@@ -226,7 +226,14 @@ def _user_filtered(
         for row in read_table(context.inputs["images"].path("images.parquet")).to_pylist()
     }
     near = _similarities(context)
-    seen = (_visible(row, images[row["image_id"]], near.get(row["sha256"], {})) for row in rows)
+    scores = _clip_scores(context)
+    seen = (
+        {
+            **_visible(row, images[row["image_id"]], near.get(row["sha256"], {})),
+            CLIP_SCORE: scores.get(row["source_id"]) if row["kind"] == "caption" else None,
+        }
+        for row in rows
+    )
     reasons = apply_filters(examples.filters, list(seen))
     kept = []
     for number, row in enumerate(rows):
@@ -245,6 +252,16 @@ def _similarities(context: StageContext) -> dict[str, Row]:
         return {}
     table = read_table(context.inputs["features"].path("nearest.parquet"))
     return {row["sha256"]: row for row in table.to_pylist()}
+
+
+def _clip_scores(context: StageContext) -> dict[int, float]:
+    """Return the scores of captions by id; empty where no filter asks for embeddings."""
+    if "features" not in context.inputs:
+        return {}
+    table = read_table(context.inputs["features"].path("clip_scores.parquet"))
+    ids = map(str, table["caption_id"].to_pylist())
+    ids = table["caption_id"].to_pylist()
+    return dict(zip(ids, table["clip_score"].to_pylist(), strict=True))
 
 
 def _visible(row: Row, image: Row, near: Row) -> Row:

@@ -1,8 +1,8 @@
 """The whole DAG on one screen: which stage reads which artifacts and which parts of the recipe."""
 
 from pipeline.engine.stage import Stage
+from pipeline.recipe.embedding_columns import uses_embeddings
 from pipeline.recipe.recipe import Recipe
-from pipeline.recipe.similarities import compares_images
 
 
 def _dataset(recipe: Recipe) -> tuple[tuple[str, str], ...]:
@@ -59,7 +59,7 @@ DAG: tuple[Stage, ...] = (
         inputs=("images", "conversations", "backbones"),
         reads=("examples",),
         # Examples are made beside the embeddings unless a filter asks for these.
-        needs=lambda recipe: ("features",) if compares_images(recipe.examples.filters) else (),
+        needs=lambda recipe: ("features",) if uses_embeddings(recipe.examples.filters) else (),
     ),
     Stage(
         "pretrain",

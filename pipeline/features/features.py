@@ -6,8 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from model.text_encoder import TextEncoder
 from pipeline.engine.devices import pick_device
 from pipeline.engine.stage import StageContext, Summary
+from pipeline.features.clip_scores import CLIP_SCORES, clip_scores
 from pipeline.features.extraction import (
     Extraction,
     ImageFile,
@@ -27,13 +31,15 @@ COLUMNS = ("sha256", "image_id", "width", "height", "split")
 
 
 def features(context: StageContext, features: FeaturesPart, seed: int) -> Summary:
-    """Write the shards `index-*.parquet` and `patches-*.parquet`, and `nearest.parquet`.
+    """Write the shards `index-*.parquet` and `patches-*.parquet`, and what is computed from them.
 
-    A killed run resumes at the first incomplete shard, and an image that this encoder has embedded
-    in any earlier artifact of the store is not embedded again.
+    That is `nearest.parquet` and `clip_scores.parquet`, which has no rows unless the recipe asks
+    for scores. A killed run resumes at the first incomplete shard, and an image that this encoder
+    has embedded in any earlier artifact of the store is not embedded again.
 
     Raises:
         PipelineError: The encoder gives another number of patches than the recipe says.
+        ModelError: Captions are to be scored, and the encoder has no text tower.
     """
     del seed  # nothing is random
     extraction = Extraction(
@@ -53,15 +59,10 @@ def features(context: StageContext, features: FeaturesPart, seed: int) -> Summar
     _make(context, extraction, jobs, len(rows), embedded)
     open_encoder.cache_clear()  # training comes next in this process and needs the memory
     shards = -(-len(rows) // features.rows_per_shard)
-    for path in (
-        path for number in range(shards) for path in shard_paths(extraction.folder, number)
-    ):
+    paths = [shard_paths(extraction.folder, number) for number in range(shards)]
+    for path in (path for both in paths for path in both):
         os.link(path, context.out / path.name)
-    indexes = [shard_paths(extraction.folder, number)[0] for number in range(shards)]
-    with context.report.track("compare images", len(rows)) as tick:
-        write_arrow(
-            context.out / "nearest.parquet", nearest_images(indexes, extraction.device, tick)
-        )
+    _compare(context, extraction, [index for index, _ in paths], len(rows), features.clip_scores)
     return {
         "images": len(rows),
         "embedded": embedded,
@@ -69,6 +70,32 @@ def features(context: StageContext, features: FeaturesPart, seed: int) -> Summar
         "encoder": encoder[:16],
         "bytes": sum(path.stat().st_size for path in context.out.iterdir()),
     }
+
+
+def _compare(
+    context: StageContext, extraction: Extraction, indexes: list[Path], images: int, scored: bool
+) -> None:
+    """Write what is computed from pooled embeddings."""
+    with context.report.track("compare images", images) as tick:
+        nearest = nearest_images(indexes, extraction.device, tick)
+    write_arrow(context.out / "nearest.parquet", nearest)
+    scores = _clip_scores(context, extraction, indexes) if scored else CLIP_SCORES.empty_table()
+    write_arrow(context.out / "clip_scores.parquet", scores)
+
+
+def _clip_scores(
+    context: StageContext, extraction: Extraction, indexes: Sequence[Path]
+) -> pa.Table:
+    images = context.inputs["images"]
+    table = read_table(images.path("images.parquet"), ["image_id", "sha256"])
+    by_id = dict(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+    captions = read_table(images.path("captions.parquet"))
+    readable = [image_id in by_id for image_id in captions["image_id"].to_pylist()]
+    captions = captions.filter(pa.array(readable, pa.bool_()))
+    hashes = [by_id[image_id] for image_id in captions["image_id"].to_pylist()]
+    encoder = TextEncoder(extraction.clip, extraction.device)
+    with context.report.track("score captions", len(captions)) as tick:
+        return clip_scores(captions, hashes, indexes, encoder, tick)
 
 
 def _remove_torn(folder: Path) -> None:

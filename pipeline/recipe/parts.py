@@ -108,6 +108,10 @@ class FeaturesPart(Part):
     patches: Positive = Field(description="Patch tokens the encoder gives per image.")
     batch: Positive = Field(description="Images per forward pass.")
     rows_per_shard: Positive = Field(description="Images per feature shard.")
+    clip_scores: bool = Field(
+        description="Compare each caption with its image by the encoder's text tower, for the view "
+        "clip_scores and for clip_score in examples.filters; not with timm's encoders."
+    )
 
 
 class TrainingPart(Part):
@@ -137,6 +141,9 @@ class TrainingPart(Part):
     validation_examples: Positive = Field(
         description="Held-out examples of a validation, at most; the seed chooses among more. Each "
         "validation sees the same ones, so that checkpoints are compared on equal terms."
+    )
+    keep: Literal["best", "last"] = Field(
+        description="Checkpoint that is kept: the one with the lowest held-out loss, or the last."
     )
     patience: int = Field(
         ge=0,

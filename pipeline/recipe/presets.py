@@ -75,7 +75,7 @@ DEMO = Recipe(
         lm_batch=4,
         lm_learning_rate=3e-3,
     ),
-    features=FeaturesPart(layer=-2, patches=49, batch=128, rows_per_shard=256),
+    features=FeaturesPart(layer=-2, patches=49, batch=128, rows_per_shard=256, clip_scores=True),
     examples=ExamplesPart(
         caption_max_characters=120,
         caption_min_words=2,
@@ -91,7 +91,7 @@ DEMO = Recipe(
         caption_question="",
     ),
     pretrain=PretrainPart(
-        objective=StandardConfig(),
+        objective=StandardConfig(replaced=0.0),
         start="",
         epochs=1.0,
         batch=8,
@@ -105,6 +105,7 @@ DEMO = Recipe(
         gradient_checkpointing=False,
         validate_every=150,
         validation_examples=100_000,  # all: there are fewer
+        keep="best",
         patience=0,
         projector=MixtureConfig(
             reducer="none", tokens=49, experts=4, layers=2, balance_weight=0.01
@@ -117,7 +118,7 @@ DEMO = Recipe(
         separator_learning_rate=1e-3,
     ),
     finetune=FinetunePart(
-        objective=StandardConfig(),
+        objective=StandardConfig(replaced=0.0),
         # Picking the right one of two objects is learned last, between 2 and 4 epochs.
         epochs=6.0,
         batch=4,
@@ -131,6 +132,7 @@ DEMO = Recipe(
         gradient_checkpointing=False,
         validate_every=600,
         validation_examples=100_000,
+        keep="best",
         patience=0,
         method="full",
         learning_rate=2e-3,
@@ -188,7 +190,7 @@ COCO = Recipe(
         lm_repository="microsoft/phi-2",
         lm_revision="810d367871c1d460086d9f82db8696f2e0a0fcd0",
     ),
-    features=FeaturesPart(layer=-1, patches=49, batch=256, rows_per_shard=2048),
+    features=FeaturesPart(layer=-1, patches=49, batch=256, rows_per_shard=2048, clip_scores=False),
     examples=ExamplesPart(
         caption_max_characters=120,
         caption_min_words=3,
@@ -204,7 +206,7 @@ COCO = Recipe(
         caption_question="",
     ),
     pretrain=PretrainPart(
-        objective=StandardConfig(),
+        objective=StandardConfig(replaced=0.0),
         start="",
         epochs=1.0,
         # LLaVA's 256 captions per step are about 51 rows of five; 39,200 rows make 816 steps.
@@ -221,6 +223,7 @@ COCO = Recipe(
         # About 2.6 % of the work between two validations, however large images.limit is; of all
         # of COCO's images, all held-out captions would be 16 %. They have 13,000 tokens.
         validation_examples=1000,
+        keep="best",
         patience=0,
         projector=MixtureConfig(
             reducer="none", tokens=49, experts=6, layers=4, balance_weight=0.01
@@ -229,7 +232,7 @@ COCO = Recipe(
         separator_learning_rate=1e-3,
     ),
     finetune=FinetunePart(
-        objective=StandardConfig(),
+        objective=StandardConfig(replaced=0.0),
         epochs=1.0,
         batch=128,
         micro_batch=8,
@@ -242,6 +245,7 @@ COCO = Recipe(
         gradient_checkpointing=True,
         validate_every=100,
         validation_examples=1000,  # 110,000 supervised tokens; 2.5 % of the work, as above
+        keep="best",
         patience=0,
         method="lora",
         learning_rate=2e-4,

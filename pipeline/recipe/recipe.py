@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from model.encoder_table import encoder_line, is_timm
 from pipeline.errors import RecipeError
 from pipeline.recipe.backbone_parts import BackbonesChoice, TinyBackbones, positions_of
+from pipeline.recipe.embedding_columns import CLIP_SCORE, mentions
 from pipeline.recipe.fields import Part
 from pipeline.recipe.named_entries import FIELDS, folded, kinds_of, parsed
 from pipeline.recipe.parts import (
@@ -68,6 +69,7 @@ class Recipe(Part):
             )
         self.pretrain.projector.validate_against(self.features.patches)
         self._texts_fit()
+        self._scores_are_made()
         if self.conversations.source.kind == "demo" and self.images.source.kind != "demo":
             raise ValueError(
                 "conversations.source.kind=demo is about rendered images only: choose "
@@ -76,6 +78,19 @@ class Recipe(Part):
         if self.conversations.source.kind == "none":
             self._captions_suffice()
         return self
+
+    def _scores_are_made(self) -> None:
+        """Refuse a filter of scores that no stage computes, and scores no encoder can give."""
+        wanted = self.features.clip_scores
+        if mentions(self.examples.filters, CLIP_SCORE) and not wanted:
+            raise ValueError(
+                f"examples.filters mentions {CLIP_SCORE}: set features.clip_scores=true"
+            )
+        encoder = self.backbones
+        if wanted and encoder.kind == "hub" and is_timm(encoder.clip_name):
+            raise ValueError(
+                f"{encoder.clip_name} has no text tower: set features.clip_scores=false"
+            )
 
     def _captions_suffice(self) -> None:
         """Refuse choices that need conversations where there are none."""

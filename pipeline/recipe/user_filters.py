@@ -29,6 +29,11 @@ COLUMNS = (
     ("questions", pa.list_(pa.string()), "questions of a conversation; empty for a caption"),
     ("answers", pa.list_(pa.string()), "answers of a conversation; empty for a caption"),
     (
+        "clip_score",
+        pa.float32(),
+        "cosine similarity of a caption to its image; null for conversations",
+    ),
+    (
         "duplicate_similarity",
         pa.float32(),
         "cosine similarity of the image to the most similar one of its split that has a smaller "

@@ -96,7 +96,7 @@ def _take(vlm: VisionLanguageModel, state: Mapping[str, Tensor]) -> None:
     trained = {name for name, parameter in vlm.named_parameters() if parameter.requires_grad}
     if odd := sorted(trained ^ set(state)):
         raise PipelineError(
-            f"the best checkpoint is of another model: {odd[0]} is in only one of the two",
+            f"the kept checkpoint is of another model: {odd[0]} is in only one of the two",
             "it was left by other versions of the libraries; run again with --rerun finetune",
         )
     vlm.load_state_dict(state, strict=False)

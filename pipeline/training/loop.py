@@ -70,14 +70,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training run gives: the best weights by validation, and how it went."""
+    """What a training run gives: the weights that are kept, and how it went."""
 
     state: dict[str, Tensor]
     summary: dict[str, Any]
 
 
 def train(context: StageContext, training: Training) -> Trained:
-    """Train a model's trainable parameters and return the best ones by validation.
+    """Train a model's trainable parameters and return the best by validation, or the last.
 
     Writes `training.parquet`. Checkpoints stay in the scratch folder; a killed training resumes
     from the last one.
@@ -94,14 +94,14 @@ def train(context: StageContext, training: Training) -> Trained:
     # The trainer and its module refer to each other, and keep the optimizer's moments alive.
     gc.collect()
     training.vlm.zero_grad(set_to_none=True)
-    best = _checkpoints(context) / "best.ckpt"
-    saved = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
+    kept = _checkpoints(context) / f"{training.part.keep}.ckpt"
+    saved = torch.load(kept, map_location="cpu", weights_only=True, mmap=True)
     rows = read_table(context.out / FIGURES).to_pylist()
     losses = [row["value"] for row in rows if row["metric"] == "val_nll"]
     summary = {
         "steps": rows[-1]["step"],
         "examples": len(training.training),
-        "val_nll": round(min(losses), 4),
+        "val_nll": round(min(losses) if training.part.keep == "best" else losses[-1], 4),
         "last_val_nll": round(losses[-1], 4),
         # In the manifest, which is not part of the digest: timings differ every time.
         **_speed(context.scratch / SPEED),

@@ -41,7 +41,7 @@ from pipeline.training.finetune import finetune, prepare
 from storage.store.artifacts import ArtifactStore
 
 METHODS: Mapping[str, ObjectiveConfig] = {
-    "standard": StandardConfig(),
+    "standard": StandardConfig(replaced=0.0),
     "scheduled_sampling": ScheduledSamplingConfig(
         decay="linear", start_rate=1.0, end_rate=0.5, sharpness=1.0, passes=1
     ),

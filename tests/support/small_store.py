@@ -20,6 +20,7 @@ from pipeline.engine.materialize import Outcome
 from pipeline.engine.runs import record_run
 from pipeline.evaluation.intervals import mean_interval
 from pipeline.evaluation.pointing import IMPORTANCE
+from pipeline.features.clip_scores import CLIP_SCORES
 from pipeline.features.nearest import nearest_images
 from pipeline.recipe.presets import preset
 from pipeline.recipe.recipe import Recipe
@@ -213,6 +214,7 @@ def _features(out: Path, run: int) -> Row:
     )
     indexes = sorted(out.glob("index-*"))
     write_arrow(out / "nearest.parquet", nearest_images(indexes, "cpu", lambda _: None))
+    write_arrow(out / "clip_scores.parquet", CLIP_SCORES.empty_table())
     return {"images": len(rows)}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -184,13 +184,14 @@ class Choices:
     """What the tests vary; 40 rows in batches of 8 make 4 or 5 steps an epoch."""
 
     stage: str = "pretrain"
-    objective: ObjectiveConfig = field(default_factory=StandardConfig)
+    objective: ObjectiveConfig = field(default_factory=lambda: StandardConfig(replaced=0.0))
     method: str = "full"
     epochs: float = 5.0
     micro_batch: int = 4
     rate: float = 3e-3
     projector: ProjectorConfig = field(default_factory=LinearConfig)
     dropout: float = 0.1
+    keep: Literal["best", "last"] = "best"
     patience: int = 0
     captions: float = 0.3
     validation: int = 1000
@@ -216,6 +217,7 @@ class Choices:
             "gradient_checkpointing": self.checkpointing,
             "validate_every": 5,
             "validation_examples": self.validation,
+            "keep": self.keep,
             "patience": self.patience,
             "learning_rate": self.rate,
         }

@@ -1,10 +1,8 @@
-"""The catalog's shell, its file, similar images, and comparing variants of a recipe."""
+"""Statements on the catalog, its file, similar images, and comparing variants of a recipe."""
 
 import errno
-import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -27,24 +25,6 @@ from tests.support.small_store import bare_run, build_store, image, image_rows
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
     return build_store(tmp_path_factory.mktemp("looking"))
-
-
-@pytest.fixture
-def typed(
-    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[str], str]:
-    """Return what the shell prints when a text comes through a pipe, and after it the status."""
-
-    def answer(text: str) -> str:
-        monkeypatch.setattr("sys.stdin", io.StringIO(text))
-        status = 0
-        try:
-            main(["sql", "--store", store.uri])
-        except SystemExit as ended:
-            status = ended.code
-        return f"{capsys.readouterr().out}status {status}"
-
-    return answer
 
 
 # -- views -----------------------------------------------------------------------------------
@@ -143,44 +123,7 @@ def test_a_run_may_be_named_by_tag_or_start(
     assert (tmp_path / "c.duckdb").is_file()
 
 
-# -- the shell -------------------------------------------------------------------------------
-
-
-def test_the_shell_answers_statements_of_several_lines(typed: Callable[[str], str]) -> None:
-    text = typed("SELECT split,\n count(*) AS n\nFROM images GROUP BY ALL ORDER BY n;\n.quit\n")
-    assert "validation  2" in text
-    assert text.index("validation") < text.index("train") < text.rindex("test")
-
-
-def test_the_shell_goes_on_after_errors_and_refuses_writing(typed: Callable[[str], str]) -> None:
-    text = typed("SELECT nothing;\nDROP VIEW images;\nSELECT 40 + 2 AS sum;\n")
-    assert 'Referenced column "nothing"' in text
-    assert "the catalog is read-only" in text
-    assert "42" in text
-    assert text.endswith("status 1")
-    assert typed("SELECT 1;\n").endswith("status 0")
-    assert typed("SELECT nothing").endswith("status 1")
-
-
-def test_the_last_statement_of_a_piped_text_needs_no_semicolon(
-    typed: Callable[[str], str],
-) -> None:
-    assert "42" in typed("SELECT 40 + 2 AS sum")
-    text = typed("SELECT 40 + 2 AS sum; -- the sum\nSELECT 50 + 7 AS other;\n")
-    assert "exactly one" in text  # `;` ends a statement only where it ends a line
-    text = typed("SELECT 40 + 2 AS sum;\n-- the end\n")
-    assert "42" in text
-    assert "exactly one" not in text
-
-
-def test_the_shell_names_views_and_their_columns(
-    store: ArtifactStore, typed: Callable[[str], str]
-) -> None:
-    text = typed(".views\n.schema captions\n.schema nowhere\n.what\nSHOW TABLES;\n")
-    assert text.count("conversations") >= 2
-    assert "caption_id" in text
-    assert "there is no view nowhere" in text
-    assert "unknown command .what" in text
+# -- one statement ---------------------------------------------------------------------------
 
 
 def test_tables_can_be_listed_in_one_statement(

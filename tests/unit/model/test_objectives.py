@@ -28,6 +28,7 @@ from model.objectives import (
     scheduled_sampling_reference,
     standard,
     true_token_coins,
+    with_replaced_tokens,
 )
 from model.projectors import LinearConfig, SparseMixtureConfig
 from model.vlm import Batch, VisionLanguageModel, build_vlm, freeze
@@ -306,6 +307,37 @@ def test_the_same_generator_state_gives_the_same_loss() -> None:
     assert losses[0] != losses[2]
 
 
+# Replaced tokens
+
+
+def test_nothing_is_drawn_where_nothing_is_replaced() -> None:
+    generator = coins()
+    assert with_replaced_tokens(TWO_TURNS, 0.0, generator) is TWO_TURNS.input_ids
+    assert torch.equal(torch.rand(2, generator=generator), torch.rand(2, generator=coins()))
+
+
+def test_about_the_share_of_the_supervised_tokens_is_replaced_by_others_of_them() -> None:
+    ids = torch.arange(100 * 200).view(100, 200)
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    supervised = everything.clone()
+    supervised[:, :50] = False
+    batch = Batch(torch.zeros(100, PATCHES, VISION), ids, everything, supervised)
+    fed = with_replaced_tokens(batch, 0.2, coins())
+    assert torch.equal(fed[~supervised], ids[~supervised])
+    assert (fed != ids)[supervised].float().mean().item() == pytest.approx(0.2, abs=0.02)
+    assert supervised.flatten()[fed[supervised]].all()  # an id is the token's place in the batch
+
+
+def test_replaced_tokens_are_fed_and_the_targets_stay() -> None:
+    fed = with_replaced_tokens(TWO_TURNS, 0.9, coins())
+    assert not torch.equal(fed, TWO_TURNS.input_ids)
+    vlm = tiny_vlm()
+    found = vlm.supervised_states(TWO_TURNS, fed)
+    expected = vlm.nll(found.states, TWO_TURNS.input_ids[TWO_TURNS.supervised])
+    assert torch.equal(loss_at(StandardConfig(replaced=0.9), 5).token_nll, expected)
+    assert not torch.equal(expected, standard(vlm, TWO_TURNS).token_nll)
+
+
 # Choosing the method
 
 
@@ -317,7 +349,7 @@ def loss_at(config: ObjectiveConfig, step: int, steps: int = 10) -> ObjectiveLos
 
 def test_the_configured_method_is_used() -> None:
     expected = standard(tiny_vlm(), TWO_TURNS).token_nll
-    assert torch.equal(loss_at(StandardConfig(), 5).token_nll, expected)
+    assert torch.equal(loss_at(StandardConfig(replaced=0.0), 5).token_nll, expected)
     assert torch.equal(loss_at(schedule(), 0).token_nll, expected)
     sampled = scheduled_sampling(tiny_vlm(), TWO_TURNS, 0.5, coins()).token_nll
     halfway = loss_at(schedule(sharpness=1.0), 5, steps=11).token_nll
@@ -349,7 +381,7 @@ def test_mixed_by_length_samples_short_rows_only() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        StandardConfig(),
+        StandardConfig(replaced=0.0),
         schedule(),
         MixedConfig(scheduled_share=0.3, scheduled=schedule()),
         MixedByLengthConfig(longest=20, scheduled=schedule()),

@@ -36,7 +36,7 @@ from storage.tables import write_table
 from tests.support.fake_stages import FakeStage, Quiet
 from tests.support.store_fixtures import NOTHING
 
-PART = FeaturesPart(layer=-1, patches=4, batch=8, rows_per_shard=16)
+PART = FeaturesPart(layer=-1, patches=4, batch=8, rows_per_shard=16, clip_scores=False)
 
 
 class Folder:
@@ -352,7 +352,7 @@ def test_materialize_finds_earlier_rows_through_manifests(
     store = ArtifactStore(str(tmp_path / "store"), tmp_path / "cache")
     settings = Settings(store=str(tmp_path / "store"), workdir=tmp_path / "work", device="cpu")
     changes = {"features.layer": -1, "features.batch": 8, "features.rows_per_shard": 16}
-    recipe = preset("demo").override(changes)
+    recipe = preset("demo").override({**changes, "features.clip_scores": False})
     stage = FakeStage(
         "features",
         inputs=("images", "backbones"),

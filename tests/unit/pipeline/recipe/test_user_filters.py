@@ -31,6 +31,7 @@ ROW = {
     "turns": 0,
     "questions": [],
     "answers": [],
+    "clip_score": None,
     "duplicate_similarity": None,
     "test_similarity": None,
 }

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.recipe.parts import FinetunePart
 from pipeline.training.assemble import load_pretrained
 from pipeline.training.finetune import prepare
+from storage.tables import read_table
 from tests.support.training_inputs import (
     NO_AUGMENTATION,
     SCHEDULED,
@@ -85,6 +86,26 @@ def test_a_bit_that_flips_in_a_checkpoint_lets_the_training_start_over(
     assert len(files) >= 3
     for written in files:
         assert (straight / written).read_bytes() == (broken / written).read_bytes()
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_kept_weights_are_the_best_or_the_last(
+    tmp_path: Path, keep: Literal["best", "last"]
+) -> None:
+    root = tmp_path / "inputs"
+    write_inputs(root)
+    pretrained(root, tmp_path / "pretraining")
+    context = context_of(root, tmp_path)
+    # So many epochs at so high a rate that the held-out loss rises again.
+    summary = Choices(stage="finetune", epochs=16.0, rate=0.1, keep=keep).run(context)
+    rows = read_table(context.out / "training.parquet").to_pylist()
+    losses = [row["value"] for row in rows if row["metric"] == "val_nll"]
+    assert min(losses) < losses[-1]
+    assert summary["val_nll"] == round(min(losses) if keep == "best" else losses[-1], 4)
+    kept = torch.load(tmp_path / f"scratch/checkpoints/{keep}.ckpt", weights_only=True)
+    written = load_file(context.out / PREFIX)
+    for name, value in written.items():
+        assert torch.equal(value, kept["state_dict"][f"vlm.vision_prefix.{name}"]), name
 
 
 def test_varied_images_change_what_is_learned_and_not_how_it_is_judged(
