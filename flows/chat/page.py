@@ -134,6 +134,7 @@ def _looking(talk: Talk, chat: gr.ChatInterface) -> None:
         elem_id="looked",
         format="jpeg",
         label="For each word, the patches that mattered",
+        show_label=False,  # it would cover the first word
         visible=False,
         interactive=False,
         buttons=[],

@@ -131,7 +131,7 @@ class Talk:
         question, said, warning = text if text.strip() else None, "", ""
         with _explained():
             patches = self.assistant.see(self._read(subject.image))
-            warning = self.assistant.warning(patches)
+            warning = _sentence(self.assistant.warning(patches))
             for said in self.assistant.stream(patches, question, subject.turns):
                 yield Reply(said, warning)
         if not said:
@@ -228,6 +228,10 @@ def _explained() -> Generator[None]:
     try:
         yield
     except ModelError as error:
-        text = str(error)
-        sentence = f"{text[:1].upper()}{text[1:]}."
-        raise ChatError(_REASONS.get(getattr(error, "reason", ""), sentence)) from None
+        reason = getattr(error, "reason", "")
+        raise ChatError(_REASONS.get(reason, _sentence(str(error)))) from None
+
+
+def _sentence(text: str) -> str:
+    """Return a text with a capital and a full stop; "" stays empty."""
+    return f"{text[:1].upper()}{text[1:]}." if text else ""

@@ -130,6 +130,37 @@ def test_an_example_is_one_click(server: str, browser: Any, assistant: Any) -> N
     page.context.close()
 
 
+def test_a_person_sees_where_it_looked_and_is_warned_of_an_unusual_image(
+    wary_bundle: Path, browser: Any, assistant: Any, tmp_path: Path
+) -> None:
+    arguments = ["flows.cli", "chat", "--bundle", str(wary_bundle), "--port", "0"]
+    with serving(tmp_path / "asked", arguments, os.environ) as address:
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.set_default_timeout(90_000)
+        page.goto(address)
+        line, warning = page.locator("#line textarea"), page.locator("#unlike")
+        line.wait_for()
+        attach(page, "red.png", image())
+        line.fill(QUESTION)
+        line.press("Enter")
+        page.get_by_text(assistant.ask(image(), QUESTION), exact=True).first.wait_for()
+        assert "unlike" not in warning.inner_text()
+
+        page.click("#where")
+        drawn = page.locator("#looked img")
+        drawn.wait_for()
+        page.wait_for_function("document.querySelector('#looked img').naturalWidth > 100")
+        widths = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert widths[0] <= widths[1]
+
+        attach(page, "texture.png", texture())
+        line.fill("And this one?")
+        line.press("Enter")
+        page.get_by_text("This image is unlike those the model was trained on (discs)").wait_for()
+        drawn.wait_for(state="hidden")  # it belongs to the answer before
+        page.close()
+
+
 def test_a_button_shows_where_it_looked(visitor: httpx.Client, assistant: Any) -> None:
     path = upload(visitor, image()).json()[0]
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
@@ -162,7 +193,7 @@ def test_the_api_gives_a_warning_beside_the_answer(wary_bundle: Path, tmp_path: 
     answers, _, warnings = zip(*given, strict=True)
     assert all(answers)
     assert warnings[0] == ""
-    assert warnings[1].startswith("this image is unlike those the model was trained on (discs)")
+    assert warnings[1].startswith("This image is unlike those the model was trained on (discs)")
 
 
 # -- many at once ------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_an_image_unlike_the_training_is_answered_with_a_warning_beside_the_text
     sand = str(tmp_path / "sand.png")
     replies = list(talk.answer("What colour?", [sand], []))
     assert {reply.warning for reply in replies} == {
-        "this image is unlike those the model was trained on (discs): the answer may be a guess"
+        "This image is unlike those the model was trained on (discs): the answer may be a guess."
     }
     assert replies[-1].text == talk.assistant.ask(texture(), "What colour?")
     history = [said("user", "What colour?", sand), said("assistant", replies[-1].text)]
