@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model.errors import ModelError
+from model.language_files import write_language_files
 
 MAGIC = b"GGUF"
 
@@ -59,7 +60,7 @@ def write_gguf_model(path: Path, folder: Path, title: str) -> int:
     language_model.hf_quantizer = None
     if hasattr(language_model.config, "quantization_config"):
         del language_model.config.quantization_config
-    language_model.save_pretrained(folder)
+    write_language_files(language_model, folder)
     tokenizer.save_pretrained(folder)
     return sum(parameter.numel() for parameter in language_model.parameters())
 

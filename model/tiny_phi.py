@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import PhiConfig, PhiForCausalLM
 
+from model.language_files import write_language_files
 from model.training_schedule import warmup_cosine
 
 EOS = "<|endoftext|>"
@@ -84,7 +85,7 @@ def train_tiny_phi(
         for ids in _pack(encoded, tokenizer, seed + epoch)[: steps * batch].split(batch)
     )
     loss = _fit(lm, batches, epochs * steps, learning_rate, advance)
-    lm.eval().save_pretrained(folder)
+    write_language_files(lm.eval(), folder)
     return loss
 
 

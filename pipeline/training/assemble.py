@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig
 
 from model.bundle import PREFIX, PREFIX_CONFIG, load_vlm
+from model.language_files import write_language_files
 from model.vlm import VisionLanguageModel
 from pipeline.engine.stage import InputArtifact
 
@@ -33,7 +34,7 @@ def save_prefix(vlm: VisionLanguageModel, pretrained: InputArtifact, folder: Pat
 
 def save_language_model(vlm: VisionLanguageModel, backbones: InputArtifact, folder: Path) -> None:
     """Write a language model in Hugging Face's layout, with the tokenizer it came with."""
-    vlm.language_model.save_pretrained(folder)
+    write_language_files(vlm.language_model, folder)
     source = backbones.directory("lm")
     for path in sorted(source.iterdir()):
         if path.suffix in (".json", ".txt", ".jinja") and not (folder / path.name).exists():
