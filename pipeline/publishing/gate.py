@@ -143,7 +143,11 @@ def status_line(entry: Entry | None) -> str:
         return "not judged: this run is not to be published"
     match entry.action:
         case "refused":
-            return f"not published: {entry.reason}\n  → --publish-anyway publishes it anyway"
+            return (
+                f"not published: {entry.reason}\n"
+                "  → more images, or more epochs (--set finetune.epochs=N), help most; try it with\n"
+                f"    `phivision ask IMAGE QUESTION --run {entry.run}`, or --publish-anyway"
+            )
         case "forced":
             return f"published anyway: {entry.reason}"
         case "rolled back":
