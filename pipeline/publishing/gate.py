@@ -145,7 +145,7 @@ def status_line(entry: Entry | None) -> str:
         case "refused":
             return (
                 f"not published: {entry.reason}\n"
-                "  → more images, or more epochs (--set finetune.epochs=N), help most; try it with\n"
+                "  → more images, or more epochs (--set finetune.epochs=N), help; try it with\n"
                 f"    `phivision ask IMAGE QUESTION --run {entry.run}`, or --publish-anyway"
             )
         case "forced":
