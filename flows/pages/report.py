@@ -67,7 +67,7 @@ def write_report(store: ArtifactStore, run: str, images: int) -> str:
         tiles=_tiles(metrics, manifests),
         **_scores(catalog, metrics, record["recipe"], images),
         looked=report_looking.looked(catalog, report_looking.EXAMPLES if images else 0),
-        training=report_training.training_charts(ask(catalog, ("training",), _TRAINING)),
+        training=report_training.training_curves(ask(catalog, ("training",), _TRAINING)),
         **_data(catalog),
         cost=report_training.cost_rows(manifests, record["made"]),
         cost_chart=report_training.cost_chart(manifests) if manifests else None,

@@ -36,7 +36,7 @@ def _score_chart(name: str, rows: Sequence[Row]) -> Chart:
     conditions = condition_order(row["condition"] for row in rows)
     ordered = sorted(rows, key=lambda row: (row["stage"], conditions.index(row["condition"])))
     return intervals(
-        SHOWN_METRICS[name].label if name in SHOWN_METRICS else name,
+        SHOWN_METRICS[name].label if name in SHOWN_METRICS else _label(name),
         [
             Estimate(
                 f"{row['stage']} · {row['condition']}".replace("_", " "),
@@ -48,6 +48,11 @@ def _score_chart(name: str, rows: Sequence[Row]) -> Chart:
             for row in ordered
         ],
     )
+
+
+def _label(metric: str) -> str:
+    name = metric.replace("_", " ")
+    return f"{name[:1].upper()}{name[1:]}"
 
 
 def score_table(metrics: Sequence[Row]) -> tuple[list[str], list[list[object]]]:

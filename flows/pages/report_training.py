@@ -1,6 +1,7 @@
 """The part of a report about training: loss curves, experts, dropped records, cost."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flows.example_scores import Row
 from flows.pages.charts import Chart, Estimate, bars, lines
@@ -15,31 +16,60 @@ _WORK = {
     "finetune": "steps",
     "evaluate": "predictions",
 }
-_SCALES = ("learning_rate",)  # set by the recipe, so its curve would show nothing new
+_TRAININGS = {"pretrain": "pretraining", "finetune": "finetuning"}
 _LOSSES = {"loss": "training", "val_nll": "held-out images"}
 
+Series = tuple[list[float], list[float]]  # steps and values
 
-def training_charts(training: Sequence[Row]) -> list[Chart]:
-    """Return loss curves and the experts' usage of every training, then whatever else was kept."""
-    charts = []
+
+@dataclass(frozen=True)
+class Curves:
+    """What was kept of the trainings.
+
+    Attributes:
+        losses: Loss curves.
+        others: The other curves: experts, gradient norm.
+        figures: Training, name and value of what was measured once.
+    """
+
+    losses: list[Chart] = field(default_factory=list)
+    others: list[Chart] = field(default_factory=list)
+    figures: list[list[object]] = field(default_factory=list)
+
+
+def training_curves(training: Sequence[Row]) -> Curves:
+    """Return the curves of every training; the learning rates, which the recipe sets, are left out.
+
+    Args:
+        training: Rows of the `training` view, by step.
+    """
+    found = Curves()
     for stage in dict.fromkeys(row["stage"] for row in training):
-        series: dict[str, tuple[list[float], list[float]]] = {}
+        name = _TRAININGS.get(stage, stage)
+        series: dict[str, Series] = {}
         for row in training:
-            if row["stage"] == stage:
+            if row["stage"] == stage and not row["metric"].startswith("learning_rate"):
                 xs, ys = series.setdefault(row["metric"], ([], []))
                 xs.append(row["step"])
                 ys.append(row["value"])
-        losses = {n: s for n, s in series.items() if n in _LOSSES}
-        experts = {n: s for n, s in series.items() if n.startswith("expert")}
+        curves = {n: each for n, each in series.items() if len(each[0]) > 1}
+        singles = [[name, _title(n), series[n][1][0]] for n in series.keys() - curves.keys()]
+        found.figures.extend(sorted(singles, key=str))
+        losses = {label: curves.pop(n) for n, label in _LOSSES.items() if n in curves}
+        experts = {_title(n): curves.pop(n) for n in list(curves) if n.startswith("expert")}
         if losses:
-            named = {_LOSSES[n]: s for n, s in losses.items()}
-            charts.append(lines(f"{stage}: loss", named, "step", "nats per token"))
+            found.losses.append(lines(f"Loss ({name})", losses, "step", "nats per token"))
         if experts:
-            short = {n.replace("_usage", "").replace("_", " "): s for n, s in experts.items()}
-            charts.append(lines(f"{stage}: share of each expert", short, "step", "share"))
-        others = sorted(series.keys() - losses.keys() - experts.keys() - set(_SCALES))
-        charts += [lines(f"{stage}: {n}", {n: series[n]}, "step", n) for n in others]
-    return charts
+            short = {label.removesuffix(" usage"): each for label, each in experts.items()}
+            found.others.append(lines(f"Share of each expert ({name})", short, "step", "share"))
+        for n, each in sorted(curves.items()):
+            title = _title(n)
+            found.others.append(lines(f"{title} ({name})", {title: each}, "step", title.lower()))
+    return found
+
+
+def _title(metric: str) -> str:
+    return metric.replace("_", " ").capitalize()
 
 
 def cost_rows(manifests: Mapping[str, Manifest], made: Sequence[str]) -> list[list[object]]:

@@ -52,6 +52,7 @@ SHOWN_METRICS = MappingProxyType(
         "pope_f1": ShownMetric("POPE: F1"),
         "rouge_l": ShownMetric("ROUGE-L of captions", main=True, card=True, chart=True),
         "bleu_4": ShownMetric("BLEU-4 of captions", main=True, card=True),
+        **{f"bleu_{n}": ShownMetric(f"BLEU-{n} of captions") for n in (3, 2, 1)},
         "chair_i": ShownMetric(
             "CHAIR-i: named objects that are not there (lower is better)", main=True, chart=True
         ),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Cli
+from tests.support.accessibility import serious_faults
 from tests.support.small_store import build_store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(300)]
@@ -50,6 +51,31 @@ def test_a_page_fits_shows_its_images_and_asks_nobody(
     own = (pages[name].as_uri(), "data:")
     assert [url for url in asked if not url.startswith(own)] == []
     assert faults == []  # nothing was refused by the page's own policy
+
+
+@pytest.mark.parametrize("name", ["report", "browse"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_has_no_serious_accessibility_fault(
+    pages: dict[str, Path], browser: Any, name: str, scheme: str
+) -> None:
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(pages[name].as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert serious_faults(page) == []
+    page.close()
+
+
+def test_a_link_of_the_report_opens_the_part_it_leads_to(
+    pages: dict[str, Path], browser: Any
+) -> None:
+    page = browser.new_page()
+    page.goto(pages["report"].as_uri())
+    height = page.evaluate("document.documentElement.scrollHeight / window.innerHeight")
+    assert height < 3.5  # the rest is folded
+    assert not page.get_by_text("Loss (finetuning)").is_visible()
+    page.locator("nav a", has_text="Training").click()
+    page.get_by_text("Loss (finetuning)").wait_for(state="visible")
+    page.close()
 
 
 @pytest.mark.parametrize("name", ["report", "browse"])

@@ -14,6 +14,7 @@ from flows.commands.show import image_text
 from flows.pages import charts
 from flows.pages.page import figure, thumbnail
 from flows.pages.report_scores import score_table
+from flows.pages.report_training import training_curves
 from pipeline.engine.materialize import Outcome
 from pipeline.engine.runs import record_run
 from pipeline.recipe.presets import preset
@@ -107,8 +108,22 @@ def test_the_report_tells_conditions_floors_and_what_the_image_is_worth(report: 
     assert re.search(r"Share of answers right: real beats blind by \+0\.\d+ \[", words)
     for title in ("Best captions", "Worst captions", "Wrong answers", "Right answers"):
         assert title in words
-    assert "finetune: share of each expert" in words
+    assert "Share of each expert (finetuning)" in words
     assert "caption refusal 1" in words
+
+
+def test_what_was_measured_once_is_a_figure_and_not_a_chart() -> None:
+    steps = [
+        {"stage": "pretrain", "metric": metric, "step": step, "value": 0.5}
+        for metric in ("loss", "val_nll", "expert_0_usage", "gradient_norm", "learning_rate_lm")
+        for step in (1, 2)
+    ]
+    once = {"stage": "pretrain", "metric": "tokens_per_second", "step": 2, "value": 300.0}
+    found = training_curves([*steps, once])
+    assert [chart.title for chart in found.losses] == ["Loss (pretraining)"]
+    titles = ["Share of each expert (pretraining)", "Gradient norm (pretraining)"]
+    assert [chart.title for chart in found.others] == titles
+    assert found.figures == [["pretraining", "Tokens per second", 300.0]]
 
 
 def test_the_report_shows_where_the_model_looked(report: str) -> None:
