@@ -43,8 +43,8 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
     """Write `examples`, `questions`, `drops` and the prompt template.
 
     Raises:
-        PipelineError: Nothing is left to train on or to validate with, or an image is both
-            trained on and tested with.
+        PipelineError: Nothing is left to train on, to validate with or to test with, or an
+            image is both trained on and tested with.
     """
     del seed  # filters and tokenization are deterministic
     folder = context.inputs["backbones"].directory("lm")
@@ -66,9 +66,7 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
                 rows.append({"example_id": len(rows), **made})
             tick()
     rows = _user_filtered(context, examples, rows, drops)
-    spoken = read_table(context.inputs["conversations"].path("conversations.parquet"), [])
-    kinds = ("caption", "conversation") if len(spoken) else ("caption",)
-    _refuse_empty(rows, drops, kinds)
+    _refuse_empty(rows, drops, _kinds(context))
     _refuse_leaks(rows)
     questions = [{"question_id": number, **row} for number, row in enumerate(_questions(rows))]
     for row in rows:
@@ -278,8 +276,16 @@ def _visible(row: Row, image: Row, near: Row) -> Row:
     }
 
 
+def _kinds(context: StageContext) -> tuple[str, ...]:
+    """Return the kinds of texts that the sources hold, captions if they hold none."""
+    captions = read_table(context.inputs["images"].path("captions.parquet"), [])
+    spoken = read_table(context.inputs["conversations"].path("conversations.parquet"), [])
+    both = {"caption": len(captions) or not len(spoken), "conversation": len(spoken)}
+    return tuple(kind for kind, count in both.items() if count)
+
+
 def _refuse_empty(rows: list[Row], drops: list[Row], kinds: Sequence[str]) -> None:
-    """Raise if there is nothing to train on, or nothing to validate with."""
+    """Raise if there is nothing to train on, to validate with or to test with."""
     images: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
         images[row["split"], row["kind"]].add(row["sha256"])
@@ -297,6 +303,11 @@ def _refuse_empty(rows: list[Row], drops: list[Row], kinds: Sequence[str]) -> No
                 f"one: training could not select its best checkpoint",
                 f"--set images.validation_share={share} holds more images out",
             )
+    if not images["test", kinds[0]]:  # captions, where there are any
+        raise PipelineError(
+            f"no {kinds[0]} is about a test image: the model could not be judged",
+            "hold out more test images, or relax the fields of examples.* that drop them",
+        )
 
 
 def _reasons(kind: str, drops: list[Row]) -> str:

@@ -40,6 +40,8 @@ def baseline_captions(
 ) -> dict[str, dict[str, str]]:
     """Return the caption of every test image by its hash, for each baseline.
 
+    There are no baselines where there are no captions.
+
     Args:
         examples: The `examples` artifact.
         features: The `features` artifact.
@@ -51,10 +53,12 @@ def baseline_captions(
         "features": features.paths("index-*.parquet"),
     }
     with Database(sources, threads=threads) as database:
-        commonest = database.query(_MOST_FREQUENT)["text"][0].as_py()
+        commonest = database.query(_MOST_FREQUENT)["text"].to_pylist()
+        if not commonest:
+            return {}
         nearest = database.query(_NEAREST).to_pylist()
     by_hash = {row["sha256"]: row["caption"] for row in nearest}
     return {
-        "most_frequent": dict.fromkeys(by_hash, commonest),
+        "most_frequent": dict.fromkeys(by_hash, commonest[0]),
         "nearest_neighbour": by_hash,
     }

@@ -43,11 +43,7 @@ HEADLINE = ("cider_d", "answer_accuracy", "eos_rate")
 
 
 def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summary:
-    """Write `predictions`, `importance`, `metrics`, `metrics.json` and `metrics_by_source`.
-
-    Raises:
-        PipelineError: There is no test image with a caption.
-    """
+    """Write `predictions`, `importance`, `metrics`, `metrics.json` and `metrics_by_source`."""
     plan = plan_evaluation(context, evaluate, seed)
     baselines = _baseline_rows(context, plan)
     predictions: list[Row] = []
@@ -138,7 +134,9 @@ def _examine(
     plan: EvaluationPlan, vlm: VisionLanguageModel, stage: str, condition: str, tick: Ticker
 ) -> tuple[list[Row], list[Metric]]:
     """Return a model's predictions under a condition, and all their metrics."""
-    tasks = plan.captions if stage == "pretrain" else [*plan.captions, *plan.questions]
+    # Pretraining learns from conversations where there are no captions.
+    spoke = stage == "finetune" or not plan.captions
+    tasks = [*plan.captions, *plan.questions] if spoke else plan.captions
     rows = []
     for row in _predict(plan, vlm, tasks, condition):
         rows.append(row)
@@ -147,21 +145,22 @@ def _examine(
     captions = [row for row in rows if row["kind"] == "caption"]
     for row in captions:
         plan.objects.judge(row)
-    found = caption_metrics(captions)
+    found = caption_metrics(captions) if captions else []
     found.append(ending_metric([row for row in rows if row["split"] == "test"]))
     evaluate, shown = plan.evaluate, plan.shown
     nats = model_likelihood(
-        vlm, plan.examples, plan.answers, shown, condition, stage, evaluate, plan.device, tick
+        vlm, plan.examples, plan.answers, shown, condition, evaluate, plan.device, tick, spoke=spoke
     )
-    captioned = {"caption_nll"} if stage == "finetune" else {"caption_nll", "nll"}
+    captioned = {"caption_nll"} if spoke else {"caption_nll", "nll"}
     found += likelihood_metrics({name: nats[name] for name in sorted(captioned)})
     found += _choice(plan, vlm, condition, tick)
-    if stage == "finetune":
+    if spoke:
         answers = [row for row in rows if row["kind"] == "answer"]
         about = answer_metrics(answers) if answers else []
         spoken = {name: each for name, each in nats.items() if name not in captioned}
         about += likelihood_metrics(spoken)
         found += [replace(each, split=plan.spoken) for each in about]
+    if stage == "finetune":
         presence = _presence(plan, vlm, condition, tick)
         found += presence_metrics(presence) if presence else []
         rows += presence

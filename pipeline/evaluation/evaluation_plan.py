@@ -34,7 +34,7 @@ class EvaluationPlan:
 
     Attributes:
         template: The prompt template.
-        captions: One task per test image.
+        captions: One task per test image with a caption; empty where no image has captions.
         questions: One task per held-out question.
         spoken: Split of the questions and conversations: `test`, or `validation`.
         answers: Rows of the `questions` table of that split.
@@ -74,15 +74,12 @@ class EvaluationPlan:
         last = len(self.questions) + spoken + len(self.presence)
         looked = len(self.boxes.tasks) * sum(name in POINTED for name in self.shown.conditions)
         texts = len(TRAINED) * len(self.texts)
+        last *= 1 if self.captions else len(TRAINED)  # pretraining is asked the questions, too
         return (both + last) * len(self.shown.conditions) + texts + looked
 
 
 def plan_evaluation(context: StageContext, evaluate: EvaluatePart, seed: int) -> EvaluationPlan:
-    """Return what a recipe asks of the models of a run.
-
-    Raises:
-        PipelineError: There is no test image with a caption.
-    """
+    """Return what a recipe asks of the models of a run."""
     patches = open_patches(context.inputs["features"])
     table = read_table(context.inputs["examples"].path("examples.parquet"))
     stored = json.loads(context.inputs["examples"].path("template.json").read_text())
@@ -90,6 +87,7 @@ def plan_evaluation(context: StageContext, evaluate: EvaluatePart, seed: int) ->
     spoken, answers = _answers(read_table(context.inputs["examples"].path("questions.parquet")))
     captions = caption_tasks(table, patches, template, evaluate)
     questions = question_tasks(spread(answers, evaluate.questions, seed), patches, template)
+    pointed = _one_per_image(captions or questions)[: evaluate.pointing_images]
     train = where(table, split="train")["sha256"].unique().to_pylist()
     tested = np.array([task.row for task in (*captions, *questions)], np.int64)
     shown = Shown(patches, tested, patches.rows_of(train), seed)
@@ -104,11 +102,16 @@ def plan_evaluation(context: StageContext, evaluate: EvaluatePart, seed: int) ->
         {kind: held_out_rows(table, shown, kind, *each, seed) for kind, each in splits.items()},
         objects,
         objects.questions(captions, evaluate),
-        read_boxes(context, captions[: evaluate.pointing_images], objects.names),
+        read_boxes(context, pointed, objects.names),
         shown,
         evaluate,
         pick_device(context.settings),
     )
+
+
+def _one_per_image(tasks: list[Task]) -> list[Task]:
+    """Return the first task of each image."""
+    return list({task.fixed["image_id"]: task for task in reversed(tasks)}.values())[::-1]
 
 
 def _answers(table: pa.Table) -> tuple[str, list[Row]]:

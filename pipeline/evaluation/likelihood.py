@@ -148,22 +148,23 @@ def model_likelihood(
     questions: Sequence[Row],
     shown: Shown,
     condition: str,
-    stage: str,
     evaluate: EvaluatePart,
     device: str,
     tick: Ticker = silent,
+    *,
+    spoke: bool,
 ) -> dict[str, list[Nats]]:
     """Return the nats of held-out text under a condition, by metric name.
 
-    `nll` is over what the stage was trained on: captions after pretraining, and where there are no
-    conversations; answers after finetuning, where there are also `nll_yes_no`, `nll_number` and
-    `nll_other`. `caption_nll` is over captions for both.
+    `nll` is over what the stage was trained on: answers where it has learned from conversations
+    (`spoke`), and then there are also `nll_yes_no`, `nll_number` and `nll_other`; else captions.
+    `caption_nll` is over captions for both.
     """
     captions = examples["caption"]
     nats = likelihood(vlm, captions, shown, condition, evaluate.batch, device, tick)
     found = {"caption_nll": whole(captions, nats)}
     spoken = examples["conversation"]
-    if stage == "pretrain" or not spoken:
+    if not spoke or not spoken:
         return {**found, "nll": found["caption_nll"]}
     nats = likelihood(vlm, spoken, shown, condition, evaluate.batch, device, tick)
     found["nll"] = whole(spoken, nats)

@@ -48,8 +48,10 @@ does not look scores the same in all three.
 {{ line }}
 {% endfor %}
 
-Brackets are 95 % bootstrap intervals over images. CIDEr-D takes its word weights
+Brackets are 95 % bootstrap intervals over images.
+{%- if images %} CIDEr-D takes its word weights
 from the evaluated references, here {{ images }} images, so compare it within this card only.
+{%- endif %}
 
 {% if gaps %}
 ## What the image is worth
@@ -98,7 +100,7 @@ def model_card(card: dict[str, Any]) -> str:
         trained_on=card.get("trained_on"),
         scores=_table(values, _CONDITIONS),
         gaps=_table(values, _AGAINST, "_gap", "+.3f"),
-        images=values["cider_d", "real"]["count"],
+        images=values["cider_d", "real"]["count"] if ("cider_d", "real") in values else 0,
     )
 
 

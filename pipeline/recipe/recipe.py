@@ -29,6 +29,8 @@ from pipeline.recipe.parts import (
 )
 from storage.errors import holds_credentials
 
+_ANSWERS = "answer_accuracy"  # the main metric of models that learn from conversations only
+
 
 class Recipe(Part):
     """All choices that are hashed; stages receive only the parts that they declare."""
@@ -75,8 +77,7 @@ class Recipe(Part):
                 "conversations.source.kind=demo is about rendered images only: choose "
                 "kind file or hub with images.source.kind=" + self.images.source.kind
             )
-        if self.conversations.source.kind == "none":
-            self._captions_suffice()
+        self._texts_suffice()
         return self
 
     def _scores_are_made(self) -> None:
@@ -92,17 +93,23 @@ class Recipe(Part):
                 f"{encoder.clip_name} has no text tower: set features.clip_scores=false"
             )
 
-    def _captions_suffice(self) -> None:
-        """Refuse choices that need conversations where there are none."""
+    def _texts_suffice(self) -> None:
+        """Refuse choices that need conversations, or captions, where there are none."""
+        captions = self.images.source.has_captions
+        if self.conversations.source.kind != "none":
+            if captions:
+                return
+            cause, share, metric = "images without captions leave conversations", 0.0, _ANSWERS
+        elif captions:
+            cause, share, metric = "conversations.source.kind=none leaves captions", 1.0, "cider_d"
+        else:
+            raise ValueError("images without captions need conversations about them")
         for field, value, needed in (
-            ("finetune.caption_share", self.finetune.caption_share, 1.0),
-            ("publish.metric", self.publish.metric, "cider_d"),
+            ("finetune.caption_share", self.finetune.caption_share, share),
+            ("publish.metric", self.publish.metric, metric),
         ):
             if value != needed:
-                raise ValueError(
-                    "conversations.source.kind=none leaves captions only: set "
-                    f"{field}={needed} (it is {value})"
-                )
+                raise ValueError(f"{cause} only: set {field}={needed} (it is {value})")
 
     def _texts_fit(self) -> None:
         positions = positions_of(self.backbones)

@@ -151,6 +151,12 @@ class ExampleSet:
         return self._sha256[example], torch.from_numpy(patches)
 
 
+def has_captions(context: StageContext) -> bool:
+    """Return whether any example is a caption."""
+    path = context.inputs["examples"].path("examples.parquet")
+    return bool(len(where(read_table(path, ["kind"]), kind="caption")))
+
+
 def open_examples(
     context: StageContext, part: TrainingPart, shares: dict[str, float], seed: int
 ) -> tuple[ExampleSet, ExampleSet]:

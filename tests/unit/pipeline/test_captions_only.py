@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from flows.commands.options import preset_and_changes
 from model.assistant import Assistant
-from pipeline.engine.dag import DAG
+from pipeline.engine.dag import BY_NAME, DAG
 from pipeline.engine.materialize import Outcome
+from pipeline.engine.stage import Stage
 from pipeline.errors import PipelineError, RecipeError
 from pipeline.recipe.presets import preset
 from pipeline.recipe.recipe import Recipe
@@ -58,11 +60,11 @@ def write_photos(root: Path) -> None:
         )
 
 
-def run(recipe: Recipe, folder: Path) -> dict[str, Outcome]:
-    """Materialize every stage, as the flow does."""
+def run(recipe: Recipe, folder: Path, stages: Sequence[Stage] = DAG) -> dict[str, Outcome]:
+    """Materialize stages as the flow does."""
     settings = Settings(store=str(folder / "store"), workdir=folder / "work", device="cpu")
     store = ArtifactStore(settings.store, settings.work / "cache")
-    return make(store, settings, recipe, stages=DAG)
+    return make(store, settings, recipe, stages=stages)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +171,78 @@ def test_a_wrong_number_of_patches_is_told_before_anything_is_embedded(
     wrong = recipe.override({"features.patches": 36})
     with pytest.raises(PipelineError, match="the encoder gives 25 patches"):
         run(wrong, store)
+
+
+# -- conversations alone -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoken(recipe: Recipe, tmp_path: Path) -> Recipe:
+    """The recipe with the same images, without captions, and conversations about them."""
+    root = Path(str(dict(recipe.leaves())["images.source.root"]))
+    talks = []
+    for number in range(24):
+        colour = list(COLOURS)[number % 3]
+        turns = ["<image>\nWhich colour?", colour, "Is it grey?", "No."]
+        said = zip(("human", "gpt") * 2, turns, strict=True)
+        conversation = [{"from": speaker, "value": text} for speaker, text in said]
+        talks.append({"id": number, "image": f"{number}.png", "conversations": conversation})
+    (tmp_path / "talks.json").write_text(json.dumps(talks))
+    source = {"root": str(root / "train2017"), "captions": "none", "test_share": 0.25}
+    return recipe.override(
+        {
+            "images.source": {"kind": "pairs", **source},
+            "conversations.source": {
+                "kind": "file",
+                "path": str(tmp_path / "talks.json"),
+                "sha256": None,
+            },
+            "finetune.caption_share": 0,
+            "publish.metric": "answer_accuracy",
+            "evaluate.questions": 12,
+            "evaluate.pointing_images": 2,
+        }
+    )
+
+
+def test_conversations_alone_go_through_every_stage(spoken: Recipe, tmp_path: Path) -> None:
+    made = run(spoken, tmp_path)
+    examples = rows_of(tmp_path, made["examples"], "examples")
+    assert {row["kind"] for row in examples} == {"conversation"}
+    assert {row["split"] for row in examples} == {"train", "validation", "test"}
+    metrics = rows_of(tmp_path, made["evaluate"], "metrics")
+    for stage in ("pretrain", "finetune"):
+        names = {row["metric"] for row in metrics if row["stage"] == stage}
+        assert {"answer_accuracy", "answer_accuracy_gap", "nll", "nll_yes_no", "eos_rate"} <= names
+        assert not names & {"cider_d", "caption_nll", "image_choice"}
+    predictions = rows_of(tmp_path, made["evaluate"], "predictions")
+    assert {row["kind"] for row in predictions} == {"answer"}
+    assert {row["condition"] for row in predictions} == {"real", "shuffled", "blind"}
+    assert "image_gain" in made["pretrain"].manifest.summary
+    kept = ArtifactStore(str(tmp_path / "store"), tmp_path / "cache")
+    card = kept.artifact(made["publish"].manifest).path("README.md").read_text()
+    assert "`answer_accuracy`" in card
+    assert "CIDEr-D" not in card
+
+
+def test_a_recipe_without_captions_is_told_what_it_needs(spoken: Recipe) -> None:
+    for field, value in (("finetune.caption_share", 0.5), ("publish.metric", "cider_d")):
+        with pytest.raises(RecipeError, match="images without captions leave conversations only"):
+            spoken.override({field: value})
+    with pytest.raises(RecipeError, match="need conversations about them"):
+        spoken.override({"conversations.source": {"kind": "none"}})
+
+
+def test_conversations_alone_need_some_about_test_images(spoken: Recipe, tmp_path: Path) -> None:
+    talks = Path(str(dict(spoken.leaves())["conversations.source.path"]))
+    told = json.loads(talks.read_text())
+    made = run(spoken, tmp_path, [BY_NAME["images"]])
+    rows = rows_of(tmp_path, made["images"], "images")
+    tested = {row["file_name"] for row in rows if row["split"] == "test"}
+    assert tested
+    talks.write_text(json.dumps([each for each in told if each["image"] not in tested]))
+    with pytest.raises(PipelineError, match="no conversation is about a test image"):
+        run(spoken, tmp_path)
 
 
 # -- on from a finished model, with a table of new images ----------------------------------------

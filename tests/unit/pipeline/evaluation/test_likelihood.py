@@ -174,8 +174,8 @@ def test_each_stage_is_judged_on_what_it_learned(vlm: VisionLanguageModel, shown
     ]  # fmt: skip
     part = preset("demo").evaluate
     pretrained, finetuned = (
-        model_likelihood(vlm, examples, questions, shown, "real", stage, part, "cpu")
-        for stage in ("pretrain", "finetune")
+        model_likelihood(vlm, examples, questions, shown, "real", part, "cpu", spoke=spoke)
+        for spoke in (False, True)
     )
     assert set(pretrained) == {"caption_nll", "nll"}
     assert pretrained["nll"] == pretrained["caption_nll"] == finetuned["caption_nll"]
