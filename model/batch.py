@@ -23,6 +23,8 @@ class Batch:
         segments: Number of the token's example inside its row: 0, 0, 1, 1, 2, …. Tokens with which
             all examples of a row begin come first and have -1; at padded positions any number.
             None where each row is one example, which costs less.
+        has_image: False for rows of text alone, whose patches are seen by no token; None where
+            every row has an image.
         target_rows: Row of each supervised token, row by row.
         target_columns: Its place in that row. Both are looked up once, where the batch is made:
             a mask as an index makes the CPU wait for a GPU.
@@ -36,6 +38,7 @@ class Batch:
     attention: Bool[Tensor, "batch text"]
     supervised: Bool[Tensor, "batch text"]
     segments: Int64[Tensor, "batch text"] | None = None
+    has_image: Bool[Tensor, "batch"] | None = None
     target_rows: Int64[Tensor, "target"] = field(init=False)
     target_columns: Int64[Tensor, "target"] = field(init=False)
 

@@ -35,7 +35,9 @@ def positions_in_example(
 
 
 def segment_mask(
-    segments: Int64[Tensor, "batch text"], prefix: int
+    segments: Int64[Tensor, "batch text"],
+    prefix: int,
+    has_image: Bool[Tensor, "batch"] | None = None,
 ) -> Bool[Tensor, "batch position position"]:
     """Whether the first position sees the second: the prefix, and earlier tokens of its example.
 
@@ -45,6 +47,8 @@ def segment_mask(
     Args:
         segments: Number of the example inside its row, for every token.
         prefix: Positions before the text, the separator included.
+        has_image: False for rows whose text does not see the image; None where all do. It still
+            sees the separator, which predicts its first token.
     """
     rows, width = segments.shape
     size = prefix + width
@@ -52,6 +56,9 @@ def segment_mask(
     visible = causal.repeat(rows, 1, 1)
     of_all = (segments == SHARED).unsqueeze(1)
     visible[:, prefix:, prefix:] &= (segments.unsqueeze(2) == segments.unsqueeze(1)) | of_all
+    if has_image is not None:
+        image = prefix - 1  # the separator comes after it, and sees none of it either
+        visible[:, image:, :image] &= has_image[:, None, None]
     return visible
 
 

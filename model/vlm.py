@@ -160,13 +160,17 @@ class VisionLanguageModel(nn.Module):
         embeddings: Float[Tensor, "batch position language"],
         segments: Int64[Tensor, "batch text"],
         attention: Bool[Tensor, "batch text"],
+        has_image: Bool[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch position language"]:
         """The last hidden states of prefix and text where several examples share the prefix.
+
+        Or where rows have no image: their text has the positions that it would have behind one.
 
         Args:
             embeddings: Prefix and text.
             segments: Number of each text token's example inside its row.
             attention: True at text tokens, False at padding.
+            has_image: See `Batch`.
 
         Raises:
             ModelError: An example has more positions than the language model was made for, or its
@@ -176,7 +180,7 @@ class VisionLanguageModel(nn.Module):
         positions = positions_in_example(segments, attention, prefix)
         if embeddings.shape[1] > self.max_positions:  # reading values makes the CPU wait for a GPU
             self.check_length(int(positions.max()) + 1)
-        visible = segment_mask(segments, prefix)
+        visible = segment_mask(segments, prefix, has_image)
         outputs = body_of(self.language_model)(
             inputs_embeds=embeddings,
             attention_mask=mask_for(config._attn_implementation, visible, embeddings.dtype),
@@ -203,13 +207,17 @@ class VisionLanguageModel(nn.Module):
         joint = torch.cat([prefix.tokens, self.embed_text(fed_ids[:, :-1])], dim=1)
         before = prefix.tokens.shape[1] - 1  # the separator's position
         rows, columns = batch.target_rows, batch.target_columns
-        if batch.segments is None:
+        if batch.segments is None and batch.has_image is None:
             # No token attends to padding on its right; without a mask for it, attention uses its
             # causal kernel.
             states = self.hidden(joint)[rows, before + columns]
         else:
-            hidden = self.hidden_in_segments(joint, batch.segments[:, :-1], batch.attention[:, :-1])
-            states = hidden[rows, before + predictors(batch.segments)[rows, columns]]
+            alone = batch.segments is None
+            segments = torch.zeros_like(batch.input_ids) if alone else batch.segments
+            hidden = self.hidden_in_segments(
+                joint, segments[:, :-1], batch.attention[:, :-1], batch.has_image
+            )
+            states = hidden[rows, before + predictors(segments)[rows, columns]]
         if not len(states):
             raise ModelError("no token of the batch is supervised")
         return SupervisedStates(

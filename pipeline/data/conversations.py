@@ -54,14 +54,19 @@ def conversations(
     source = conversations.source
     if isinstance(source, NoConversations):
         return _write(context, [], drops)
+    keep = conversations.text_only == "keep"
     if isinstance(source, MixtureConversations):
-        return _write(context, _of_mixture(context, source, drops), drops)
+        return _write(context, _of_mixture(context, source, drops, text_only=keep), drops)
     found = _locate(context, source, images, seed)
-    return _write(context, _read(*found, source.kind, drops), drops)
+    return _write(context, _read(*found, source.kind, drops, text_only=keep), drops)
 
 
 def _of_mixture(
-    context: StageContext, mixture: MixtureConversations, drops: list[dict[str, Any]]
+    context: StageContext,
+    mixture: MixtureConversations,
+    drops: list[dict[str, Any]],
+    *,
+    text_only: bool,
 ) -> list[dict[str, Any]]:
     """Return the conversations of all files, numbered as one table."""
     found: list[dict[str, Any]] = []
@@ -71,20 +76,23 @@ def _of_mixture(
         state = {LABEL: context.source[name]} if name in context.source else {}
         inside = replace(context, scratch=scratch, source=state)
         lost: list[dict[str, Any]] = []
-        rows = _read(*_locate(inside, source, None, 0), name, lost)
+        rows = _read(*_locate(inside, source, None, 0), name, lost, text_only=text_only)
         for row in rows[: mixture.limits.get(name)]:
             found.append({**row, "conversation_id": len(found)})
         drops += [{**row, "file": name} for row in lost]
     return found
 
 
-def _read(path: Path, name: str, source: str, drops: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the conversations of a file.
+def _read(
+    path: Path, name: str, source: str, drops: list[dict[str, Any]], *, text_only: bool
+) -> list[dict[str, Any]]:
+    """Return the conversations of a file; those without an image have no image name.
 
     Raises:
         PipelineError: It is not LLaVA-Instruct JSON, or holds no conversation.
     """
-    rows = [{**row, "source": source} for row in _rows(read_records(path, name), drops)]
+    made = _rows(read_records(path, name), drops, text_only=text_only)
+    rows = [{**row, "source": source} for row in made]
     if not rows:
         first = f"; the first: {drops[0]['reason']}, {drops[0]['detail']}" if drops else ""
         raise PipelineError(
@@ -145,24 +153,32 @@ def _hub_file(context: StageContext, repository: Repository, file: str) -> Path:
     return repository_file(at_commit(repository, LABEL, context.source), file)
 
 
-def _rows(records: list[Any], drops: list[dict]) -> Iterator[dict[str, Any]]:
+def _rows(records: list[Any], drops: list[dict], *, text_only: bool) -> Iterator[dict[str, Any]]:
     for number, record in enumerate(records):
         match record:
             case {"conversations": [*turns], "image": image} if is_text(image) and all(
                 map(is_turn, turns)
             ):
-                yield {
-                    "conversation_id": number,
-                    "record_id": record_id(record, number),
-                    "image_name": image,
-                    "turns": [{"speaker": t["from"], "text": t["value"]} for t in turns],
-                }
+                yield _row(number, record, image, turns)
+            case {"conversations": [*turns]} if (
+                text_only and record.get("image") is None and all(map(is_turn, turns))
+            ):
+                yield _row(number, record, "", turns)
             case {"conversations": list()} if record.get("image") is None:
                 key = record_id(record, number)
                 drops.append(drop("conversations", "conversation", key, "", "no image"))
             case _:
                 told = ("broken record", f"{_fault(record)}: {json.dumps(record)[:200]}")
                 drops.append(drop("conversations", "conversation", number, "", *told))
+
+
+def _row(number: int, record: dict, image: str, turns: list[Any]) -> dict[str, Any]:
+    return {
+        "conversation_id": number,
+        "record_id": record_id(record, number),
+        "image_name": image,
+        "turns": [{"speaker": turn["from"], "text": turn["value"]} for turn in turns],
+    }
 
 
 def _fault(record: object) -> str:

@@ -227,7 +227,7 @@ def _user_filtered(
     scores = _clip_scores(context)
     seen = (
         {
-            **_visible(row, images[row["image_id"]], near.get(row["sha256"], {})),
+            **_visible(row, images.get(row["image_id"], {}), near.get(row["sha256"], {})),
             CLIP_SCORE: scores.get(row["source_id"]) if row["kind"] == "caption" else None,
         }
         for row in rows
@@ -236,7 +236,7 @@ def _user_filtered(
     kept = []
     for number, row in enumerate(rows):
         if number in reasons:
-            file = images[row["image_id"]]["file_name"]
+            file = images.get(row["image_id"], {}).get("file_name", "")
             told = (row["kind"], row["source_id"], file, reasons[number], row["text"])
             drops.append(drop("examples", *told))
         else:
@@ -267,7 +267,7 @@ def _visible(row: Row, image: Row, near: Row) -> Row:
     shared = {name: row[name] for name in ("source", "kind", "split", "image_id", "text", "turns")}
     return {
         **shared,
-        **{name: image[name] for name in ("file_name", "width", "height")},
+        **{name: image.get(name) for name in ("file_name", "width", "height")},
         "characters": len(row["text"]),
         "tokens": len(row["input_ids"]),
         "questions": [question for question, _ in row["pairs"]],
@@ -286,9 +286,9 @@ def _kinds(context: StageContext) -> tuple[str, ...]:
 
 def _refuse_empty(rows: list[Row], drops: list[Row], kinds: Sequence[str]) -> None:
     """Raise if there is nothing to train on, to validate with or to test with."""
-    images: dict[tuple[str, str], set[str]] = defaultdict(set)
+    images: dict[tuple[str, str], set[str | int]] = defaultdict(set)
     for row in rows:
-        images[row["split"], row["kind"]].add(row["sha256"])
+        images[row["split"], row["kind"]].add(row["sha256"] or row["source_id"])
     for kind in kinds:
         trained = len(images["train", kind])
         if not trained:

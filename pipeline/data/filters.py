@@ -21,15 +21,17 @@ CAPTION_FILTERS: tuple[Filter, ...] = (
     ("duplicate", "copy > 1"),
 )
 
-# Relation: conversations joined with images; `turns` is a list of {speaker, text}.
+# Relation: conversations joined with images; `turns` is a list of {speaker, text}. A conversation
+# without an image has an empty image_name.
 CONVERSATION_FILTERS: tuple[Filter, ...] = (
     ("ambiguous image", "matches > 1"),
-    ("image missing", "width IS NULL"),
+    ("image missing", "width IS NULL AND image_name <> ''"),
     ("odd turns", "len(turns) = 0 OR len(turns) % 2 = 1"),
     ("speakers do not alternate", "NOT alternating"),
     (
         "image marker count",
-        "markers <> 1 OR NOT contains(turns[1].text, '<image>')",
+        "CASE WHEN image_name = '' THEN markers > 0 "
+        "ELSE markers <> 1 OR NOT contains(turns[1].text, '<image>') END",
     ),
     ("empty turn", "len(list_filter(turns, lambda t: bare(t.text) = '')) > 0"),
     (
@@ -57,7 +59,9 @@ FROM joined ORDER BY caption_id
 
 CONVERSATIONS_SQL = """
 WITH {found}, joined AS (
-    SELECT n.*, f.matches, i.image_id, i.width, i.height, i.split, i.sha256,
+    SELECT n.*, f.matches, i.image_id, i.width, i.height, i.sha256,
+        -- A text without an image is held out from nothing: no image of the test is in it.
+        CASE WHEN n.image_name = '' THEN 'train' ELSE i.split END AS split,
         list_sum([
             len(string_split(t.text, '<image>')) - 1 FOR t IN n.turns
         ]) AS markers,

@@ -88,7 +88,7 @@ def plan_evaluation(context: StageContext, evaluate: EvaluatePart, seed: int) ->
     captions = caption_tasks(table, patches, template, evaluate)
     questions = question_tasks(spread(answers, evaluate.questions, seed), patches, template)
     pointed = _one_per_image(captions or questions)[: evaluate.pointing_images]
-    train = where(table, split="train")["sha256"].unique().to_pylist()
+    train = where(table, split="train")["sha256"].drop_null().unique().to_pylist()
     tested = np.array([task.row for task in (*captions, *questions)], np.int64)
     shown = Shown(patches, tested, patches.rows_of(train), seed)
     splits = {"caption": ("test", evaluate.images), "conversation": (spoken, evaluate.questions)}

@@ -18,7 +18,7 @@ _AT_ONCE = 128  # images whose patches are in memory together
 def trained_images(examples: InputArtifact) -> list[str]:
     """Return the SHA-256 of every image that a training example is about, sorted."""
     table = read_table(examples.path("examples.parquet"), ["sha256", "split"])
-    return sorted(set(where(table, split="train")["sha256"].to_pylist()))
+    return sorted(set(where(table, split="train")["sha256"].drop_null().to_pylist()))
 
 
 def reference_of(

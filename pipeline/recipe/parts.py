@@ -35,6 +35,9 @@ class ConversationsPart(Part):
     """Where the instruction conversations come from."""
 
     source: ConversationSource = Field(discriminator="kind")
+    text_only: Literal["drop", "keep"] = Field(
+        description="Records without an image: keep trains on them as plain text, in finetuning."
+    )
 
 
 class ExamplesPart(Part):

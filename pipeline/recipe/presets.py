@@ -50,7 +50,7 @@ DEMO = Recipe(
         max_bytes=32 * 2**20,
         max_bad_share=0.05,
     ),
-    conversations=ConversationsPart(source=DemoConversations()),
+    conversations=ConversationsPart(source=DemoConversations(), text_only="drop"),
     backbones=TinyBackbones(
         image_size=112,
         patch_size=16,
@@ -182,7 +182,8 @@ COCO = Recipe(
             repository="liuhaotian/LLaVA-Instruct-150K",
             filename="llava_instruct_150k.json",
             revision="9d451dc7629cfe0469f6ae4432b765cd603d5fcb",
-        )
+        ),
+        text_only="drop",
     ),
     backbones=HubBackbones(
         clip_name="ViT-B-32-quickgelu",

@@ -24,6 +24,7 @@ from pipeline.recipe.parts import TrainingPart
 from storage.features.patches import PatchTable
 from storage.tables import read_table, where
 
+NO_IMAGE = -1  # in place of the row of an image's patches
 BUCKET = 32  # batches over which rows are sorted by length
 
 
@@ -47,6 +48,7 @@ class ExampleSet:
         examples_per_row: Examples of one image that share a row, at most. An image with more
             gets several rows of nearly equal size.
         limit: Examples, at most; the seed chooses them from all kinds.
+        text_only: Whether to take texts without an image, too.
     """
 
     def __init__(
@@ -58,8 +60,12 @@ class ExampleSet:
         seed: int,
         examples_per_row: int = 1,
         limit: int | None = None,
+        *,
+        text_only: bool = True,
     ) -> None:
         table = where(read_table(examples.path("examples.parquet")), split=split)
+        if not text_only:
+            table = table.filter(table["sha256"].is_valid())
         kinds = np.array(table["kind"].to_pylist())
         chosen = _chosen(kinds, shares, seed)
         if limit is not None and len(chosen) > limit:
@@ -68,10 +74,10 @@ class ExampleSet:
         self.patches = patches
         self.example_ids = table["example_id"].to_numpy()
         self._sha256 = table["sha256"].to_pylist()
-        self.rows = _rows_by_image(table["sha256"].to_numpy(), self.example_ids, examples_per_row)
+        self.rows = _rows_by_image(_keys(self._sha256), self.example_ids, examples_per_row)
         self._input_ids = _ragged(table["input_ids"])
         self._supervised = _ragged(table["supervised"])
-        self._images = patches.rows_of(self._sha256)
+        self._images = _patch_rows(patches, self._sha256)
         self.lengths = _sums([len(ids) for ids in self._input_ids], self.rows) - self._saved()
         self.targets = _sums([int(mask.sum()) for mask in self._supervised], self.rows)
 
@@ -88,11 +94,13 @@ class ExampleSet:
         """
         chosen = [self.rows[row] for row in rows]
         examples = np.concatenate(chosen)
+        images = self._images[[row[0] for row in chosen]]
         batch = collate(
-            torch.from_numpy(self.patches.gather(self._images[[row[0] for row in chosen]])),
+            torch.from_numpy(self.patches.gather(np.maximum(images, 0))),
             [self._input_ids[example] for example in examples],
             [self._supervised[example] for example in examples],
             [len(row) for row in chosen],
+            None if (images != NO_IMAGE).all() else torch.from_numpy(images != NO_IMAGE),
         )
         return MicroBatch(
             batch,
@@ -129,7 +137,7 @@ class ExampleSet:
 
     def some_patches(self, most: int) -> torch.Tensor:
         """Return patch embeddings of at most `most` images, [image, patch, vision] float32."""
-        rows = np.unique(self._images)[:most]
+        rows = np.unique(self._images[self._images != NO_IMAGE])[:most]
         return torch.from_numpy(self.patches.gather(rows)).float()
 
     def one_row_per_image(self) -> NDArray[np.int64]:
@@ -158,7 +166,12 @@ def has_captions(context: StageContext) -> bool:
 
 
 def open_examples(
-    context: StageContext, part: TrainingPart, shares: dict[str, float], seed: int
+    context: StageContext,
+    part: TrainingPart,
+    shares: dict[str, float],
+    seed: int,
+    *,
+    text_only: bool,
 ) -> tuple[ExampleSet, ExampleSet]:
     """Return the training examples and the validation examples of a training stage.
 
@@ -167,6 +180,7 @@ def open_examples(
         part: How many examples share a row, and how many are held out at most.
         shares: See `ExampleSet`.
         seed: See `ExampleSet`.
+        text_only: See `ExampleSet`.
 
     Raises:
         PipelineError: A split has no example.
@@ -175,7 +189,14 @@ def open_examples(
     found = []
     for split, limit in (("train", None), ("validation", part.validation_examples)):
         examples = ExampleSet(
-            context.inputs["examples"], patches, split, shares, seed, part.examples_per_row, limit
+            context.inputs["examples"],
+            patches,
+            split,
+            shares,
+            seed,
+            part.examples_per_row,
+            limit,
+            text_only=text_only,
         )
         if not len(examples):
             raise PipelineError(
@@ -191,6 +212,7 @@ def collate(
     input_ids: Sequence[NDArray],
     supervised: Sequence[NDArray],
     counts: Sequence[int] | None = None,
+    has_image: torch.Tensor | None = None,
 ) -> Batch:
     """Return examples as one batch, padded on the right by position.
 
@@ -199,6 +221,7 @@ def collate(
         input_ids: Token ids of each example [text], row after row.
         supervised: Which of these tokens are targets.
         counts: Examples of each row; None where each row is one example.
+        has_image: False for rows of text alone; None where every row has an image.
     """
     pieces: list[tuple[NDArray, NDArray, int]] = []  # ids, targets, segment
     ends, first = [], 0
@@ -229,6 +252,7 @@ def collate(
         torch.from_numpy(attention),
         padded(np.concatenate([targets for _, targets, _ in pieces]).astype(np.bool_)),
         padded(segments) if max(counts or [1]) > 1 else None,
+        has_image,
     )
 
 
@@ -304,13 +328,27 @@ class TrainingBatches:
         return list(batches[rng.permutation(len(batches))])
 
 
+def _keys(sha256: Sequence[str | None]) -> NDArray[np.object_]:
+    """Return what divides examples into rows: the image, or for a text alone its own number."""
+    # Behind all hashes, so that texts alone move no row of the others.
+    return np.array([key or f"~{number}" for number, key in enumerate(sha256)], object)
+
+
+def _patch_rows(patches: PatchTable, sha256: Sequence[str | None]) -> NDArray[np.int64]:
+    """Return the row of each example's patches, `NO_IMAGE` for a text alone."""
+    found = np.full(len(sha256), NO_IMAGE)
+    known = [number for number, key in enumerate(sha256) if key is not None]
+    found[known] = patches.rows_of([str(sha256[number]) for number in known])
+    return found
+
+
 def _rows_by_image(
-    sha256: NDArray[np.object_], example_ids: NDArray[np.int64], examples_per_row: int
+    image: NDArray[np.object_], example_ids: NDArray[np.int64], examples_per_row: int
 ) -> list[NDArray[np.int64]]:
     """Return the numbers of the examples of each row; rows follow their images' hashes."""
-    image = np.unique(sha256, return_inverse=True)[1]
-    order = np.lexsort((example_ids, image))
-    ends = np.flatnonzero(np.diff(image[order])) + 1
+    number = np.unique(image, return_inverse=True)[1]
+    order = np.lexsort((example_ids, number))
+    ends = np.flatnonzero(np.diff(number[order])) + 1
     rows = []
     for group in np.split(order, ends) if len(order) else []:
         rows += np.array_split(group, math.ceil(len(group) / examples_per_row))

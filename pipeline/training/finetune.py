@@ -55,7 +55,8 @@ def prepare(context: StageContext, part: FinetunePart, seed: int) -> Training:
     packed = part.quantize != "none"
     if packed:
         check_quantization(context.settings)
-    training, validation = open_examples(context, part, _shares(part.caption_share), seed)
+    shares = _shares(part.caption_share)
+    training, validation = open_examples(context, part, shares, seed, text_only=True)
     vlm = _opened(context, part, seed, packed=packed)
     rates = (part.projector_learning_rate, part.projector_learning_rate, part.learning_rate)
     return Training("finetune", vlm, part, training, validation, rates, seed)

@@ -57,7 +57,7 @@ def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:
     Where no image has a caption, it learns from conversations.
     """
     captions = {"caption": 1.0} if has_captions(context) else {"conversation": 1.0}
-    training, validation = open_examples(context, part, captions, seed)
+    training, validation = open_examples(context, part, captions, seed, text_only=False)
     dtype = torch.bfloat16 if part.precision == "bf16" else torch.float32
     language_model = load_language_model(context.inputs["backbones"].directory("lm"), dtype)
     torch.manual_seed(seed)

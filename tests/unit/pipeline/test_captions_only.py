@@ -187,6 +187,11 @@ def spoken(recipe: Recipe, tmp_path: Path) -> Recipe:
         said = zip(("human", "gpt") * 2, turns, strict=True)
         conversation = [{"from": speaker, "value": text} for speaker, text in said]
         talks.append({"id": number, "image": f"{number}.png", "conversations": conversation})
+        if number < 3:
+            plain = [{**turn, "value": turn["value"][-12:]} for turn in conversation[2:]]
+            talks.append({"id": f"text {number}", "conversations": plain})
+    shown = [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "It."}]
+    talks.append({"id": "lost image", "conversations": shown})
     (tmp_path / "talks.json").write_text(json.dumps(talks))
     source = {"root": str(root / "train2017"), "captions": "none", "test_share": 0.25}
     return recipe.override(
@@ -197,6 +202,7 @@ def spoken(recipe: Recipe, tmp_path: Path) -> Recipe:
                 "path": str(tmp_path / "talks.json"),
                 "sha256": None,
             },
+            "conversations.text_only": "keep",
             "finetune.caption_share": 0,
             "publish.metric": "answer_accuracy",
             "evaluate.questions": 12,
@@ -209,6 +215,17 @@ def test_conversations_alone_go_through_every_stage(spoken: Recipe, tmp_path: Pa
     made = run(spoken, tmp_path)
     examples = rows_of(tmp_path, made["examples"], "examples")
     assert {row["kind"] for row in examples} == {"conversation"}
+    texts = [row for row in examples if row["image_id"] is None]
+    assert {row["split"] for row in texts} == {"train"}
+    assert len(texts) == 1  # the three are alike
+    drops = rows_of(tmp_path, made["examples"], "drops")
+    assert [row["reason"] for row in drops if row["file"] == ""] == [
+        "duplicate",
+        "duplicate",
+        "image marker count",
+    ]
+    trained = {name: made[name].manifest.summary["examples"] for name in ("pretrain", "finetune")}
+    assert trained["finetune"] == trained["pretrain"] + 1
     assert {row["split"] for row in examples} == {"train", "validation", "test"}
     metrics = rows_of(tmp_path, made["evaluate"], "metrics")
     for stage in ("pretrain", "finetune"):
@@ -240,7 +257,7 @@ def test_conversations_alone_need_some_about_test_images(spoken: Recipe, tmp_pat
     rows = rows_of(tmp_path, made["images"], "images")
     tested = {row["file_name"] for row in rows if row["split"] == "test"}
     assert tested
-    talks.write_text(json.dumps([each for each in told if each["image"] not in tested]))
+    talks.write_text(json.dumps([each for each in told if each.get("image") not in tested]))
     with pytest.raises(PipelineError, match="no conversation is about a test image"):
         run(spoken, tmp_path)
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -49,12 +49,18 @@ def talk(number: int, **changes: Json) -> dict[str, Json]:
     return {"id": str(number), "image": f"{number}.jpg", "conversations": turns, **changes}
 
 
-def run(file: Path, work: Path, sha256: str | None = None) -> tuple[dict[str, Json], Path]:
+def run(
+    file: Path,
+    work: Path,
+    sha256: str | None = None,
+    text_only: Literal["drop", "keep"] = "drop",
+) -> tuple[dict[str, Json], Path]:
     out, scratch = work / "out", work / "scratch"
     out.mkdir(parents=True)
     scratch.mkdir()
     context = StageContext({}, out, scratch, Settings(), Recorder())
-    part = ConversationsPart(source=FileConversations(path=str(file), sha256=sha256))
+    source = FileConversations(path=str(file), sha256=sha256)
+    part = ConversationsPart(source=source, text_only=text_only)
     return dict(conversations(context, part, seed=0)), out
 
 
@@ -189,6 +195,15 @@ def test_records_without_an_image_are_dropped_as_such(tmp_path: Path) -> None:
         ("8", "no image"),
     ]
     assert len(rows(out)) == 1
+
+
+def test_records_without_an_image_are_kept_where_text_alone_is_wanted(tmp_path: Path) -> None:
+    bare, odd = talk(7), talk(9, conversations=[{"from": "human"}])
+    del bare["image"], odd["image"]
+    file = written(tmp_path / "llava.json", [talk(1), bare, talk(8, image=None), odd])
+    _, out = run(file, tmp_path / "work", text_only="keep")
+    assert [row["image_name"] for row in rows(out)] == ["1.jpg", "", ""]
+    assert [row["record"] for row in rows(out, "drops")] == ["9"]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def test_the_page_on_own_data_has_a_line_for_each_kind_and_a_whole_recipe(tmp_pa
     assert isinstance(mixture.images.source, MixtureImages)
     assert list(mixture.images.source.sources) == ["coco", "gqa", "ocr_vqa", "textvqa", "vg"]
     assert mixture.conversations.source.kind == "mixture"
+    assert mixture.conversations.text_only == "keep"
 
 
 def test_cocos_layout_is_recognised(tmp_path: Path) -> None:

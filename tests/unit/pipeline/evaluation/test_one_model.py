@@ -152,7 +152,7 @@ def test_validation_is_bounded_and_always_sees_the_same_examples(
     def held_out(examples: int, seed: int = 3) -> list[int]:
         part = Choices(validation=examples).part()
         context = context_of(inputs, tmp_path)
-        training, validation = open_examples(context, part, {"caption": 1.0}, seed)
+        training, validation = open_examples(context, part, {"caption": 1.0}, seed, text_only=True)
         assert len(training) == 70  # of 35 images
         return sorted(validation.example_ids.tolist())
 

@@ -361,3 +361,40 @@ def test_a_batch_that_leaves_a_process_without_rows_is_refused(
 
 def _epoch(stream: TrainingBatches) -> list[MicroBatch]:
     return [micro for step in range(stream.steps_per_epoch) for micro in stream.step(step)]
+
+
+# Texts without an image
+
+
+@pytest.fixture(scope="module")
+def with_texts(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The same examples and five conversations about no image."""
+    rows = example_rows()
+    for number in range(len(rows), len(rows) + 5):
+        told = {"kind": "conversation", "split": "train", "image_id": None, "sha256": None}
+        ids = {"input_ids": [number, 1000, 1001], "supervised": [False, True, True]}
+        rows.append({**rows[0], "example_id": number, "source_id": number, **told, **ids})
+    folder = tmp_path_factory.mktemp("texts")
+    write_table(folder / "examples.parquet", rows, EXAMPLES)
+    return Folder(folder)
+
+
+def test_a_text_alone_is_a_row_of_its_own_without_an_image(
+    with_texts: Folder, artifact: Folder, patches: PatchTable
+) -> None:
+    both = ExampleSet(with_texts, patches, "train", {"conversation": 1.0}, 0, 4)
+    images = ExampleSet(with_texts, patches, "train", {"conversation": 1.0}, 0, 4, text_only=False)
+    before = ExampleSet(artifact, patches, "train", {"conversation": 1.0}, 0, 4)
+    assert len(both) == len(images) + 5
+    assert images.example_ids.tolist() == before.example_ids.tolist()
+    assert [row.tolist() for row in images.rows] == [row.tolist() for row in before.rows]
+    texts = set(range(len(ROWS), len(ROWS) + 5))
+    alone = [row for row in both.rows if int(both.example_ids[row[0]]) in texts]
+    assert [len(row) for row in alone] == [1] * 5
+    found = both.micro_batch(np.arange(len(both.rows)), 1)
+    assert found.batch.has_image is not None
+    firsts = found.batch.input_ids[:, 0].tolist()
+    lost = [first for first, has in zip(firsts, found.batch.has_image, strict=True) if not has]
+    assert set(lost) == texts
+    assert images.micro_batch(np.arange(3), 1).batch.has_image is None
+    assert len(both.some_patches(100)) == len(images.some_patches(100))
