@@ -19,7 +19,7 @@ from pipeline.evaluation.scorers.vqa import answer_type
 from pipeline.evaluation.tasks import spread
 from pipeline.progress import Ticker, silent
 from pipeline.recipe.parts import EvaluatePart
-from pipeline.training.batches import collate
+from pipeline.training.collate import collate
 from storage.tables import where
 
 Row = dict[str, Any]

@@ -13,7 +13,7 @@ from model.prompt import PromptTemplate, Tokens
 from model.vlm import VisionLanguageModel
 from pipeline.evaluation.conditions import Shown
 from pipeline.progress import Ticker, silent
-from pipeline.training.batches import collate
+from pipeline.training.collate import collate
 
 TIE = 1e-4  # nats within which two images are equally likely
 

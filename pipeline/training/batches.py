@@ -14,13 +14,12 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from model.batch import Batch
-from model.shared_rows import SHARED
 from model.training import MicroBatch
 from pipeline.data.stored_images import open_patches
 from pipeline.engine.stage import InputArtifact, StageContext
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import TrainingPart
+from pipeline.training.collate import collate, shared_tokens
 from storage.features.patches import PatchTable
 from storage.tables import read_table, where
 
@@ -205,64 +204,6 @@ def open_examples(
             )
         found.append(examples)
     return found[0], found[1]
-
-
-def collate(
-    patches: torch.Tensor,
-    input_ids: Sequence[NDArray],
-    supervised: Sequence[NDArray],
-    counts: Sequence[int] | None = None,
-    has_image: torch.Tensor | None = None,
-) -> Batch:
-    """Return examples as one batch, padded on the right by position.
-
-    Args:
-        patches: Patch embeddings of each row [row, patch, vision].
-        input_ids: Token ids of each example [text], row after row.
-        supervised: Which of these tokens are targets.
-        counts: Examples of each row; None where each row is one example.
-        has_image: False for rows of text alone; None where every row has an image.
-    """
-    pieces: list[tuple[NDArray, NDArray, int]] = []  # ids, targets, segment
-    ends, first = [], 0
-    for count in counts or [1] * len(input_ids):
-        ids, targets = input_ids[first : first + count], supervised[first : first + count]
-        common = shared_tokens(ids, targets)
-        if common:
-            pieces.append((ids[0][:common], targets[0][:common], SHARED))
-        pieces += [
-            (ids[number][common:], targets[number][common:], number) for number in range(count)
-        ]
-        ends.append(len(pieces))
-        first += count
-    lengths = np.array([len(ids) for ids, _, _ in pieces], np.int64)
-    totals = np.add.reduceat(lengths, [0, *ends[:-1]])
-    attention = np.arange(totals.max()) < totals[:, None]
-
-    def padded(values: NDArray) -> torch.Tensor:
-        # A mask is filled row by row, which is the order in which the examples are given.
-        rows = np.zeros(attention.shape, values.dtype)
-        rows[attention] = values
-        return torch.from_numpy(rows)
-
-    segments = np.repeat(np.array([number for _, _, number in pieces], np.int64), lengths)
-    return Batch(
-        patches,
-        padded(np.concatenate([ids for ids, _, _ in pieces]).astype(np.int64)),
-        torch.from_numpy(attention),
-        padded(np.concatenate([targets for _, targets, _ in pieces]).astype(np.bool_)),
-        padded(segments) if max(counts or [1]) > 1 else None,
-        has_image,
-    )
-
-
-def shared_tokens(input_ids: Sequence[NDArray], supervised: Sequence[NDArray]) -> int:
-    """Return how many leading tokens, none of them a target, all examples of a row share."""
-    if len(input_ids) == 1:
-        return 0
-    most = min(int(targets.argmax()) for targets in supervised)
-    beginnings = np.stack([ids[:most] for ids in input_ids])
-    return int((beginnings == beginnings[0]).all(axis=0).cumprod().sum())
 
 
 class TrainingBatches:

@@ -34,7 +34,7 @@ from model.vlm import VisionLanguageModel, build_vlm, freeze
 from pipeline.costs.training import Training, memory, trainings, vision_width
 from pipeline.recipe.presets import preset
 from pipeline.recipe.recipe import Recipe
-from pipeline.training.batches import collate
+from pipeline.training.collate import collate
 
 
 @dataclass(frozen=True)

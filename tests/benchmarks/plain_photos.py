@@ -37,7 +37,7 @@ from model.language import load_language_model
 from model.projectors import LinearConfig, MixtureConfig, Mlp2xGeluConfig
 from model.training_schedule import warmup_cosine
 from model.vlm import VisionLanguageModel, VisionPrefix, embedding_scale, freeze
-from pipeline.training.batches import collate
+from pipeline.training.collate import collate
 
 EOS, CHOICES = 2, 8
 OURS = (

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from model.objectives import standard
 from model.projectors import Mlp2xGeluConfig
 from model.vlm import build_vlm, freeze
-from pipeline.training.batches import collate
+from pipeline.training.collate import collate
 from tests.support.peak_memory import peak_allocated, peak_resident
 from tests.support.plain_training import PlainLlava, TinySizes
 

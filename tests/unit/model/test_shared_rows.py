@@ -18,7 +18,7 @@ from model.errors import ModelError
 from model.objectives import scheduled_sampling, scheduled_sampling_reference, standard
 from model.projectors import MixtureConfig
 from model.vlm import VisionLanguageModel, build_vlm, freeze
-from pipeline.training.batches import collate
+from pipeline.training.collate import collate
 
 VISION, PATCHES, VOCABULARY = 12, 4, 97
 each_attention = pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model.batch import Batch
 from model.vlm import VisionLanguageModel
-from pipeline.training.batches import collate
+from pipeline.training.collate import collate
 from tests.unit.model.test_shared_rows import (
     PATCHES,
     VISION,

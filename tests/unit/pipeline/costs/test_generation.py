@@ -13,7 +13,7 @@ from model.language_table import LANGUAGE_MODELS
 from model.projector_costs import projector_costs
 from pipeline.costs.generation import Writing, most_rows, writing_memory, writings
 from pipeline.recipe.presets import preset
-from pipeline.training.batches import collate
+from pipeline.training.collate import collate
 from tests.support.peak_memory import peak_allocated
 from tests.unit.pipeline.costs.test_training import MIXTURE, PATCHES, TINY, VISION, opened
 

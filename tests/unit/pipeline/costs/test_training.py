@@ -46,7 +46,7 @@ from pipeline.costs.training import (
 )
 from pipeline.errors import PipelineError
 from pipeline.recipe.presets import preset
-from pipeline.training.batches import collate
+from pipeline.training.collate import collate
 from tests.support.peak_memory import peak_allocated
 from tests.unit.pipeline.engine.test_plan import command
 

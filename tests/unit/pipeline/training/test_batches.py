@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from model.training import MicroBatch
 from pipeline.data.schemas import EXAMPLES
 from pipeline.errors import PipelineError
-from pipeline.training.batches import ExampleSet, TrainingBatches, collate
+from pipeline.training.batches import ExampleSet, TrainingBatches
+from pipeline.training.collate import collate
 from storage.features.patches import PatchTable
 from storage.features.shards import ShardRows, shard_paths, write_shard
 from storage.tables import write_table
