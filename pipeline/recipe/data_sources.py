@@ -26,7 +26,6 @@ class DemoImages(Part):
     phrase: ClassVar[str] = "rendered shapes"
     title: ClassVar[str] = "coloured shapes, rendered by phivision"
     licence: ClassVar[str] = APACHE
-    has_captions: ClassVar[bool] = True
     train: Positive = Field(description="Images rendered for train2017.")
     test: Positive = Field(description="Images rendered for val2017, never trained on.")
 
@@ -39,7 +38,6 @@ class FolderImages(Part):
     phrase: ClassVar[str] = "images out of its maker's own folder"
     title: ClassVar[str] = "a dataset in COCO's format"
     licence: ClassVar[str] = UNKNOWN
-    has_captions: ClassVar[bool] = True
     root: str = Field(
         description="Path or fsspec URL with annotations, train2017 and val2017, each an archive "
         "(.zip, .tar, .tar.gz) there or in annotations/ and zips/, or (not over HTTP) a folder."
@@ -53,7 +51,6 @@ class Coco2017Images(Part):
     module: ClassVar[str] = "pipeline.data.datasets.coco2017"
     phrase: ClassVar[str] = "photographs of COCO 2017"
     title: ClassVar[str] = "COCO 2017"
-    has_captions: ClassVar[bool] = True
     licence: ClassVar[str] = (
         "annotations CC BY 4.0; images under Flickr's terms and each owner's licence"
     )
@@ -76,7 +73,6 @@ class LcsImages(Part):
     phrase: ClassVar[str] = "images of LCS-558K, from the web"
     title: ClassVar[str] = "LCS-558K"
     licence: ClassVar[str] = LCS
-    has_captions: ClassVar[bool] = True
     repository: str = Field(description="Dataset repository, owner/name.")
     annotations: str = Field(description="LLaVA JSON inside the repository.")
     images: str = Field(description="Zip of the images inside the repository.")
@@ -92,7 +88,6 @@ class TableImages(Part):
     phrase: ClassVar[str] = "images out of its maker's own table"
     title: ClassVar[str] = "a table of captioned images"
     licence: ClassVar[str] = UNKNOWN
-    has_captions: ClassVar[bool] = True
     path: str = Field(
         description="Path, fsspec URL, or hf://datasets/owner/name/file of a table whose rows name "
         "an image and a caption; several rows may name the same image. Text may be gzipped."
@@ -130,11 +125,6 @@ class PairImages(Part):
     )
     test_share: Share = Field(description="Share of the images held out as test images.")
 
-    @property
-    def has_captions(self) -> bool:
-        """Whether some image may have a caption."""
-        return self.captions != "none"
-
 
 OneImageSource = DemoImages | FolderImages | TableImages | PairImages | Coco2017Images | LcsImages
 SourceName = Annotated[str, Field(pattern=r"^\w[\w-]*$")]
@@ -163,14 +153,16 @@ class MixtureImages(Part):
         return self
 
     @property
-    def has_captions(self) -> bool:
-        """Whether some image may have a caption."""
-        return any(each.has_captions for each in self.sources.values())
-
-    @property
     def phrase(self) -> str:
         """The kinds of images, in one phrase."""
         return " and ".join(dict.fromkeys(each.phrase for each in self.sources.values()))
+
+
+def has_captions(source: OneImageSource | MixtureImages) -> bool:
+    """Return whether some image of a source may have a caption."""
+    if isinstance(source, MixtureImages):
+        return any(map(has_captions, source.sources.values()))
+    return not isinstance(source, PairImages) or source.captions != "none"
 
 
 class DemoConversations(Part):

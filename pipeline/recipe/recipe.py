@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from model.encoder_table import encoder_line, is_timm
 from pipeline.errors import RecipeError
 from pipeline.recipe.backbone_parts import BackbonesChoice, TinyBackbones, positions_of
+from pipeline.recipe.data_sources import has_captions
 from pipeline.recipe.embedding_columns import CLIP_SCORE, mentions
 from pipeline.recipe.fields import Part
 from pipeline.recipe.named_entries import FIELDS, folded, kinds_of, parsed
@@ -95,7 +96,7 @@ class Recipe(Part):
 
     def _texts_suffice(self) -> None:
         """Refuse choices that need conversations, or captions, where there are none."""
-        captions = self.images.source.has_captions
+        captions = has_captions(self.images.source)
         if self.conversations.source.kind != "none":
             if captions:
                 return
