@@ -13,10 +13,12 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
 
+from flows.run_signal import told_on_signal
 from flows.runner.parameters import Overrides, Preset, SettingValues, StageName
 from flows.runner.stage_task import make_stages
 from flows.runner.ui_artifacts import run_title, show_plan
 from pipeline.engine.plan import Step, plan
+from pipeline.engine.run_status import RunStatus, expected_seconds, showing
 from pipeline.errors import PipelineError
 from pipeline.recipe.presets import preset as load_preset
 from pipeline.settings import Settings
@@ -60,7 +62,8 @@ def full_pipeline(
         from pipeline.engine.devices import check_quantization  # imports torch
 
         check_quantization(chosen)  # before hours of other work
-    with presence(store, chosen.work / "locks"):
+    status = RunStatus(chosen.work, store.uri, preset, expected_seconds(store, steps))
+    with presence(store, chosen.work / "locks"), showing(status), told_on_signal(status):
         return make_stages(recipe, chosen, store, rerun or ())
 
 

@@ -1,4 +1,4 @@
-"""Commands for looking: recipe, report, browse, similar, catalog, compare, runs and diff."""
+"""Commands for looking: recipe, watch, report, browse, similar, catalog, compare, runs and diff."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -183,4 +183,15 @@ def diff(
     print_diff(settings_of(store).open_store(), before, after, every=every)
 
 
-LOOKING = (recipe, report, browse, similar, catalog, compare, runs, diff)
+def watch(*, store: Store = None, once: Annotated[bool, Many] = False) -> None:
+    """Follow a run that is at work on this machine: stages, progress, time left, memory.
+
+    Args:
+        once: Print it once.
+    """
+    from flows.commands.watch import watch_run
+
+    watch_run(settings_of(store), once=once)
+
+
+LOOKING = (recipe, watch, report, browse, similar, catalog, compare, runs, diff)

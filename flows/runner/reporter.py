@@ -10,6 +10,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
+from pipeline.engine.run_status import current
 from pipeline.progress import ConsoleReporter, Ticker
 
 INTERVAL = 5.0  # seconds between two updates of the bar; shorter work shows none
@@ -36,11 +37,16 @@ class PrefectReporter(ConsoleReporter):
     def track(self, label: str, total: int | None, done: int = 0) -> Generator[Ticker]:
         """Show a bar (or log lines) for one piece of work."""
         bar = _Bar(f"{self.stage}-progress", label, total, done)
+        status = current()
+        if status is not None:
+            status.work(label, total, done)
         with super().track(label, total, done) as console:
 
             def tick(amount: int = 1, note: str = "") -> None:
                 console(amount, note)
                 bar.advance(amount)
+                if status is not None:
+                    status.advance(amount, note)
 
             yield tick
             bar.finish()

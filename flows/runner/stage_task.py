@@ -25,6 +25,7 @@ from flows.runner.ui_artifacts import (
 )
 from pipeline.engine.dag import BY_NAME, DAG
 from pipeline.engine.materialize import Outcome, materialize
+from pipeline.engine.run_status import current
 from pipeline.engine.runs import record_run
 from pipeline.interpreter import leave_quickly
 from pipeline.publishing.gate import decide, status_line
@@ -51,6 +52,9 @@ def make_stages(
     states: dict[str, State] = {}
     for stage in DAG:
         inputs = stage.inputs_with(recipe)
+        status = current()
+        if status is not None:
+            status.begin(stage.name)
         state = run_stage.with_options(
             name=stage.name,
             task_run_name=stage.name,
@@ -66,17 +70,19 @@ def make_stages(
             return_state=True,
         )
         states[stage.name] = state
-        outcomes[stage.name] = _outcome(state)
+        outcomes[stage.name] = made = _outcome(state)
+        if status is not None:
+            status.end(stage.name, made.status, made.seconds)
     every = list(outcomes.values())
     run = record_run(store, recipe, every)
     decision = decide(store, recipe, run, settings)
     get_run_logger().info(status_line(decision))
     show_run(run, recipe, store, every)
     attach_report(store, settings, run)
-    made = [outcome.stage for outcome in every if outcome.status == "made"]
-    label = COMPLETED if made else CACHED
+    changed = [outcome.stage for outcome in every if outcome.status == "made"]
+    label = COMPLETED if changed else CACHED
     label = NOT_PUBLISHED if decision is not None and decision.action == "refused" else label
-    message = f"{summary_line(run, made, every)}; {status_line(decision)}"
+    message = f"{summary_line(run, changed, every)}; {status_line(decision)}"
     return Completed(name=label, message=message, data=(run, decision))
 
 

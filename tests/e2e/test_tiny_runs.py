@@ -252,6 +252,27 @@ def test_a_run_that_ends_early_takes_its_server_along(
     pytest.fail("the server of the run is still there")
 
 
+def test_a_run_at_work_can_be_watched_and_asked_what_it_does(
+    tiny: Mapping[str, object], tmp_path: Path
+) -> None:
+    cli = ForkedCli(tmp_path / "store")
+    assert "no run is at work in" in cli.ok("watch")  # and later ones start at once
+    run = started(tiny, tmp_path)
+    shown = cli.ok("watch")
+    assert re.search(r"images +made", shown)
+    assert re.search(r"conversations +(at work|made)", shown)
+    assert re.search(r"publish +waiting", shown)
+    assert f"process {run.pid}" in shown
+    assert "time left: not known" in shown  # no stage was made here before
+    run.send_signal(signal.SIGUSR1)
+    time.sleep(1)
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=100)
+    assert re.search(r"publish +waiting", said)
+    assert "time left" in said
+    assert "no run is at work in" in cli.ok("watch")
+
+
 def test_a_run_ends_with_one_line_as_soon_as_its_server_dies(
     tiny: Mapping[str, object], tmp_path: Path
 ) -> None:
