@@ -7,7 +7,8 @@ puts it beside this file. The model is the folder `bundle/`, or PHIVISION_BUNDLE
 import os
 from pathlib import Path
 
-from flows.chat.server import Door, serve_chat
+from flows.chat.launching import Door
+from flows.chat.server import serve_chat
 from model.assistant import load_assistant
 
 

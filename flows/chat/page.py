@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from flows.chat.launching import theme
 from flows.chat.talk import ChatError, Reply, Talk
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
@@ -75,11 +76,7 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
 
 def look() -> dict[str, Any]:
     """Return theme and style, which Gradio takes when it starts to serve."""
-    fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-    theme = gr.themes.Default(
-        primary_hue="blue", font=fonts, font_mono=("ui-monospace", "monospace")
-    )
-    return {"theme": theme, "css": _CSS}
+    return {"theme": theme(), "css": _CSS}
 
 
 def _conversation(examples: Sequence[tuple[str, str]]) -> gr.Chatbot:

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from flows.chat.limits import MEGABYTE, Limits
 from flows.overlay import sheet
 from model.assistant import Assistant, Turn, is_text
 from model.decoding import KINDS, decode_image
 from model.errors import ModelError
 from model.explanation import explain
 
-MEGABYTE = 2**20
 LOOKED_AT = 12  # words of an answer that are drawn
 
 
@@ -28,27 +28,6 @@ NOTHING = "(The model wrote nothing about this.)"
 
 class ChatError(Exception):
     """A message that cannot be answered; the text tells its writer what to do."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one visitor, and all of them together, may ask of the server.
-
-    Attributes:
-        image_bytes: Largest image file.
-        question_characters: Longest question.
-        at_once: Questions that are answered at the same time.
-        waiting: Questions that may wait behind them; more are turned away.
-        keep_seconds: Age at which an uploaded image is deleted.
-        folder_bytes: All uploaded images together; more are turned away.
-    """
-
-    image_bytes: int = 20 * MEGABYTE
-    question_characters: int = 1000
-    at_once: int = 2
-    waiting: int = 64
-    keep_seconds: int = 3600
-    folder_bytes: int = 1024 * MEGABYTE
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.chat.talk import Limits
+from flows.chat.limits import Limits
 
 _BLOCK = 4096  # bytes that an empty file or folder takes on a disk
 _FORM = 64 * 1024  # bytes of a request besides its image

@@ -115,7 +115,7 @@ def chat(
     # The published bundle is looked up later, so that a port in use is reported first.
     place = find_bundle(settings, run, bundle) if named else None
     with waiting("starting the chat"), importing():  # the libraries alone take seconds
-        from flows.chat.server import Door
+        from flows.chat.launching import Door
         from flows.commands.chat import chat as serve
 
     serve(settings, place, Door(host, port, user, password))

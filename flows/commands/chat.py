@@ -3,7 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from flows.chat.server import Door, serve_chat
+from flows.chat.launching import Door
+from flows.chat.server import serve_chat
 from flows.commands.assistant import open_assistant
 from flows.commands.example_images import write_examples
 from flows.commands.ports import refuse_taken

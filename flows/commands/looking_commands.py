@@ -64,6 +64,24 @@ def browse(
     print(leave_browse(open_catalog(store, run), images, drops, output))
 
 
+def explore(*, store: Store = None, run: Run = None, port: int = 7861) -> None:
+    """Look through the dataset and the predictions in a browser: search, filters, similar images.
+
+    Args:
+        port: Port on loopback; 0 takes a free one.
+    """
+    from flows.commands.ports import refuse_taken
+    from flows.surroundings import LOOPBACK
+    from flows.waiting import waiting
+    from pipeline.interpreter import importing
+
+    refuse_taken(LOOPBACK[0], port, "choose another port with --port; 0 takes a free one")
+    with waiting("starting the explorer"), importing():  # the libraries alone take seconds
+        from flows.explore.server import serve_explorer
+
+    serve_explorer(open_catalog(store, run), settings_of(store), port)
+
+
 def similar(image: str, /, *, store: Store = None, count: Count = 10) -> None:
     """Print the images nearest to one, by pooled embedding.
 
@@ -194,4 +212,4 @@ def watch(*, store: Store = None, once: Annotated[bool, Many] = False) -> None:
     watch_run(settings_of(store), once=once)
 
 
-LOOKING = (recipe, watch, report, browse, similar, catalog, compare, runs, diff)
+LOOKING = (recipe, watch, report, browse, explore, similar, catalog, compare, runs, diff)

@@ -3,8 +3,9 @@
 import sys
 import time
 
-from flows.chat.server import Door, serve_chat
-from flows.chat.talk import Limits
+from flows.chat.launching import Door
+from flows.chat.limits import Limits
+from flows.chat.server import serve_chat
 from model.assistant import load_assistant
 
 LIMITS = Limits(image_bytes=50_000, at_once=1, waiting=2, keep_seconds=12, folder_bytes=400_000)

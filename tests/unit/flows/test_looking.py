@@ -10,8 +10,8 @@ import pytest
 
 from flows.cli import main
 from flows.commands.compare import read_grid, read_variants
-from flows.commands.similar import find_similar
 from flows.compare_table import markdown, measure
+from flows.similar_images import find_similar
 from pipeline.catalog.catalog import Catalog
 from pipeline.catalog.catalog_file import export_catalog
 from pipeline.errors import PipelineError

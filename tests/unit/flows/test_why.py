@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.chat.talk import NOTHING, ChatError, Limits, Talk
+from flows.chat.limits import Limits
+from flows.chat.talk import NOTHING, ChatError, Talk
 from flows.cli import main
 from flows.commands.heat_text import heat_text
 from flows.overlay import overlay, sheet

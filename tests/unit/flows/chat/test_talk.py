@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from flows.chat.server import Door, read_examples
-from flows.chat.talk import NOTHING, ChatError, Limits, Subject, Talk, subject_of
+from flows.chat.launching import Door
+from flows.chat.limits import Limits
+from flows.chat.server import read_examples
+from flows.chat.talk import NOTHING, ChatError, Subject, Talk, subject_of
 from flows.commands.chat import check_door
 from model.assistant import Assistant
 from model.decoding import FORMATS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.chat.talk import Limits
+from flows.chat.limits import Limits
 from flows.chat.uploads import Uploads
 
 LIMITS = Limits(image_bytes=10_000, folder_bytes=50_000, keep_seconds=100)

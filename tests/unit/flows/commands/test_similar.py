@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.commands.similar import find_similar
+from flows.similar_images import find_similar
 from pipeline.catalog.catalog import Catalog
 from pipeline.data import schemas
 from pipeline.engine.materialize import Outcome
