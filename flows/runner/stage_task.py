@@ -25,7 +25,7 @@ from flows.runner.ui_artifacts import (
 )
 from pipeline.engine.dag import BY_NAME, DAG
 from pipeline.engine.materialize import Outcome, materialize
-from pipeline.engine.run_status import current
+from pipeline.engine.run_status import note_begin, note_end
 from pipeline.engine.runs import record_run
 from pipeline.interpreter import leave_quickly
 from pipeline.publishing.gate import decide, status_line
@@ -52,9 +52,7 @@ def make_stages(
     states: dict[str, State] = {}
     for stage in DAG:
         inputs = stage.inputs_with(recipe)
-        status = current()
-        if status is not None:
-            status.begin(stage.name)
+        note_begin(stage.name)
         state = run_stage.with_options(
             name=stage.name,
             task_run_name=stage.name,
@@ -71,8 +69,7 @@ def make_stages(
         )
         states[stage.name] = state
         outcomes[stage.name] = made = _outcome(state)
-        if status is not None:
-            status.end(stage.name, made.status, made.seconds)
+        note_end(stage.name, made.status, made.seconds)
     every = list(outcomes.values())
     run = record_run(store, recipe, every)
     decision = decide(store, recipe, run, settings)

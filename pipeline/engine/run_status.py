@@ -190,6 +190,18 @@ def current() -> RunStatus | None:
     return _current
 
 
+def note_begin(stage: str) -> None:
+    """Note that a stage of this process's run begins."""
+    if _current is not None:
+        _current.begin(stage)
+
+
+def note_end(stage: str, state: State, seconds: float) -> None:
+    """Note that a stage of this process's run is there."""
+    if _current is not None:
+        _current.end(stage, state, seconds)
+
+
 @contextmanager
 def showing(status: RunStatus) -> Generator[None]:
     """Keep a status while the block runs."""
