@@ -68,8 +68,7 @@ def make_stages(
             return_state=True,
         )
         states[stage.name] = state
-        outcomes[stage.name] = made = _outcome(state)
-        note_end(stage.name, made.status, made.seconds)
+        outcomes[stage.name] = _outcome(state)
     every = list(outcomes.values())
     run = record_run(store, recipe, every)
     decision = decide(store, recipe, run, settings)
@@ -128,5 +127,6 @@ def _outcome(state: State) -> Outcome:
     data = state.result()
     manifest = Manifest.model_validate(data["manifest"])
     outcome = Outcome(manifest.stage, data["status"], manifest, data["seconds"])
+    note_end(outcome.stage, outcome.status, outcome.seconds)
     print(describe(outcome), flush=True)
     return outcome
