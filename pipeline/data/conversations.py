@@ -163,7 +163,7 @@ def _rows(records: list[Any], drops: list[dict], *, text_only: bool) -> Iterator
             case {"conversations": [*turns]} if (
                 text_only and record.get("image") is None and all(map(is_turn, turns))
             ):
-                yield _row(number, record, "", turns)
+                yield _row(number, record, None, turns)
             case {"conversations": list()} if record.get("image") is None:
                 key = record_id(record, number)
                 drops.append(drop("conversations", "conversation", key, "", "no image"))
@@ -172,7 +172,7 @@ def _rows(records: list[Any], drops: list[dict], *, text_only: bool) -> Iterator
                 drops.append(drop("conversations", "conversation", number, "", *told))
 
 
-def _row(number: int, record: dict, image: str, turns: list[Any]) -> dict[str, Any]:
+def _row(number: int, record: dict, image: str | None, turns: list[Any]) -> dict[str, Any]:
     return {
         "conversation_id": number,
         "record_id": record_id(record, number),

@@ -154,7 +154,8 @@ def _example(
         reason = _token_reason(tokens, examples.max_tokens)
     if reason is not None or tokens is None:
         text = record.get("caption") or str(record.get("texts", ""))
-        file = record["image_name"] if kind == "conversation" else files.get(record["image_id"], "")
+        named = record["image_name"] if kind == "conversation" else files.get(record["image_id"])
+        file = named or ""
         if hint := alikes.hint(file) if reason == "image missing" else "":
             text = f"{hint}; {text}"
         drops.append(drop("examples", kind, key, file, str(reason), text))

@@ -21,16 +21,16 @@ CAPTION_FILTERS: tuple[Filter, ...] = (
     ("duplicate", "copy > 1"),
 )
 
-# Relation: conversations joined with images; `turns` is a list of {speaker, text}. A conversation
-# without an image has an empty image_name.
+# Relation: conversations joined with images; `turns` is a list of {speaker, text}. The
+# image_name of a conversation without an image is null.
 CONVERSATION_FILTERS: tuple[Filter, ...] = (
     ("ambiguous image", "matches > 1"),
-    ("image missing", "width IS NULL AND image_name <> ''"),
+    ("image missing", "width IS NULL AND image_name IS NOT NULL"),
     ("odd turns", "len(turns) = 0 OR len(turns) % 2 = 1"),
     ("speakers do not alternate", "NOT alternating"),
     (
         "image marker count",
-        "CASE WHEN image_name = '' THEN markers > 0 "
+        "CASE WHEN image_name IS NULL THEN markers > 0 "
         "ELSE markers <> 1 OR NOT contains(turns[1].text, '<image>') END",
     ),
     ("empty turn", "len(list_filter(turns, lambda t: bare(t.text) = '')) > 0"),
@@ -61,7 +61,7 @@ CONVERSATIONS_SQL = """
 WITH {found}, joined AS (
     SELECT n.*, f.matches, i.image_id, i.width, i.height, i.sha256,
         -- A text without an image is held out from nothing: no image of the test is in it.
-        CASE WHEN n.image_name = '' THEN 'train' ELSE i.split END AS split,
+        CASE WHEN n.image_name IS NULL THEN 'train' ELSE i.split END AS split,
         list_sum([
             len(string_split(t.text, '<image>')) - 1 FOR t IN n.turns
         ]) AS markers,

@@ -53,6 +53,7 @@ Brackets are 95 % bootstrap intervals over images.
 from the evaluated references, here {{ images }} images, so compare it within this card only.
 {%- endif %}
 
+
 {% if gaps %}
 ## What the image is worth
 

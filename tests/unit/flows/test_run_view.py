@@ -3,11 +3,15 @@
 import io
 import re
 import time
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from flows.commands import watch
 from flows.run_view import duration, view
-from pipeline.engine.run_status import Snapshot, StageStatus
+from pipeline.engine.run_status import RunStatus, Snapshot, StageStatus
+from pipeline.settings import Settings
 
 
 def shown(**changes: object) -> str:
@@ -60,3 +64,27 @@ def test_durations_are_in_the_unit_that_a_person_would_use() -> None:
         "120 min",
         "2.0 h",
     ]
+
+
+def test_a_terminal_follows_a_run_until_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(store=str(tmp_path))
+    status = RunStatus(settings.work, "here", "demo", {"images": None})
+    status.begin("images")
+    looks: list[int] = []
+
+    def wait(seconds: float) -> None:
+        looks.append(round(seconds))
+        if len(looks) == 2:
+            status.remove()
+
+    monkeypatch.setattr(watch.time, "sleep", wait)
+    monkeypatch.setattr(watch.sys.stdout, "isatty", lambda: True, raising=False)
+    watch.watch_run(settings, once=False)
+    said = capsys.readouterr().out
+    assert looks == [1, 1]
+    assert "images" in said
+    assert said.endswith("the run has ended: `phivision runs` lists it if it has finished\n")
+    watch.watch_run(settings, once=False)
+    assert "no run is at work" in capsys.readouterr().out

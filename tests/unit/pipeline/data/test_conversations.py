@@ -202,7 +202,7 @@ def test_records_without_an_image_are_kept_where_text_alone_is_wanted(tmp_path: 
     del bare["image"], odd["image"]
     file = written(tmp_path / "llava.json", [talk(1), bare, talk(8, image=None), odd])
     _, out = run(file, tmp_path / "work", text_only="keep")
-    assert [row["image_name"] for row in rows(out)] == ["1.jpg", "", ""]
+    assert [row["image_name"] for row in rows(out)] == ["1.jpg", None, None]
     assert [row["record"] for row in rows(out, "drops")] == ["9"]
 
 
