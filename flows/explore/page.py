@@ -31,7 +31,7 @@ class Explorer:
 
     Args:
         catalog: The catalog of the run.
-        settings: Device of the encoder, which nothing here needs.
+        settings: Settings of the command, which the search for similar images takes.
     """
 
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
