@@ -199,10 +199,10 @@ def scheduled_sampling_reference(
     per text token. It cannot be used with gradient checkpointing, which drops the cache.
 
     Raises:
-        ModelError: A row holds more than one example.
+        ModelError: A row holds more than one example, or no image.
     """
-    if batch.segments is not None and batch.segments.any():
-        raise ModelError("the sequential reference takes one example per row")
+    if (batch.segments is not None and batch.segments.any()) or batch.has_image is not None:
+        raise ModelError("the sequential reference takes one example per row, about an image")
     truth = true_token_coins(batch, rate, generator)
     prefix = vlm.embed_images(batch.patches)
     cache = DynamicCache(config=vlm.language_model.config)

@@ -1,4 +1,4 @@
-"""Commands for looking: recipe, watch, report, browse, similar, catalog, compare, runs and diff."""
+"""Commands for looking at recipes, datasets, runs and their differences."""
 
 from pathlib import Path
 from typing import Annotated, Literal

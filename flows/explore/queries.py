@@ -1,5 +1,6 @@
 """What the explorer asks the catalog: images that match filters, and all there is about one."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,10 +12,7 @@ Order = Literal["as stored", "best first", "worst first"]
 
 ANY = "any"  # of a filter that is not set
 # Views that are opened; a run that was not evaluated has fewer.
-VIEWS = (
-    *("images", "captions", "objects", "conversations", "examples", "drops"),
-    *("predictions", "features"),
-)
+VIEWS = ("images", "captions", "objects", "examples", "drops", "predictions")
 _ORDERS = {"as stored": "i.place", "best first": "s.score DESC", "worst first": "s.score"}
 _LISTED = """\
 SELECT i.image_id, i.sha256, i.file_name, i.split, {score}
@@ -216,8 +214,8 @@ def describe(catalog: Catalog, image_id: int) -> Detail:
 
 def _filled(sql: str, values: Mapping[str, Any]) -> str:
     """Return SQL with its values, which `phivision sql` takes."""
-    for name in sorted(values, key=len, reverse=True):
-        value = values[name]
-        quoted = value.replace("'", "''") if isinstance(value, str) else value
-        sql = sql.replace(f"${name}", f"'{quoted}'" if isinstance(value, str) else str(quoted))
-    return sql
+    return re.sub(r"\$(\w+)", lambda found: _literal(values[found[1]]), sql)
+
+
+def _literal(value: Any) -> str:
+    return "'{}'".format(value.replace("'", "''")) if isinstance(value, str) else str(value)

@@ -94,9 +94,12 @@ def test_a_reason_finds_the_images_that_lost_a_text(catalog: Catalog) -> None:
 
 
 def test_the_sql_that_is_shown_gives_the_same_rows(catalog: Catalog) -> None:
-    filters = Filters(text="it's", split="test", least=0.1, order="best first")
+    filters = Filters(text="it's $split", split="test", least=0.1, order="best first")
     rows, _, sql = find_images(catalog, filters, 0, 1000)
-    assert "$" not in sql
+    assert "'it''s $split'" in sql
+    assert catalog.query(sql, printable=False).to_pylist() == rows == []
+    rows, _, sql = find_images(catalog, Filters(split="test"), 0, 1000)
+    assert rows
     assert catalog.query(sql, printable=False).to_pylist() == rows
     image = image_rows()[0]["image_id"]
     found = describe(catalog, image)
