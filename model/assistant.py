@@ -21,7 +21,7 @@ from model.errors import ModelError
 from model.generation import generate, stream
 from model.generation_configs import GreedyConfig
 from model.language import forbid_ids, saved_dtype
-from model.prompt import PromptTemplate
+from model.prompt import IMAGE_MARK, MARKER, PromptTemplate, placed
 from model.training_reference import load_reference
 from model.vlm import VisionLanguageModel
 
@@ -34,6 +34,7 @@ PARTS = (
 
 Turn = tuple[str, str]
 Image = bytes | torch.Tensor  # a file's content, or its patch embeddings from `Assistant.see`
+Images = Image | Sequence[Image]  # of one question
 
 
 class Assistant:
@@ -83,44 +84,61 @@ class Assistant:
         """
         return "" if self.reference is None else self.reference.warning(patches)
 
+    @property
+    def most_images(self) -> int:
+        """How many images a question may be about: as many as in training."""
+        return int(self.card.get("max_images", 1))
+
     def caption(self, images: Sequence[Image]) -> list[str]:
         """Return a caption of each image."""
         return self._write(images, [self.template.caption_prompt] * len(images))
 
-    def ask(self, image: Image, question: str, history: Sequence[Turn] = ()) -> str:
+    def ask(self, images: Images, question: str, history: Sequence[Turn] = ()) -> str:
         """Return the answer to a question about an image, after earlier turns if there are any.
 
+        Args:
+            images: The image, or several. They stand in front of the conversation; a first question
+                that says `<image>` once for each of several images has them where it says so, as
+                in training.
+            question: What to answer.
+            history: Earlier questions about the images, with their answers. The oldest ones are
+                left out where not all fit.
+
         Raises:
-            ModelError: The question is empty, too long or not valid text.
+            ModelError: The question is empty, too long or not valid text, or there are more images
+                than the assistant has learned to see at a time.
         """
-        return self._write([image], [self.prompt(question, history)])[0]
+        seen = _listed(images)
+        return self._write(seen, [self.prompt(question, history, len(seen))])[0]
 
     def stream(
-        self, image: Image, question: str | None, history: Sequence[Turn] = ()
+        self, images: Images, question: str | None, history: Sequence[Turn] = ()
     ) -> Iterator[str]:
         """Yield the answer as it grows: each value is the whole text so far, the last one `ask`'s.
 
         Beam search, where the card asks for it, knows its text only at the end and yields once.
 
         Args:
-            image: An image file's content, or its patch embeddings from `see`.
-            question: What to answer; None asks for a caption.
-            history: Earlier questions about the image, with their answers. The oldest ones are left
-                out where not all fit.
+            images: See `ask`.
+            question: What to answer; None asks for a caption of the first image.
+            history: See `ask`.
 
         Raises:
-            ModelError: The question is empty, too long or not valid text.
+            ModelError: See `ask`.
         """
-        asked = question is not None
-        prompt = self.prompt(question, history) if asked else self.template.caption_prompt
+        seen, prompt = _listed(images), self.template.caption_prompt
+        if question is None:
+            seen = seen[:1]
+        else:
+            prompt = self.prompt(question, history, len(seen))
         decoding = decoding_of(self.card["beams"])
         if not isinstance(decoding, GreedyConfig):
-            yield self._write([image], [prompt])[0]
+            yield self._write(seen, [prompt])[0]
             return
         written: list[int] = []
         for token in stream(
             self.vlm,
-            self._patches(image),
+            torch.stack([self._patches(image) for image in seen]),
             prompt,
             eos_id=self.template.eos_id,
             max_new_tokens=self.card["max_new_tokens"],
@@ -131,31 +149,58 @@ class Assistant:
 
     @cached_property
     def room(self) -> int:
-        """Tokens that a question and its history may have, between image and answer."""
+        """Tokens that a question and its history may have, between one image and the answer."""
+        return int(self.vlm.max_positions) - self._prefix - self.card["max_new_tokens"]
+
+    @cached_property
+    def _prefix(self) -> int:
+        """Tokens of an image, the separator included."""
         width = json.loads((self.folder / PREFIX_CONFIG).read_text())["vision_width"]
         with torch.no_grad():
             patches = torch.zeros(1, self.card["patches"], width, device=self.device)
-            prefix = self.vlm.embed_images(patches).tokens.shape[1]
-        return int(self.vlm.max_positions) - prefix - self.card["max_new_tokens"]
+            return self.vlm.embed_images(patches).tokens.shape[1]
 
-    def prompt(self, question: str, history: Sequence[Turn] = ()) -> list[int]:
+    def prompt(self, question: str, history: Sequence[Turn] = (), images: int = 1) -> list[int]:
         """Return the token ids after which the answer to a question is written.
 
+        Args:
+            question: See `ask`.
+            history: See `ask`.
+            images: How many images the conversation is about.
+
         Raises:
-            ModelError: The question is empty, too long or not valid text.
+            ModelError: See `ask`.
         """
+        if images > self.most_images:
+            raise ModelError(
+                f"{images} images, but this assistant has learned to see {self.most_images} at a "
+                "time: ask about fewer"
+            )
         if not question.strip():
             raise ModelError("the question is empty: ask something about the image")
         if not all(map(is_text, (question, *chain.from_iterable(history)))):
             raise ModelError("the question has an incomplete character: write it as UTF-8 text")
-        asked = " ".join(question.split())
-        for oldest in range(len(history) + 1):
-            ids = self.template.question(asked, history[oldest:])
-            if len(ids) <= self.room:
-                return ids
-        raise ModelError(
-            f"the question is too long: it has {len(ids)} tokens and {self.room} fit, shorten it"
-        )
+        turns = [(" ".join(each.split()), answer) for each, answer in (*history, (question, ""))]
+        more = images - 1
+        if more and MARKER in turns[0][0]:
+            more, first = placed(turns[0][0])
+            turns[0] = (first, turns[0][1])
+        if (named := more + turns[0][0].count(IMAGE_MARK)) != images - 1:
+            raise ModelError(
+                f"the question says {MARKER} {named + 1} times and there are {images} images: say "
+                "it once for each, or not at all"
+            )
+        room = self.room - (images - 1) * self._prefix
+        for oldest in range(len(turns)):
+            ids = self.template.question(turns[-1][0], turns[oldest:-1], more)
+            # A first question that names images stays, since they are shown in it.
+            if len(ids) <= room or IMAGE_MARK in turns[oldest][0]:
+                break
+        if len(ids) > room:
+            raise ModelError(
+                f"the question is too long: it has {len(ids)} tokens and {room} fit, shorten it"
+            )
+        return ids
 
     def _patches(self, image: Image) -> torch.Tensor:
         patches = self.see(image) if isinstance(image, bytes) else image
@@ -172,6 +217,11 @@ class Assistant:
             decoding=decoding_of(self.card["beams"]),
         )
         return [self.template.decode(text.ids) for text in texts]
+
+
+def _listed(images: Images) -> list[Image]:
+    """Return the images of a question as a list."""
+    return [images] if isinstance(images, bytes | torch.Tensor) else list(images)
 
 
 def is_text(text: str) -> bool:

@@ -43,7 +43,7 @@ def load_vlm(
         device: Where the model is put.
     """
     config = json.loads(config_path.read_text())
-    projector = TypeAdapter(ProjectorConfig).validate_python(config["projector"])
+    projector = read_projector(config_path)
     language_model = load_language_model(lm_folder, dtype, quantization, device)
     vlm = build_vlm(projector, config["vision_width"], config["patches"], language_model)
     # Bundles from before patches were centred have no such values: mean 0 and scale 1 stay.
@@ -51,6 +51,12 @@ def load_vlm(
     vlm.vision_prefix.load_state_dict({**centre, **load_file(prefix_path)})
     vlm.vision_prefix.to(device)
     return vlm.eval()
+
+
+def read_projector(config_path: Path) -> ProjectorConfig:
+    """Return the config of the projector in the config of a vision prefix."""
+    config = json.loads(config_path.read_text())
+    return TypeAdapter(ProjectorConfig).validate_python(config["projector"])
 
 
 def decoding_of(beams: int) -> GenerationConfig:

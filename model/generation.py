@@ -23,6 +23,7 @@ from transformers.generation import (
 
 from model.errors import ModelError
 from model.generation_configs import BeamConfig, GenerationConfig, TopPConfig
+from model.prompt import IMAGE
 from model.vlm import VisionLanguageModel
 
 
@@ -41,19 +42,21 @@ class Generated:
 
 def generate(
     vlm: VisionLanguageModel,
-    patches: Float[Tensor, "batch patch vision"],
+    patches: Float[Tensor, "image patch vision"],
     prompts: Sequence[Sequence[int]],
     *,
     eos_id: int,
     max_new_tokens: int,
     decoding: GenerationConfig,
 ) -> list[Generated]:
-    """One text per image and prompt, in order.
+    """One text per prompt, in order.
 
     Args:
         vlm: The model; it runs in evaluation mode and is left in the mode it was in.
-        patches: One image per prompt.
-        prompts: Token ids after the image; an empty prompt asks for a caption.
+        patches: The first image of each prompt, then the further images that prompts name, in the
+            order of their places.
+        prompts: Token ids after the image, `IMAGE` where a further one belongs; an empty prompt
+            asks for a caption.
         eos_id: Token that ends a text.
         max_new_tokens: Tokens after which a text is cut, counting the ending one.
         decoding: Greedy, beam search or nucleus sampling. The draws of sampling depend on the
@@ -62,8 +65,9 @@ def generate(
     Raises:
         ModelError: Prompts and images differ in number, or the text might outgrow the model.
     """
-    if len(prompts) != len(patches):
-        raise ModelError(f"{len(prompts)} prompts for {len(patches)} images: give one for each")
+    named = len(prompts) + sum(prompt.count(IMAGE) for prompt in prompts)
+    if named != len(patches):
+        raise ModelError(f"the prompts are about {named} images, {len(patches)} are given")
     if not prompts:
         return []
     language_model = vlm.language_model
@@ -81,7 +85,7 @@ def generate(
 
 def stream(
     vlm: VisionLanguageModel,
-    patches: Float[Tensor, "patch vision"],
+    patches: Float[Tensor, "*image patch vision"],
     prompt: Sequence[int],
     *,
     eos_id: int,
@@ -94,8 +98,8 @@ def stream(
 
     Args:
         vlm: The model; it is in evaluation mode until the iterator ends or is closed.
-        patches: The image.
-        prompt: Token ids after the image.
+        patches: The image, or several: the first one, then those that the prompt names.
+        prompt: Token ids after the first image.
         eos_id: Token that ends the text.
         max_new_tokens: Tokens after which the text is cut, counting the ending one.
         decoding: Greedy or nucleus sampling.
@@ -106,7 +110,8 @@ def stream(
     if isinstance(decoding, BeamConfig) and decoding.beams > 1:
         raise ModelError("beam search knows its text only at the end: stream greedy or top_p")
     with torch.no_grad():
-        embeddings, attention = _left_padded(vlm, patches.unsqueeze(0), [prompt])
+        shown = patches.reshape(-1, *patches.shape[-2:])
+        embeddings, attention = _left_padded(vlm, shown, [prompt])
     vlm.check_length(embeddings.shape[1] + max_new_tokens)
     settings = vlm.language_model.generation_config
     suppressed = settings.suppress_tokens if settings is not None else None
@@ -161,17 +166,33 @@ def _chooser(
 
 def _left_padded(
     vlm: VisionLanguageModel,
-    patches: Float[Tensor, "batch patch vision"],
+    patches: Float[Tensor, "image patch vision"],
     prompts: Sequence[Sequence[int]],
 ) -> tuple[Float[Tensor, "batch position language"], Bool[Tensor, "batch position"]]:
     """Embeddings [padding][patches][separator][prompt] and the mask of what is not padding."""
     prefixes = vlm.embed_images(patches).tokens
-    ids = torch.tensor([i for prompt in prompts for i in prompt], dtype=torch.long)
+    ids = torch.tensor([max(i, 0) for prompt in prompts for i in prompt], dtype=torch.long)
     texts = vlm.embed_text(ids.to(prefixes.device)).split([len(prompt) for prompt in prompts])
-    rows = [torch.cat(pair) for pair in zip(prefixes, texts, strict=True)]
+    further = iter(prefixes[len(prompts) :])
+    rows = [
+        torch.cat([first, *_pieces(prompt, text, further)])
+        for first, prompt, text in zip(prefixes[: len(prompts)], prompts, texts, strict=True)
+    ]
     embeddings = pad_sequence(rows, batch_first=True, padding_side="left")
     real = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
     return embeddings, pad_sequence(real, batch_first=True, padding_side="left")
+
+
+def _pieces(
+    prompt: Sequence[int], text: Float[Tensor, "text language"], further: Iterator[Tensor]
+) -> Iterator[Float[Tensor, "piece language"]]:
+    """Yield a prompt's embeddings with the prefixes of further images at their places."""
+    start = 0
+    for place in (at for at, number in enumerate(prompt) if number == IMAGE):
+        yield text[start:place]
+        yield next(further)
+        start = place + 1
+    yield text[start:]
 
 
 def _transformers_config(

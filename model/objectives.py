@@ -201,7 +201,8 @@ def scheduled_sampling_reference(
     Raises:
         ModelError: A row holds more than one example, or no image.
     """
-    if (batch.segments is not None and batch.segments.any()) or batch.has_image is not None:
+    alone = batch.has_image is None and batch.slots is None
+    if (batch.segments is not None and batch.segments.any()) or not alone:
         raise ModelError("the sequential reference takes one example per row, about an image")
     truth = true_token_coins(batch, rate, generator)
     prefix = vlm.embed_images(batch.patches)

@@ -3,6 +3,9 @@
 Labels are never found by tokenizing a whole text again and counting, and text that people write
 never becomes a control token: `<|endoftext|>` typed in a question is plain text. The prefixes of
 a template are not typed by people, so control tokens in them are encoded as control tokens.
+
+The first image of a conversation stands in front of all text and is not among the ids. Each
+further one is a single `IMAGE` where its prefix belongs.
 """
 
 import re
@@ -10,12 +13,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from model.errors import ModelError
+
+MARKER = "<image>"  # in texts of datasets: an image belongs here
+# In questions for a template. Half of a surrogate pair is not valid text, so that nobody can write
+# it in a dataset or a chat.
+IMAGE_MARK = "\udfff"
+IMAGE = -1  # among token ids: the prefix of a further image belongs here
+
+
+def placed(text: str) -> tuple[int, str]:
+    """Return how many further images stand in front, and a first question with marks for others.
+
+    Images that a text begins with stand in front of the conversation, as the first one always
+    does, wherever the text names it.
+
+    Args:
+        text: The first question of a conversation, with a `MARKER` for each of its images.
+    """
+    leading = re.match(rf"(?:\s*{MARKER})*\s*", text)
+    assert leading is not None  # it matches the empty text, too
+    count = leading[0].count(MARKER)
+    rest = text[leading.end() :] if count else " ".join(text.replace(MARKER, " ", 1).split())
+    return max(count - 1, 0), rest.replace(MARKER, IMAGE_MARK)
 
 
 @dataclass(frozen=True)
@@ -23,7 +47,8 @@ class Tokens:
     """Token ids of one example beside their loss mask.
 
     Attributes:
-        input_ids: Ids of all text tokens; the image's prefix is not among them.
+        input_ids: Ids of all text tokens; the first image's prefix is not among them, a further
+            image is `IMAGE`.
         supervised: Whether each id is a target of the loss.
     """
 
@@ -111,9 +136,14 @@ class PromptTemplate:
         """Return the ids of a caption after its prompt, without the end."""
         return self.answer(text) if self.caption_question else self.encode(text)
 
-    def conversation(self, turns: Sequence[tuple[str, str]]) -> Tokens:
-        """Return a conversation of (question, answer) turns as an example of finetuning."""
-        tokens = Tokens([], [])
+    def conversation(self, turns: Sequence[tuple[str, str]], more: int = 0) -> Tokens:
+        """Return a conversation of (question, answer) turns as an example of finetuning.
+
+        Args:
+            turns: The turns; a question has an `IMAGE_MARK` where a further image belongs.
+            more: Further images in front of the conversation.
+        """
+        tokens = Tokens([IMAGE] * more, [False] * more)
         for number, (question, answer) in enumerate(turns):
             asked = self._asked(question, is_first=number == 0)
             answered = [*self.answer(answer), self.eos_id]
@@ -121,9 +151,12 @@ class PromptTemplate:
             tokens.supervised.extend([False] * len(asked) + [True] * len(answered))
         return tokens
 
-    def question(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """Return the ids after which the model is to write an answer."""
-        return self.conversation(history).input_ids + self._asked(question, is_first=not history)
+    def question(
+        self, question: str, history: Sequence[tuple[str, str]] = (), more: int = 0
+    ) -> list[int]:
+        """Return the ids after which the model is to write an answer; see `conversation`."""
+        before = self.conversation(history, more).input_ids
+        return before + self._asked(question, is_first=not history)
 
     def answer(self, text: str) -> list[int]:
         """Return the ids of an answer after its prefix, without the end."""
@@ -155,13 +188,16 @@ class PromptTemplate:
         the tokens that the language model knows.
         """
         before = (self.opening if is_first else self.between) + self.user_prefix
-        parts = [(text, text in self._controls) for text in self._parts(before)]
-        parts.append((question, False))
-        parts += [(text, text in self._controls) for text in self._parts(self.assistant_prefix)]
+        parts = [(text, self._controls.get(text)) for text in self._parts(before)]
+        for number, text in enumerate(question.split(IMAGE_MARK)):
+            parts += [(IMAGE_MARK, IMAGE)] * (number > 0) + [(text, None)]
+        parts += [(text, self._controls.get(text)) for text in self._parts(self.assistant_prefix)]
         ids: list[int] = []
-        for is_control, run in groupby(parts, key=itemgetter(1)):
-            texts = [text for text, _ in run]
-            ids += [self._controls[t] for t in texts] if is_control else self.encode("".join(texts))
+        for is_text, run in groupby(parts, key=lambda part: part[1] is None):
+            if is_text:
+                ids += self.encode("".join(text for text, _ in run))
+            else:
+                ids += [number for _, number in run if number is not None]
         return ids
 
     def ask(self, question: str) -> str:

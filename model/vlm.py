@@ -4,8 +4,9 @@ The language model is used through `inputs_embeds` only, so any causal LM of tra
 body and a linear output layer works unchanged. One rule of alignment holds everywhere: with a
 prefix of S positions (separator included), token t of an example is at position S + t and is
 predicted at position S + t - 1; the separator predicts the first token. Examples about the same
-image may share its prefix in one row (`model.shared_rows`). Padding and targets are masks over
-positions; no token id ever marks them.
+image may share its prefix in one row (`model.shared_rows`). The prefix of each further image of an
+example stands inside its text (`Batch.slots`), as if it were words. Padding and targets are masks
+over positions; no token id ever marks them.
 """
 
 import math
@@ -203,8 +204,12 @@ class VisionLanguageModel(nn.Module):
         """
         prefix = self.embed_images(batch.patches)
         fed_ids = batch.input_ids if fed_ids is None else fed_ids
+        first, further = prefix.tokens.tensor_split([len(fed_ids)])
         # The last token is only a target: nothing is predicted from it.
-        joint = torch.cat([prefix.tokens, self.embed_text(fed_ids[:, :-1])], dim=1)
+        text = self.embed_text(fed_ids[:, :-1])
+        if batch.slot_rows is not None and batch.slot_columns is not None:
+            text = text.index_put((batch.slot_rows, batch.slot_columns), further.flatten(0, 1))
+        joint = torch.cat([first, text], dim=1)
         before = prefix.tokens.shape[1] - 1  # the separator's position
         rows, columns = batch.target_rows, batch.target_columns
         if batch.segments is None and batch.has_image is None:

@@ -21,7 +21,7 @@ from model.decoding import decode_image
 from model.errors import ModelError
 from model.generation import generate
 from pipeline.errors import PipelineError
-from pipeline.training.batches import collate
+from pipeline.training.collate import collate
 
 _MARK = "<image>"  # some tasks mark the image's position; here it always precedes the text
 _ARGUMENTS = 6  # context, settings or answer, doc_to_visual, number of the document, task, split

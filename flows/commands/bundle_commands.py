@@ -31,6 +31,7 @@ def ask(
     store: Store = None,
     run: OfRun = None,
     bundle: Bundle = None,
+    also: tuple[Path, ...] = (),
     why: Annotated[bool, Parameter(negative=())] = False,
     output: Path | None = None,
 ) -> None:
@@ -39,6 +40,8 @@ def ask(
     Args:
         image: An image file.
         question: What to ask.
+        also: A further image, for an assistant that was trained on several at a time; give it once
+            for each. The question may say <image> once for each image, where it is about it.
         why: Print for each word which patches of the image mattered.
         output: With --why, also write them to this PNG file, drawn over the image.
     """
@@ -46,22 +49,28 @@ def ask(
         from flows.commands.why import check_output
 
         check_output(output, why=why)
+    if why and also:
+        raise PipelineError("--why explains an answer about one image", "leave out --also")
     from flows.commands.bundle_place import find_bundle
     from flows.commands.image_file import read_image
 
-    data, settings = read_image(image), settings_of(store)
+    paths, settings = [image, *also], settings_of(store)
+    contents = [read_image(path) for path in paths]
     place = find_bundle(settings, run, bundle)
     with waiting("loading the assistant"), importing():
         from flows.commands.assistant import check_image, look_at, open_assistant
 
         assistant = open_assistant(settings, place)
-        check_image(assistant, image, data)
-    answer = assistant.ask(look_at(assistant, image, data), question)
+        assistant.prompt(question, images=len(paths))  # refused before images are encoded
+        for path, data in zip(paths, contents, strict=True):
+            check_image(assistant, path, data)
+    seen = [look_at(assistant, path, data) for path, data in zip(paths, contents, strict=True)]
+    answer = assistant.ask(seen, question)
     print(answer)
     if why:
         from flows.commands.why import print_why
 
-        print_why(assistant, data, question, answer, output)
+        print_why(assistant, contents[0], question, answer, output)
 
 
 def caption(*images: Path, store: Store = None, run: OfRun = None, bundle: Bundle = None) -> None:

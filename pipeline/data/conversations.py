@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.llava import is_turn, read_records, record_id
+from pipeline.data.llava import images_of, is_turn, read_records, record_id
 from pipeline.data.schemas import CONVERSATIONS, DROPS, drop
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
@@ -26,7 +26,7 @@ from pipeline.recipe.data_sources import (
 from pipeline.recipe.parts import ConversationsPart, ImagesPart
 from storage.errors import redact
 from storage.fetch.transfer import download
-from storage.tables import is_text, write_table
+from storage.tables import write_table
 
 LABEL = "conversations"  # of the state of a file
 
@@ -54,19 +54,17 @@ def conversations(
     source = conversations.source
     if isinstance(source, NoConversations):
         return _write(context, [], drops)
-    keep = conversations.text_only == "keep"
     if isinstance(source, MixtureConversations):
-        return _write(context, _of_mixture(context, source, drops, text_only=keep), drops)
+        return _write(context, _of_mixture(context, conversations, source, drops), drops)
     found = _locate(context, source, images, seed)
-    return _write(context, _read(*found, source.kind, drops, text_only=keep), drops)
+    return _write(context, _read(*found, source.kind, conversations, drops), drops)
 
 
 def _of_mixture(
     context: StageContext,
+    part: ConversationsPart,
     mixture: MixtureConversations,
     drops: list[dict[str, Any]],
-    *,
-    text_only: bool,
 ) -> list[dict[str, Any]]:
     """Return the conversations of all files, numbered as one table."""
     found: list[dict[str, Any]] = []
@@ -76,7 +74,7 @@ def _of_mixture(
         state = {LABEL: context.source[name]} if name in context.source else {}
         inside = replace(context, scratch=scratch, source=state)
         lost: list[dict[str, Any]] = []
-        rows = _read(*_locate(inside, source, None, 0), name, lost, text_only=text_only)
+        rows = _read(*_locate(inside, source, None, 0), name, part, lost)
         for row in rows[: mixture.limits.get(name)]:
             found.append({**row, "conversation_id": len(found)})
         drops += [{**row, "file": name} for row in lost]
@@ -84,14 +82,14 @@ def _of_mixture(
 
 
 def _read(
-    path: Path, name: str, source: str, drops: list[dict[str, Any]], *, text_only: bool
+    path: Path, name: str, source: str, part: ConversationsPart, drops: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return the conversations of a file; those without an image have no image name.
 
     Raises:
         PipelineError: It is not LLaVA-Instruct JSON, or holds no conversation.
     """
-    made = _rows(read_records(path, name), drops, text_only=text_only)
+    made = _rows(read_records(path, name), part, drops)
     rows = [{**row, "source": source} for row in made]
     if not rows:
         first = f"; the first: {drops[0]['reason']}, {drops[0]['detail']}" if drops else ""
@@ -153,30 +151,38 @@ def _hub_file(context: StageContext, repository: Repository, file: str) -> Path:
     return repository_file(at_commit(repository, LABEL, context.source), file)
 
 
-def _rows(records: list[Any], drops: list[dict], *, text_only: bool) -> Iterator[dict[str, Any]]:
+def _rows(
+    records: list[Any], part: ConversationsPart, drops: list[dict]
+) -> Iterator[dict[str, Any]]:
     for number, record in enumerate(records):
+        images = images_of(record)
         match record:
-            case {"conversations": [*turns], "image": image} if is_text(image) and all(
-                map(is_turn, turns)
-            ):
-                yield _row(number, record, image, turns)
             case {"conversations": [*turns]} if (
-                text_only and record.get("image") is None and all(map(is_turn, turns))
+                images and len(images) <= part.max_images and all(map(is_turn, turns))
             ):
-                yield _row(number, record, None, turns)
-            case {"conversations": list()} if record.get("image") is None:
+                yield _row(number, record, images, turns)
+            case {"conversations": [*turns]} if (
+                part.text_only == "keep" and images == [] and all(map(is_turn, turns))
+            ):
+                yield _row(number, record, [], turns)
+            case {"conversations": list()} if images == []:
                 key = record_id(record, number)
                 drops.append(drop("conversations", "conversation", key, "", "no image"))
+            case {"conversations": list()} if images and len(images) > part.max_images:
+                key, count = record_id(record, number), len(images)
+                told = ("too many images", f"{count}; conversations.max_images={count} keeps it")
+                drops.append(drop("conversations", "conversation", key, images[0], *told))
             case _:
                 told = ("broken record", f"{_fault(record)}: {json.dumps(record)[:200]}")
                 drops.append(drop("conversations", "conversation", number, "", *told))
 
 
-def _row(number: int, record: dict, image: str | None, turns: list[Any]) -> dict[str, Any]:
+def _row(number: int, record: dict, images: list[str], turns: list[Any]) -> dict[str, Any]:
     return {
         "conversation_id": number,
         "record_id": record_id(record, number),
-        "image_name": image,
+        "image_name": images[0] if images else None,
+        "more_images": images[1:],
         "turns": [{"speaker": turn["from"], "text": turn["value"]} for turn in turns],
     }
 
@@ -188,4 +194,6 @@ def _fault(record: object) -> str:
     turns = record.get("conversations")
     if not isinstance(turns, list):
         return "no list 'conversations'"
-    return "'image' is not text" if all(map(is_turn, turns)) else "a turn without 'from' or 'value'"
+    if not all(map(is_turn, turns)):
+        return "a turn without 'from' or 'value'"
+    return "'image' is neither text nor a list of texts"

@@ -4,31 +4,38 @@ Every caption and conversation either becomes an example or a row of `drops` wit
 """
 
 import json
-import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from model.prompt import PromptTemplate, Tokens
+from model.prompt import MARKER, PromptTemplate, Tokens
+from pipeline.data.example_checks import refuse_empty, refuse_leaks
 from pipeline.data.filters import (
     CAPTION_FILTERS,
     CAPTIONS_SQL,
     CONVERSATION_FILTERS,
     CONVERSATIONS_SQL,
-    LEAKS_SQL,
     MACROS,
     first_reason,
     parameters,
+)
+from pipeline.data.further_images import (
+    FurtherImages,
+    Pair,
+    find_further,
+    named_in,
+    of_turn,
+    placed_pairs,
+    readable,
 )
 from pipeline.data.lm_folder import eos_id
 from pipeline.data.name_forms import Alikes
 from pipeline.data.schemas import DROPS, EXAMPLES, QUESTIONS, drop
 from pipeline.engine.stage import StageContext, Summary
-from pipeline.errors import PipelineError
 from pipeline.recipe.embedding_columns import CLIP_SCORE, SIMILARITIES
 from pipeline.recipe.parts import ExamplesPart
 from pipeline.recipe.user_filters import apply_filters
@@ -36,7 +43,6 @@ from storage.sql.queries import Database
 from storage.tables import read_table, where, write_table
 
 Row = dict[str, Any]
-_VALIDATING = 4  # images with such a text that the suggested validation share should hold out
 
 
 def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summary:
@@ -53,7 +59,7 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
         "caption_question": examples.caption_question,
     }
     template = PromptTemplate.load(folder, **stored)
-    captions, conversations = _filtered(context, examples)
+    captions, conversations, further = _filtered(context, examples)
     files = _file_names(context)
     known = read_table(context.inputs["images"].path("images.parquet"), ["file_name"])
     alikes = Alikes(known["file_name"].to_pylist())
@@ -61,16 +67,16 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
     rows: list[Row] = []
     with context.report.track("tokenize", len(captions) + len(conversations)) as tick:
         for record in (*captions, *conversations):
-            made = _example(record, template, examples, files, alikes, drops)
+            made = _example(record, template, examples, files, alikes, further, drops)
             if made is not None:
                 rows.append({"example_id": len(rows), **made})
             tick()
     rows = _user_filtered(context, examples, rows, drops)
-    _refuse_empty(rows, drops, _kinds(context))
-    _refuse_leaks(rows)
+    refuse_empty(rows, drops, _kinds(context))
+    refuse_leaks(rows)
     questions = [{"question_id": number, **row} for number, row in enumerate(_questions(rows))]
     for row in rows:
-        del row["pairs"]
+        del row["pairs"], row["more"], row["further"]
     write_table(context.out / "examples.parquet", rows, EXAMPLES)
     write_table(context.out / "questions.parquet", questions, QUESTIONS)
     write_table(context.out / "drops.parquet", drops, DROPS)
@@ -93,7 +99,9 @@ def _prefixes(folder: Path, examples: ExamplesPart) -> dict[str, Any]:
     }
 
 
-def _filtered(context: StageContext, examples: ExamplesPart) -> tuple[list[Row], list[Row]]:
+def _filtered(
+    context: StageContext, examples: ExamplesPart
+) -> tuple[list[Row], list[Row], FurtherImages]:
     images, conversations = context.inputs["images"], context.inputs["conversations"]
     sources = {
         "images": read_table(images.path("images.parquet")),
@@ -112,7 +120,8 @@ def _filtered(context: StageContext, examples: ExamplesPart) -> tuple[list[Row],
             CONVERSATIONS_SQL.format(reason=first_reason(CONVERSATION_FILTERS)),
             parameters(examples, ("forbidden_answers", "max_aspect_ratio")),
         )
-    return _rows(captions, "caption"), _rows(spoken, "conversation")
+    talks = _rows(spoken, "conversation")
+    return _rows(captions, "caption"), talks, find_further(talks, sources["images"], MACROS)
 
 
 def _rows(table: pa.Table, kind: str) -> list[Row]:
@@ -136,58 +145,75 @@ def _example(
     examples: ExamplesPart,
     files: Mapping[int, str],
     alikes: Alikes,
+    images: FurtherImages,
     drops: list[Row],
 ) -> Row | None:
     """Return an example row, or None after adding the reason to `drops`."""
     kind = record["kind"]
     key = record[f"{kind}_id"]
-    reason = record["reason"]
-    pairs: list[tuple[str, str]] = []
-    tokens: Tokens | None = None
-    if reason is None and kind == "caption":
+    talks = kind == "conversation"
+    reason, file = record["reason"], record.get("image_name") or ""
+    if reason is None and talks:
+        reason, file = images.faults.get(key, (None, file))
+    pairs: list[Pair] = []
+    more, tokens = 0, None
+    if reason is None and not talks:
         tokens = template.caption(record["caption"])
     elif reason is None:
-        texts = record["texts"]
-        pairs = list(zip(texts[::2], texts[1::2], strict=True))[: examples.max_turns]
-        pairs, tokens = _fit(template, pairs, examples.max_tokens)
+        more, pairs = _turns(record, examples.max_turns)
+        pairs, tokens = _fit(template, pairs, more, examples.max_tokens)
     if reason is None:
         reason = _token_reason(tokens, examples.max_tokens)
     if reason is not None or tokens is None:
         text = record.get("caption") or str(record.get("texts", ""))
-        named = record["image_name"] if kind == "conversation" else files.get(record["image_id"])
-        file = named or ""
+        file = file if talks else files.get(record["image_id"]) or ""
         if hint := alikes.hint(file) if reason == "image missing" else "":
             text = f"{hint}; {text}"
         drops.append(drop("examples", kind, key, file, str(reason), text))
         return None
+    further = images.found.get(key, [])[: more + named_in(pairs)] if talks else []
     return {
         "source": record["source"],
         "kind": kind,
         "split": record["split"],
         "image_id": record["image_id"],
         "sha256": record["sha256"],
+        "more_sha256": [image.sha256 for image in further],
         "source_id": key,
         "turns": len(pairs),
-        "text": record["caption"] if kind == "caption" else _spoken(template, pairs),
+        "text": _spoken(template, pairs, more) if talks else record["caption"],
         "input_ids": tokens.input_ids,
         "supervised": tokens.supervised,
         "pairs": pairs,
+        "more": more,
+        "further": further,
     }
 
 
-def _spoken(template: PromptTemplate, pairs: list[tuple[str, str]]) -> str:
+def _turns(record: Row, most: int) -> tuple[int, list[Pair]]:
+    """Return how many further images stand in front of a conversation, and its first turns."""
+    texts = record["texts"]
+    if record["more_images"]:
+        more, pairs = placed_pairs(texts)
+    else:
+        more, pairs = 0, list(zip(texts[::2], texts[1::2], strict=True))
+    return more, pairs[:most]
+
+
+def _spoken(template: PromptTemplate, pairs: list[Pair], more: int) -> str:
     """Return a conversation as the model reads it, with a line break for each end of an answer."""
-    return "\n".join(f"{template.ask(question)} {answer}" for question, answer in pairs)
+    said = "\n".join(f"{template.ask(question)} {answer}" for question, answer in pairs)
+    return f"{MARKER} " * more + readable(said)
 
 
 def _fit(
-    template: PromptTemplate, pairs: list[tuple[str, str]], limit: int
-) -> tuple[list[tuple[str, str]], Tokens]:
+    template: PromptTemplate, pairs: list[Pair], more: int, limit: int
+) -> tuple[list[Pair], Tokens]:
     """Return as many first turns as fit the limit, and their tokens; at least one is kept."""
-    tokens = template.conversation(pairs)
+    tokens = template.conversation(pairs, more)
     while len(tokens) > limit and len(pairs) > 1:
         pairs = pairs[:-1]
-        tokens = template.conversation(pairs)
+        tokens = template.conversation(pairs, more)
     return pairs, tokens
 
 
@@ -202,14 +228,16 @@ def _questions(rows: list[Row]) -> Iterator[Row]:
         if row["split"] == "train":
             continue
         for turn, (question, answer) in enumerate(row["pairs"]):
+            shown = of_turn(row["further"], row["more"], row["pairs"], turn)
             yield {
                 "example_id": row["example_id"],
                 "source": row["source"],
                 "split": row["split"],
                 "image_id": row["image_id"],
                 "sha256": row["sha256"],
+                "more_sha256": [image.sha256 for image in shown],
                 "turn": turn,
-                "question": question,
+                "question": readable(question),
                 "answer": answer,
             }
 
@@ -258,7 +286,6 @@ def _clip_scores(context: StageContext) -> dict[int, float]:
     if "features" not in context.inputs:
         return {}
     table = read_table(context.inputs["features"].path("clip_scores.parquet"))
-    ids = map(str, table["caption_id"].to_pylist())
     ids = table["caption_id"].to_pylist()
     return dict(zip(ids, table["clip_score"].to_pylist(), strict=True))
 
@@ -271,7 +298,7 @@ def _visible(row: Row, image: Row, near: Row) -> Row:
         **{name: image.get(name) for name in ("file_name", "width", "height")},
         "characters": len(row["text"]),
         "tokens": len(row["input_ids"]),
-        "questions": [question for question, _ in row["pairs"]],
+        "questions": [readable(question) for question, _ in row["pairs"]],
         "answers": [answer for _, answer in row["pairs"]],
         **{name: near.get(name) for name in SIMILARITIES},
     }
@@ -283,53 +310,6 @@ def _kinds(context: StageContext) -> tuple[str, ...]:
     spoken = read_table(context.inputs["conversations"].path("conversations.parquet"), [])
     both = {"caption": len(captions) or not len(spoken), "conversation": len(spoken)}
     return tuple(kind for kind, count in both.items() if count)
-
-
-def _refuse_empty(rows: list[Row], drops: list[Row], kinds: Sequence[str]) -> None:
-    """Raise if there is nothing to train on, to validate with or to test with."""
-    images: dict[tuple[str, str], set[str | int]] = defaultdict(set)
-    for row in rows:
-        images[row["split"], row["kind"]].add(row["sha256"] or row["source_id"])
-    for kind in kinds:
-        trained = len(images["train", kind])
-        if not trained:
-            raise PipelineError(
-                f"no {kind} is left to train on; dropped: {_reasons(kind, drops)}",
-                "fix the source, or relax the fields of examples.* that drop them",
-            )
-        if not images["validation", kind]:
-            share = min(0.5, math.ceil(100 * _VALIDATING / trained) / 100)
-            raise PipelineError(
-                f"no {kind} is about a validation image, and {trained} training images have "
-                f"one: training could not select its best checkpoint",
-                f"--set images.validation_share={share} holds more images out",
-            )
-    if not images["test", kinds[0]]:  # captions, where there are any
-        raise PipelineError(
-            f"no {kinds[0]} is about a test image: the model could not be judged",
-            "hold out more test images, or relax the fields of examples.* that drop them",
-        )
-
-
-def _reasons(kind: str, drops: list[Row]) -> str:
-    counts = Counter(row["reason"] for row in drops if row["kind"] == kind)
-    told = (f"{count} {reason}" for reason, count in counts.most_common())
-    return ", ".join(told) or "none, the source holds none"
-
-
-def _refuse_leaks(rows: list[Row]) -> None:
-    """Raise if an image, by content, is in training or validation and also in test."""
-    columns = ("split", "image_id", "sha256")
-    used = pa.table({name: [row[name] for row in rows] for name in columns})
-    with Database({"used": used}) as database:
-        leaks = database.query(LEAKS_SQL).to_pylist()
-    if leaks:
-        first = leaks[0]
-        raise PipelineError(
-            f"image {first['image_id']} ({first['split']}) and image {first['test_id']} (test) "
-            f"are the same image; {len(leaks)} such images in all",
-            "remove one of each pair from the dataset: a test image must not be trained on",
-        )
 
 
 def _summary(rows: list[Row], drops: list[Row]) -> Summary:

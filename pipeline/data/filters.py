@@ -30,8 +30,9 @@ CONVERSATION_FILTERS: tuple[Filter, ...] = (
     ("speakers do not alternate", "NOT alternating"),
     (
         "image marker count",
-        "CASE WHEN image_name IS NULL THEN markers > 0 "
-        "ELSE markers <> 1 OR NOT contains(turns[1].text, '<image>') END",
+        "CASE WHEN image_name IS NULL THEN markers > 0 ELSE markers <> 1 + len(more_images) "
+        "OR NOT contains(turns[1].text, '<image>') OR len(list_filter(turns, lambda t: "
+        "t.speaker = 'gpt' AND contains(t.text, '<image>'))) > 0 END",
     ),
     ("empty turn", "len(list_filter(turns, lambda t: bare(t.text) = '')) > 0"),
     (
@@ -69,15 +70,26 @@ WITH {found}, joined AS (
             t.speaker = CASE WHEN p % 2 = 1 THEN 'human' ELSE 'gpt' END FOR t, p IN n.turns
         ], 'bool_and') AS alternating,
         row_number() OVER (
-            PARTITION BY coalesce(i.image_id::VARCHAR, n.path), n.turns::VARCHAR
+            PARTITION BY coalesce(i.image_id::VARCHAR, n.path), n.more_images::VARCHAR,
+                n.turns::VARCHAR
             ORDER BY n.conversation_id
         ) AS copy
     FROM named n LEFT JOIN found f USING (conversation_id)
     LEFT JOIN images i ON i.image_id = f.image_id AND f.matches = 1
 )
-SELECT conversation_id, record_id, image_name, image_id, split, sha256, source,
-    [bare(t.text) FOR t IN turns] AS texts, {reason} AS reason
+SELECT conversation_id, record_id, image_name, more_images, image_id, split, sha256, source,
+    [CASE WHEN len(more_images) > 0 THEN tidy(t.text) ELSE bare(t.text) END FOR t IN turns]
+        AS texts, {reason} AS reason
 FROM joined ORDER BY conversation_id
+""".replace("{found}", FOUND_SQL)
+
+# The image of each further name; `conversations` has one row for each.
+MORE_SQL = """
+WITH {found}
+SELECT conversation_id, coalesce(f.matches, 0) AS matches, i.image_id, i.sha256, i.split
+FROM named n LEFT JOIN found f USING (conversation_id)
+LEFT JOIN images i ON i.image_id = f.image_id AND f.matches = 1
+ORDER BY conversation_id
 """.replace("{found}", FOUND_SQL)
 
 # Empty if no image is on both sides; images are compared by content, not by id or name.

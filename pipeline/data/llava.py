@@ -86,6 +86,15 @@ def is_turn(turn: object) -> bool:
     return isinstance(turn, dict) and is_text(turn.get("from")) and is_text(turn.get("value"))
 
 
+def images_of(record: object) -> list[str] | None:
+    """Return the names of a record's images, none for a text alone; None where they are broken."""
+    images = record.get("image") if isinstance(record, dict) else None
+    if images is None:
+        return []
+    listed = images if isinstance(images, list) else [images]
+    return [str(name) for name in listed] if listed and all(map(is_text, listed)) else None
+
+
 def record_id(record: Mapping[str, Any], number: int) -> str:
     """Return a record's own id as text, its number where it has none."""
     name = str(record.get("id", number))

@@ -54,6 +54,7 @@ CONVERSATIONS = pa.schema(
         ("source", pa.string()),
         ("record_id", pa.string()),
         ("image_name", pa.string()),
+        ("more_images", pa.list_(pa.string())),
         ("turns", pa.list_(TURN)),
     ]
 )
@@ -65,6 +66,7 @@ EXAMPLES = pa.schema(
         ("split", pa.string()),
         ("image_id", pa.int64()),
         ("sha256", pa.string()),
+        ("more_sha256", pa.list_(pa.string())),
         ("source_id", pa.int64()),
         ("turns", pa.int32()),
         ("text", pa.string()),
@@ -80,6 +82,7 @@ QUESTIONS = pa.schema(
         ("split", pa.string()),
         ("image_id", pa.int64()),
         ("sha256", pa.string()),
+        ("more_sha256", pa.list_(pa.string())),
         ("turn", pa.int32()),
         ("question", pa.string()),
         ("answer", pa.string()),

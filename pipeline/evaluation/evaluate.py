@@ -68,7 +68,7 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     metrics += change("text_nll_rise", "finetune", *plain, evaluate.resamples, seed)
     for number, row in enumerate(predictions):
         row["prediction_id"] = number
-        for name in ("sha256", "mentions"):
+        for name in ("sha256", "mentions", "images"):
             row.pop(name, None)
     write_table(context.out / "predictions.parquet", predictions, PREDICTIONS)
     write_table(context.out / "importance.parquet", table_rows(looked), IMPORTANCE)
@@ -176,7 +176,7 @@ def _predict(
         with torch.inference_mode():
             texts = generate(
                 vlm,
-                plan.shown.show([task.row for task in batch], condition).to(plan.device),
+                plan.shown.show(_rows_shown(batch), condition).to(plan.device),
                 [task.prompt for task in batch],
                 eos_id=plan.template.eos_id,
                 max_new_tokens=plan.evaluate.max_new_tokens,
@@ -184,6 +184,11 @@ def _predict(
             )
         for task, text in zip(batch, texts, strict=True):
             yield _row(task, text, plan.template)
+
+
+def _rows_shown(tasks: Sequence[Task]) -> list[int]:
+    """Return the rows of the first images of all tasks, then those of the further ones."""
+    return [task.row for task in tasks] + [row for task in tasks for row in task.more]
 
 
 def _row(task: Task, text: Generated, template: PromptTemplate) -> Row:

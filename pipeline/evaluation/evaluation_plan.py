@@ -62,8 +62,9 @@ class EvaluationPlan:
 
     @property
     def texts(self) -> list[Row]:
-        """Examples about test images, which are also read without any image."""
-        return [row for kind in self.examples.values() for row in kind if row["split"] == "test"]
+        """Examples about one test image, which are also read without any image."""
+        rows = [row for kind in self.examples.values() for row in kind]
+        return [row for row in rows if row["split"] == "test" and not row["more_sha256"]]
 
     @property
     def work(self) -> int:
@@ -87,9 +88,11 @@ def plan_evaluation(context: StageContext, evaluate: EvaluatePart, seed: int) ->
     spoken, answers = _answers(read_table(context.inputs["examples"].path("questions.parquet")))
     captions = caption_tasks(table, patches, template, evaluate)
     questions = question_tasks(spread(answers, evaluate.questions, seed), patches, template)
-    pointed = _one_per_image(captions or questions)[: evaluate.pointing_images]
+    alone = [task for task in questions if not task.more]
+    pointed = _one_per_image(captions or alone)[: evaluate.pointing_images]
     train = where(table, split="train")["sha256"].drop_null().unique().to_pylist()
-    tested = np.array([task.row for task in (*captions, *questions)], np.int64)
+    shown_rows = [row for task in (*captions, *questions) for row in (task.row, *task.more)]
+    tested = np.array(shown_rows, np.int64)
     shown = Shown(patches, tested, patches.rows_of(train), seed)
     splits = {"caption": ("test", evaluate.images), "conversation": (spoken, evaluate.questions)}
     objects = MarkedObjects(context.inputs["images"], seed)

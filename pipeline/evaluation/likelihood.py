@@ -19,7 +19,7 @@ from pipeline.evaluation.scorers.vqa import answer_type
 from pipeline.evaluation.tasks import spread
 from pipeline.progress import Ticker, silent
 from pipeline.recipe.parts import EvaluatePart
-from pipeline.training.collate import collate
+from pipeline.training.collate import collate, widened
 from storage.tables import where
 
 Row = dict[str, Any]
@@ -47,7 +47,8 @@ def held_out_rows(
         seed: Seed of the choice where there are more, see `spread`.
     """
     rows: list[Row] = where(table, split=split, kind=kind).to_pylist()
-    rows = spread([row for row in rows if shown.knows(row["sha256"])], limit, seed)
+    known = [row for row in rows if all(map(shown.knows, (row["sha256"], *row["more_sha256"])))]
+    rows = spread(known, limit, seed)
     return sorted(rows, key=lambda row: (len(row["input_ids"]), row["example_id"]))
 
 
@@ -73,11 +74,17 @@ def likelihood(
     """
     found: list[NDArray[np.float64]] = []
     for part in _parts(rows, batch):
-        at = shown.patches.rows_of([row["sha256"] for row in part])
+        hashes = [row["sha256"] for row in part]
+        hashes += [sha256 for row in part for sha256 in row["more_sha256"]]
+        patches = shown.show(shown.patches.rows_of(hashes), condition).to(device)
         ids = [np.array(row["input_ids"], np.int64) for row in part]
         masks = [np.array(row["supervised"], np.bool_) for row in part]
         with torch.inference_mode():
-            nats = vlm(collate(shown.show(at, condition), ids, masks).to(device))
+            if len(patches) > len(part):
+                prefix = vlm.embed_images(patches[:1]).tokens.shape[1]
+                texts = zip(ids, masks, strict=True)
+                ids, masks = zip(*(widened(*text, prefix) for text in texts), strict=True)
+            nats = vlm(collate(patches, ids, masks).to(device))
         ends = np.cumsum([mask.sum() for mask in masks])[:-1]
         found += np.split(nats.double().cpu().numpy(), ends)
         tick(len(part))

@@ -148,7 +148,8 @@ def look(
     Args:
         vlm: The model that wrote the texts.
         template: The prompt template.
-        predictions: Rows of predictions; captions and answers about the real images are used.
+        predictions: Rows of predictions, with `images`, the number of their images; captions and
+            answers about one real image are used.
         boxes: The images, and what people marked in them.
         shown: Patch embeddings by condition.
         batch: Variants of an image per forward pass.
@@ -156,7 +157,8 @@ def look(
     """
     texts: dict[int, list[Row]] = {}
     for row in predictions:
-        if row["condition"] == "real" and row["kind"] in ("caption", "answer"):
+        about_one = row["kind"] in ("caption", "answer") and row["images"] == 1
+        if about_one and row["condition"] == "real":
             texts.setdefault(row["image_id"], []).append(row)
     found: list[Row] = []
     for condition in (name for name in CONDITIONS if name in shown.conditions):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.prompt import PromptTemplate
+from model.prompt import IMAGE_MARK, MARKER, PromptTemplate
 from pipeline.engine.stage import InputArtifact
 from pipeline.evaluation.scorers.chair import ObjectNames
 from pipeline.evaluation.scorers.pope import PresenceAsker, PresenceQuestion, objects_by_image
@@ -28,12 +28,14 @@ class Task:
         row: Row of the image's patch embeddings.
         prompt: Token ids after the image.
         fixed: Columns of the prediction that are known beforehand.
+        more: Rows of the further images that the prompt names.
     """
 
     kind: str
     row: int
     prompt: list[int]
     fixed: Row
+    more: tuple[int, ...] = ()
 
 
 def spread(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
@@ -84,17 +86,26 @@ def question_tasks(
         Task(
             "answer",
             int(at),
-            template.question(row["question"]),
+            _prompt(row, template),
             {
                 **_fixed(
                     row["split"], row["image_id"], row["sha256"], row["source"], [row["answer"]]
                 ),
                 "question_id": row["question_id"],
                 "question": row["question"],
+                "images": 1 + len(row["more_sha256"]),
             },
+            tuple(patches.rows_of(row["more_sha256"]).tolist()),
         )
         for row, at in zip(questions, rows, strict=True)
     ]
+
+
+def _prompt(row: Row, template: PromptTemplate) -> list[int]:
+    """Return the prompt of a row of the `questions` table, whose text has a dataset's markers."""
+    named = row["question"].count(MARKER)
+    question = row["question"].replace(MARKER, IMAGE_MARK)
+    return template.question(question, more=len(row["more_sha256"]) - named)
 
 
 class MarkedObjects:
@@ -146,5 +157,6 @@ def _fixed(split: str, image_id: int, sha256: str, source: str, references: list
         "sha256": sha256,
         "question_id": None,
         "question": "",
+        "images": 1,
         "references": references,
     }

@@ -17,8 +17,17 @@ _AT_ONCE = 128  # images whose patches are in memory together
 
 def trained_images(examples: InputArtifact) -> list[str]:
     """Return the SHA-256 of every image that a training example is about, sorted."""
-    table = read_table(examples.path("examples.parquet"), ["sha256", "split"])
-    return sorted(set(where(table, split="train")["sha256"].drop_null().to_pylist()))
+    table = read_table(examples.path("examples.parquet"), ["sha256", "more_sha256", "split"])
+    train = where(table, split="train")
+    further = {sha256 for row in train["more_sha256"].to_pylist() for sha256 in row}
+    return sorted(further | set(train["sha256"].drop_null().to_pylist()))
+
+
+def most_images(examples: InputArtifact) -> int:
+    """Return how many images a training example is about, at most."""
+    table = read_table(examples.path("examples.parquet"), ["more_sha256", "split"])
+    further = where(table, split="train")["more_sha256"].to_pylist()
+    return 1 + max(map(len, further), default=0)
 
 
 def reference_of(

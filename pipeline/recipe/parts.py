@@ -38,6 +38,10 @@ class ConversationsPart(Part):
     text_only: Literal["drop", "keep"] = Field(
         description="Records without an image: keep trains on them as plain text, in finetuning."
     )
+    max_images: Positive = Field(
+        description="Images of one record, at most; records with more are dropped. Each image "
+        "takes the projector's tokens, and one more, of the language model's positions."
+    )
 
 
 class ExamplesPart(Part):

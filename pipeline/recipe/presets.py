@@ -50,7 +50,7 @@ DEMO = Recipe(
         max_bytes=32 * 2**20,
         max_bad_share=0.05,
     ),
-    conversations=ConversationsPart(source=DemoConversations(), text_only="drop"),
+    conversations=ConversationsPart(source=DemoConversations(), text_only="drop", max_images=1),
     backbones=TinyBackbones(
         image_size=112,
         patch_size=16,
@@ -184,6 +184,7 @@ COCO = Recipe(
             revision="9d451dc7629cfe0469f6ae4432b765cd603d5fcb",
         ),
         text_only="drop",
+        max_images=1,
     ),
     backbones=HubBackbones(
         clip_name="ViT-B-32-quickgelu",

@@ -116,10 +116,12 @@ class Recipe(Part):
         positions = positions_of(self.backbones)
         # The prefix ends with the separator; a question is no longer than an example.
         prefix = self.pretrain.projector.tokens_out(self.features.patches) + 1
-        needed = prefix + self.examples.max_tokens + self.evaluate.max_new_tokens
+        most = self.conversations.max_images
+        needed = most * prefix + self.examples.max_tokens + self.evaluate.max_new_tokens
         if positions is not None and needed > positions:
+            images = "the image" if most == 1 else f"each of {most} images"
             raise ValueError(
-                f"the language model has {positions} positions: {prefix} of the image, "
+                f"the language model has {positions} positions: {prefix} of {images}, "
                 f"examples.max_tokens={self.examples.max_tokens} and "
                 f"evaluate.max_new_tokens={self.evaluate.max_new_tokens} need {needed}"
             )

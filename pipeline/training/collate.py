@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.batch import Batch
+from model.prompt import IMAGE
 from model.shared_rows import SHARED
 
 Piece = tuple[NDArray, NDArray, int]  # ids, targets and segment
@@ -22,8 +23,10 @@ def collate(
     """Return examples as one batch, padded on the right by position.
 
     Args:
-        patches: Patch embeddings of each row [row, patch, vision].
-        input_ids: Token ids of each example [text], row after row.
+        patches: Patch embeddings of each row [row, patch, vision], then of further images in the
+            order of their places.
+        input_ids: Token ids of each example [text], row after row; a further image is as many
+            `IMAGE` as it has prefix tokens, see `widened`. Such an example has its own row.
         supervised: Which of these tokens are targets.
         counts: Examples of each row; None where each row is one example.
         has_image: False for rows of text alone; None where every row has an image.
@@ -40,14 +43,29 @@ def collate(
         return torch.from_numpy(rows)
 
     segments = np.repeat(np.array([number for _, _, number in pieces], np.int64), lengths)
+    text = padded(np.concatenate([ids for ids, _, _ in pieces]).astype(np.int64))
+    slots = text == IMAGE
     return Batch(
         patches,
-        padded(np.concatenate([ids for ids, _, _ in pieces]).astype(np.int64)),
+        text.masked_fill_(slots, 0),
         torch.from_numpy(attention),
         padded(np.concatenate([targets for _, targets, _ in pieces]).astype(np.bool_)),
         padded(segments) if max(counts or [1]) > 1 else None,
         has_image,
+        slots if slots.any() else None,
     )
+
+
+def widened(ids: NDArray, supervised: NDArray, prefix: int) -> tuple[NDArray, NDArray]:
+    """Return an example with as many `IMAGE` for each further image as it has prefix tokens.
+
+    Args:
+        ids: Token ids [text], one `IMAGE` for each further image.
+        supervised: Which of them are targets.
+        prefix: Tokens of an image, the separator included.
+    """
+    counts = np.where(ids == IMAGE, prefix, 1)
+    return np.repeat(ids, counts), np.repeat(supervised, counts)
 
 
 def shared_tokens(input_ids: Sequence[NDArray], supervised: Sequence[NDArray]) -> int:

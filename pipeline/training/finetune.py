@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.bundle import PREFIX_CONFIG, read_projector
 from model.language import adapted_layers, add_lora, merge_lora, nf4
 from model.vlm import VisionLanguageModel
 from pipeline.engine.devices import check_quantization, settle_precision
@@ -14,7 +15,7 @@ from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import FinetunePart
 from pipeline.training.assemble import load_pretrained, save_language_model, save_prefix
-from pipeline.training.batches import open_examples
+from pipeline.training.example_sets import open_examples
 from pipeline.training.image_effect import refuse_blind
 from pipeline.training.loop import Training, train
 
@@ -56,7 +57,8 @@ def prepare(context: StageContext, part: FinetunePart, seed: int) -> Training:
     if packed:
         check_quantization(context.settings)
     shares = _shares(part.caption_share)
-    training, validation = open_examples(context, part, shares, seed, text_only=True)
+    projector = read_projector(context.inputs["pretrain"].path(PREFIX_CONFIG))
+    training, validation = open_examples(context, part, projector, shares, seed, text_only=True)
     vlm = _opened(context, part, seed, packed=packed)
     rates = (part.projector_learning_rate, part.projector_learning_rate, part.learning_rate)
     return Training("finetune", vlm, part, training, validation, rates, seed)

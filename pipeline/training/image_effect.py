@@ -16,7 +16,7 @@ import torch
 from model.vlm import VisionLanguageModel
 from pipeline.engine.stage import InputArtifact
 from pipeline.errors import PipelineError
-from pipeline.training.batches import ExampleSet
+from pipeline.training.example_sets import ExampleSet
 
 FILE = "image_effect.json"
 IMAGES = 256  # held-out images; with 1,000 captions the noise is about 0.005 nats

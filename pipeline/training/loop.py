@@ -32,8 +32,9 @@ from pipeline.engine.stage import StageContext
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import TrainingPart
 from pipeline.settings import Settings
-from pipeline.training.batches import ExampleSet, TrainingBatches
+from pipeline.training.batches import TrainingBatches
 from pipeline.training.checkpoint_seals import drop_altered, seal
+from pipeline.training.example_sets import ExampleSet
 from pipeline.training.history import History
 from pipeline.training.observers.samples import SamplesCallback
 from pipeline.training.observers.throughput import Bar, Throughput

@@ -11,7 +11,7 @@ from model.vlm import build_vlm, freeze
 from pipeline.engine.devices import pick_device, settle_precision
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.recipe.parts import PretrainPart
-from pipeline.training.batches import has_captions, open_examples
+from pipeline.training.example_sets import has_captions, open_examples
 from pipeline.training.image_effect import measure_effect, write_effect
 from pipeline.training.loop import Training, train
 from pipeline.training.start import bring_prefix
@@ -57,7 +57,9 @@ def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:
     Where no image has a caption, it learns from conversations.
     """
     captions = {"caption": 1.0} if has_captions(context) else {"conversation": 1.0}
-    training, validation = open_examples(context, part, captions, seed, text_only=False)
+    training, validation = open_examples(
+        context, part, part.projector, captions, seed, text_only=False
+    )
     dtype = torch.bfloat16 if part.precision == "bf16" else torch.float32
     language_model = load_language_model(context.inputs["backbones"].directory("lm"), dtype)
     torch.manual_seed(seed)

@@ -11,7 +11,8 @@ import lightning as L
 
 from model.training import MicroBatch
 from pipeline.recipe.parts import TrainingPart
-from pipeline.training.batches import ExampleSet, TrainingBatches
+from pipeline.training.batches import TrainingBatches
+from pipeline.training.example_sets import ExampleSet
 
 
 class Rounds(L.LightningDataModule):

@@ -36,7 +36,8 @@ from pipeline.data.stored_images import open_patches, read_images
 from pipeline.engine.dag import DAG
 from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
-from pipeline.training.batches import ExampleSet, TrainingBatches
+from pipeline.training.batches import TrainingBatches
+from pipeline.training.example_sets import ExampleSet
 from storage.store.artifacts import ArtifactStore
 from storage.tables import read_table, where
 from tests.support.fake_stages import make

@@ -154,6 +154,7 @@ def _conversations(out: Path, run: int) -> Row:
             "conversation_id": n,
             "record_id": str(n),
             "image_name": row["file_name"],
+            "more_images": [],
             "turns": [
                 {"speaker": "human", "text": "<image>\nWhat colour is it?"},
                 {"speaker": "assistant", "text": f"{COLOURS[n % 4]}."},
@@ -169,7 +170,8 @@ def _conversations(out: Path, run: int) -> Row:
 def _examples(out: Path, run: int) -> Row:
     rows, questions = [], []
     for n, row in enumerate(image_rows()):
-        place = {key: row[key] for key in ("image_id", "sha256", "split")}
+        place: Row = {key: row[key] for key in ("image_id", "sha256", "split")}
+        place["more_sha256"] = []
         for kind, text in (("caption", f"A {COLOURS[n % 4]} square."), ("conversation", "Q? A.")):
             rows.append(
                 {

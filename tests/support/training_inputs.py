@@ -95,6 +95,7 @@ def _examples(
                     "split": "validation" if image % 8 == 7 else "train",
                     "image_id": image,
                     "sha256": key,
+                    "more_sha256": [],
                     "source_id": len(rows),
                     "turns": 1,
                     "text": "",

@@ -17,7 +17,7 @@ from model.generation_configs import GreedyConfig
 from model.training import TrainingModule
 from pipeline.data.lm_folder import eos_id
 from pipeline.engine.stage import InputArtifact, StageContext
-from pipeline.training.batches import ExampleSet
+from pipeline.training.example_sets import ExampleSet
 from pipeline.training.observers.wandb_logger import PatientLogger
 from storage.tables import read_table
 
@@ -64,6 +64,8 @@ class SamplesCallback(Callback):
         data = dict(zip(table["sha256"].to_pylist(), table["data"], strict=True))
         found: dict[str, Shown] = {}
         for row in validation.rows:
+            if not validation.has_one_image(int(row[0])):
+                continue
             sha256, patches = validation.image(int(row[0]))
             if sha256 in data and sha256 not in found:
                 prompt, answer = validation.opening(int(row[0]))

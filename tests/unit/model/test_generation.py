@@ -207,7 +207,7 @@ def test_no_prompts_give_no_texts() -> None:
 
 def test_requests_that_cannot_work_are_refused() -> None:
     vlm, patches = tiny_vlm(), images(2)
-    with pytest.raises(ModelError, match="1 prompts for 2 images"):
+    with pytest.raises(ModelError, match="about 1 images, 2 are given"):
         texts(vlm, [[5]], patches)
     with pytest.raises(ModelError, match="takes 64"):
         texts(vlm, [[5], [6]], patches, length=90)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from model.errors import ModelError
-from model.prompt import PromptTemplate, Tokens
+from model.prompt import IMAGE, IMAGE_MARK, MARKER, PromptTemplate, Tokens, placed
 from model.tiny_phi import EOS, train_tokenizer
 
 USER, ASSISTANT = "Instruct: ", "\nOutput:"
@@ -281,3 +281,50 @@ def test_no_text_becomes_control_between_control_tokens(chat: PromptTemplate, te
     plain = [i for i in chat.question(typed) if i in controls]
     assert len(plain) == 3  # those of the prefixes
     assert not controls & set(chat.caption(typed).input_ids[:-1])
+
+
+# Several images
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "rest"),
+    [
+        ("<image>\nWhat is it?", 0, "What is it?"),
+        ("What is it?\n<image>", 0, "What is it?"),
+        ("<image> <image>\nWhat differs?", 1, "What differs?"),
+        ("<image><image>Is it like <image>?", 1, f"Is it like {IMAGE_MARK}?"),
+        ("Is <image> like <image>?", 0, f"Is like {IMAGE_MARK}?"),
+        ("A <image> B <image> C <image>", 0, f"A B {IMAGE_MARK} C {IMAGE_MARK}"),
+        ("No image", 0, "No image"),
+    ],
+)
+def test_images_before_a_text_stand_in_front_of_the_conversation(
+    text: str, more: int, rest: str
+) -> None:
+    assert placed(text) == (more, rest)
+
+
+def test_a_further_image_is_one_place_that_is_no_target(template: PromptTemplate) -> None:
+    tokens = template.conversation([(f"Is it like {IMAGE_MARK} here?", "Yes."), ("So?", "No.")], 2)
+    plain = template.conversation([("Is it like  here?", "Yes."), ("So?", "No.")])
+    assert tokens.input_ids.count(IMAGE) == 3
+    assert tokens.input_ids[:2] == [IMAGE, IMAGE]
+    assert not any(
+        trained
+        for number, trained in zip(tokens.input_ids, tokens.supervised, strict=True)
+        if number == IMAGE
+    )
+    assert targets(template, tokens) == targets(template, plain)
+    before, after = f"{USER}Is it like ", f" here?{ASSISTANT}"
+    start = [IMAGE, IMAGE, *template.encode(before), IMAGE, *template.encode(after)]
+    assert tokens.input_ids[: len(start)] == start
+    history = [(f"Is it like {IMAGE_MARK} here?", "Yes.")]
+    assert tokens.input_ids[: -len(template.answer("No.")) - 1] == template.question(
+        "So?", history, more=2
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=printable)
+def test_nobody_can_write_the_mark_of_an_image(template: PromptTemplate, text: str) -> None:
+    assert IMAGE not in template.question(f"{text}{MARKER}", [(text, text)])

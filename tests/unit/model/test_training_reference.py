@@ -101,6 +101,7 @@ def write_inputs(folder: Path, splits: list[str]) -> None:
             "source_id": 0,
             "image_id": number,
             "sha256": key_of(number),
+            "more_sha256": [],
             "split": split,
             "turns": 1,
             "text": "a disc",

@@ -54,13 +54,14 @@ def run(
     work: Path,
     sha256: str | None = None,
     text_only: Literal["drop", "keep"] = "drop",
+    max_images: int = 1,
 ) -> tuple[dict[str, Json], Path]:
     out, scratch = work / "out", work / "scratch"
     out.mkdir(parents=True)
     scratch.mkdir()
     context = StageContext({}, out, scratch, Settings(), Recorder())
     source = FileConversations(path=str(file), sha256=sha256)
-    part = ConversationsPart(source=source, text_only=text_only)
+    part = ConversationsPart(source=source, text_only=text_only, max_images=max_images)
     return dict(conversations(context, part, seed=0)), out
 
 

@@ -49,7 +49,13 @@ def write_dataset(root: Path, tiny_bundle: Path, spoken: range, answer: str = "Y
         for speaker, text in (("human", question), ("gpt", said))
     ]
     talk = [
-        {"conversation_id": n, "record_id": str(n), "image_name": f"{n}.jpg", "turns": turns}
+        {
+            "conversation_id": n,
+            "record_id": str(n),
+            "image_name": f"{n}.jpg",
+            "more_images": [],
+            "turns": turns,
+        }
         for n in spoken
     ]
     write_table(root / "images/images.parquet", images, IMAGES)

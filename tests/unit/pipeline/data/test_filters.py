@@ -80,6 +80,7 @@ def spoken(
             "source": source,
             "record_id": str(number),
             "image_name": name,
+            "more_images": [],
             "turns": [{"speaker": speaker, "text": text} for speaker, text in turns],
         }
         for number, (name, turns) in enumerate(talks)

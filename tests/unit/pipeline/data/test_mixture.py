@@ -168,7 +168,11 @@ def write_talks(folder: Path, name: str, count: int) -> Row:
 def test_files_of_conversations_are_one_table(tmp_path: Path) -> None:
     sources = {name: write_talks(tmp_path, name, count) for name, count in (("b", 3), ("a", 4))}
     part = ConversationsPart.model_validate(
-        {"source": {"kind": "mixture", "sources": sources, "limits": {"a": 2}}, "text_only": "drop"}
+        {
+            "source": {"kind": "mixture", "sources": sources, "limits": {"a": 2}},
+            "text_only": "drop",
+            "max_images": 1,
+        }
     )
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     out.mkdir()
@@ -187,7 +191,11 @@ def test_files_of_conversations_are_one_table(tmp_path: Path) -> None:
 def test_each_file_of_conversations_has_a_state(tmp_path: Path) -> None:
     sources = {name: write_talks(tmp_path, name, 1) for name in ("a", "b")}
     part = ConversationsPart.model_validate(
-        {"source": {"kind": "mixture", "sources": sources, "limits": {}}, "text_only": "drop"}
+        {
+            "source": {"kind": "mixture", "sources": sources, "limits": {}},
+            "text_only": "drop",
+            "max_images": 1,
+        }
     )
     recipe = with_source("conversations", part.source)
     before = probe_conversations(recipe)

@@ -38,7 +38,7 @@ def baselines(
             talk = {"kind": "conversation", "text": "what people asked most"}
             rows.append({**rows[-1], **talk, "example_id": len(rows)})
     for row in rows:
-        row |= {"input_ids": [1], "supervised": [True]}
+        row |= {"more_sha256": [], "input_ids": [1], "supervised": [True]}
     write_table(folder / "examples/examples.parquet", rows, EXAMPLES)
     write_images(
         folder / "features",

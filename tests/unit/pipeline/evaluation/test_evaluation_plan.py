@@ -84,6 +84,7 @@ def write_evaluation_inputs(root: Path, tiny_bundle: Path, spoken: str) -> None:
             tokens = template.conversation([("Two?", "Red.")])
             place = {"example_id": image, "split": split, "image_id": image, "turn": 0}
             said = {"sha256": key_of(image), "question": "Two?", "answer": "Red."}
+            said["more_sha256"] = []
             questions.append({"question_id": len(questions), **place, **said})
         examples.append(
             {
@@ -92,6 +93,7 @@ def write_evaluation_inputs(root: Path, tiny_bundle: Path, spoken: str) -> None:
                 "split": split,
                 "image_id": image,
                 "sha256": key_of(image),
+                "more_sha256": [],
                 "source_id": image,
                 "turns": 0,
                 "text": "Two.",

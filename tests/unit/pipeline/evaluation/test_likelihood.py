@@ -64,6 +64,7 @@ def row_of(number: int, image: int, ids: list[int], asked: int, kind: str = "cap
         "split": "test",
         "image_id": 100 + image,
         "sha256": key_of(image),
+        "more_sha256": [],
         "source_id": number,
         "turns": 1,
         "text": "",

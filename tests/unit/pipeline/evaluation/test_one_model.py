@@ -18,7 +18,7 @@ from model.language import load_language_model, saved_dtype
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.progress import Ticker
 from pipeline.recipe.presets import preset
-from pipeline.training.batches import open_examples
+from pipeline.training.example_sets import open_examples
 from tests.support.tiny_bundle import image
 from tests.support.training_inputs import (
     Choices,
@@ -152,7 +152,9 @@ def test_validation_is_bounded_and_always_sees_the_same_examples(
     def held_out(examples: int, seed: int = 3) -> list[int]:
         part = Choices(validation=examples).part()
         context = context_of(inputs, tmp_path)
-        training, validation = open_examples(context, part, {"caption": 1.0}, seed, text_only=True)
+        training, validation = open_examples(
+            context, part, preset("demo").pretrain.projector, {"caption": 1.0}, seed, text_only=True
+        )
         assert len(training) == 70  # of 35 images
         return sorted(validation.example_ids.tolist())
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from model.training import MicroBatch
 from pipeline.data.schemas import EXAMPLES
 from pipeline.errors import PipelineError
-from pipeline.training.batches import ExampleSet, TrainingBatches
+from pipeline.training.batches import TrainingBatches
 from pipeline.training.collate import collate
+from pipeline.training.example_sets import ExampleSet
 from storage.features.patches import PatchTable
 from storage.features.shards import ShardRows, shard_paths, write_shard
 from storage.tables import write_table
@@ -70,6 +71,7 @@ def example_rows() -> list[dict[str, Any]]:
                     "split": "validation" if image % 5 == 4 else "train",
                     "image_id": image,
                     "sha256": key(image),
+                    "more_sha256": [],
                     "source_id": number,
                     "turns": 1,
                     "text": "",

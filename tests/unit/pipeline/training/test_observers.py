@@ -17,7 +17,8 @@ from pipeline.data.stored_images import open_patches
 from pipeline.engine.stage import StageContext
 from pipeline.progress import Ticker
 from pipeline.recipe.parts import PretrainPart
-from pipeline.training.batches import ExampleSet, TrainingBatches
+from pipeline.training.batches import TrainingBatches
+from pipeline.training.example_sets import ExampleSet
 from pipeline.training.pretrain import prepare, pretrain
 from tests.support.training_inputs import (
     PATCHES,
