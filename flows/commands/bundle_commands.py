@@ -40,17 +40,14 @@ def ask(
     Args:
         image: An image file.
         question: What to ask.
-        also: A further image, for an assistant that was trained on several at a time; give it once
-            for each. The question may say <image> once for each image, where it is about it.
+        also: A further image, once for each; the question may say <image> where each belongs.
         why: Print for each word which patches of the image mattered.
         output: With --why, also write them to this PNG file, drawn over the image.
     """
-    if output is not None:
-        from flows.commands.why import check_output
+    if output is not None or why:
+        from flows.commands.why import check_why
 
-        check_output(output, why=why)
-    if why and also:
-        raise PipelineError("--why explains an answer about one image", "leave out --also")
+        check_why(output, also, why=why)
     from flows.commands.bundle_place import find_bundle
     from flows.commands.image_file import read_image
 

@@ -1,5 +1,6 @@
 """`phivision ask --why`: where the assistant looked for each word of its answer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,17 @@ if TYPE_CHECKING:
     from model.assistant import Assistant
 
 
-def check_output(output: Path, *, why: bool) -> None:
-    """Refuse a file that cannot be written, before anything slow.
+def check_why(output: Path | None, also: Sequence[Path], *, why: bool) -> None:
+    """Refuse what cannot be explained, or a file that cannot be written, before anything slow.
 
     Raises:
-        PipelineError: Nothing would be drawn, or it is not a PNG file in an existing folder.
+        PipelineError: There are several images, nothing would be drawn, or the file is not a PNG
+            file in an existing folder.
     """
+    if why and also:
+        raise PipelineError("--why explains an answer about one image", "leave out --also")
+    if output is None:
+        return
     if not why:
         raise PipelineError("--output is for the drawing of --why", "give --why as well")
     if output.suffix.lower() != ".png" or output.is_dir():

@@ -24,9 +24,8 @@ from pipeline.data.filters import (
     parameters,
 )
 from pipeline.data.further_images import (
-    FurtherImages,
     Pair,
-    find_further,
+    add_further,
     named_in,
     of_turn,
     placed_pairs,
@@ -59,7 +58,7 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
         "caption_question": examples.caption_question,
     }
     template = PromptTemplate.load(folder, **stored)
-    captions, conversations, further = _filtered(context, examples)
+    captions, conversations = _filtered(context, examples)
     files = _file_names(context)
     known = read_table(context.inputs["images"].path("images.parquet"), ["file_name"])
     alikes = Alikes(known["file_name"].to_pylist())
@@ -67,7 +66,7 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
     rows: list[Row] = []
     with context.report.track("tokenize", len(captions) + len(conversations)) as tick:
         for record in (*captions, *conversations):
-            made = _example(record, template, examples, files, alikes, further, drops)
+            made = _example(record, template, examples, files, alikes, drops)
             if made is not None:
                 rows.append({"example_id": len(rows), **made})
             tick()
@@ -99,9 +98,7 @@ def _prefixes(folder: Path, examples: ExamplesPart) -> dict[str, Any]:
     }
 
 
-def _filtered(
-    context: StageContext, examples: ExamplesPart
-) -> tuple[list[Row], list[Row], FurtherImages]:
+def _filtered(context: StageContext, examples: ExamplesPart) -> tuple[list[Row], list[Row]]:
     images, conversations = context.inputs["images"], context.inputs["conversations"]
     sources = {
         "images": read_table(images.path("images.parquet")),
@@ -121,7 +118,8 @@ def _filtered(
             parameters(examples, ("forbidden_answers", "max_aspect_ratio")),
         )
     talks = _rows(spoken, "conversation")
-    return _rows(captions, "caption"), talks, find_further(talks, sources["images"], MACROS)
+    add_further(talks, sources["images"], MACROS)
+    return _rows(captions, "caption"), talks
 
 
 def _rows(table: pa.Table, kind: str) -> list[Row]:
@@ -145,16 +143,11 @@ def _example(
     examples: ExamplesPart,
     files: Mapping[int, str],
     alikes: Alikes,
-    images: FurtherImages,
     drops: list[Row],
 ) -> Row | None:
     """Return an example row, or None after adding the reason to `drops`."""
-    kind = record["kind"]
-    key = record[f"{kind}_id"]
-    talks = kind == "conversation"
-    reason, file = record["reason"], record.get("image_name") or ""
-    if reason is None and talks:
-        reason, file = images.faults.get(key, (None, file))
+    kind, reason = record["kind"], record["reason"]
+    key, talks = record[f"{kind}_id"], kind == "conversation"
     pairs: list[Pair] = []
     more, tokens = 0, None
     if reason is None and not talks:
@@ -166,12 +159,12 @@ def _example(
         reason = _token_reason(tokens, examples.max_tokens)
     if reason is not None or tokens is None:
         text = record.get("caption") or str(record.get("texts", ""))
-        file = file if talks else files.get(record["image_id"]) or ""
+        file = (record["image_name"] if talks else files.get(record["image_id"])) or ""
         if hint := alikes.hint(file) if reason == "image missing" else "":
             text = f"{hint}; {text}"
         drops.append(drop("examples", kind, key, file, str(reason), text))
         return None
-    further = images.found.get(key, [])[: more + named_in(pairs)] if talks else []
+    further = record["further"][: more + named_in(pairs)] if talks else []
     return {
         "source": record["source"],
         "kind": kind,

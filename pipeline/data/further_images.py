@@ -4,8 +4,7 @@ The first image of a record is found with all the others (`pipeline.data.filters
 is found by the same rules, and is dropped with its whole conversation if it is not found.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -26,47 +25,34 @@ class Further(NamedTuple):
     sha256: str
 
 
-@dataclass(frozen=True)
-class FurtherImages:
-    """The further images of all conversations.
+def add_further(conversations: Sequence[Row], images: pa.Table, macros: Sequence[str]) -> None:
+    """Write the further images of each conversation into its row, as `further`.
 
-    Attributes:
-        found: The images of each conversation, in order.
-        faults: Why a conversation cannot be used, and the name of the image that is at fault.
-    """
-
-    found: Mapping[int, list[Further]]
-    faults: Mapping[int, tuple[str, str]]
-
-
-def find_further(
-    conversations: Sequence[Row], images: pa.Table, macros: Sequence[str]
-) -> FurtherImages:
-    """Return the further images of conversations.
+    Where one cannot be used, its conversation has that `reason`, and its name as `image_name`.
 
     Args:
-        conversations: With `conversation_id`, `source`, `split` of the first image, `more_images`.
+        conversations: With `source`, `split` of the first image, `image_name`, `more_images` and
+            `reason`, which stays if it is not None.
         images: The `images` table.
         macros: SQL macros of the filters.
     """
     named = [(row, name) for row in conversations for name in row["more_images"] or ()]
+    for row in conversations:
+        row["further"] = []
     if not named:
-        return FurtherImages({}, {})
+        return
     rows = [
         {"conversation_id": number, "source": row["source"], "image_name": name}
         for number, (row, name) in enumerate(named)
     ]
     table = pa.Table.from_pylist(rows, CONVERSATIONS)
     with Database({"conversations": table, "images": images}, macros=macros) as database:
-        looked_up = database.query(MORE_SQL).to_pylist()
-    found: dict[int, list[Further]] = {}
-    faults: dict[int, tuple[str, str]] = {}
-    for (row, name), image in zip(named, looked_up, strict=True):
-        key = row["conversation_id"]
-        if fault := _fault(row, image):
-            faults.setdefault(key, (fault, name))
-        found.setdefault(key, []).append(Further(image["image_id"], image["sha256"]))
-    return FurtherImages(found, faults)
+        found = database.query(MORE_SQL).to_pylist()
+    for (row, name), image in zip(named, found, strict=True):
+        row["further"].append(Further(image["image_id"], image["sha256"]))
+        fault = _fault(row, image)
+        if fault and row["reason"] is None:
+            row["reason"], row["image_name"] = fault, name
 
 
 def _fault(row: Row, image: Row) -> str:

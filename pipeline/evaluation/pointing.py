@@ -33,6 +33,7 @@ from storage.tables import read_table
 
 Row = dict[str, Any]
 CONDITIONS = ("real", "shuffled")  # under which words are explained
+EXPLAINED = ("caption", "answer")
 IMPORTANCE = pa.schema(
     [
         ("prediction_id", pa.int64()),
@@ -157,8 +158,7 @@ def look(
     """
     texts: dict[int, list[Row]] = {}
     for row in predictions:
-        about_one = row["kind"] in ("caption", "answer") and row["images"] == 1
-        if about_one and row["condition"] == "real":
+        if row["condition"] == "real" and row["kind"] in EXPLAINED and row["images"] == 1:
             texts.setdefault(row["image_id"], []).append(row)
     found: list[Row] = []
     for condition in (name for name in CONDITIONS if name in shown.conditions):

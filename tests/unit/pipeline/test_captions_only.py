@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from flows.commands.options import preset_and_changes
 from model.assistant import Assistant
+from model.errors import ModelError
 from pipeline.engine.dag import BY_NAME, DAG
 from pipeline.engine.materialize import Outcome
 from pipeline.engine.stage import Stage
@@ -330,3 +331,94 @@ def test_a_changed_bundle_is_noticed_and_another_projector_refused(
         run(recipe.override({"pretrain.start": str(bundle / "lm")}), store)
     with pytest.raises(PipelineError, match="is not a bundle"):
         preset_and_changes(None, None, None, None, str(bundle / "lm"))
+
+
+# -- several images in a record ------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(recipe: Recipe, tmp_path: Path) -> Recipe:
+    """The recipe with conversations about pairs of images of the same split, and about one."""
+    root = Path(str(dict(recipe.leaves())["images.source.root"]))
+    talks = []
+    for number in range(30):
+        other = number + 1 if number < 23 else 24 + (number - 23) % 6
+        names = [list(COLOURS)[each % 3] for each in (number, other)]
+        asked = ["<image> <image>\nIs the second green?", "What colour is <image>, unlike <image>?"]
+        answer = ["yes" if names[1] == "green" else "no", names[0]]
+        place = number % 2
+        turns = [asked[place], answer[place], "Are you sure?", "Yes."]
+        said = zip(("human", "gpt") * 2, turns, strict=True)
+        conversation = [{"from": speaker, "value": text} for speaker, text in said]
+        images = [f"{number}.png", f"{other}.png"]
+        talks.append({"id": number, "image": images, "conversations": conversation})
+        alone = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": names[0]}]
+        talks.append({"id": f"one {number}", "image": images[0], "conversations": alone})
+    (tmp_path / "talks.json").write_text(json.dumps(talks))
+    return recipe.override(
+        {
+            "images.source.root": str(root),
+            "conversations.source": {
+                "kind": "file",
+                "path": str(tmp_path / "talks.json"),
+                "sha256": None,
+            },
+            "conversations.max_images": 2,
+            "finetune.caption_share": 0.4,
+            "evaluate.questions": 12,
+            "evaluate.pointing_images": 2,
+        }
+    )
+
+
+def test_several_images_go_through_every_stage(several: Recipe, tmp_path: Path) -> None:
+    made = run(several, tmp_path)
+    examples = rows_of(tmp_path, made["examples"], "examples")
+    pairs = [row for row in examples if row["more_sha256"]]
+    assert {row["split"] for row in pairs} == {"train", "validation", "test"}
+    drops = Counter(row["reason"] for row in rows_of(tmp_path, made["examples"], "drops"))
+    assert set(drops) <= {"images of several splits"}
+    predictions = rows_of(tmp_path, made["evaluate"], "predictions")
+    answers = [row for row in predictions if row["kind"] == "answer"]
+    assert {row["condition"] for row in answers} == {"real", "shuffled", "blind"}
+    assert any("<image>" in row["question"] for row in answers)
+    metrics = rows_of(tmp_path, made["evaluate"], "metrics")
+    names = {row["metric"] for row in metrics if row["stage"] == "finetune"}
+    assert {"cider_d", "answer_accuracy", "nll", "text_nll"} <= names
+    kept = ArtifactStore(str(tmp_path / "store"), tmp_path / "cache")
+    assistant = Assistant(kept.artifact(made["publish"].manifest).path("bundle.json").parent)
+    assert assistant.most_images == 2
+    _answers_as_trained(assistant, pairs)
+
+
+def _answers_as_trained(assistant: Assistant, pairs: list[dict[str, Any]]) -> None:
+    """What the assistant reads is what training read, images in front and inside the text."""
+    begun = [
+        ("What colour is <image>, unlike <image>?", "What colour is , unlike <image>?"),
+        ("<image> <image>\nIs the second green?", "Is the second green?"),
+    ]
+    for question, text in begun:
+        prompt = assistant.prompt(question, images=2)
+        told = [row["input_ids"] for row in pairs if text in row["text"]]
+        assert told
+        assert all(ids[: len(prompt)] == prompt for ids in told)
+    assert assistant.prompt("Is the second green?", images=2) == prompt
+    photos = []
+    for colour in ("red", "green"):
+        stream = io.BytesIO()
+        Image.new("RGB", (100, 70), COLOURS[colour]).save(stream, "PNG")
+        photos.append(stream.getvalue())
+    question = "Is the second green?"
+    answer = assistant.ask(photos, question)
+    assert list(assistant.stream(photos, question))[-1:] == ([answer] if answer else [])
+    history = [("<image> What is unlike <image>?", "red")]
+    assert isinstance(assistant.ask(photos, "Are you sure?", history), str)
+    with pytest.raises(ModelError, match="3 images, but this assistant has learned to see 2"):
+        assistant.ask([*photos, photos[0]], question)
+    with pytest.raises(ModelError, match="says <image> 3 times and there are 2 images"):
+        assistant.ask(photos, "<image> <image> <image> Which?")
+
+
+def test_a_recipe_with_many_images_must_fit_the_language_model(several: Recipe) -> None:
+    with pytest.raises(RecipeError, match="of each of 2000 images"):
+        preset("coco").override({"conversations.max_images": 2000})

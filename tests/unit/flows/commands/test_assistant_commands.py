@@ -76,6 +76,33 @@ def test_an_image_that_cannot_be_used_is_named_with_the_kinds_that_can(
     assert not printed.out
 
 
+def test_a_question_may_be_about_several_images(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    card = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps({**card, "max_images": 2}))
+    paths = [tmp_path / f"{colour}.png" for colour in ("red", "blue")]
+    for path in paths:
+        path.write_bytes(image(path.stem))
+    said = []
+    for first, second in (paths, reversed(paths)):
+        main(["ask", str(first), "Which?", "--also", str(second), "--bundle", str(bundle)])
+        said.append(capsys.readouterr().out.strip())
+    expected = Assistant(bundle).ask([image("red"), image("blue")], "Which?")
+    assert said[0] == expected
+    assert said[0] != said[1]
+    for told, fault in (
+        (["--also", str(paths[1])] * 2, "3 images, but this assistant has learned to see 2"),
+        (["--also", str(paths[1]), "--why"], "--why explains an answer about one image"),
+        (["--also", str(tmp_path / "no.png")], f"No such file: {tmp_path / 'no.png'}"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["ask", str(paths[0]), "Which?", *told, "--bundle", str(bundle)])
+        assert fault in capsys.readouterr().err
+
+
 def test_a_question_in_another_encoding_is_one_line(
     assistant: Assistant,
     tiny_bundle: Path,

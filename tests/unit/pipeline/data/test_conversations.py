@@ -207,6 +207,31 @@ def test_records_without_an_image_are_kept_where_text_alone_is_wanted(tmp_path: 
     assert [row["record"] for row in rows(out, "drops")] == ["9"]
 
 
+def test_a_record_may_have_as_many_images_as_the_recipe_says(tmp_path: Path) -> None:
+    records = [talk(1), talk(2, image=["a.jpg"]), talk(3, image=["a.jpg", "b.jpg"])]
+    file = written(tmp_path / "llava.json", records)
+    for most, kept in ((1, ["1", "2"]), (2, ["1", "2", "3"])):
+        _, out = run(file, tmp_path / f"work {most}", max_images=most)
+        assert [row["record_id"] for row in rows(out)] == kept
+        told = [(row["record"], row["reason"], row["detail"]) for row in rows(out, "drops")]
+        raised = [("3", "too many images", "2; conversations.max_images=2 keeps it")]
+        assert told == raised * (most == 1)
+    assert [(row["image_name"], row["more_images"]) for row in rows(out)] == [
+        ("1.jpg", []),
+        ("a.jpg", []),
+        ("a.jpg", ["b.jpg"]),
+    ]
+
+
+@pytest.mark.parametrize("images", [[], ["a.jpg", None], [["a.jpg"]], {"a": 1}, 5])
+def test_images_that_are_no_names_are_told(tmp_path: Path, images: Json) -> None:
+    file = written(tmp_path / "llava.json", [talk(1), talk(2, image=images)])
+    _, out = run(file, tmp_path / "work", max_images=3)
+    (lost,) = rows(out, "drops")
+    assert lost["reason"] == "broken record"
+    assert lost["detail"].startswith("'image' is neither text nor a list of texts: ")
+
+
 @pytest.mark.parametrize(
     "record",
     [

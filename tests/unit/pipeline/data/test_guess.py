@@ -88,7 +88,8 @@ def test_the_page_on_own_data_has_a_line_for_each_kind_and_a_whole_recipe(tmp_pa
         (tmp_path / "shown.yaml").write_text(shown)
         name, changes = read_recipe_file(tmp_path / "shown.yaml")
         found.append(preset(name or "demo").override(changes))
-    near, unfit, table, talks, mixture = found
+    near, unfit, table, talks, mixture, several = found
+    assert several.conversations.max_images == 4
     assert talks.publish.metric == "answer_accuracy"
     assert len(near.examples.filters) == 2
     assert unfit.features.clip_scores

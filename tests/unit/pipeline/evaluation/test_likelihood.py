@@ -6,9 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch import nn
 
 from model.language import load_language_model
 from model.projectors import LinearConfig
+from model.prompt import IMAGE
 from model.vlm import VisionLanguageModel, build_vlm
 from pipeline.data.schemas import EXAMPLES
 from pipeline.evaluation.conditions import Shown
@@ -93,6 +95,28 @@ def test_it_is_what_one_plain_pass_per_text_gives(
         image = shown.show(shown.patches.rows_of([row["sha256"]]), condition)[0]
         expected = nats_by_hand(vlm, image, row["input_ids"])[torch.tensor(row["supervised"])]
         np.testing.assert_allclose(nats, expected.numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("condition", ["real", "shuffled", "blind"])
+def test_a_text_may_be_about_several_images(
+    vlm: VisionLanguageModel, shown: Shown, condition: str
+) -> None:
+    several = row_of(5, 2, [5, IMAGE, 6, 7, IMAGE, 8, 0], 5)
+    several["more_sha256"] = [key_of(0), key_of(3)]
+    rows = [*ROWS[:2], several, *ROWS[2:]]
+    found = likelihood(vlm, rows, shown, condition, 4, "cpu")
+    alone = likelihood(vlm, ROWS, shown, condition, 4, "cpu")
+    for nats, expected in zip([*found[:2], *found[3:]], alone, strict=True):
+        np.testing.assert_allclose(nats, expected, rtol=1e-4)
+    hashes = [several["sha256"], *several["more_sha256"]]
+    patches = shown.show(shown.patches.rows_of(hashes), condition)
+    with torch.no_grad():
+        first, second, third = vlm.embed_images(patches).tokens
+        words = [vlm.embed_text(torch.tensor(ids)) for ids in ([5], [6, 7], [8])]
+        joint = torch.cat([first, words[0], second, words[1], third, words[2]])[None]
+        logits = vlm.language_model(inputs_embeds=joint).logits[0, -2:]
+        expected = nn.functional.cross_entropy(logits, torch.tensor([8, 0]), reduction="none")
+    np.testing.assert_allclose(found[2], expected.numpy(), rtol=1e-4)
 
 
 def test_a_blind_model_gives_a_text_the_same_about_every_image(

@@ -15,6 +15,7 @@ from transformers import PhiConfig, PhiForCausalLM
 
 from model.assistant import load_assistant
 from model.language import load_language_model, saved_dtype
+from model.projectors import LinearConfig
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.progress import Ticker
 from pipeline.recipe.presets import preset
@@ -153,7 +154,7 @@ def test_validation_is_bounded_and_always_sees_the_same_examples(
         part = Choices(validation=examples).part()
         context = context_of(inputs, tmp_path)
         training, validation = open_examples(
-            context, part, preset("demo").pretrain.projector, {"caption": 1.0}, seed, text_only=True
+            context, part, LinearConfig(), {"caption": 1.0}, seed, text_only=True
         )
         assert len(training) == 70  # of 35 images
         return sorted(validation.example_ids.tolist())

@@ -48,6 +48,7 @@ def said(image: int, prediction: str, question: str = "", condition: str = "real
         "image_id": image,
         "prediction": prediction,
         "question": question,
+        "images": 1,
         "condition": condition,
         "kind": kind,
     }

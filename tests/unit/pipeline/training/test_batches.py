@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.prompt import IMAGE
 from model.training import MicroBatch
 from pipeline.data.schemas import EXAMPLES
 from pipeline.errors import PipelineError
@@ -401,3 +402,42 @@ def test_a_text_alone_is_a_row_of_its_own_without_an_image(
     assert set(lost) == texts
     assert images.micro_batch(np.arange(3), 1).batch.has_image is None
     assert len(both.some_patches(100)) == len(images.some_patches(100))
+
+
+# Several images
+
+
+def test_an_example_about_several_images_has_a_row_of_its_own(
+    tmp_path: Path, artifact: Folder, patches: PatchTable
+) -> None:
+    rows = example_rows()
+    more = {}
+    for row in rows:
+        if row["kind"] == "conversation" and row["image_id"] % 2:
+            further = [(row["image_id"] + step) % IMAGES for step in (3, 1)]
+            row["more_sha256"] = [key(image) for image in further]
+            row["input_ids"] = [row["input_ids"][0], IMAGE, *row["input_ids"][1:-1], IMAGE]
+            row["supervised"] = [False, False, True] + [True] * (len(row["input_ids"]) - 4)
+            row["supervised"].append(False)
+            more[row["example_id"]] = further
+    write_table(tmp_path / "examples.parquet", rows, EXAMPLES)
+    told = {"prefix": 3, "examples_per_row": 4}
+    found = ExampleSet(Folder(tmp_path), patches, "train", {"conversation": 1.0}, 0, **told)
+    before = ExampleSet(artifact, patches, "train", {"conversation": 1.0}, 0, examples_per_row=4)
+    assert set(found.example_ids) == set(before.example_ids)
+    lonely = [row for row in found.rows if int(found.example_ids[row[0]]) in more]
+    assert [len(row) for row in lonely] == [1] * len(more.keys() & set(found.example_ids))
+    micro = found.micro_batch(np.arange(len(found.rows)), 1)
+    assert micro.batch.slots is not None
+    count = len(found.rows)
+    shown = iter(micro.batch.patches[count:, 0, 0].tolist())
+    for row, chosen in enumerate(found.rows):
+        further = more.get(int(found.example_ids[chosen[0]]), [])
+        assert [next(shown) for _ in further] == further
+        assert int(micro.batch.slots[row].sum()) == 3 * len(further)
+    assert next(shown, None) is None
+    assert (micro.batch.input_ids[micro.batch.slots] == 0).all()
+    assert found.lengths.sum() == micro.text_tokens
+    assert not set(found.one_row_per_image()) & {
+        at for at, row in enumerate(found.rows) if int(found.example_ids[row[0]]) in more
+    }
