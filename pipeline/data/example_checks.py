@@ -52,7 +52,7 @@ def refuse_leaks(rows: list[Row]) -> None:
     columns = ("split", "image_id", "sha256")
     shown = [tuple(row[name] for name in columns) for row in rows]
     shown += [(row["split"], *image) for row in rows for image in row["further"]]
-    used = pa.table(dict(zip(columns, map(list, zip(*shown, strict=True)), strict=True)))
+    used = pa.table({name: [row[at] for row in shown] for at, name in enumerate(columns)})
     with Database({"used": used}) as database:
         leaks = database.query(LEAKS_SQL).to_pylist()
     if leaks:

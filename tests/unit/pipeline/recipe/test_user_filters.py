@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.examples import _refuse_leaks, _user_filtered
+from pipeline.data.example_checks import refuse_leaks
+from pipeline.data.examples import _user_filtered
 from pipeline.data.schemas import IMAGES
 from pipeline.engine.stage import InputArtifact, StageContext
 from pipeline.errors import PipelineError, RecipeError
@@ -167,13 +168,15 @@ def test_dropped_examples_are_counted_and_the_rest_is_numbered_anew(tmp_path: Pa
 
 
 def imaged(*images: tuple[int, str, str]) -> list[dict[str, Any]]:
-    return [{"image_id": n, "split": split, "sha256": sha} for n, split, sha in images]
+    return [
+        {"image_id": n, "split": split, "sha256": sha, "further": []} for n, split, sha in images
+    ]
 
 
 def test_an_image_on_both_sides_stops_the_run() -> None:
-    _refuse_leaks(imaged((1, "train", "a"), (1, "train", "a"), (2, "test", "b")))
+    refuse_leaks(imaged((1, "train", "a"), (1, "train", "a"), (2, "test", "b")))
     for split in ("train", "validation"):
         rows = imaged((1, split, "a"), (1, split, "a"), (3, split, "c"), (2, "test", "a"))
         with pytest.raises(PipelineError, match=rf"image 1 \({split}\) and image 2 \(test\) are"):
-            _refuse_leaks(rows)
-    _refuse_leaks([])
+            refuse_leaks(rows)
+    refuse_leaks([])
