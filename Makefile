@@ -99,9 +99,17 @@ rehearsal: $(DEV)  ## the preset coco at Phi-2's size, with random weights and r
 INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
   --constraint requirements.txt --editable
 
+# 5 of 7 GB are CUDA's libraries, which a machine without a GPU does not need. PyTorch keeps its CPU
+# build on an index of its own; where that cannot be reached, the build of the common index is taken.
+CPU_TORCH = UV_HTTP_TIMEOUT=10 UV_HTTP_RETRIES=0 $(BIN)/uv pip install --quiet \
+  --python $(BIN)/python --torch-backend cpu --constraint requirements.txt torch torchvision
+
 $(READY): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@if [ "$$(uname)" = Linux ] && [ -z "$$UV_TORCH_BACKEND" ] && ! command -v nvidia-smi >/dev/null; \
+	  then echo "no GPU: trying the CPU build of torch"; $(CPU_TORCH) 2>/dev/null || \
+	  echo "it cannot be fetched: taking the build with CUDA"; fi
 	$(INSTALL) '.[chat,gguf,s3]'
 	touch $(READY)
 
