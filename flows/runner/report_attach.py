@@ -3,9 +3,10 @@
 from prefect.artifacts import create_markdown_artifact
 
 from flows.pages.saved import report_after_run, report_name
+from flows.runner.wandb_report import wandb_report
 from pipeline.catalog.catalog import Catalog
 from pipeline.settings import Settings
-from pipeline.training.observers.tracking import log_page
+from pipeline.training.observers.tracking import log_report
 from storage.store.artifacts import ArtifactStore
 
 
@@ -16,7 +17,8 @@ def attach_report(store: ArtifactStore, settings: Settings, run: str) -> None:
         return
     from flows.pages.report import summary_lines
 
-    table = "\n".join(summary_lines(Catalog(store, run), run))
+    catalog = Catalog(store, run)
+    table = "\n".join(summary_lines(catalog, run))
     link = place if "://" in place else f"file://{place}"
     create_markdown_artifact(
         f"# Report of run {run}\n\n[{place}]({link})\n\n{table}",
@@ -24,5 +26,5 @@ def attach_report(store: ArtifactStore, settings: Settings, run: str) -> None:
         description=f"Report of run {run}: {place}",
     )
     page = store.read(report_name(run))
-    if page is not None:
-        log_page(settings, f"report-{run}", page.decode(), print)
+    if page is not None and settings.wandb != "disabled":
+        log_report(settings, wandb_report(catalog, run, page.decode(), link), print)

@@ -166,7 +166,8 @@ def _run(
     """Run Lightning from the last checkpoint, if there is one."""
     last = _checkpoints(context) / "last.ckpt"
     passes = rounds.batches.passes
-    logger = open_wandb(context, training.stage) if world.rank == 0 else None
+    choices = training.part.model_dump(mode="json")
+    logger = open_wandb(context, training.stage, choices) if world.rank == 0 else None
     report, label = context.report, training.stage
     with report.track(label, rounds.steps) as tick, warnings.catch_warnings():
         _silence_lightning()
@@ -342,6 +343,5 @@ def _silence_lightning() -> None:
         ".*resuming from a checkpoint.*",
         ".*The number of training batches.*",
         ".*module\\(s\\) in eval mode.*",
-        ".*anonymous setting has no effect.*",
     ):
         warnings.filterwarnings("ignore", message=text)

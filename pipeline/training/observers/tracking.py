@@ -1,7 +1,8 @@
 """Weights & Biases, which must never block a run: offline by default, skipped if it fails."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +15,18 @@ if TYPE_CHECKING:
 _INIT_SECONDS, _FINISH_SECONDS = 10, 30  # timeouts of a server that does not answer
 
 
-def open_wandb(context: StageContext, label: str) -> "PatientLogger | None":
+def open_wandb(
+    context: StageContext, label: str, choices: Mapping[str, Any]
+) -> "PatientLogger | None":
     """Return a logger for one training, or None where wandb is disabled or cannot start.
 
     The run keeps its id across a resume. Host name, executable, packages and source are not
     recorded; the metrics are in the artifact in any case.
+
+    Args:
+        context: Settings, folders, reporter.
+        label: Name of the training.
+        choices: The recipe's part, which wandb shows as the config of the run.
     """
     settings = context.settings
     if settings.wandb == "disabled":
@@ -39,6 +47,7 @@ def open_wandb(context: StageContext, label: str) -> "PatientLogger | None":
             # Lightning's `offline` sets an environment variable, which wandb reads only once.
             mode=_mode(settings),
             settings=_quiet(),
+            config=dict(choices),
         )
         _ = logger.experiment
     except Exception as error:
@@ -47,13 +56,33 @@ def open_wandb(context: StageContext, label: str) -> "PatientLogger | None":
     return logger
 
 
-def log_page(settings: Settings, name: str, page: str, say: Callable[[str], None]) -> None:
-    """Log an HTML page as a run of its own; a failure is reported and has no other effect.
+@dataclass(frozen=True)
+class RunReport:
+    """What wandb keeps of a finished run.
+
+    Attributes:
+        name: Name of the run in wandb; logging under the same name again continues that run.
+        page: The report, as HTML.
+        place: Where the report lies.
+        scores: Main scores by name.
+        columns: Columns of the table of generations; the first is an image, None where it is lost.
+        rows: Its rows.
+    """
+
+    name: str
+    page: str
+    place: str
+    scores: Mapping[str, float]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+def log_report(settings: Settings, report: RunReport, say: Callable[[str], None]) -> None:
+    """Log a report as a run of its own; a failure is reported and has no other effect.
 
     Args:
         settings: Mode, project and folder.
-        name: Name of the run; logging under the same name again continues that run.
-        page: The HTML text.
+        report: What is logged.
         say: Prints a line.
     """
     if settings.wandb == "disabled":
@@ -63,14 +92,18 @@ def log_page(settings: Settings, name: str, page: str, say: Callable[[str], None
 
         run = wandb.init(
             project=settings.wandb_project,
-            name=name,
-            id=name,
+            name=report.name,
+            id=report.name,
             resume="allow",
             dir=_folder(settings),
             mode=_mode(settings),
             settings=_quiet(),
+            notes=f"Report: {report.place}",
         )
-        run.log({"report": wandb.Html(page, inject=False)})
+        rows: list[Any] = [[image and wandb.Image(image), *rest] for image, *rest in report.rows]
+        table = wandb.Table(columns=list(report.columns), data=rows)
+        run.log({"report": wandb.Html(report.page, inject=False), "generations": table})
+        run.summary.update({"report": report.place, **report.scores})
         run.finish()
     except Exception as error:
         say(f"  wandb cannot keep the report ({type(error).__name__}: {error}): going on")

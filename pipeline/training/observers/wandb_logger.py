@@ -9,6 +9,16 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
+# wandb draws one section for all metrics whose names begin alike, up to a slash.
+_SECTIONS = (
+    ("val_", "validation/"),
+    ("learning_rate_", "learning rate/"),
+    ("expert_", "experts/"),
+    ("loss", "training/loss"),
+    ("gradient_norm", "training/gradient_norm"),
+)
+_SPEED = "speed/"
+
 
 class PatientLogger(WandbLogger):
     """A `WandbLogger` whose failures stop nothing.
@@ -20,12 +30,18 @@ class PatientLogger(WandbLogger):
 
     def __init__(self, say: Callable[[str], None], **options: Any) -> None:
         super().__init__(**options)
+        self._wandb_init.pop("anonymous", None)  # newer wandb warns of it, whatever its value
         self._say = say
         self._works = True
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log figures of a step."""
-        self.attempt(super().log_metrics, metrics, step)
+        """Log figures of a step, in sections."""
+        # Tables come here, too.
+        named = {
+            _in_section(name) if isinstance(value, int | float) else name: value
+            for name, value in metrics.items()
+        }
+        self.attempt(super().log_metrics, named, step)
 
     def log_table(self, key: str, *others: Any, **options: Any) -> None:
         """Log a table."""
@@ -53,3 +69,11 @@ class PatientLogger(WandbLogger):
         except Exception as error:
             self._works = False
             self._say(f"  wandb stopped ({type(error).__name__}: {error}): going on without it")
+
+
+def _in_section(name: str) -> str:
+    """Return wandb's name of a metric of a training."""
+    for beginning, section in _SECTIONS:
+        if name.startswith(beginning):
+            return section + name.removeprefix(beginning)
+    return _SPEED + name

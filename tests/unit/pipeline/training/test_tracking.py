@@ -33,7 +33,7 @@ def context_of(folder: Path, mode: str) -> StageContext:
 
 def test_a_service_that_breaks_in_the_middle_is_told_once_and_left_alone(tmp_path: Path) -> None:
     context = context_of(tmp_path, "offline")
-    logger = open_wandb(context, "pretrain")
+    logger = open_wandb(context, "pretrain", {"batch": 8})
     assert logger is not None
     logger.log_metrics({"train_nll": 1.0}, 1)
     assert isinstance(context.report, Listener)
@@ -51,11 +51,12 @@ def test_a_service_that_breaks_in_the_middle_is_told_once_and_left_alone(tmp_pat
 
 REPORT_FIRST = """
 from pathlib import Path
-from pipeline.training.observers.tracking import log_page, open_wandb
+from pipeline.training.observers.tracking import RunReport, log_report, open_wandb
 from tests.unit.pipeline.training.test_tracking import context_of
 context = context_of(Path("."), "offline")
-log_page(context.settings, "report", "<p>A page.</p>", context.report.say)
-logger = open_wandb(context, "pretrain")
+report = RunReport("report", "<p>A page.</p>", "a.html", {}, ["image"], [])
+log_report(context.settings, report, context.report.say)
+logger = open_wandb(context, "pretrain", {"batch": 8})
 assert logger is not None, context.report.said
 logger.close()
 """
@@ -69,11 +70,12 @@ def test_a_training_after_the_report_of_another_stays_offline(tmp_path: Path) ->
 
 AWAY = """
 from pathlib import Path
-from pipeline.training.observers.tracking import log_page, open_wandb
+from pipeline.training.observers.tracking import RunReport, log_report, open_wandb
 from tests.unit.pipeline.training.test_tracking import context_of
 context = context_of(Path("."), "online")
-assert open_wandb(context, "pretrain") is None
-log_page(context.settings, "report", "<p>A page.</p>", context.report.say)
+assert open_wandb(context, "pretrain", {"batch": 8}) is None
+report = RunReport("report", "<p>A page.</p>", "a.html", {}, ["image"], [])
+log_report(context.settings, report, context.report.say)
 print([line for line in context.report.said if "going on" in line])
 """
 
@@ -91,10 +93,32 @@ def in_a_process(code: str, folder: Path, variables: Mapping[str, str]) -> str:
         [sys.executable, "-c", code],
         cwd=folder,
         env={**known, **variables, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=100,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+NAMED = """
+from pathlib import Path
+from pipeline.training.observers.tracking import open_wandb
+from tests.unit.pipeline.training.test_tracking import context_of
+context = context_of(Path("."), "offline")
+logger = open_wandb(context, "pretrain", {"batch": 8})
+logger.log_metrics({"loss": 1.0, "val_nll": 2.0, "expert_0_usage": 0.5, "mfu": 0.1}, 1)
+logger.log_table("held_out", columns=["text"], data=[["a"]])
+print(sorted(logger.experiment.summary.keys()), logger.experiment.config["batch"])
+logger.close()
+"""
+
+
+def test_metrics_of_a_kind_share_a_section_and_nothing_is_warned_of(tmp_path: Path) -> None:
+    told = in_a_process(NAMED, tmp_path, {})
+    for name in ("training/loss", "validation/nll", "experts/0_usage", "speed/mfu", "held_out"):
+        assert f"'{name}'" in told
+    assert told.strip().endswith("8")
+    assert "anonymous" not in told
