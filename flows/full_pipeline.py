@@ -6,6 +6,7 @@ what is fresh, so a stage that was already made shows as *Cached*.
 
 import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from runpy import run_module
 from typing import Any
 
@@ -31,7 +32,7 @@ def name_of_run() -> str:
 
 
 # The recipe checks its overrides better than Prefect could: it names the nearest valid field.
-# A deployment's server checks them by the parameters' types, before there is a run.
+# A deployment's server checks the values of known fields before there is a run.
 @flow(
     name="full-pipeline",
     flow_run_name=name_of_run,
@@ -40,22 +41,24 @@ def name_of_run() -> str:
 )
 def full_pipeline(
     preset: Preset = "demo",
-    overrides: Overrides | None = None,
-    rerun: list[StageName] | None = None,
-    settings: SettingValues | None = None,
+    # Nothing changes these. With None the server's form would say `Property is type "None"`. It is
+    # drawn in this order, and shows all fields of the recipe.
+    rerun: list[StageName] = [],  # noqa: B006
+    settings: SettingValues = {},  # noqa: B006
+    overrides: Overrides = {},  # noqa: B006
 ) -> State:
     """Make everything a recipe asks for; the result is the run's name and the gate's decision.
 
     Args:
         preset: Complete recipe to start from.
-        overrides: Recipe fields to change, by dotted path.
         rerun: Stages to make again although they are fresh.
         settings: Where and how to run; the rest comes from `PHIVISION_…` variables.
+        overrides: Recipe fields to change, by dotted path.
     """
-    recipe = load_preset(preset).override(overrides or {})
+    recipe = load_preset(preset).override(overrides)
     chosen = run_settings(settings)
     store = chosen.open_store()
-    steps = plan(recipe, store, rerun or ())
+    steps = plan(recipe, store, rerun)
     explain_plan(steps)
     tunes = any(step.stage == "finetune" and step.status != "fresh" for step in steps)
     if tunes and recipe.finetune.quantize != "none":
@@ -64,16 +67,21 @@ def full_pipeline(
         check_quantization(chosen)  # before hours of other work
     status = RunStatus(chosen.work, store.uri, preset, expected_seconds(store, steps))
     with presence(store, chosen.work / "locks"), showing(status), told_on_signal(status):
-        return make_stages(recipe, chosen, store, rerun or ())
+        return make_stages(recipe, chosen, store, rerun)
 
 
-def run_settings(values: Mapping[str, Any] | None) -> Settings:
+def run_settings(values: Mapping[str, Any]) -> Settings:
     """Return the settings of a run.
 
     Raises:
-        PipelineError: A worker would look for the store in the temporary folder it starts runs in.
+        PipelineError: There is no such setting, or a worker would look for the store in the
+            temporary folder it starts runs in.
     """
-    chosen = Settings(**(values or {}))
+    known = list(Settings.model_fields)
+    for name in (name for name in values if name not in known):
+        near = get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise PipelineError(f"there is no setting '{name}'", f"did you mean {near}?")
+    chosen = Settings(**values)
     if deployment.id and not chosen.work.is_absolute():
         raise PipelineError(
             f"the store '{chosen.store}' is a relative path, and a worker starts each run in a "

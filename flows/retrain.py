@@ -24,17 +24,17 @@ from storage.store.leases import presence
 @flow(name="retrain", flow_run_name=name_of_run, validate_parameters=False, persist_result=False)
 def retrain(
     preset: Preset = "demo",
-    overrides: Overrides | None = None,
-    settings: SettingValues | None = None,
+    settings: SettingValues = {},  # noqa: B006
+    overrides: Overrides = {},  # noqa: B006
 ) -> State:
     """Make what new sources, code or recipe ask for; with nothing new, no stage is started.
 
     Args:
         preset: Complete recipe to start from.
-        overrides: Recipe fields to change, by dotted path.
         settings: Where and how to run; the rest comes from `PHIVISION_…` variables.
+        overrides: Recipe fields to change, by dotted path.
     """
-    recipe = load_preset(preset).override(overrides or {})
+    recipe = load_preset(preset).override(overrides)
     chosen = run_settings(settings)
     store = chosen.open_store()
     steps = plan(recipe, store)

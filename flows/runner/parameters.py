@@ -1,19 +1,17 @@
 """Parameters of the flows, as types that Prefect writes into every deployment's schema.
 
-The server checks a run's parameters against that schema before the run exists, and its UI
-shows a form made of it. The fields are those of the recipe by dotted path, and those of the
-settings; they are read from the models, so nothing is written twice.
+The server checks a run's parameters against that schema before the run exists. The fields are
+those of the recipe by dotted path, and those of the settings; they are read from the models, so
+nothing is written twice.
 """
 
 import re
 import types
-from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter, WithJsonSchema
 from pydantic.fields import FieldInfo
-from typing_extensions import TypedDict
 
 from pipeline.engine.dag import DAG
 from pipeline.recipe.presets import PRESETS
@@ -38,40 +36,23 @@ def dotted_fields(model: type[BaseModel], prefix: str = "") -> dict[str, list[Fi
     return found
 
 
-def optional_fields(name: str, model: type[BaseModel]) -> Any:
-    """Return a dictionary type with a model's dotted fields, all optional, and no others.
+def changes_of(model: type[BaseModel]) -> Any:
+    """Return the type of a dictionary of a model's dotted fields, for a deployment's schema.
 
-    Below a field of named entries, such as `examples.filters`, any one entry is a field, too.
+    The server checks the values of the fields; names that it does not know are left to the flow,
+    which names the nearest field. Fields are patterns and not properties, because the server's form
+    would draw all of them, and send false for each switch that nobody touched. Below a field of
+    named entries, such as `examples.filters`, any one entry is a field, too.
     """
     found = dotted_fields(model)
-    fields = {path: _field(path, infos) for path, infos in found.items()}
-    entries = {
+    kinds = {f"^{re.escape(path)}$": _field(path, infos) for path, infos in found.items()}
+    kinds |= {
         f"^{re.escape(path)}\\..+$": _entry(infos[0])
         for path, infos in found.items()
         if get_origin(infos[0].annotation) is dict
     }
-    made: Any = TypedDict(name, fields, total=False)  # ty: ignore
-    # Pydantic has no type for keys that match a pattern; JSON schema, which the server reads, has.
-    shape: Any = {
-        "additionalProperties": False,
-        "patternProperties": {
-            key: TypeAdapter(kind).json_schema() for key, kind in entries.items()
-        },
-    }
-    made.__pydantic_config__ = ConfigDict(extra="allow", json_schema_extra=shape)
-    return Annotated[made, AfterValidator(partial(_refuse_others, set(fields), entries))]
-
-
-def _refuse_others(
-    fields: set[str], entries: Mapping[str, Any], values: dict[str, Any]
-) -> dict[str, Any]:
-    """Raise ValueError if a key is neither a field nor an entry of one, or is a wrong entry."""
-    for key in values.keys() - fields:
-        kinds = [kind for pattern, kind in entries.items() if re.match(pattern, key)]
-        if not kinds:
-            raise ValueError(f"there is no field '{key}'")
-        TypeAdapter(kinds[0]).validate_python(values[key])
-    return values
+    patterns = {key: TypeAdapter(kind).json_schema() for key, kind in kinds.items()}
+    return WithJsonSchema({"type": "object", "patternProperties": patterns})
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -112,9 +93,5 @@ def _bounded(info: FieldInfo) -> Any:
     return annotation
 
 
-if TYPE_CHECKING:
-    Overrides: TypeAlias = dict[str, Any]
-    SettingValues: TypeAlias = dict[str, Any]
-else:
-    Overrides = optional_fields("Overrides", Recipe)
-    SettingValues = optional_fields("SettingValues", Settings)
+Overrides = Annotated[dict[str, Any], changes_of(Recipe)]
+SettingValues = Annotated[dict[str, Any], changes_of(Settings)]

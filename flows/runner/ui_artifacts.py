@@ -4,11 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from PIL import Image
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows.pages.page import jpeg_uri
 from flows.printing import metric_name
+from flows.runner.generations import generations
+from pipeline.catalog.catalog import Catalog
 from pipeline.engine.materialize import Outcome
 from pipeline.engine.plan import Step
+from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 from pipeline.recipe.recipe import Recipe, flatten
 from storage.errors import redact
 from storage.store.artifacts import ArtifactStore
@@ -16,6 +21,8 @@ from storage.store.artifacts import ArtifactStore
 FIGURES = 5  # shown on a stage's line; the Prefect artifact has all
 CHANGES = 2  # shown in a run's name
 CONDITIONS = ("real", "shuffled", "blind")
+CAPTIONS = 6  # shown in the artifact of a run, whose text holds their images
+SIDE = 112  # pixels of such an image
 # The names of the states that a run ends in. Prefect's events have these names, so code that waits
 # for the end of a run must know all of them.
 COMPLETED, CACHED, NOT_PUBLISHED, NOTHING_NEW = ENDINGS = (
@@ -53,7 +60,7 @@ def state_line(outcome: Outcome) -> str:
 
 def show_plan(steps: Sequence[Step]) -> None:
     """Show which stages are going to run, and why."""
-    rows = [{"stage": s.stage, "verdict": s.status, "why": s.reason or "-"} for s in steps]
+    rows = [{"stage": s.stage, "status": s.status, "reason": s.reason or "-"} for s in steps]
     stale = [step.stage for step in steps if step.status != "fresh"]
     about = f"To look at or make: {', '.join(stale)}" if stale else "Every stage is fresh"
     create_table_artifact(rows, key="plan", description=about)
@@ -81,10 +88,13 @@ def show_run(run: str, recipe: Recipe, store: ArtifactStore, outcomes: Sequence[
         f"| {o.stage} | {o.status} | {o.seconds:.1f} | `{o.manifest.digest[:16]}` |"
         for o in outcomes
     )
+    metrics = _metrics(store, outcomes)
     text = (
         f"# {recipe.publish.name}: run {run}\n\n"
-        f"{_scores(store, outcomes)}"
+        f"{_scores(metrics, 'Held-out scores', main=True)}"
+        f"{_captions(Catalog(store, run))}"
         f"## Stages\n\n| stage | status | seconds | digest |\n|---|---|---|---|\n{stages}\n\n"
+        f"{_scores(metrics, 'All held-out scores', main=False)}"
         f"Store: `{store.uri}`. `phivision show`, `phivision scores` and `phivision sql` "
         f"look inside; `phivision chat` talks to the assistant."
     )
@@ -98,27 +108,53 @@ def summary_line(run: str, made: Sequence[str], outcomes: Sequence[Outcome]) -> 
     return f"run {run}: {len(made)} of {len(outcomes)} stages made ({', '.join(made)})"
 
 
-def _scores(store: ArtifactStore, outcomes: Sequence[Outcome]) -> str:
-    """Return the table of held-out scores, "" where nothing was evaluated."""
+def _metrics(store: ArtifactStore, outcomes: Sequence[Outcome]) -> list[Mapping[str, Any]]:
+    """Return the metrics of the finetuned model, none where nothing was evaluated."""
     for outcome in outcomes:
         if outcome.stage == "evaluate" and "metrics.json" in _names(outcome):
             path = store.artifact(outcome.manifest).path("metrics.json")
-            table = _score_table(json.loads(path.read_text()))
-            return f"## Held-out scores\n\nSame weights, three conditions.\n\n{table}\n\n"
-    return ""
+            return [row for row in json.loads(path.read_text()) if row["stage"] == "finetune"]
+    return []
 
 
-def _score_table(metrics: Sequence[Mapping[str, Any]]) -> str:
+def _scores(metrics: Sequence[Mapping[str, Any]], title: str, *, main: bool) -> str:
+    """Return a section with a table of scores, "" where there are none.
+
+    Args:
+        metrics: Rows of the metrics.
+        title: Title of the section.
+        main: Whether the table has the main metrics only.
+    """
     cells: dict[str, dict[str, float]] = {}
     for row in metrics:
-        if row["stage"] == "finetune":
+        shown = SHOWN_METRICS.get(row["metric"])
+        if not main:
             cells.setdefault(metric_name(row), {})[row["condition"]] = row["value"]
+        elif shown and shown.main:
+            cells.setdefault(row["metric"], {})[row["condition"]] = row["value"]
     lines = [
         f"| {metric} | " + " | ".join(_cell(found.get(name, "")) for name in CONDITIONS) + " |"
         for metric, found in cells.items()
     ]
     head = "| metric | real image | another image | no image |\n|---|---|---|---|"
-    return "\n".join([head, *lines])
+    return "\n".join([f"## {title}\n", head, *lines, "\n"]) if lines else ""
+
+
+def _captions(catalog: Catalog) -> str:
+    """Return a table of generated captions with their images, "" where nothing was evaluated."""
+    lines = [
+        f"| {_inline(image)} | {_cell(real)} | {_cell(shuffled)} | {_cell(people)} |"
+        for image, kind, _, people, real, shuffled, _ in generations(catalog, CAPTIONS, SIDE)
+        if kind == "caption"
+    ]
+    if not lines:
+        return ""
+    head = "| image | the model writes | with another image | people wrote |\n|---|---|---|---|"
+    return "\n".join(["## Held-out captions\n", head, *lines, "\n"])
+
+
+def _inline(image: Image.Image | None) -> str:
+    return "" if image is None else f"![]({jpeg_uri(image)})"
 
 
 def _names(outcome: Outcome) -> set[str]:

@@ -40,6 +40,7 @@ class Story:
         resumed: The night after.
         quiet: A night with nothing new, after which something is published again.
         waiting: A run that waited for a lock and did nothing else, until it was killed.
+        misspelt: A run with a field that the recipe does not have.
         waiting_state: Its state after it had been at work for longer than the silence allowed.
     """
 
@@ -51,6 +52,7 @@ class Story:
     resumed: str = ""
     quiet: str = ""
     waiting: str = ""
+    misspelt: str = ""
     waiting_state: str = ""
 
 
@@ -67,6 +69,9 @@ def tell(service: Service, tiny: Mapping[str, object]) -> Story:
         for run in story.first:
             done(service, run)
         story.waiting = only_running(service)
+        wrong = {"pretrain.lerning_rate": 1}
+        story.misspelt = service.submit("full-pipeline/demo", overrides=wrong)
+        service.finished(story.misspelt)
         story.cached = by_prefect(service, told["overrides"])
         story.own = by_phivision(service, told["overrides"])
         service.wait(lambda: time.monotonic() - since > SILENCE + 40, 120)

@@ -117,7 +117,8 @@ def test_the_window_tells_the_plan_each_stage_the_scores_and_the_report(
     assert {"plan", "run", "report"} <= set(shown)
     assert {f"stage-{stage}" for stage in STAGES} <= set(shown)
     assert "pretrain" in str(shown["plan"]["data"])
-    assert "Held-out scores" in shown["run"]["data"]
+    for title in ("## Held-out scores", "## Held-out captions", "![](data:image/jpeg;base64,"):
+        assert title in shown["run"]["data"]
     assert shown["report"]["data"].startswith("# Report of run ")
     assert "| finetune | cider_d |" in shown["report"]["data"]
     lines = service.logs_of(story.resumed)
@@ -152,13 +153,21 @@ def test_work_that_takes_a_while_shows_a_bar_that_ends_full(service: Service) ->
     assert (bar["type"], bar["key"], bar["data"]) == ("progress", "pretrain-progress", 100)
 
 
-def test_a_misspelt_field_is_refused_before_a_run_exists(service: Service) -> None:
+def test_a_wrong_value_is_refused_before_a_run_exists(service: Service) -> None:
     before = service.client.post("flow_runs/count").json()
-    wrong = f"overrides={as_json({'pretrain.lerning_rate': 1})}"
+    wrong = f"overrides={as_json({'pretrain.learning_rate': -1})}"
     done = service.prefect("deployment", "run", "full-pipeline/demo", "-p", wrong)
     assert done.returncode != 0
-    assert "pretrain.lerning_rate" in done.stdout + done.stderr
+    assert "pretrain.learning_rate" in done.stdout + done.stderr
     assert service.client.post("flow_runs/count").json() == before
+
+
+def test_a_misspelt_field_is_told_with_the_nearest_one(service: Service, story: Story) -> None:
+    state = service.flow_run(story.misspelt)["state"]
+    assert state["type"] == "FAILED"
+    assert "pretrain.lerning_rate" in state["message"]
+    assert "pretrain.learning_rate" in state["message"]
+    assert service.stages(story.misspelt) == {}
 
 
 @pytest.mark.parametrize(
@@ -189,7 +198,7 @@ def test_a_misspelt_parameter_is_refused_before_a_run_exists(
         ("full-pipeline/demo", {"preset": "coco", "overrides": {"seed": 1}, "rerun": ["publish"]}),
         ("full-pipeline/coco", {"settings": {"device": "cpu"}}),
         ("retrain/nightly", {}),
-        ("retrain/nightly", {"preset": "coco", "overrides": None, "settings": {"device": "cpu"}}),
+        ("retrain/nightly", {"preset": "coco", "overrides": {}, "settings": {"device": "cpu"}}),
     ],
 )
 def test_a_deployment_takes_every_parameter_of_its_flow(
