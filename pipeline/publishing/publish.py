@@ -4,7 +4,9 @@ import json
 import shutil
 from typing import Any
 
-from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG
+from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG, TWO_ENCODERS
+from model.encoder_table import SECOND
+from pipeline.data.stored_images import has_second
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.publishing.bundle_parts import bundle_parts
 from pipeline.publishing.model_card import model_card
@@ -25,20 +27,24 @@ def publish(
 ) -> Summary:
     """Write the bundle: `clip/`, `lm/`, the vision prefix, `bundle.json` and `README.md`.
 
+    A second encoder is in `second/`.
     `reference.safetensors` holds embeddings of training images, for `model.training_reference`.
     """
     del seed
-    clone_folder(context.inputs["backbones"].directory("clip"), context.out / "clip")
+    joined = has_second(context.inputs["backbones"])
+    for name in ("clip", SECOND) if joined else ("clip",):
+        clone_folder(context.inputs["backbones"].directory(name), context.out / name)
     clone_folder(context.inputs["finetune"].directory("lm"), context.out / "lm")
     for name in (PREFIX, PREFIX_CONFIG):
         shutil.copyfile(context.inputs["finetune"].path(name), context.out / name)
     trained_on = _trained_on(context, images.source.phrase)
     metrics = json.loads(context.inputs["evaluate"].path("metrics.json").read_text())
     card: dict[str, Any] = {
-        "format": FORMAT,
+        "format": TWO_ENCODERS if joined else FORMAT,
         "name": publish.name,
         "parts": bundle_parts(context.out),
         "layer": features.layer,
+        **({"second_layer": features.second_layer} if joined else {}),
         "patches": features.patches,
         "template": json.loads(context.inputs["examples"].path("template.json").read_text()),
         "beams": evaluate.beams,
