@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, get_args
 
-from model.encoder_table import is_place, is_timm
+from model.encoder_table import encoder_line, is_timm
 from pipeline.hub.snapshots import is_name
 from pipeline.recipe.data_sources import APACHE, UNKNOWN, OneImageSource
 
@@ -70,8 +70,9 @@ def _each(source: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 
 
 def _encoder(part: str, name: str, weights: str) -> Origin:
+    tags = {} if is_timm(name) else encoder_line(name).tags
     name = name if is_timm(name) else f"CLIP {name}"
-    if is_place(weights):  # a path or an address that stays private
+    if weights not in tags:  # a path or an address that stays private, or what is left of one
         return Origin(part, f"{name}, with weights from elsewhere", UNKNOWN)
     return Origin(part, f"{name} ({weights})", _licence(weights))
 
