@@ -61,9 +61,8 @@ def join(
 
     Each encoder's grid is resampled to the same square grid: a larger one by averaging what falls
     into a cell (torch's adaptive average pooling), a smaller one by bilinear interpolation between
-    the middles of cells; one of that size is left as it is. That is computed in float32 and rounded
-    once, always on the CPU and for each value alone, so that neither the device nor the other
-    images change a bit.
+    the middles of cells; one of that size is left as it is. It is always computed on the CPU, where
+    neither the device nor the other images change a bit.
 
     Args:
         parts: The embeddings of each encoder, [image, patch, width]; the number of patches is a
@@ -81,9 +80,11 @@ def _resampled(
     given = isqrt(patches)
     if given == side:
         return part
-    grid = part.float().transpose(1, 2).reshape(images, width, given, given).contiguous()
+    # As a view with the width last: 48 images of 37 by 37 take 18 ms on two cores, with the width
+    # first and in float32 400. The kernels of float16 add in float32 and round once.
+    grid = part.contiguous().view(images, given, given, width).permute(0, 3, 1, 2)
     if given > side:
-        grid = nn.functional.adaptive_avg_pool2d(grid, side)
+        made = nn.functional.adaptive_avg_pool2d(grid, side)
     else:
-        grid = nn.functional.interpolate(grid, (side, side), mode="bilinear", align_corners=False)
-    return grid.flatten(2).transpose(1, 2).half().contiguous()
+        made = nn.functional.interpolate(grid, (side, side), mode="bilinear", align_corners=False)
+    return made.permute(0, 2, 3, 1).reshape(images, side * side, width)

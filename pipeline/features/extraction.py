@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from model.decoding import decode_image
 from model.encoder import PatchEncoder
@@ -131,6 +132,17 @@ def make_shard(extraction: Extraction, job: ShardJob) -> int:
 def open_encoder(extraction: Extraction) -> PatchEncoder:
     """Return the encoder of an extraction, loaded once per process."""
     return PatchEncoder(extraction.clip, extraction.layer, extraction.device)
+
+
+def check_grid(extraction: Extraction) -> None:
+    """Encode one black image, so that an encoder that does not fit is told before hours of work.
+
+    Raises:
+        PipelineError: Its number of patches does not fit.
+        ModelError: It has no such layer, or gives no grid.
+    """
+    seen = open_encoder(extraction).encode_images([Image.new("RGB", (64, 64))])
+    _check_patches(seen.patches.shape[1], extraction)
 
 
 def _check_patches(given: int, extraction: Extraction) -> None:

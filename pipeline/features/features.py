@@ -19,6 +19,7 @@ from pipeline.features.extraction import (
     Extraction,
     ImageFile,
     ShardJob,
+    check_grid,
     make_shard,
     make_shards,
     open_encoder,
@@ -51,6 +52,9 @@ def features(context: StageContext, features: FeaturesPart, seed: int) -> Summar
     del seed  # nothing is random
     rows, joined = _unique(context), has_second(context.inputs["backbones"])
     first = _extraction(context, features, "clip", joined=joined)
+    other = _extraction(context, features, SECOND, joined=True) if joined else None
+    if other:
+        check_grid(other)
     made = _embed_all(context, first, rows, features.rows_per_shard)
     _link(made, context.out)
     summary = {
@@ -59,8 +63,7 @@ def features(context: StageContext, features: FeaturesPart, seed: int) -> Summar
         "shards": len(made.shards),
         "encoder": made.encoder[:16],
     }
-    if joined:
-        other = _extraction(context, features, SECOND, joined=True)
+    if other:
         second = _embed_all(context, other, rows, features.rows_per_shard)
         _link(second, context.out / SECOND)
         (context.out / JOINED).write_text(json.dumps({"patches": features.patches}))

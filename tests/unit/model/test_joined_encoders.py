@@ -39,6 +39,20 @@ def test_a_smaller_grid_is_interpolated_between_the_middles_of_cells() -> None:
     assert joined[:, 0].tolist() == [0.0, 2.0, 6.0, 8.0]
 
 
+@pytest.mark.parametrize(("given", "side"), [(10, 7), (37, 14), (5, 7), (14, 16)])
+def test_sums_are_those_of_float32_rounded_once(given: int, side: int) -> None:
+    part = embeddings(3, given, 37)
+    grid = part.float().transpose(1, 2).reshape(3, 37, given, given)
+    if given > side:
+        made = torch.nn.functional.adaptive_avg_pool2d(grid, side)
+    else:
+        made = torch.nn.functional.interpolate(grid, (side, side), mode="bilinear")
+    expected = made.flatten(2).transpose(1, 2).half()
+    joined = join([part, embeddings(3, side, 1)], side * side)[..., :37]
+    assert (joined != expected).float().mean() < 1e-3  # another order of adding may round once more
+    torch.testing.assert_close(joined, expected, rtol=2e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("side", [3, 5, 7, 11])
 def test_an_image_alone_has_the_bits_it_has_among_others(side: int) -> None:
     first, second = embeddings(9, 5, 48), embeddings(9, 10, 20, seed=1)

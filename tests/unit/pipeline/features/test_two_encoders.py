@@ -1,5 +1,6 @@
 """Two encoders in the feature store: neither embeds anything again because of the other."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from model.decoding import decode_image
+from model.errors import ModelError
 from model.joined_encoders import JoinedEncoders
 from pipeline.data.joined_patches import JoinedPatches
 from pipeline.data.stored_images import NO_LIMIT, has_second, open_first, open_patches
@@ -23,6 +25,7 @@ from tests.unit.pipeline.features.test_features import (
     content,
     embed,
     flip_bit,
+    forward_passes,
     image,
     images_in,
     made_backbones,
@@ -156,3 +159,31 @@ def test_shards_of_other_images_are_refused(tmp_path: Path, images: Folder) -> N
     pairs = zip(fewer.paths("second/index-*"), fewer.paths("second/patches-*"), strict=True)
     with pytest.raises(PipelineError, match=r"different images \(20 and 19\)"):
         JoinedPatches(first, PatchTable(list(pairs)), 9)
+
+
+def test_other_processes_make_the_same_shards(tmp_path: Path, images: Folder) -> None:
+    backbones = backbones_of(tmp_path / "backbones", second="test_vit")
+    here, _ = embed(tmp_path / "a", images, backbones, part=TWO)
+    there, summary = embed(
+        tmp_path / "b", images, backbones, part=TWO, fan_out=lambda make, jobs: map(make, jobs)
+    )
+    assert (summary["embedded"], summary["second_embedded"]) == (20, 20)
+    assert content(there) == content(here)
+
+
+@pytest.mark.parametrize("fault", ["layer", "grid"])
+def test_a_second_encoder_that_does_not_fit_is_told_before_anything_is_embedded(
+    tmp_path: Path, images: Folder, fault: str
+) -> None:
+    backbones = backbones_of(tmp_path / "backbones", second="test_efficientnet")
+    part, words = TWO, "second/ gives 50 patches, which form no square grid"
+    if fault == "layer":
+        part, words = TWO.model_copy(update={"second_layer": -9}), r"has 5 layers.*second_layer"
+    else:
+        config = backbones.root / "second" / "config.json"
+        stated = json.loads(config.read_text())
+        stated["pretrained_cfg"]["input_size"] = [3, 160, 320]
+        config.write_text(json.dumps(stated))
+    with forward_passes() as sizes, pytest.raises((ModelError, PipelineError), match=words):
+        embed(tmp_path / "a", images, backbones, part=part)
+    assert set(sizes) <= {1}  # the one black image
