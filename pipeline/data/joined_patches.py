@@ -4,6 +4,8 @@ Each encoder's shards hold the grid that it gives, so that one encoder can be re
 changed, without embedding anything with the other again.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -49,7 +51,7 @@ class JoinedPatches:
         """The first encoder's index columns of all rows, in row order."""
         return self.first.index
 
-    def rows_of(self, sha256: list[str]) -> NDArray[np.int64]:
+    def rows_of(self, sha256: Sequence[str]) -> NDArray[np.int64]:
         """Row numbers of images by content, int64 [image].
 
         Raises:

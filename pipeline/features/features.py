@@ -155,7 +155,8 @@ def _make(
     context: StageContext, extraction: Extraction, jobs: Sequence[ShardJob], images: int, left: int
 ) -> None:
     """Make all shards here, or spread them over other processes."""
-    with context.report.track("embed images", images, images - left) as tick:
+    which = ", second encoder" if extraction.clip.name == SECOND else ""
+    with context.report.track(f"embed images{which}", images, images - left) as tick:
         if context.fan_out is None or not jobs:
             make_shards(extraction, jobs, tick)
             return
