@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG, TWO_ENCODERS
@@ -32,11 +33,7 @@ def publish(
     """
     del seed
     joined = has_second(context.inputs["backbones"])
-    for name in ("clip", SECOND) if joined else ("clip",):
-        clone_folder(context.inputs["backbones"].directory(name), context.out / name)
-    clone_folder(context.inputs["finetune"].directory("lm"), context.out / "lm")
-    for name in (PREFIX, PREFIX_CONFIG):
-        shutil.copyfile(context.inputs["finetune"].path(name), context.out / name)
+    _copy_models(context, ("clip", SECOND) if joined else ("clip",))
     trained_on = _trained_on(context, images.source.phrase)
     metrics = json.loads(context.inputs["evaluate"].path("metrics.json").read_text())
     card: dict[str, Any] = {
@@ -62,6 +59,14 @@ def publish(
         "trained_on": trained_on["sentence"],
         "least_similarity": trained_on.get("least_similarity"),
     }
+
+
+def _copy_models(context: StageContext, encoders: Sequence[str]) -> None:
+    for name in encoders:
+        clone_folder(context.inputs["backbones"].directory(name), context.out / name)
+    clone_folder(context.inputs["finetune"].directory("lm"), context.out / "lm")
+    for name in (PREFIX, PREFIX_CONFIG):
+        shutil.copyfile(context.inputs["finetune"].path(name), context.out / name)
 
 
 def _trained_on(context: StageContext, what: str) -> dict[str, Any]:
