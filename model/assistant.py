@@ -14,12 +14,20 @@ from typing import Any
 import torch
 
 from model.adapters import merge_adapter
-from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG, decoding_of, load_vlm
+from model.bundle import (
+    BUNDLE,
+    FORMAT,
+    PREFIX,
+    PREFIX_CONFIG,
+    TWO_ENCODERS,
+    decoding_of,
+    load_vlm,
+)
 from model.decoding import decode_image
-from model.encoder import PatchEncoder
 from model.errors import ModelError
 from model.generation import generate, stream
 from model.generation_configs import GreedyConfig
+from model.joined_encoders import JoinedEncoders
 from model.language import forbid_ids, saved_dtype
 from model.prompt import IMAGE_MARK, MARKER, PromptTemplate, placed
 from model.training_reference import load_reference
@@ -29,7 +37,7 @@ HUB = "hf://"
 # What is fetched from a hub: the parts of a bundle, and nothing else from its repository.
 PARTS = (
     *("bundle.json", "README.md", "vision_prefix.*", "reference.*"),
-    *("clip/*", "lm/*", "adapter/*", "examples/*"),
+    *("clip/*", "second/*", "lm/*", "adapter/*", "examples/*"),
 )
 
 Turn = tuple[str, str]
@@ -53,12 +61,14 @@ class Assistant:
         if not path.is_file():
             raise ModelError(f"{folder} is not a phivision bundle: it has no {BUNDLE}")
         self.card: dict[str, Any] = json.loads(path.read_text())
-        if self.card.get("format") != FORMAT:
+        if self.card.get("format") not in (FORMAT, TWO_ENCODERS):
             raise ModelError(
-                f"{path} has format {self.card.get('format')}, this phivision reads {FORMAT}"
+                f"{path} has format {self.card.get('format')}, this phivision reads {FORMAT} and "
+                f"{TWO_ENCODERS}"
             )
         self.folder, self.device = folder, device
-        self.encoder = PatchEncoder(folder / "clip", self.card["layer"], device)
+        layers = [self.card[name] for name in ("layer", "second_layer") if name in self.card]
+        self.encoders = JoinedEncoders(folder, layers, self.card["patches"], device)
         self.vlm = _load(folder, self.card, device)
         self.template = PromptTemplate.load(folder / "lm", **self.card["template"])
         self.reference = load_reference(folder, self.card)
@@ -71,8 +81,7 @@ class Assistant:
             BadImageError: The image cannot be used.
         """
         image = decode_image(data, self.card["max_pixels"])
-        # The model was trained on embeddings that went through float16.
-        return self.encoder.encode_images([image]).patches[0].half().float()
+        return self.encoders.encode([image])[0]
 
     def warning(self, patches: torch.Tensor) -> str:
         """Return a sentence if an image is unlike the training images, "" where it is like them.

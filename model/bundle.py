@@ -1,7 +1,8 @@
 """The published assistant on disk: one folder with all that is needed to answer about an image.
 
-`bundle.json` describes it; `clip/` is an open_clip folder, `lm/` a Hugging Face folder, and
-`vision_prefix.safetensors` the projector with its separator. Nothing in it is code or a pickle.
+`bundle.json` describes it; `clip/` is a folder of open_clip or timm, `second/` one of a second
+encoder, if there is one, `lm/` a Hugging Face folder, and `vision_prefix.safetensors` the projector
+with its separator. Nothing in it is code or a pickle.
 `model.assistant` opens it.
 """
 
@@ -19,6 +20,7 @@ from model.projectors import ProjectorConfig
 from model.vlm import VisionLanguageModel, build_vlm
 
 FORMAT = 1
+TWO_ENCODERS = 2  # the format of a bundle with `second/`, which earlier readers would overlook
 BUNDLE = "bundle.json"
 PREFIX = "vision_prefix.safetensors"
 PREFIX_CONFIG = "vision_prefix.json"

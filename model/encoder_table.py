@@ -126,6 +126,7 @@ def _from_config(name: str) -> EncoderLine:
     return EncoderLine(image, patch, width, layers, {})
 
 
+SECOND = "second"  # folder of a second encoder in artifacts and bundles, beside `clip`
 TIMM = "timm/"  # before timm's name of an architecture, in `backbones.clip_name`
 
 

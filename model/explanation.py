@@ -66,7 +66,7 @@ def explain(
     found = importance_map(assistant.vlm, assistant.see(data), prompt, ids)
     image = decode_image(data, assistant.card["max_pixels"])
     words, maps = by_word(template, ids, found)
-    return Explanation(words, maps, view_of(assistant.encoder.preprocess, *image.size))
+    return Explanation(words, maps, view_of(assistant.encoders.first.preprocess, *image.size))
 
 
 def by_word(

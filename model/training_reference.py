@@ -43,8 +43,12 @@ class TrainingReference:
     what: str
 
     def similarity(self, patches: Float32[Tensor, "patch vision"]) -> float:
-        """Return the greatest cosine similarity, -1 to 1, of an image to the training images."""
-        return float((self.pooled.float() @ pool(patches.cpu())).max())
+        """Return the greatest cosine similarity, -1 to 1, of an image to the training images.
+
+        Of two encoders' joined embeddings, those of the first are compared.
+        """
+        first = patches[:, : self.pooled.shape[1]]
+        return float((self.pooled.float() @ pool(first.cpu())).max())
 
     def warning(self, patches: Float32[Tensor, "patch vision"]) -> str:
         """Return a sentence about an image that is far from the training images, else ""."""

@@ -171,8 +171,7 @@ class PhiVision(lmms):
         """Return the patch embeddings [question, patch, vision] of a batch's images."""
         most = self.assistant.card["max_pixels"]
         images = [decode_image(question.show(), most) for question in batch]
-        # The model was trained on embeddings that went through float16.
-        return self.assistant.encoder.encode_images(images).patches.half().float()
+        return self.assistant.encoders.encode(images)
 
 
 def _shown(visuals: Callable[[Any], Any], documents: Any, place: int, task: str) -> bytes:

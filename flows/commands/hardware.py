@@ -97,10 +97,18 @@ def print_hardware(
         f"assumption; time: of all epochs over as many images as the recipe allows, on one "
         f"device. Formula: docs/training.md",
         "evaluate, chat: kept: keys and values; a step writes a token of every row; time: where "
-        "each text is written to its last token. Chat is one conversation, with the encoder.",
+        "each text is written to its last token. Chat is one conversation, with "
+        f"{_encoders(recipe)}.",
     )
     for note in notes:
         print("\n" + fill(note, LINE))
+
+
+def _encoders(recipe: Recipe) -> str:
+    backbones = recipe.backbones
+    if backbones.kind == "tiny" or len(backbones.encoders) == 1:
+        return "the encoder"
+    return "the encoders " + " and ".join(encoder.name for encoder in backbones.encoders)
 
 
 def advice(rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> Iterator[str]:

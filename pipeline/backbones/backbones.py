@@ -1,17 +1,24 @@
-"""Stage `backbones`: the frozen encoder and the language model, in their ordinary layouts.
+"""Stage `backbones`: the frozen encoders and the language model, in their ordinary layouts.
 
-`clip/` is a folder of open_clip or timm, `lm/` a Hugging Face folder. Whether they were fetched or
+`clip/` is a folder of open_clip or timm, `second/` one of a second encoder, where the recipe names
+one, and `lm/` a Hugging Face folder. Whether they were fetched or
 trained here, everything downstream loads them with the same code.
 """
 
-from pipeline.backbones.model_sources import LM_FILES, clip_files, clip_source, lm_source, state_of
+from pipeline.backbones.model_sources import (
+    LM_FILES,
+    encoder_files,
+    encoder_source,
+    lm_source,
+    state_of,
+)
 from pipeline.engine.stage import SourceState, StageContext, Summary
 from pipeline.recipe.backbone_parts import BackbonesChoice, HubBackbones
 from pipeline.recipe.recipe import Recipe
 
 
 def backbones(context: StageContext, backbones: BackbonesChoice, seed: int) -> Summary:
-    """Write the folders `clip` and `lm`.
+    """Write the folders `clip` and `lm`, and `second` where there is a second encoder.
 
     Raises:
         UnreachableError: The Hub cannot be reached now.
@@ -37,7 +44,9 @@ def probe_backbones(recipe: Recipe) -> SourceState:
     choice = recipe.backbones
     if not isinstance(choice, HubBackbones):
         return {}
-    return {
-        **state_of("clip", clip_source(choice), clip_files(choice)),
-        **state_of("lm", lm_source(choice), LM_FILES),
-    }
+    states = [
+        state_of(encoder.folder, encoder_source(encoder), encoder_files(encoder))
+        for encoder in choice.encoders
+    ]
+    states.append(state_of("lm", lm_source(choice), LM_FILES))
+    return {label: state for each in states for label, state in each.items()}

@@ -12,7 +12,7 @@ from pipeline.data.source_layout import local_folder
 from pipeline.engine.stage import SourceState
 from pipeline.errors import PipelineError
 from pipeline.hub.snapshots import HUB, Repository, hub_state, parse_address
-from pipeline.recipe.backbone_parts import HubBackbones
+from pipeline.recipe.backbone_parts import EncoderChoice, HubBackbones
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -28,19 +28,19 @@ GGUF = ".gguf"  # ends the name of a file that holds a whole language model, tok
 Source = Repository | Path | str
 
 
-def clip_source(choice: HubBackbones) -> Source:
-    """Return where the encoder's weights are; a tag of open_clip names a repository of the Hub."""
-    if is_timm(choice.clip_name):
-        return find_source(choice.clip_pretrained, "main")
-    repository = encoder_line(choice.clip_name).tags.get(choice.clip_pretrained)
+def encoder_source(encoder: EncoderChoice) -> Source:
+    """Return where an encoder's weights are; a tag of open_clip names a repository of the Hub."""
+    if is_timm(encoder.name):
+        return find_source(encoder.pretrained, "main")
+    repository = encoder_line(encoder.name).tags.get(encoder.pretrained)
     if repository:
         return Repository(repository, "main")
-    return find_source(choice.clip_pretrained, "main")
+    return find_source(encoder.pretrained, "main")
 
 
-def clip_files(choice: HubBackbones) -> tuple[str, str]:
-    """Return the names of the encoder's config and weights in a folder."""
-    return TIMM_FILES if is_timm(choice.clip_name) else CLIP_FILES
+def encoder_files(encoder: EncoderChoice) -> tuple[str, str]:
+    """Return the names of an encoder's config and weights in a folder."""
+    return TIMM_FILES if is_timm(encoder.name) else CLIP_FILES
 
 
 def lm_source(choice: HubBackbones) -> Source:

@@ -1,4 +1,4 @@
-"""Published backbones: CLIP and language model from the Hub, its cache, a folder or a URL."""
+"""Published backbones: encoders and language model from the Hub, its cache, a folder or a URL."""
 
 import shutil
 from pathlib import Path
@@ -12,21 +12,21 @@ from pipeline.backbones.model_places import Place, place_of
 from pipeline.backbones.model_sources import (
     GGUF,
     Source,
-    clip_files,
-    clip_source,
+    encoder_files,
+    encoder_source,
     is_one_file,
     lm_source,
 )
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
 from pipeline.hub.snapshots import Repository, at_commit
-from pipeline.recipe.backbone_parts import HubBackbones
+from pipeline.recipe.backbone_parts import EncoderChoice, HubBackbones
 from storage.errors import redact
 from storage.fetch.transfer import download
 
 
 def fetch_backbones(context: StageContext, choice: HubBackbones) -> Summary:
-    """Write the folders `clip` and `lm`, and return their figures and commits.
+    """Write the folders of the encoders and `lm`, and return their figures and commits.
 
     Raises:
         UnreachableError: The Hub cannot be reached now.
@@ -34,38 +34,43 @@ def fetch_backbones(context: StageContext, choice: HubBackbones) -> Summary:
         ModelError: The weights do not fit, or the model needs code of its own.
         StorageError: A folder or URL cannot be read.
     """
-    parameters, clip_commit = _write_clip(context, choice)
-    commits = {"clip_commit": clip_commit, "lm_commit": _write_lm(context, choice)}
+    figures, commits = {}, {}
+    for encoder in choice.encoders:
+        folder = encoder.folder
+        figures[folder] = encoder.name
+        parameters, commits[f"{folder}_commit"] = _write_encoder(context, encoder)
+        figures[f"{folder}_parameters"] = parameters
+    commits["lm_commit"] = _write_lm(context, choice)
     return {
-        "clip": choice.clip_name,
-        "clip_parameters": parameters,
+        **figures,
         "lm": redact(choice.lm_repository),
         **{name: commit for name, commit in commits.items() if commit},
     }
 
 
-def _write_clip(context: StageContext, choice: HubBackbones) -> tuple[int, str]:
-    """Write the folder `clip`; return its number of parameters and its commit on the Hub or ""."""
-    source, beside, commit = clip_source(choice), "", ""
-    config, kept = clip_files(choice)
-    context.report.say(f"  fetch {choice.clip_name} {redact(choice.clip_pretrained)}")
+def _write_encoder(context: StageContext, encoder: EncoderChoice) -> tuple[int, str]:
+    """Write an encoder's folder; return its parameters and its commit on the Hub or ""."""
+    source, beside, commit = encoder_source(encoder), "", ""
+    config, kept = encoder_files(encoder)
+    out = context.out / encoder.folder
+    context.report.say(f"  fetch {encoder.name} {redact(encoder.pretrained)}")
     if not isinstance(source, Repository) and is_one_file(source):
-        weights = _one_file(context, source, "clip_pretrained", "clip.safetensors")
+        weights = _one_file(context, source, encoder.field, f"{encoder.folder}.safetensors")
     else:
         # Not in `out`: writing there would change the cache's own file, which may be linked.
-        folder = context.scratch / "clip"
+        folder = context.scratch / encoder.folder
         shutil.rmtree(folder, ignore_errors=True)
-        place = _place(context, source, "clip")
+        place = _place(context, source, encoder.folder)
         bring_clip(place, folder, (config, kept))
         weights, commit = folder / kept, place.commit
         if (folder / config).is_file():
             beside = (folder / config).read_text()
-    check_weights(weights, redact(choice.clip_pretrained))
-    if is_timm(choice.clip_name):
-        return write_timm(choice.clip_name, weights, context.out / "clip", beside), commit
-    tags = encoder_line(choice.clip_name).tags
-    tag = choice.clip_pretrained if choice.clip_pretrained in tags else ""
-    return write_clip(choice.clip_name, weights, context.out / "clip", tag, beside), commit
+    check_weights(weights, redact(encoder.pretrained))
+    if is_timm(encoder.name):
+        return write_timm(encoder.name, weights, out, beside), commit
+    tags = encoder_line(encoder.name).tags
+    tag = encoder.pretrained if encoder.pretrained in tags else ""
+    return write_clip(encoder.name, weights, out, tag, beside), commit
 
 
 def _write_lm(context: StageContext, choice: HubBackbones) -> str:

@@ -31,6 +31,8 @@ TABLES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "questions": ("examples", "questions.parquet"),
         "features": ("features", "index-*.parquet"),
         "patches": ("features", "patches-*.parquet"),
+        "second_features": ("features", "second/index-*.parquet"),
+        "second_patches": ("features", "second/patches-*.parquet"),
         "nearest": ("features", "nearest.parquet"),
         "clip_scores": ("features", "clip_scores.parquet"),
         "predictions": ("evaluate", "predictions.parquet"),
@@ -43,7 +45,8 @@ _LISTS = re.compile(r"\s*SHOW\b", re.IGNORECASE)  # statements about the views t
 DROPS = ("images", "conversations", "examples")
 TRAININGS = ("pretrain", "finetune")
 SPEEDS = ("examples_per_second", "tokens_per_second", "mfu")  # in a training's summary
-BULKY = ("files", "patches")  # images and embeddings: not fetched unless asked for
+INDEXES = MappingProxyType({"patches": "features", "second_patches": "second_features"})
+BULKY = ("files", *INDEXES)  # images and embeddings: not fetched unless asked for
 # Columns that predictions get from other views → the view; they name its image and example.
 _JOINED = MappingProxyType(
     {
@@ -114,15 +117,27 @@ class Catalog:
         for name in wanted:
             source = self.source(name)
             if source is not None:
-                if name == "features" and isinstance(source, list) and "pooled" in (sql or ""):
+                if (
+                    name in INDEXES.values()
+                    and isinstance(source, list)
+                    and "pooled" in (sql or "")
+                ):
                     source = read_indexes(source)  # the one column that is slow to decode
                 sources[name] = source
             elif sql is not None and not _LISTS.match(sql):
-                raise StorageError(
-                    f"the view {name} is empty: its stage has not run yet in {self.store.uri}",
-                    "`phivision run` fills it",
-                )
+                raise self._empty(name)
         return Database(sources)
+
+    def _empty(self, name: str) -> StorageError:
+        if name.startswith("second_") and self.manifest("features"):
+            return StorageError(
+                f"the view {name} is empty: the embeddings are of one encoder",
+                "set backbones.second_name for a second one",
+            )
+        return StorageError(
+            f"the view {name} is empty: its stage has not run yet in {self.store.uri}",
+            "`phivision run` fills it",
+        )
 
     def query(self, sql: str, *, printable: bool) -> pa.Table:
         """Return the result of a statement that only reads.
@@ -192,8 +207,9 @@ class Catalog:
                 return _RUNS.empty_table() if not self.runs else self._run_table()
             case "artifacts":
                 return self._artifact_table()
-            case "patches":
-                files = list(zip(self.paths("features"), self.paths("patches"), strict=True))
+            case "patches" | "second_patches":
+                pairs = (self.paths(INDEXES[name]), self.paths(name))
+                files = list(zip(*pairs, strict=True))
                 return PatchTable(files).rows() if files else None
         return self.paths(name) or None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.catalog.catalog import BULKY, Catalog
+from pipeline.catalog.catalog import BULKY, INDEXES, Catalog
 from storage.errors import StorageError
 from storage.sql.duckdb_file import quoted, write_duckdb
 from storage.sql.queries import Source
@@ -46,8 +46,8 @@ def _relations(catalog: Catalog, names: Sequence[str]) -> Iterator[tuple[str, pa
 
 def _select(catalog: Catalog, name: str, source: Source) -> str:
     """Return the statement that reads a view's rows, as the catalog has them, from files."""
-    if isinstance(source, pa.Table):  # `patches`, whose keys are in the index files
-        index, patches = (_parquet(catalog.paths(each)) for each in ("features", "patches"))
+    if isinstance(source, pa.Table):  # patches, whose keys are in the index files
+        index, patches = (_parquet(catalog.paths(each)) for each in (INDEXES[name], name))
         return f"""
             SELECT f.sha256, f.image_id, f.shard, f.row, p.patches FROM read_parquet({index}) f
             JOIN read_parquet({patches}, filename = true, file_row_number = true) p
@@ -55,7 +55,7 @@ def _select(catalog: Catalog, name: str, source: Source) -> str:
             AND f.shard = regexp_extract(p.filename, 'patches-([0-9]+)[.]parquet$', 1)::INTEGER
         """  # noqa: S608 - our own names and quoted paths
     files = _parquet(source)
-    if name == "features":  # Parquet has no arrays of fixed length, which similarity needs
+    if name in INDEXES.values():  # Parquet has no arrays of fixed length, which similarity needs
         width = pq.read_schema(source[0]).field("pooled").type.list_size
         return f"FROM read_parquet({files}) SELECT * REPLACE (pooled::FLOAT[{width}] AS pooled)"
     return f"FROM read_parquet({files})"

@@ -79,16 +79,22 @@ def _config(source: Source) -> Mapping[str, Any]:
 
 
 def vision_width(recipe: Recipe) -> int:
-    """Return the width of the encoder's patch embeddings.
+    """Return the width of the patch embeddings, of two encoders that of both together.
 
     Raises:
         ModelError: timm knows no such encoder.
     """
-    backbones = recipe.backbones
+    backbones, features = recipe.backbones, recipe.features
     if isinstance(backbones, TinyBackbones):
         return backbones.clip_width
-    if is_timm(backbones.clip_name):
-        from model.timm_encoder import timm_shape  # the only import of torch; loads no weights
+    layers = (features.layer, features.second_layer)
+    encoders = zip(backbones.encoders, layers, strict=False)
+    return sum(_width(encoder.name, layer) for encoder, layer in encoders)
 
-        return timm_shape(backbones.clip_name, recipe.features.layer).width
-    return encoder_line(backbones.clip_name).width
+
+def _width(name: str, layer: int) -> int:
+    if not is_timm(name):
+        return encoder_line(name).width
+    from model.timm_encoder import timm_shape  # the only import of torch; loads no weights
+
+    return timm_shape(name, layer).width

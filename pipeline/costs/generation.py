@@ -37,7 +37,7 @@ class Writing:
         language: The language model.
         prefix: Projector and separator, in float32.
         prefix_tokens: Positions of an image, the separator included.
-        encoder: Bytes of the encoder where it is in memory too, else 0.
+        encoder: Bytes of the encoders where they are in memory too, else 0.
         half: Whether the language model is in bf16.
         rows: Texts generated together, times the beams of each.
         prompt: Tokens of the longest prompt.
@@ -135,16 +135,23 @@ def _positions(recipe: Recipe, prefix: int, captions: int, questions: int) -> fl
 
 
 def _encoder_bytes(backbones: BackbonesChoice) -> int:
-    """Return the bytes of the encoder's layers and patch matrix, in float32."""
+    """Return the bytes of all encoders' layers and patch matrices, in float32."""
     if isinstance(backbones, TinyBackbones):
-        width, layers, patch = backbones.clip_width, backbones.clip_layers, backbones.patch_size
-    elif is_timm(backbones.clip_name):
-        from model.timm_encoder import timm_shape
+        tiny = backbones
+        return _tower_bytes(tiny.clip_width, tiny.clip_layers, tiny.patch_size)
+    total = 0
+    for encoder in backbones.encoders:
+        if is_timm(encoder.name):
+            from model.timm_encoder import timm_shape
 
-        return 4 * timm_shape(backbones.clip_name, -1).parameters
-    else:
-        line = encoder_line(backbones.clip_name)
-        width, layers, patch = line.width, line.layers, line.patch
+            total += 4 * timm_shape(encoder.name, -1).parameters
+        else:
+            line = encoder_line(encoder.name)
+            total += _tower_bytes(line.width, line.layers, line.patch)
+    return total
+
+
+def _tower_bytes(width: int, layers: int, patch: int) -> int:
     return 4 * (12 * layers * width**2 + 3 * patch**2 * width)
 
 

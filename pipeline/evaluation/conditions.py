@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.schemas import CONDITIONS
-from storage.features.patches import PatchTable
+from pipeline.data.stored_images import Patches
 
 MEAN_ROWS = 1024  # images whose mean stands for "no image"
 
@@ -29,7 +29,7 @@ class Shown:
 
     def __init__(
         self,
-        patches: PatchTable,
+        patches: Patches,
         tested: NDArray[np.int64],
         trained: NDArray[np.int64],
         seed: int,

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from model.prompt import IMAGE_MARK, MARKER, PromptTemplate
+from pipeline.data.stored_images import Patches
 from pipeline.engine.stage import InputArtifact
 from pipeline.evaluation.scorers.chair import ObjectNames
 from pipeline.evaluation.scorers.pope import PresenceAsker, PresenceQuestion, objects_by_image
 from pipeline.recipe.parts import EvaluatePart
-from storage.features.patches import PatchTable
 from storage.tables import read_table, where
 
 Row = dict[str, Any]
@@ -59,7 +59,7 @@ def spread(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
 
 
 def caption_tasks(
-    table: pa.Table, patches: PatchTable, template: PromptTemplate, evaluate: EvaluatePart
+    table: pa.Table, patches: Patches, template: PromptTemplate, evaluate: EvaluatePart
 ) -> list[Task]:
     """Return one caption task per test image, by image id; `sha256` is among the known columns."""
     test = where(table, split="test", kind="caption")
@@ -77,7 +77,7 @@ def caption_tasks(
 
 def question_tasks(
     questions: Sequence[Row],
-    patches: PatchTable,
+    patches: Patches,
     template: PromptTemplate,
 ) -> list[Task]:
     """Return one answer task per question."""

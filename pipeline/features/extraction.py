@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, islice
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from model.decoding import decode_image
 from model.encoder import PatchEncoder
@@ -38,13 +40,14 @@ ImageFile = tuple[Path, int]  # a shard of images and the row in it
 
 @dataclass(frozen=True)
 class Extraction:
-    """What all shards of one artifact have in common; it is sent to other processes.
+    """What all shards of one encoder have in common; it is sent to other processes.
 
     Attributes:
         clip: Folder of the encoder.
         layer: Layer whose output is kept, counted from the end.
         batch: Images per forward pass, at most.
-        patches: Patches per image that the recipe expects.
+        patches: Patches per image that the recipe expects; None where any square grid will do,
+            because it is resampled when it is read.
         device: Where to compute.
         threads: CPU threads, None for all cores.
         folder: Where finished shards go; every process must see it.
@@ -53,7 +56,7 @@ class Extraction:
     clip: Path
     layer: int
     batch: int
-    patches: int
+    patches: int | None
     device: str
     threads: int | None
     folder: Path
@@ -131,8 +134,26 @@ def open_encoder(extraction: Extraction) -> PatchEncoder:
     return PatchEncoder(extraction.clip, extraction.layer, extraction.device)
 
 
+def check_grid(extraction: Extraction) -> None:
+    """Encode one black image, so that an encoder that does not fit is told before hours of work.
+
+    Raises:
+        PipelineError: Its number of patches does not fit.
+        ModelError: It has no such layer, or gives no grid.
+    """
+    seen = open_encoder(extraction).encode_images([Image.new("RGB", (64, 64))])
+    _check_patches(seen.patches.shape[1], extraction)
+
+
 def _check_patches(given: int, extraction: Extraction) -> None:
-    if given != extraction.patches:
+    if extraction.patches is None:
+        if isqrt(given) ** 2 != given:
+            raise PipelineError(
+                f"the encoder in {extraction.clip.name}/ gives {given} patches, which form no "
+                "square grid, so it cannot be joined with another encoder",
+                "choose an encoder of square images",
+            )
+    elif given != extraction.patches:
         raise PipelineError(
             f"the encoder gives {given} patches, features.patches says {extraction.patches}",
             f"set features.patches={given}",

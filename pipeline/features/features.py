@@ -1,14 +1,17 @@
 """Stage `features`: frozen patch embeddings of every image, in shards committed one by one."""
 
+import json
 import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from model.encoder_table import SECOND
 from model.text_encoder import TextEncoder
+from pipeline.data.stored_images import JOINED, has_second
 from pipeline.engine.devices import pick_device
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.features.clip_scores import CLIP_SCORES, clip_scores
@@ -16,6 +19,7 @@ from pipeline.features.extraction import (
     Extraction,
     ImageFile,
     ShardJob,
+    check_grid,
     make_shard,
     make_shards,
     open_encoder,
@@ -34,42 +38,85 @@ def features(context: StageContext, features: FeaturesPart, seed: int) -> Summar
     """Write the shards `index-*.parquet` and `patches-*.parquet`, and what is computed from them.
 
     That is `nearest.parquet` and `clip_scores.parquet`, which has no rows unless the recipe asks
-    for scores. A killed run resumes at the first incomplete shard, and an image that this encoder
-    has embedded in any earlier artifact of the store is not embedded again.
+    for scores. The shards of a second encoder are in `second/`, each encoder's with the grid that
+    it gives; `joined.json` says to which grid they are resampled when they are read.
+
+    A killed run resumes at the first incomplete shard, and an image that an encoder has embedded
+    in any earlier artifact of the store is not embedded by it again.
 
     Raises:
-        PipelineError: The encoder gives another number of patches than the recipe says.
+        PipelineError: The encoder gives another number of patches than the recipe says, or one of
+            two encoders gives no square grid.
         ModelError: Captions are to be scored, and the encoder has no text tower.
     """
     del seed  # nothing is random
-    extraction = Extraction(
-        clip=context.inputs["backbones"].directory("clip"),
-        layer=features.layer,
+    rows, joined = _unique(context), has_second(context.inputs["backbones"])
+    first = _extraction(context, features, "clip", joined=joined)
+    other = _extraction(context, features, SECOND, joined=True) if joined else None
+    if other:
+        check_grid(other)
+    made = _embed_all(context, first, rows, features.rows_per_shard)
+    _link(made, context.out)
+    summary = {
+        "images": len(rows),
+        "embedded": made.embedded,
+        "shards": len(made.shards),
+        "encoder": made.encoder[:16],
+    }
+    if other:
+        second = _embed_all(context, other, rows, features.rows_per_shard)
+        _link(second, context.out / SECOND)
+        (context.out / JOINED).write_text(json.dumps({"patches": features.patches}))
+        summary |= {"second_embedded": second.embedded, "second_encoder": second.encoder[:16]}
+    indexes = [index for index, _ in made.shards]
+    _compare(context, first, indexes, len(rows), features.clip_scores)
+    size = sum(path.stat().st_size for path in context.out.rglob("*") if path.is_file())
+    return {**summary, "bytes": size}
+
+
+class _Made(NamedTuple):
+    """One encoder's shards (index and patches files), their key, and how many rows are new."""
+
+    shards: list[tuple[Path, Path]]
+    encoder: str
+    embedded: int
+
+
+def _link(made: _Made, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for path in (path for both in made.shards for path in both):
+        os.link(path, folder / path.name)
+
+
+def _extraction(
+    context: StageContext, features: FeaturesPart, folder: str, *, joined: bool
+) -> Extraction:
+    """Return how the encoder of a folder of `backbones` embeds images."""
+    is_second = folder == SECOND
+    return Extraction(
+        clip=context.inputs["backbones"].directory(folder),
+        layer=features.second_layer if is_second else features.layer,
         batch=features.batch,
-        patches=features.patches,
+        patches=None if joined else features.patches,
         device=pick_device(context.settings),
         threads=context.settings.threads,
-        folder=context.scratch / "shards",
+        folder=context.scratch / (f"{SECOND}-shards" if is_second else "shards"),
     )
-    rows = _unique(context)
-    encoder = row_key(open_encoder(extraction), features.batch)
+
+
+def _embed_all(
+    context: StageContext, extraction: Extraction, rows: Sequence[dict[str, Any]], size: int
+) -> _Made:
+    """Make all shards of an encoder, `size` images in each, as far as they are not there."""
+    encoder = row_key(open_encoder(extraction), extraction.batch)
     _remove_torn(extraction.folder)
-    jobs = _jobs(context, extraction, encoder, rows, features.rows_per_shard)
+    jobs = _jobs(context, extraction, encoder, rows, size)
     embedded = sum(len(job.missing) for job in jobs)
     _make(context, extraction, jobs, len(rows), embedded)
-    open_encoder.cache_clear()  # training comes next in this process and needs the memory
-    shards = -(-len(rows) // features.rows_per_shard)
+    open_encoder.cache_clear()  # what comes next in this process needs the memory
+    shards = -(-len(rows) // size)
     paths = [shard_paths(extraction.folder, number) for number in range(shards)]
-    for path in (path for both in paths for path in both):
-        os.link(path, context.out / path.name)
-    _compare(context, extraction, [index for index, _ in paths], len(rows), features.clip_scores)
-    return {
-        "images": len(rows),
-        "embedded": embedded,
-        "shards": shards,
-        "encoder": encoder[:16],
-        "bytes": sum(path.stat().st_size for path in context.out.iterdir()),
-    }
+    return _Made(paths, encoder, embedded)
 
 
 def _compare(
@@ -108,7 +155,8 @@ def _make(
     context: StageContext, extraction: Extraction, jobs: Sequence[ShardJob], images: int, left: int
 ) -> None:
     """Make all shards here, or spread them over other processes."""
-    with context.report.track("embed images", images, images - left) as tick:
+    which = ", second encoder" if extraction.clip.name == SECOND else ""
+    with context.report.track(f"embed images{which}", images, images - left) as tick:
         if context.fan_out is None or not jobs:
             make_shards(extraction, jobs, tick)
             return

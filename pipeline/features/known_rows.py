@@ -7,7 +7,7 @@ a stage that reuses rows writes the same bytes as one that does not.
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -48,18 +48,23 @@ def find_known(
     found: dict[str, KnownRow] = {}
     left = set(wanted)
     for artifact in artifacts:
-        for name in artifact.names if left else ():
-            if not name.startswith("index-"):
-                continue
-            try:
-                here = _in_shard(artifact, name, encoder, left)
-            except (StorageError, OSError, pa.ArrowException):
-                continue
-            if here is None:
-                break  # one artifact has one encoder
-            found |= here
-            left -= here.keys()
+        for indexes in _by_encoder(artifact.names) if left else ():
+            for name in indexes:
+                try:
+                    here = _in_shard(artifact, name, encoder, left)
+                except (StorageError, OSError, pa.ArrowException):
+                    continue
+                if here is None:
+                    break  # the shards of one folder have one encoder
+                found |= here
+                left -= here.keys()
     return found
+
+
+def _by_encoder(names: Sequence[str]) -> list[list[str]]:
+    """Return the names of an artifact's index files, those of each encoder in a list."""
+    indexes = [name for name in names if PurePosixPath(name).name.startswith("index-")]
+    return [list(group) for _, group in groupby(indexes, key=lambda name: name.rpartition("/")[0])]
 
 
 def read_known(rows: Sequence[KnownRow]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
@@ -92,6 +97,6 @@ def _in_shard(
     rows = {key: row for row, key in enumerate(keys) if key in wanted}
     if not rows:
         return {}
-    patches = artifact.path(name.replace("index-", "patches-", 1))
+    patches = artifact.path(f"{name[: -len(index.name)]}{index.name.replace('index-', 'patches-')}")
     verify_shard(index.parent, int(index.stem.removeprefix("index-")))
     return {key: KnownRow(index, patches, row) for key, row in rows.items()}

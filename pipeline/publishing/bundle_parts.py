@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from model.bundle import PREFIX, PREFIX_CONFIG
 from model.encoder import CONFIG, TIMM_CONFIG
+from model.encoder_table import SECOND
 
 
 def bundle_parts(folder: Path) -> dict[str, str]:
@@ -21,8 +22,14 @@ def bundle_parts(folder: Path) -> dict[str, str]:
     prefix = json.loads((folder / PREFIX_CONFIG).read_text())
     language = json.loads((folder / "lm" / "config.json").read_text())
     projector = f"{prefix['projector']['kind']}, {_count([folder / PREFIX])} parameters"
+    encoders = {
+        "image encoder, frozen": f"{_encoder(folder / 'clip')}; {prefix['patches']} patches"
+    }
+    if (folder / SECOND).is_dir():
+        shared = f"joined to the first on one grid of {prefix['patches']} patches"
+        encoders["second image encoder, frozen"] = f"{_encoder(folder / SECOND)}; {shared}"
     return {
-        "image encoder, frozen": f"{_encoder(folder / 'clip')}; {prefix['patches']} patches",
+        **encoders,
         "projector": projector,
         "language model": f"{language['model_type']}, "
         f"{_count((folder / 'lm').glob('*.safetensors'))} parameters",

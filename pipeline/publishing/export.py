@@ -1,8 +1,9 @@
 """A published bundle as a repository folder: all that others need to load, judge and repeat it.
 
 The folder is in Hugging Face's layout: `lm/` is a plain language model of transformers with its
-tokenizer, `clip/` an open_clip or timm folder, `vision_prefix.safetensors` the projector,
-`README.md` the model card and `provenance.json` the recipe with the digests of all stages.
+tokenizer, `clip/` an open_clip or timm folder, as is `second/` of two encoders,
+`vision_prefix.safetensors` the projector, `README.md` the model card and `provenance.json` the
+recipe with the digests of all stages.
 """
 
 import json
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from model.encoder_table import SECOND
 from pipeline.errors import PipelineError
 from pipeline.hub.snapshots import is_name
 from pipeline.publishing.export_card import export_card
@@ -30,6 +32,7 @@ _PLACES = (
     ("pretrain", "start"),
     ("conversations", "source", "path"),
     ("backbones", "clip_pretrained"),
+    ("backbones", "second_pretrained"),
     ("backbones", "lm_repository"),
 )
 
@@ -145,7 +148,8 @@ def write_repository(
     projector = json.loads((folder / "vision_prefix.json").read_text())["projector"]["kind"]
     readme = folder / "README.md"
     by_open_clip = (folder / "clip" / "open_clip_config.json").is_file()
-    loading = Loading(name, projector, by_open_clip, beside=adapters == "beside")
+    alone = by_open_clip and not (folder / SECOND).is_dir()
+    loading = Loading(name, projector, alone, beside=adapters == "beside")
     card_text = export_card(readme.read_text("utf-8"), provenance, loading)
     readme.write_text(card_text, encoding="utf-8")
 

@@ -102,7 +102,7 @@ class Loading:
     Attributes:
         name: owner/name of the repository on the hub, None where it is not known yet.
         projector: Kind of the projector.
-        by_open_clip: Whether open_clip builds the encoder, and not timm.
+        by_open_clip: Whether open_clip builds the encoder, and not timm, and it is the only one.
         beside: Whether LoRA adapters are kept beside the language model, not merged.
     """
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, get_args
 
-from model.encoder_table import is_place, is_timm
+from model.encoder_table import encoder_line, is_timm
 from pipeline.hub.snapshots import is_name
 from pipeline.recipe.data_sources import APACHE, UNKNOWN, OneImageSource
 
@@ -15,7 +15,7 @@ class Origin:
     """Where one part of an assistant comes from.
 
     Attributes:
-        part: images, conversations, encoder or language model.
+        part: images, conversations, encoder, second encoder or language model.
         what: Its name.
         licence: Its licence, in words.
         repository: Its repository on the Hugging Face Hub, if it has one.
@@ -52,7 +52,10 @@ def origins(recipe: Mapping[str, Any]) -> list[Origin]:
             Origin("language model", "a tiny Phi, trained on these texts", APACHE),
         ]
     else:
-        models = [_encoder(backbones), _language_model(backbones)]
+        models = [_encoder("encoder", backbones["clip_name"], backbones["clip_pretrained"])]
+        if second := backbones.get("second_name"):  # which recipes of earlier versions lack
+            models.append(_encoder("second encoder", second, backbones["second_pretrained"]))
+        models.append(_language_model(backbones))
     talk = recipe["conversations"]["source"]
     spoken = [_conversations(each) for each in _each(talk) if each["kind"] != "none"]
     begun = [Origin("projector", "trained further from an earlier bundle", UNKNOWN)]
@@ -66,12 +69,12 @@ def _each(source: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     return source["sources"].values() if source["kind"] == "mixture" else (source,)
 
 
-def _encoder(backbones: Mapping[str, Any]) -> Origin:
-    name, weights = backbones["clip_name"], backbones["clip_pretrained"]
+def _encoder(part: str, name: str, weights: str) -> Origin:
+    tags = {} if is_timm(name) else encoder_line(name).tags
     name = name if is_timm(name) else f"CLIP {name}"
-    if is_place(weights):  # a path or an address that stays private
-        return Origin("encoder", f"{name}, with weights from elsewhere", UNKNOWN)
-    return Origin("encoder", f"{name} ({weights})", _licence(weights))
+    if weights not in tags:  # a path or an address that stays private, or what is left of one
+        return Origin(part, f"{name}, with weights from elsewhere", UNKNOWN)
+    return Origin(part, f"{name} ({weights})", _licence(weights))
 
 
 def _language_model(backbones: Mapping[str, Any]) -> Origin:

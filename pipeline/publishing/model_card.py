@@ -14,8 +14,13 @@ tags: [vision-language, image-captioning, visual-question-answering]
 ---
 # {{ name }}
 
+{% if joined %}
+A small vision-language assistant made with phivision: a projector hands what two frozen encoders
+see in an image, joined by position, to a language model, which was finetuned to speak about images.
+{% else %}
 A small vision-language assistant made with phivision: a projector hands what a frozen encoder sees
 in an image to a language model, which was finetuned to speak about images.
+{% endif %}
 
 | part | what |
 |---|---|
@@ -75,6 +80,9 @@ training caption, and one of the most similar training image.
 phivision ask PHOTO.jpg "What is in the image?"
 ```
 
+{% if joined %}
+`second/` is the second encoder, a folder like `clip/`.
+{% endif %}
 `bundle.json` describes the parts: `clip/` is an open_clip folder, `lm/` a Hugging Face folder,
 `vision_prefix.safetensors` the projector with its separator. No part is code or a pickle.
 
@@ -98,6 +106,7 @@ def model_card(card: dict[str, Any]) -> str:
     return TEMPLATES.from_string(_CARD).render(
         name=card["name"],
         parts=card["parts"].items(),
+        joined="second_layer" in card,
         trained_on=card.get("trained_on"),
         scores=_table(values, _CONDITIONS),
         gaps=_table(values, _AGAINST, "_gap", "+.3f"),

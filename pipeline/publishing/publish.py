@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
-from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG
+from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG, TWO_ENCODERS
+from model.encoder_table import SECOND
+from pipeline.data.stored_images import has_second
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.publishing.bundle_parts import bundle_parts
 from pipeline.publishing.model_card import model_card
@@ -25,20 +28,20 @@ def publish(
 ) -> Summary:
     """Write the bundle: `clip/`, `lm/`, the vision prefix, `bundle.json` and `README.md`.
 
+    A second encoder is in `second/`.
     `reference.safetensors` holds embeddings of training images, for `model.training_reference`.
     """
     del seed
-    clone_folder(context.inputs["backbones"].directory("clip"), context.out / "clip")
-    clone_folder(context.inputs["finetune"].directory("lm"), context.out / "lm")
-    for name in (PREFIX, PREFIX_CONFIG):
-        shutil.copyfile(context.inputs["finetune"].path(name), context.out / name)
+    joined = has_second(context.inputs["backbones"])
+    _copy_models(context, ("clip", SECOND) if joined else ("clip",))
     trained_on = _trained_on(context, images.source.phrase)
     metrics = json.loads(context.inputs["evaluate"].path("metrics.json").read_text())
     card: dict[str, Any] = {
-        "format": FORMAT,
+        "format": TWO_ENCODERS if joined else FORMAT,
         "name": publish.name,
         "parts": bundle_parts(context.out),
         "layer": features.layer,
+        **({"second_layer": features.second_layer} if joined else {}),
         "patches": features.patches,
         "template": json.loads(context.inputs["examples"].path("template.json").read_text()),
         "beams": evaluate.beams,
@@ -57,6 +60,14 @@ def publish(
         "trained_on": trained_on["sentence"],
         "least_similarity": trained_on.get("least_similarity"),
     }
+
+
+def _copy_models(context: StageContext, encoders: Sequence[str]) -> None:
+    for name in encoders:
+        clone_folder(context.inputs["backbones"].directory(name), context.out / name)
+    clone_folder(context.inputs["finetune"].directory("lm"), context.out / "lm")
+    for name in (PREFIX, PREFIX_CONFIG):
+        shutil.copyfile(context.inputs["finetune"].path(name), context.out / name)
 
 
 def _trained_on(context: StageContext, what: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ draw, whatever the order of the dataset.
 import torch
 
 from model.training_reference import FEWEST, TrainingReference, make_reference, pool
-from pipeline.data.stored_images import open_patches
+from pipeline.data.stored_images import open_first, open_patches
 from pipeline.engine.stage import InputArtifact
 from storage.tables import read_table, where
 
@@ -43,9 +43,10 @@ def reference_of(
     if len(trained) < FEWEST:
         return None
     patches = open_patches(features)
+    width = open_first(features).shape[1]  # images are compared by the first encoder alone
     rows = patches.rows_of(trained[:MOST])
     parts = [
-        pool(torch.from_numpy(patches.gather(rows[start : start + _AT_ONCE])).float())
+        pool(torch.from_numpy(patches.gather(rows[start : start + _AT_ONCE])[..., :width]).float())
         for start in range(0, len(rows), _AT_ONCE)
     ]
     return make_reference(torch.cat(parts), what)

@@ -1,6 +1,6 @@
-"""The recipe's part `backbones`: which CLIP and which language model, trained here or published."""
+"""The recipe's part `backbones`: which encoders and which language model, trained or published."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -55,8 +55,27 @@ class TinyBackbones(Part):
         return self
 
 
+class EncoderChoice(NamedTuple):
+    """A published encoder that a recipe names.
+
+    Attributes:
+        name: open_clip's architecture, or `timm/` and timm's.
+        pretrained: open_clip's tag of its weights, or where they are.
+        folder: The encoder's folder in the artifact of `backbones` and in a bundle.
+    """
+
+    name: str
+    pretrained: str
+    folder: Literal["clip", "second"]
+
+    @property
+    def field(self) -> str:
+        """The recipe's field that says where the weights are, without its part."""
+        return f"{self.folder}_pretrained"
+
+
 class HubBackbones(Part):
-    """Published weights: an encoder of open_clip or timm, and a language model of transformers."""
+    """Published weights: encoders of open_clip or timm, and a language model of transformers."""
 
     kind: Literal["hub"] = "hub"
     clip_name: str = Field(
@@ -68,6 +87,13 @@ class HubBackbones(Part):
         ".safetensors file, or a folder or Hub repository with open_clip_model.safetensors (of "
         "timm: model.safetensors), as path, URL or hf://owner/name[@revision]."
     )
+    second_name: str = Field(
+        description="A second encoder beside the first, named like clip_name; empty: none. Both "
+        "are resampled to one grid of features.patches positions and joined by position."
+    )
+    second_pretrained: str = Field(
+        description="Where the second encoder's weights are, like clip_pretrained; empty: none."
+    )
     lm_repository: str = Field(
         description="Where the language model is: owner/name on the Hub, "
         "hf://owner/name[@revision], a folder, a .gguf file, or any fsspec URL of one."
@@ -77,32 +103,46 @@ class HubBackbones(Part):
         "the run repeatable."
     )
 
+    @property
+    def encoders(self) -> list[EncoderChoice]:
+        """The encoders, the first one first."""
+        first = EncoderChoice(self.clip_name, self.clip_pretrained, "clip")
+        second = EncoderChoice(self.second_name, self.second_pretrained, "second")
+        return [first, second] if self.second_name else [first]
+
     @model_validator(mode="after")
-    def _encoder_is_known(self) -> Self:
-        if is_timm(self.clip_name):
-            if not is_place(self.clip_pretrained):
-                raise ValueError(
-                    f"{self.clip_name} needs the address of weights, not '{self.clip_pretrained}': "
-                    "hf://timm/NAME, or the path or URL of a folder or .safetensors file"
-                )
-            return self
-        try:
-            line = encoder_line(self.clip_name)
-        except KeyError:
+    def _encoders_are_known(self) -> Self:
+        if self.second_pretrained and not self.second_name:
             raise ValueError(
-                f"no encoder '{self.clip_name}'; choose {', '.join(ENCODERS)}, another vision "
-                "transformer of open_clip, or any of timm as timm/NAME"
-            ) from None
-        if self.clip_pretrained == "openai" and not self.clip_name.endswith("-quickgelu"):
-            raise ValueError(
-                f"OpenAI's weights were trained with QuickGELU: use {self.clip_name}-quickgelu"
+                f"second_pretrained is {self.second_pretrained}, but second_name is empty: name "
+                "the architecture of the second encoder, or empty both"
             )
-        if self.clip_pretrained not in line.tags and not is_place(self.clip_pretrained):
-            known = " or ".join([*line.tags, "the path or URL of a .safetensors file"])
-            raise ValueError(
-                f"{self.clip_name} has no weights '{self.clip_pretrained}': use {known}"
-            )
+        for encoder in self.encoders:
+            _check_encoder(encoder.name, encoder.pretrained)
         return self
+
+
+def _check_encoder(name: str, pretrained: str) -> None:
+    """Raise ValueError unless there is such an encoder, and such weights for it."""
+    if is_timm(name):
+        if not is_place(pretrained):
+            raise ValueError(
+                f"{name} needs the address of weights, not '{pretrained}': "
+                "hf://timm/NAME, or the path or URL of a folder or .safetensors file"
+            )
+        return
+    try:
+        line = encoder_line(name)
+    except KeyError:
+        raise ValueError(
+            f"no encoder '{name}'; choose {', '.join(ENCODERS)}, another vision "
+            "transformer of open_clip, or any of timm as timm/NAME"
+        ) from None
+    if pretrained == "openai" and not name.endswith("-quickgelu"):
+        raise ValueError(f"OpenAI's weights were trained with QuickGELU: use {name}-quickgelu")
+    if pretrained not in line.tags and not is_place(pretrained):
+        known = " or ".join([*line.tags, "the path or URL of a .safetensors file"])
+        raise ValueError(f"{name} has no weights '{pretrained}': use {known}")
 
 
 BackbonesChoice = Annotated[TinyBackbones | HubBackbones, Field(discriminator="kind")]

@@ -112,7 +112,15 @@ class FeaturesPart(Part):
     """Which patch embeddings are kept and how they are sharded."""
 
     layer: int = Field(lt=0, description="Transformer layer, counted from the end: -1 the last.")
-    patches: Positive = Field(description="Patch tokens the encoder gives per image.")
+    second_layer: int = Field(
+        lt=0,
+        description="Layer of backbones.second_name, counted from the end; without a second "
+        "encoder it has no effect.",
+    )
+    patches: Positive = Field(
+        description="Patch tokens the encoder gives per image; of two encoders, the positions of "
+        "the square grid to which both are resampled."
+    )
     batch: Positive = Field(description="Images per forward pass.")
     rows_per_shard: Positive = Field(description="Images per feature shard.")
     clip_scores: bool = Field(

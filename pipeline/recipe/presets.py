@@ -75,7 +75,9 @@ DEMO = Recipe(
         lm_batch=4,
         lm_learning_rate=3e-3,
     ),
-    features=FeaturesPart(layer=-2, patches=49, batch=128, rows_per_shard=256, clip_scores=True),
+    features=FeaturesPart(
+        layer=-2, second_layer=-2, patches=49, batch=128, rows_per_shard=256, clip_scores=True
+    ),
     examples=ExamplesPart(
         caption_max_characters=120,
         caption_min_words=2,
@@ -189,10 +191,14 @@ COCO = Recipe(
     backbones=HubBackbones(
         clip_name="ViT-B-32-quickgelu",
         clip_pretrained="openai",
+        second_name="",
+        second_pretrained="",
         lm_repository="microsoft/phi-2",
         lm_revision="810d367871c1d460086d9f82db8696f2e0a0fcd0",
     ),
-    features=FeaturesPart(layer=-1, patches=49, batch=256, rows_per_shard=2048, clip_scores=False),
+    features=FeaturesPart(
+        layer=-1, second_layer=-1, patches=49, batch=256, rows_per_shard=2048, clip_scores=False
+    ),
     examples=ExamplesPart(
         caption_max_characters=120,
         caption_min_words=3,

@@ -6,6 +6,7 @@ defaults, so naming one field can never reset its siblings.
 
 import difflib
 from collections.abc import Iterator, Mapping
+from math import isqrt
 from typing import Any, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
@@ -60,16 +61,7 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _rooms_fit(self) -> Self:
-        patches, layers = encoder_shape(self.backbones) or (self.features.patches, None)
-        if patches != self.features.patches:
-            raise ValueError(
-                f"the encoder gives {patches} patches, features.patches says "
-                f"{self.features.patches}"
-            )
-        if layers is not None and -self.features.layer > layers:
-            raise ValueError(
-                f"the encoder has {layers} layers, features.layer says {self.features.layer}"
-            )
+        self._encoders_fit()
         self.pretrain.projector.validate_against(self.features.patches)
         self._texts_fit()
         self._scores_are_made()
@@ -80,6 +72,29 @@ class Recipe(Part):
             )
         self._texts_suffice()
         return self
+
+    def _encoders_fit(self) -> None:
+        """Refuse another number of patches, or a layer, than the encoders have."""
+        features, shapes = self.features, encoder_shapes(self.backbones)
+        joined = len(shapes) > 1
+        if joined and isqrt(features.patches) ** 2 != features.patches:
+            raise ValueError(
+                f"two encoders are joined on a square grid, and features.patches="
+                f"{features.patches} is no square: set {isqrt(features.patches) ** 2}, for example"
+            )
+        layers = (("layer", features.layer), ("second_layer", features.second_layer))
+        for which, shape, (field, layer) in zip(("", "second "), shapes, layers, strict=False):
+            if shape is None:
+                continue
+            if not joined and shape[0] != features.patches:
+                raise ValueError(
+                    f"the encoder gives {shape[0]} patches, features.patches says "
+                    f"{features.patches}"
+                )
+            if -layer > shape[1]:
+                raise ValueError(
+                    f"the {which}encoder has {shape[1]} layers, features.{field} says {layer}"
+                )
 
     def _scores_are_made(self) -> None:
         """Refuse a filter of scores that no stage computes, and scores no encoder can give."""
@@ -181,17 +196,21 @@ def flatten(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
         yield prefix, value
 
 
-def encoder_shape(backbones: BackbonesChoice) -> tuple[int, int] | None:
-    """Return how many patches an encoder gives, and how many layers it has.
+def encoder_shapes(backbones: BackbonesChoice) -> list[tuple[int, int] | None]:
+    """Return how many patches each encoder gives, and how many layers it has.
 
-    None for timm, which needs torch: a recipe is checked without it, and the stage `features`
-    checks the first images.
+    None for one of timm, which needs torch: a recipe is checked without it, and the stage
+    `features` checks the first images.
     """
     if isinstance(backbones, TinyBackbones):
-        return (backbones.image_size // backbones.patch_size) ** 2, backbones.clip_layers
-    if is_timm(backbones.clip_name):
-        return None
-    line = encoder_line(backbones.clip_name)
+        return [((backbones.image_size // backbones.patch_size) ** 2, backbones.clip_layers)]
+    return [
+        None if is_timm(encoder.name) else _shape(encoder.name) for encoder in backbones.encoders
+    ]
+
+
+def _shape(name: str) -> tuple[int, int]:
+    line = encoder_line(name)
     return line.patches, line.layers
 
 

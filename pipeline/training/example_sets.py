@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from model.projectors import ProjectorConfig
 from model.training import MicroBatch
-from pipeline.data.stored_images import open_patches
+from pipeline.data.stored_images import Patches, open_patches
 from pipeline.engine.stage import InputArtifact, StageContext
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import TrainingPart
 from pipeline.training.collate import collate, shared_tokens, widened
-from storage.features.patches import PatchTable
 from storage.tables import read_table, where
 
 NO_IMAGE = -1  # in place of the row of an image's patches
@@ -49,7 +48,7 @@ class ExampleSet:
     def __init__(
         self,
         examples: InputArtifact,
-        patches: PatchTable,
+        patches: Patches,
         split: str,
         shares: dict[str, float],
         seed: int,
@@ -235,7 +234,7 @@ def _keys(
     return np.array(keys, object)
 
 
-def _patch_rows(patches: PatchTable, sha256: Sequence[str | None]) -> NDArray[np.int64]:
+def _patch_rows(patches: Patches, sha256: Sequence[str | None]) -> NDArray[np.int64]:
     """Return the row of each example's patches, `NO_IMAGE` for a text alone."""
     found = np.full(len(sha256), NO_IMAGE)
     known = [number for number, key in enumerate(sha256) if key is not None]

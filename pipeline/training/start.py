@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.encoder_table import ENCODERS
+from model.encoder_table import ENCODERS, SECOND
 from pipeline.backbones.model_sources import Source, find_source, state_of
 from pipeline.engine.stage import SourceState, StageContext
 from pipeline.errors import PipelineError
@@ -73,7 +73,7 @@ def bring_prefix(
         raise PipelineError(
             f"pretrain.start: the bundle's {field} is {known.get(field)}, the recipe's is "
             f"{wanted[field]}",
-            "choose the same encoder and pretrain.projector as the bundle's; --start does",
+            "choose the same encoders and pretrain.projector as the bundle's; --start does",
         )
     return load_file(folder / _PREFIX)
 
@@ -82,7 +82,7 @@ def fields_of_bundle(path: str) -> dict[str, object]:
     """Return the recipe fields with which training continues from a bundle on this machine.
 
     Raises:
-        PipelineError: It is not a bundle, or a recipe cannot name its encoder.
+        PipelineError: It is not a bundle, or a recipe cannot name its encoders.
     """
     folder = Path(path).expanduser()
     if not (folder / "bundle.json").is_file():
@@ -93,13 +93,17 @@ def fields_of_bundle(path: str) -> dict[str, object]:
     card = json.loads((folder / "bundle.json").read_text())
     prefix = json.loads((folder / _CONFIG).read_text())
     template: Mapping[str, Any] = card["template"]
+    second = folder / SECOND
     return {
         "backbones.kind": "hub",
         "backbones.clip_name": _encoder(folder / "clip"),
         "backbones.clip_pretrained": _place(folder / "clip"),
+        "backbones.second_name": _encoder(second) if second.is_dir() else "",
+        "backbones.second_pretrained": _place(second) if second.is_dir() else "",
         "backbones.lm_repository": _place(folder / "lm"),
         "backbones.lm_revision": "main",
         "features.layer": card["layer"],
+        "features.second_layer": card.get("second_layer", card["layer"]),
         "features.patches": card["patches"],
         "examples.template": "auto" if "opening" in template else "plain",
         "examples.user_prefix": template["user_prefix"],
@@ -125,7 +129,7 @@ def _place(folder: Path) -> str:
 
 
 def _encoder(folder: Path) -> str:
-    """Return how a recipe names the encoder of a bundle."""
+    """Return how a recipe names the encoder in a folder of a bundle."""
     by_timm = folder / "config.json"
     if by_timm.is_file():
         return f"timm/{json.loads(by_timm.read_text())['architecture']}"

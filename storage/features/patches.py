@@ -90,6 +90,11 @@ class PatchTable:
         """The index columns of all rows, in row order; patches are not touched."""
         return self._read_index(None)
 
+    @cached_property
+    def hashes(self) -> pa.ChunkedArray:
+        """The sha256 of all rows, in row order."""
+        return self._read_index(["sha256"])["sha256"]
+
     def rows_of(self, sha256: Sequence[str]) -> NDArray[np.int64]:
         """Row numbers of images by content, int64 [image].
 
@@ -108,7 +113,7 @@ class PatchTable:
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
-        keys = self._read_index(["sha256"])["sha256"].to_pylist()
+        keys = self.hashes.to_pylist()
         # In reverse, so that the first of several rows wins.
         return {keys[row]: row for row in reversed(range(len(keys)))}
 

@@ -1,6 +1,7 @@
 """The SQL function `patch_grid`: a row of the view `patches` as a list of patch vectors."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import duckdb
@@ -11,17 +12,16 @@ from duckdb.func import PythonUDFType
 SHAPE = b"phivision.shape"  # in the schema of every patches file: patches, then width
 
 
-def shape_of(schemas: Sequence[pa.Schema]) -> tuple[int, int] | None:
-    """Return [patch, width] of the first schema that holds it, or None."""
-    for schema in schemas:
-        text = (schema.metadata or {}).get(SHAPE, b"").decode()
-        if text:
-            patch, width = map(int, text.split(","))
-            return patch, width
-    return None
+def shapes_of(schemas: Sequence[pa.Schema]) -> list[tuple[int, int]]:
+    """Return [patch, width] of the schemas that hold it, each once."""
+    found = [(schema.metadata or {}).get(SHAPE, b"").decode() for schema in schemas]
+    shapes = [tuple(map(int, text.split(","))) for text in found if text]
+    return list(dict.fromkeys((patch, width) for patch, width in shapes))
 
 
-def add_patch_grid(connection: duckdb.DuckDBPyConnection, shape: tuple[int, int]) -> None:
+def add_patch_grid(
+    connection: duckdb.DuckDBPyConnection, shapes: Sequence[tuple[int, int]]
+) -> None:
     """Define `patch_grid(BLOB) → FLOAT[][]`, a list of patches, each a list of its values.
 
     It is computed by numpy on whole columns: DuckDB has no float16, and undoing one value by
@@ -29,11 +29,12 @@ def add_patch_grid(connection: duckdb.DuckDBPyConnection, shape: tuple[int, int]
 
     Args:
         connection: Where to define it.
-        shape: Patches and their width in a BLOB of float16.
+        shapes: Patches and their width in a BLOB of float16; where there are several, as of two
+            encoders, the size of a BLOB tells which, and one that fits two shapes is an error.
     """
 
     def grids(blobs: Any) -> pa.ListArray:
-        return _grids(blobs, shape)
+        return _grids(blobs, shapes)
 
     connection.create_function(
         "patch_grid",
@@ -44,13 +45,10 @@ def add_patch_grid(connection: duckdb.DuckDBPyConnection, shape: tuple[int, int]
     )
 
 
-def _grids(blobs: Any, shape: tuple[int, int]) -> pa.ListArray:
+def _grids(blobs: Any, shapes: Sequence[tuple[int, int]]) -> pa.ListArray:
     column = blobs.combine_chunks() if isinstance(blobs, pa.ChunkedArray) else blobs
-    patch, width = shape
-    for blob in column.drop_null():
-        if len(blob.as_buffer()) != 2 * patch * width:
-            found = len(blob.as_buffer())
-            raise ValueError(f"patch_grid takes {2 * patch * width} bytes, not {found}")
+    sizes = {len(blob.as_buffer()) for blob in column.drop_null()}
+    patch, width = _shape(sizes, shapes)
     whole = b"".join(blob.as_buffer() for blob in column.drop_null())
     values = pa.array(np.frombuffer(whole, "<f2").astype(np.float32))
     vectors = pa.ListArray.from_arrays(
@@ -60,3 +58,15 @@ def _grids(blobs: Any, shape: tuple[int, int]) -> pa.ListArray:
     ends = np.concatenate([[0], np.cumsum(present) * patch]).astype(np.int32)
     missing = None if present.all() else pa.array(~present)
     return pa.ListArray.from_arrays(pa.array(ends), vectors, mask=missing)
+
+
+def _shape(sizes: AbstractSet[int], shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the one shape that has the size of all BLOBs, in bytes; any where there is none."""
+    fitting = [shape for shape in shapes if sizes <= {2 * shape[0] * shape[1]}]
+    if not fitting:
+        known = " or ".join(str(2 * patch * width) for patch, width in shapes)
+        found = ", ".join(map(str, sorted(sizes)))
+        raise ValueError(f"patch_grid takes {known} bytes, not {found}")
+    if sizes and len(fitting) > 1:
+        raise ValueError(f"BLOBs of {min(sizes)} bytes fit {fitting}: ask for one view only")
+    return fitting[0]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from storage.errors import StorageError
-from storage.sql.patch_grid import add_patch_grid, shape_of
+from storage.sql.patch_grid import add_patch_grid, shapes_of
 from storage.tables import is_text
 
 _BY_TEXT = frozenset({"query", "query_table"})  # functions that take a relation's name as text
@@ -47,9 +47,9 @@ class Database:
         self.names = [*self._sources, *(views or {})]
         for name, relation in self._sources.items():
             self._connection.register(name, relation)
-        shape = shape_of([relation.schema for relation in self._sources.values()])
-        if shape is not None:
-            add_patch_grid(self._connection, shape)
+        shapes = shapes_of([relation.schema for relation in self._sources.values()])
+        if shapes:
+            add_patch_grid(self._connection, shapes)
         for macro in macros:
             self._connection.execute(macro)
         for name, sql in (views or {}).items():

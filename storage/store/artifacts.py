@@ -62,8 +62,12 @@ class Artifact:
         return self._store.local_path(self.manifest, self._records[name])
 
     def paths(self, pattern: str) -> list[Path]:
-        """Return local paths of the files whose name matches a glob pattern, sorted by name."""
-        return [self.path(name) for name in self.names if PurePosixPath(name).match(pattern)]
+        """Return local paths of the files whose whole name matches a glob, sorted by name.
+
+        `*` matches within one folder: `index-*.parquet` does not find `second/index-0.parquet`.
+        """
+        matching = (name for name in self.names if PurePosixPath("/", name).match(f"/{pattern}"))
+        return [self.path(name) for name in matching]
 
     def directory(self, prefix: str) -> Path:
         """Return a local directory that holds all files below a prefix.

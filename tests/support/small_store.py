@@ -7,6 +7,7 @@ predictions. The second run answers better than the first.
 import hashlib
 import io
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,20 +201,19 @@ def _examples(out: Path, run: int) -> Row:
 def _features(out: Path, run: int) -> Row:
     rows = image_rows()
     angles = np.linspace(0, 1.5, len(rows))
-    write_shard(
-        out,
-        0,
-        ShardRows(
-            sha256=[row["sha256"] for row in rows],
-            image_id=np.array([row["image_id"] for row in rows], np.int64),
-            width=np.array([row["width"] for row in rows], np.int32),
-            height=np.array([row["height"] for row in rows], np.int32),
-            split=[row["split"] for row in rows],
-            patches=np.ones((len(rows), 4, 8), np.float16),
-            pooled=np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32),
-        ),
-        "encoder",
+    first = ShardRows(
+        sha256=[row["sha256"] for row in rows],
+        image_id=np.array([row["image_id"] for row in rows], np.int64),
+        width=np.array([row["width"] for row in rows], np.int32),
+        height=np.array([row["height"] for row in rows], np.int32),
+        split=[row["split"] for row in rows],
+        patches=np.ones((len(rows), 4, 8), np.float16),
+        pooled=np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32),
     )
+    write_shard(out, 0, first, "encoder")
+    second = replace(first, patches=np.full((len(rows), 9, 2), 2, np.float16))
+    write_shard(out / "second", 0, second, "another encoder")
+    (out / "joined.json").write_text('{"patches": 4}')
     indexes = sorted(out.glob("index-*"))
     write_arrow(out / "nearest.parquet", nearest_images(indexes, "cpu", lambda _: None))
     write_arrow(out / "clip_scores.parquet", CLIP_SCORES.empty_table())

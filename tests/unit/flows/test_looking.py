@@ -209,7 +209,7 @@ def test_the_plain_client_opens_the_catalog_file(
     main(["catalog", str(path), "--store", store.uri, *(["--copy"] if copy else [])])
     with duckdb.connect(path, read_only=True) as connection:
         names = {row[0] for row in connection.sql("SHOW TABLES").fetchall()}
-        bulky = {"files", "patches"} if copy else set()
+        bulky = {"files", "patches", "second_patches"} if copy else set()
         assert names == set(Catalog(store).views()) - bulky
         joined = connection.sql(
             "SELECT count(*) FROM predictions p JOIN images USING (image_id) "

@@ -81,7 +81,7 @@ def test_earlier_layers_have_their_own_grid(tmp_path: Path) -> None:
     assert timm_shape("timm/test_efficientnet", -2)[:2] == (100, 48)
     found = encoder_of("test_efficientnet", tmp_path, -2).encode_images(images()[:1])
     assert found.patches.shape == (1, 100, 48)
-    with pytest.raises(ModelError, match=r"has 5 layers, features\.layer says -6"):
+    with pytest.raises(ModelError, match="has 5 layers, and layer -6 was asked"):
         timm_shape("timm/test_efficientnet", -6)
 
 

@@ -199,7 +199,7 @@ def test_what_was_seen_is_not_looked_at_again(wary_bundle: Path) -> None:
     assistant = load_assistant(wary_bundle)
     seen = assistant.see(texture())
     expected = assistant.ask(texture(), "What?"), assistant.caption([texture()])
-    del assistant.encoder  # no pass of it is left
+    del assistant.encoders  # no pass of it is left
     assert assistant.warning(seen) == WARNING
     assert (assistant.ask(seen, "What?"), assistant.caption([seen])) == expected
     assert (wary_bundle / REFERENCE).stat().st_size < 10_000

@@ -59,10 +59,11 @@ def test_another_client_finds_the_same_in_the_exported_file(
         assert found.to_pylist() == expected.to_pylist(), title
 
 
+@pytest.mark.parametrize("view", ["patches", "second_patches"])
 def test_the_exported_patches_have_the_keys_that_the_catalog_gives(
-    catalog: Catalog, exported: duckdb.DuckDBPyConnection
+    catalog: Catalog, exported: duckdb.DuckDBPyConnection, view: str
 ) -> None:
-    query = "FROM patches ORDER BY shard, row"
+    query = f"FROM {view} ORDER BY shard, row"
     with catalog.open(query) as database:
         expected = database.read_only(query).to_pylist()
     assert exported.sql(query).to_arrow_table().to_pylist() == expected

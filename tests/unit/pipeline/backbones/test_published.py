@@ -20,6 +20,7 @@ from pipeline.engine.dag import BY_NAME
 from pipeline.engine.plan import Step, plan
 from pipeline.errors import PipelineError, UnreachableError
 from pipeline.recipe.recipe import Recipe
+from storage.errors import StorageError
 from storage.store.artifacts import Artifact, ArtifactStore
 from storage.store.verify import committed, verify
 from tests.e2e.chat_server import ROOT
@@ -366,6 +367,36 @@ def test_one_file_of_encoder_weights_is_enough(
     assert other.manifest.digest == made.manifest.digest
 
 
+def test_a_second_encoder_lies_beside_the_first_and_is_watched(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = make_backbones(tmp_path / "alone", published())
+    clip = write_folder(tmp_path / "clip", clip_files())
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(clip_files()["open_clip_model.safetensors"])
+    for number, place in enumerate((f"hf://{CLIP_REPOSITORY}", str(clip), str(own))):
+        recipe = published(second_name=CLIP, second_pretrained=place)
+        root = tmp_path / f"two-{number}"
+        made = make_backbones(root, recipe)
+        files = artifact_at(root)
+        assert PatchEncoder(files.directory("second"), -1).fingerprint == (
+            PatchEncoder(files.directory("clip"), -1).fingerprint
+        )
+        summary, source = made.manifest.summary, made.manifest.payload["source"]
+        assert summary["second_parameters"] == alone.manifest.summary["clip_parameters"]
+        assert set(source) == {"clip", "second", "lm"}
+        assert ("second_commit" in summary) is place.startswith("hf:")
+        rest = {name for name in files.names if not name.startswith("second/")}
+        assert rest == set(artifact_at(tmp_path / "alone").names)
+    assert look(root, recipe).status == "fresh"
+    own.write_bytes(own.read_bytes() + b" ")
+    assert look(root, recipe).status == "stale"
+    wrong = published(second_name=CLIP, second_pretrained=str(tmp_path / "none.safetensors"))
+    go_offline(monkeypatch)
+    with pytest.raises((PipelineError, StorageError), match=r"none\.safetensors"):
+        make_backbones(tmp_path / "wrong", wrong)
+
+
 def test_tied_weights_in_one_file_are_kept_as_they_are(hub: FakeHub, tmp_path: Path) -> None:
     hub.publish("somebody/llama", llama_files())
     make_backbones(tmp_path, published(lm_repository="somebody/llama"))
@@ -402,8 +433,6 @@ def test_a_folder_that_is_not_whole_is_refused(
 
 
 def test_a_place_that_is_not_there_is_named(hub: FakeHub, tmp_path: Path) -> None:
-    from storage.errors import StorageError
-
     for missing in (f"{tmp_path}/nope", "memory://nowhere/phi"):
         with pytest.raises((PipelineError, StorageError), match=missing):
             make_backbones(tmp_path, published(lm_repository=missing))

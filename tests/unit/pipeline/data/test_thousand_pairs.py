@@ -22,7 +22,9 @@ from tests.unit.pipeline.data.test_images import jpeg
 from tests.unit.pipeline.features.test_features import Folder, embed, made_backbones
 
 COUNT = 1000
-PART = FeaturesPart(layer=-1, patches=4, batch=50, rows_per_shard=400, clip_scores=False)
+PART = FeaturesPart(
+    layer=-1, second_layer=-1, patches=4, batch=50, rows_per_shard=400, clip_scores=False
+)
 
 
 def as_hub_dataset(folder: Path) -> Any:

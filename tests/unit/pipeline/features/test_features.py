@@ -36,7 +36,9 @@ from storage.tables import write_table
 from tests.support.fake_stages import FakeStage, Quiet
 from tests.support.store_fixtures import NOTHING
 
-PART = FeaturesPart(layer=-1, patches=4, batch=8, rows_per_shard=16, clip_scores=False)
+PART = FeaturesPart(
+    layer=-1, second_layer=-1, patches=4, batch=8, rows_per_shard=16, clip_scores=False
+)
 
 
 class Folder:
@@ -47,7 +49,8 @@ class Folder:
 
     @property
     def names(self) -> list[str]:
-        return sorted(path.name for path in self.root.iterdir())
+        files = (path for path in self.root.rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.root).as_posix() for path in files)
 
     def path(self, name: str) -> Path:
         return self.root / name

@@ -1,5 +1,6 @@
 """`patch_grid`: the patches of a features artifact as lists in SQL."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,33 @@ def test_patches_can_be_computed_with(tmp_path: Path) -> None:
     assert set(table["patches"].to_pylist()) == {3}
     totals = patches[:, 1].astype(np.float64).sum(axis=1)
     assert np.allclose(table["total"].to_numpy(), totals, atol=1e-4)
+
+
+def test_of_two_encoders_each_row_has_its_own_grid(tmp_path: Path) -> None:
+    rows = made_rows(3)
+    other = replace(rows, patches=rows.patches[:, :2])  # of 3 by 5 the first two
+    write_shard(tmp_path, 0, rows, "encoder")
+    write_shard(tmp_path / "second", 0, other, "another")
+    both = {"patches": tmp_path, "second_patches": tmp_path / "second"}
+    sources = {name: sorted(folder.glob("patches-*")) for name, folder in both.items()}
+    with Database(sources) as database:
+        for name, expected in (("patches", rows.patches), ("second_patches", other.patches)):
+            table = database.query(f"SELECT patch_grid(patches) AS grid FROM {name}")
+            found = np.array(table["grid"].to_pylist(), np.float32)
+            assert np.array_equal(found, expected.astype(np.float32))
+        with pytest.raises(StorageError, match="takes 30 or 20 bytes, not 3"):
+            database.query("SELECT patch_grid('abc'::BLOB)")
+
+
+def test_shapes_of_one_size_are_not_told_apart(tmp_path: Path) -> None:
+    rows = made_rows(3)
+    other = replace(rows, patches=rows.patches.reshape(3, 5, 3))
+    write_shard(tmp_path, 0, rows, "encoder")
+    write_shard(tmp_path / "second", 0, other, "another")
+    both = {"patches": tmp_path, "second_patches": tmp_path / "second"}
+    sources = {name: sorted(folder.glob("patches-*")) for name, folder in both.items()}
+    with Database(sources) as database, pytest.raises(StorageError, match="ask for one view"):
+        database.query("SELECT patch_grid(patches) FROM patches")
 
 
 def test_null_stays_null_and_another_size_is_refused(tmp_path: Path) -> None:

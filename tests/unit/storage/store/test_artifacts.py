@@ -46,7 +46,8 @@ def test_files_come_back_as_they_were(store: ArtifactStore, tmp_path: Path) -> N
     artifact = again(store, tmp_path / "elsewhere").artifact(found)
     assert artifact.names == sorted(FILES)
     assert {name: artifact.path(name).read_bytes() for name in artifact.names} == FILES
-    assert [path.name for path in artifact.paths("*.json")] == ["config.json"]
+    assert artifact.paths("*.json") == []  # not those in a folder
+    assert [path.name for path in artifact.paths("lm/*.json")] == ["config.json"]
     folder = artifact.directory("lm")
     assert (folder / "config.json").read_bytes() == b"{}"
     assert (folder / "deep" / "w.bin").is_file()
