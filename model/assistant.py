@@ -19,7 +19,7 @@ from model.decoding import decode_image
 from model.encoder import PatchEncoder
 from model.errors import ModelError
 from model.generation import generate, stream
-from model.generation_configs import GreedyConfig
+from model.generation_configs import BeamConfig, GenerationConfig
 from model.language import forbid_ids, saved_dtype
 from model.prompt import PromptTemplate
 from model.training_reference import load_reference
@@ -96,26 +96,35 @@ class Assistant:
         return self._write([image], [self.prompt(question, history)])[0]
 
     def stream(
-        self, image: Image, question: str | None, history: Sequence[Turn] = ()
+        self,
+        image: Image,
+        question: str | None,
+        history: Sequence[Turn] = (),
+        *,
+        decoding: GenerationConfig | None = None,
+        max_new_tokens: int | None = None,
     ) -> Iterator[str]:
         """Yield the answer as it grows: each value is the whole text so far, the last one `ask`'s.
 
-        Beam search, where the card asks for it, knows its text only at the end and yields once.
+        Beam search knows its text only at the end and yields once.
 
         Args:
             image: An image file's content, or its patch embeddings from `see`.
             question: What to answer; None asks for a caption.
             history: Earlier questions about the image, with their answers. The oldest ones are left
                 out where not all fit.
+            decoding: How tokens are chosen; None as the card says.
+            max_new_tokens: Tokens after which the answer is cut; None as the card says.
 
         Raises:
             ModelError: The question is empty, too long or not valid text.
         """
         asked = question is not None
-        prompt = self.prompt(question, history) if asked else self.template.caption_prompt
-        decoding = decoding_of(self.card["beams"])
-        if not isinstance(decoding, GreedyConfig):
-            yield self._write([image], [prompt])[0]
+        longest = self.card["max_new_tokens"] if max_new_tokens is None else max_new_tokens
+        prompt = self.prompt(question, history, longest) if asked else self.template.caption_prompt
+        decoding = decoding_of(self.card["beams"]) if decoding is None else decoding
+        if isinstance(decoding, BeamConfig):
+            yield self._write([image], [prompt], decoding, longest)[0]
             return
         written: list[int] = []
         for token in stream(
@@ -123,7 +132,7 @@ class Assistant:
             self._patches(image),
             prompt,
             eos_id=self.template.eos_id,
-            max_new_tokens=self.card["max_new_tokens"],
+            max_new_tokens=longest,
             decoding=decoding,
         ):
             written.append(token)
@@ -138,8 +147,20 @@ class Assistant:
             prefix = self.vlm.embed_images(patches).tokens.shape[1]
         return int(self.vlm.max_positions) - prefix - self.card["max_new_tokens"]
 
-    def prompt(self, question: str, history: Sequence[Turn] = ()) -> list[int]:
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that an answer may be asked to have: half of what is behind the image."""
+        return (self.room + self.card["max_new_tokens"]) // 2
+
+    def prompt(
+        self, question: str, history: Sequence[Turn] = (), max_new_tokens: int | None = None
+    ) -> list[int]:
         """Return the token ids after which the answer to a question is written.
+
+        Args:
+            question: What to answer.
+            history: See `stream`.
+            max_new_tokens: See `stream`; a longer answer leaves less room.
 
         Raises:
             ModelError: The question is empty, too long or not valid text.
@@ -149,27 +170,35 @@ class Assistant:
         if not all(map(is_text, (question, *chain.from_iterable(history)))):
             raise ModelError("the question has an incomplete character: write it as UTF-8 text")
         asked = " ".join(question.split())
+        more = 0 if max_new_tokens is None else max_new_tokens - self.card["max_new_tokens"]
+        room = self.room - more
         for oldest in range(len(history) + 1):
             ids = self.template.question(asked, history[oldest:])
-            if len(ids) <= self.room:
+            if len(ids) <= room:
                 return ids
         raise ModelError(
-            f"the question is too long: it has {len(ids)} tokens and {self.room} fit, shorten it"
+            f"the question is too long: it has {len(ids)} tokens and {room} fit, shorten it"
         )
 
     def _patches(self, image: Image) -> torch.Tensor:
         patches = self.see(image) if isinstance(image, bytes) else image
         return patches.to(self.device)
 
-    def _write(self, images: Sequence[Image], prompts: list[list[int]]) -> list[str]:
+    def _write(
+        self,
+        images: Sequence[Image],
+        prompts: list[list[int]],
+        decoding: GenerationConfig | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[str]:
         patches = torch.stack([self._patches(image) for image in images])
         texts = generate(
             self.vlm,
             patches,
             prompts,
             eos_id=self.template.eos_id,
-            max_new_tokens=self.card["max_new_tokens"],
-            decoding=decoding_of(self.card["beams"]),
+            max_new_tokens=max_new_tokens or self.card["max_new_tokens"],
+            decoding=decoding or decoding_of(self.card["beams"]),
         )
         return [self.template.decode(text.ids) for text in texts]
 
