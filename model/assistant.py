@@ -87,17 +87,28 @@ class Assistant:
         """Return a caption of each image."""
         return self._write(images, [self.template.caption_prompt] * len(images))
 
-    def ask(self, image: Image, question: str, history: Sequence[Turn] = ()) -> str:
+    @property
+    def text_only(self) -> bool:
+        """Whether it was also trained on texts alone, so that it answers without an image, too."""
+        return bool(self.card.get("text_only", False))
+
+    def ask(self, image: Image | None, question: str, history: Sequence[Turn] = ()) -> str:
         """Return the answer to a question about an image, after earlier turns if there are any.
 
+        Args:
+            image: See `stream`.
+            question: What to answer.
+            history: See `stream`.
+
         Raises:
-            ModelError: The question is empty, too long or not valid text.
+            ModelError: The question is empty, too long or not valid text, or an image is missing.
         """
+        self._check_given(image, question)
         return self._write([image], [self.prompt(question, history)])[0]
 
     def stream(
         self,
-        image: Image,
+        image: Image | None,
         question: str | None,
         history: Sequence[Turn] = (),
         *,
@@ -109,7 +120,8 @@ class Assistant:
         Beam search knows its text only at the end and yields once.
 
         Args:
-            image: An image file's content, or its patch embeddings from `see`.
+            image: An image file's content, or its patch embeddings from `see`; None, where
+                `text_only` says so, for a text alone.
             question: What to answer; None asks for a caption.
             history: Earlier questions about the image, with their answers. The oldest ones are left
                 out where not all fit.
@@ -117,8 +129,9 @@ class Assistant:
             max_new_tokens: Tokens after which the answer is cut; None as the card says.
 
         Raises:
-            ModelError: The question is empty, too long or not valid text.
+            ModelError: The question is empty, too long or not valid text, or an image is missing.
         """
+        self._check_given(image, question)
         asked = question is not None
         longest = self.card["max_new_tokens"] if max_new_tokens is None else max_new_tokens
         prompt = self.prompt(question, history, longest) if asked else self.template.caption_prompt
@@ -134,6 +147,7 @@ class Assistant:
             eos_id=self.template.eos_id,
             max_new_tokens=longest,
             decoding=decoding,
+            has_image=image is not None,
         ):
             written.append(token)
             yield self.template.decode(written)
@@ -141,10 +155,8 @@ class Assistant:
     @cached_property
     def room(self) -> int:
         """Tokens that a question and its history may have, between image and answer."""
-        width = json.loads((self.folder / PREFIX_CONFIG).read_text())["vision_width"]
         with torch.no_grad():
-            patches = torch.zeros(1, self.card["patches"], width, device=self.device)
-            prefix = self.vlm.embed_images(patches).tokens.shape[1]
+            prefix = self.vlm.embed_images(self._no_patches[None]).tokens.shape[1]
         return int(self.vlm.max_positions) - prefix - self.card["max_new_tokens"]
 
     @property
@@ -180,13 +192,31 @@ class Assistant:
             f"the question is too long: it has {len(ids)} tokens and {room} fit, shorten it"
         )
 
-    def _patches(self, image: Image) -> torch.Tensor:
+    def _check_given(self, image: Image | None, question: str | None) -> None:
+        """Refuse what needs an image and has none."""
+        if image is None and question is None:
+            raise ModelError("a caption needs an image")
+        if image is None and not self.text_only:
+            raise ModelError(
+                "this assistant was never trained on texts alone: ask about an image, or train one "
+                "with conversations.text_only=keep"
+            )
+
+    @cached_property
+    def _no_patches(self) -> torch.Tensor:
+        """Patch embeddings [patch, vision] of no image."""
+        width = json.loads((self.folder / PREFIX_CONFIG).read_text())["vision_width"]
+        return torch.zeros(self.card["patches"], width, device=self.device)
+
+    def _patches(self, image: Image | None) -> torch.Tensor:
+        if image is None:
+            return self._no_patches
         patches = self.see(image) if isinstance(image, bytes) else image
         return patches.to(self.device)
 
     def _write(
         self,
-        images: Sequence[Image],
+        images: Sequence[Image | None],
         prompts: list[list[int]],
         decoding: GenerationConfig | None = None,
         max_new_tokens: int | None = None,
@@ -199,6 +229,7 @@ class Assistant:
             eos_id=self.template.eos_id,
             max_new_tokens=max_new_tokens or self.card["max_new_tokens"],
             decoding=decoding or decoding_of(self.card["beams"]),
+            has_image=all(image is not None for image in images),
         )
         return [self.template.decode(text.ids) for text in texts]
 

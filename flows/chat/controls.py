@@ -53,9 +53,9 @@ def setting_inputs(talk: Talk) -> list[Any]:
     ]
 
 
-def read_settings(temperature: Any, tokens: Any, beams: Any, seed: str) -> tuple[Any, ...]:
+def read_settings(temperature: Any, tokens: Any, beams: Any, seed: str | None) -> tuple[Any, ...]:
     """Return the values of `setting_inputs` as `settings_for` takes them: an empty seed is None."""
-    seed = seed.strip()
+    seed = (seed or "").strip()
     return temperature, tokens, beams, int(seed) if seed.isdecimal() else seed or None
 
 

@@ -106,12 +106,13 @@ class Talk:
         """
         assistant = self.models.get(model)
         settings = settings or settings_for(assistant, self.limits)
-        if subject.image is None:
+        if subject.image is None and not assistant.text_only:
             raise ChatError("Add an image first: this assistant answers about images.")
-        question, said, warning = text if text.strip() else None, "", ""
+        question, said, warning, patches = text if text.strip() else None, "", "", None
         with explained():
-            patches = assistant.see(self._read(subject.image))
-            warning = sentence(assistant.warning(patches))
+            if subject.image is not None:
+                patches = assistant.see(self._read(subject.image))
+                warning = sentence(assistant.warning(patches))
             for said in assistant.stream(
                 patches,
                 question,

@@ -24,8 +24,8 @@ Bundle = Annotated[
 
 
 def ask(
-    image: Path,
-    question: str,
+    image: str,
+    question: str | None = None,
     /,
     *,
     store: Store = None,
@@ -37,7 +37,8 @@ def ask(
     """Answer a question about an image with the published assistant.
 
     Args:
-        image: An image file.
+        image: An image file; without it, the question alone is answered by an assistant that was
+            also trained on texts alone.
         question: What to ask.
         why: Print for each word which patches of the image mattered.
         output: With --why, also write them to this PNG file, drawn over the image.
@@ -47,21 +48,25 @@ def ask(
 
         check_output(output, why=why)
     from flows.commands.bundle_place import find_bundle
-    from flows.commands.image_file import read_image
+    from flows.commands.image_file import read_image, split_question
 
-    data, settings = read_image(image), settings_of(store)
+    path, asked = split_question(image, question, why=why)
+    data, settings = None if path is None else read_image(path), settings_of(store)
     place = find_bundle(settings, run, bundle)
     with waiting("loading the assistant"), importing():
         from flows.commands.assistant import check_image, look_at, open_assistant
 
         assistant = open_assistant(settings, place)
-        check_image(assistant, image, data)
-    answer = assistant.ask(look_at(assistant, image, data), question)
+    if path is None or data is None:
+        print(assistant.ask(None, asked))
+        return
+    check_image(assistant, path, data)
+    answer = assistant.ask(look_at(assistant, path, data), asked)
     print(answer)
     if why:
         from flows.commands.why import print_why
 
-        print_why(assistant, data, question, answer, output)
+        print_why(assistant, data, asked, answer, output)
 
 
 def caption(*images: Path, store: Store = None, run: OfRun = None, bundle: Bundle = None) -> None:

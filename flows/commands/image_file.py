@@ -22,3 +22,24 @@ def read_image(path: Path) -> bytes:
             "give a smaller image",
         )
     return path.read_bytes()
+
+
+def split_question(image: str, question: str | None, *, why: bool) -> tuple[Path | None, str]:
+    """Return the image and the question of `ask`, where a single argument is a question alone.
+
+    Args:
+        image: The first argument.
+        question: The second one, None where it was left out.
+        why: Whether the answer is to be explained by the image.
+
+    Raises:
+        PipelineError: The question is missing, or the image that `why` needs.
+    """
+    if question is not None:
+        return Path(image), question
+    remedy = 'phivision ask PHOTO.jpg "What is red?"'
+    if Path(image).is_file():
+        raise PipelineError(f"no question about {image}", remedy)
+    if why:
+        raise PipelineError("--why shows what mattered in an image, and none was given", remedy)
+    return None, image

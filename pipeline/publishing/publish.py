@@ -8,7 +8,7 @@ from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.publishing.bundle_parts import bundle_parts
 from pipeline.publishing.model_card import model_card
-from pipeline.publishing.trained_images import reference_of, trained_images
+from pipeline.publishing.trained_images import learned_texts, reference_of, trained_images
 from pipeline.recipe.parts import EvaluatePart, FeaturesPart, ImagesPart, PublishPart
 from storage.clones import clone_folder
 
@@ -44,6 +44,7 @@ def publish(
         "beams": evaluate.beams,
         "max_new_tokens": evaluate.max_new_tokens,
         "max_pixels": MAX_PIXELS,
+        "text_only": learned_texts(context.inputs["examples"]),
         "trained_on": trained_on,
         "metrics": [row for row in metrics if row["stage"] == "finetune"],
     }

@@ -21,6 +21,12 @@ def trained_images(examples: InputArtifact) -> list[str]:
     return sorted(set(where(table, split="train")["sha256"].drop_null().to_pylist()))
 
 
+def learned_texts(examples: InputArtifact) -> bool:
+    """Return whether there are training examples of text alone."""
+    table = read_table(examples.path("examples.parquet"), ["sha256", "split"])
+    return where(table, split="train")["sha256"].null_count > 0
+
+
 def reference_of(
     trained: list[str], features: InputArtifact, what: str
 ) -> TrainingReference | None:
