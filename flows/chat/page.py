@@ -31,6 +31,7 @@ _CSS = """
 #line [data-testid="status-tracker"]:has(.validation-error) { position: static !important; }
 #line [data-testid="status-tracker"]:has(> .error) { display: none; }  /* the notice says it */
 #line .validation-error { position: static; font-weight: 500; }
+#models input { text-overflow: ellipsis; padding-right: 2rem; }
 [data-testid="min-value"], [data-testid="max-value"] { color: inherit !important; }
 #curl textarea { font-family: ui-monospace, monospace; font-size: .8rem; }
 #about h1 { font-size: 1.2rem; margin-top: 10px; }

@@ -93,13 +93,15 @@ def sh(command: str, folder: Path, **environment: str) -> str:
 
 
 def copied(page: Any) -> str:
+    page.evaluate("navigator.clipboard.writeText('')")
     page.click("#copy-curl")
     shown = page.locator("#curl textarea")
     shown.wait_for()
-    page.wait_for_function("navigator.clipboard.readText().then(text => text.includes('curl'))")
-    command = page.evaluate("navigator.clipboard.readText()")
-    assert command == shown.input_value()
-    return command
+    page.wait_for_function(
+        "navigator.clipboard.readText().then("
+        "text => text && text === document.querySelector('#curl textarea').value)"
+    )
+    return page.evaluate("navigator.clipboard.readText()")
 
 
 def test_two_models_answer_side_by_side_and_curl_gives_the_same_answers(
@@ -134,6 +136,14 @@ def test_two_models_answer_side_by_side_and_curl_gives_the_same_answers(
     *_, of_first, _, of_second = copied(page).splitlines()
     assert answer_in(sh(of_first, tmp_path))["text"] == third
     assert answer_in(sh(of_second, tmp_path))["text"] == fourth
+
+    page.locator("#talk").get_by_role("button", name="Undo").click()
+    page.locator("#beside").get_by_text(fourth, exact=True).wait_for(state="detached")
+    page.locator("#talk").get_by_text(third, exact=True).wait_for(state="detached")
+    assert page.locator("#beside").get_by_text(second, exact=True).is_visible()
+    *_, of_first, _, of_second = copied(page).splitlines()
+    assert answer_in(sh(of_first, tmp_path))["text"] == first
+    assert answer_in(sh(of_second, tmp_path))["text"] == second
 
 
 def test_settings_change_the_answer_and_a_drawn_one_is_got_again_with_curl(

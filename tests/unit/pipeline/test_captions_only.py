@@ -151,6 +151,7 @@ def test_the_bundle_captions_a_photo_with_the_encoder_of_timm(
     photo = io.BytesIO()
     Image.new("RGB", (100, 70), COLOURS["red"]).save(photo, "PNG")
     assert isinstance(assistant.caption([photo.getvalue()])[0], str)
+    assert not assistant.text_only
 
 
 def test_pretraining_that_sees_nothing_stops_before_finetuning(store: Path, recipe: Recipe) -> None:
