@@ -1,6 +1,7 @@
 """What a visitor chooses: settings, models, two side by side, and an answer copied as curl."""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e.chat_client import answer_in, ask, attach, upload
-from tests.e2e.chat_server import serving
+from tests.e2e.chat_server import ROOT, serving
 from tests.support.accessibility import serious_faults
 from tests.support.several_assistants import record, vary
 from tests.support.tiny_bundle import image, publish_tiny
@@ -204,6 +205,15 @@ def test_the_limits_hold_for_programs_too(server: str, assistants: dict[str, Any
             said = ask(client, QUESTION, path, **wrong)
             assert "event: error" in said, wrong
             assert words in said, wrong
+
+
+def test_the_commands_of_the_page_on_the_chat_ask_it(
+    server: str, assistants: dict[str, Any], tmp_path: Path
+) -> None:
+    (block,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "chat.md").read_text(), re.DOTALL)
+    (tmp_path / "photo.jpg").write_bytes(image())
+    answer = answer_in(sh(block.replace("http://127.0.0.1:7860", server), tmp_path))
+    assert answer["text"] == assistants[RUNS[0]].ask(image(), "What is red?")
 
 
 def test_a_page_of_another_site_that_resolves_to_this_machine_is_refused(server: str) -> None:
