@@ -55,7 +55,7 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
     limits, name = talk.limits, str(talk.card["name"])
     hint = "Add an image below" + (", or try one of these." if examples else ".")
     with gr.Blocks(title=name, analytics_enabled=False, fill_height=True) as page:
-        gr.Markdown(f"# {name}\nAdd or paste an image, then ask about it.", elem_id="head")
+        gr.Markdown(f"# {name}\n{_invitation(talk)}", elem_id="head")
         models, settings = model_inputs(talk), setting_inputs(talk)
         # A warning or "": above the conversation.
         unlike, used = gr.Markdown(elem_id="unlike", sanitize_html=True), gr.State()
@@ -95,6 +95,12 @@ def build_page(talk: Talk, examples: Sequence[tuple[str, str]]) -> gr.Blocks:
 def look() -> dict[str, Any]:
     """Return theme and style, which Gradio takes when it starts to serve."""
     return {"theme": theme(), "css": _CSS}
+
+
+def _invitation(talk: Talk) -> str:
+    if talk.models.get().text_only:
+        return "Ask something, or add or paste an image and ask about it."
+    return "Add or paste an image, then ask about it."
 
 
 def _line() -> gr.MultimodalTextbox:
