@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from model.adapters import merge_adapter
+from model.asked import Turn, asked_ids
 from model.bundle import (
     BUNDLE,
     FORMAT,
@@ -26,10 +27,10 @@ from model.bundle import (
 from model.decoding import decode_image
 from model.errors import ModelError
 from model.generation import generate, stream
-from model.generation_configs import GreedyConfig
+from model.generation_configs import BeamConfig, GenerationConfig
 from model.joined_encoders import JoinedEncoders
 from model.language import forbid_ids, saved_dtype
-from model.prompt import IMAGE_MARK, MARKER, PromptTemplate, placed
+from model.prompt import PromptTemplate
 from model.training_reference import load_reference
 from model.vlm import VisionLanguageModel
 
@@ -40,7 +41,6 @@ PARTS = (
     *("clip/*", "second/*", "lm/*", "adapter/*", "examples/*"),
 )
 
-Turn = tuple[str, str]
 Image = bytes | torch.Tensor  # a file's content, or its patch embeddings from `Assistant.see`
 Images = Image | Sequence[Image]  # of one question
 
@@ -102,56 +102,74 @@ class Assistant:
         """Return a caption of each image."""
         return self._write(images, [self.template.caption_prompt] * len(images))
 
-    def ask(self, images: Images, question: str, history: Sequence[Turn] = ()) -> str:
+    @property
+    def text_only(self) -> bool:
+        """Whether it was also trained on texts alone, so that it answers without an image, too."""
+        return bool(self.card.get("text_only", False))
+
+    def ask(self, images: Images | None, question: str, history: Sequence[Turn] = ()) -> str:
         """Return the answer to a question about an image, after earlier turns if there are any.
 
         Args:
-            images: The image, or several. They stand in front of the conversation; a first question
-                that says `<image>` once for each of several images has them where it says so, as
-                in training.
+            images: See `stream`.
             question: What to answer.
-            history: Earlier questions about the images, with their answers. The oldest ones are
-                left out where not all fit.
+            history: See `stream`.
 
         Raises:
-            ModelError: The question is empty, too long or not valid text, or there are more images
-                than the assistant has learned to see at a time.
+            ModelError: See `stream`.
         """
         seen = _listed(images)
-        return self._write(seen, [self.prompt(question, history, len(seen))])[0]
+        return self._write(seen, [self.prompt(question, history, images=len(seen))])[0]
 
     def stream(
-        self, images: Images, question: str | None, history: Sequence[Turn] = ()
+        self,
+        images: Images | None,
+        question: str | None,
+        history: Sequence[Turn] = (),
+        *,
+        decoding: GenerationConfig | None = None,
+        max_new_tokens: int | None = None,
     ) -> Iterator[str]:
         """Yield the answer as it grows: each value is the whole text so far, the last one `ask`'s.
 
-        Beam search, where the card asks for it, knows its text only at the end and yields once.
+        Beam search knows its text only at the end and yields once.
 
         Args:
-            images: See `ask`.
+            images: An image file's content, or its patch embeddings from `see`; several of them; or
+                None, where `text_only` says so, for a text alone. Images stand in front of the
+                conversation; a first question that says `<image>` once for each of several images
+                has them where it says so, as in training.
             question: What to answer; None asks for a caption of the first image.
-            history: See `ask`.
+            history: Earlier questions about the images, with their answers. The oldest ones are
+                left out where not all fit.
+            decoding: How tokens are chosen; None as the card says.
+            max_new_tokens: Tokens after which the answer is cut; None as the card says.
 
         Raises:
-            ModelError: See `ask`.
+            ModelError: The question is empty, too long or not valid text, an image is missing, or
+                there are more than the assistant has learned to see at a time.
         """
         seen, prompt = _listed(images), self.template.caption_prompt
-        if question is None:
-            seen = seen[:1]
+        longest = self.card["max_new_tokens"] if max_new_tokens is None else max_new_tokens
+        if question is not None:
+            prompt = self.prompt(question, history, longest, len(seen))
+        elif not seen:
+            raise ModelError("a caption needs an image")
         else:
-            prompt = self.prompt(question, history, len(seen))
-        decoding = decoding_of(self.card["beams"])
-        if not isinstance(decoding, GreedyConfig):
-            yield self._write(seen, [prompt])[0]
+            seen = seen[:1]
+        decoding = decoding_of(self.card["beams"]) if decoding is None else decoding
+        if isinstance(decoding, BeamConfig):
+            yield self._write(seen, [prompt], decoding, longest)[0]
             return
         written: list[int] = []
         for token in stream(
             self.vlm,
-            torch.stack([self._patches(image) for image in seen]),
+            self._shown(seen),
             prompt,
             eos_id=self.template.eos_id,
-            max_new_tokens=self.card["max_new_tokens"],
+            max_new_tokens=longest,
             decoding=decoding,
+            has_image=bool(seen),
         ):
             written.append(token)
             yield self.template.decode(written)
@@ -161,25 +179,40 @@ class Assistant:
         """Tokens that a question and its history may have, between one image and the answer."""
         return int(self.vlm.max_positions) - self._prefix - self.card["max_new_tokens"]
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that an answer may be asked to have: half of what is behind the image."""
+        return (self.room + self.card["max_new_tokens"]) // 2
+
     @cached_property
     def _prefix(self) -> int:
         """Tokens of an image, the separator included."""
-        width = json.loads((self.folder / PREFIX_CONFIG).read_text())["vision_width"]
         with torch.no_grad():
-            patches = torch.zeros(1, self.card["patches"], width, device=self.device)
-            return self.vlm.embed_images(patches).tokens.shape[1]
+            return self.vlm.embed_images(self._shown([])).tokens.shape[1]
 
-    def prompt(self, question: str, history: Sequence[Turn] = (), images: int = 1) -> list[int]:
+    def prompt(
+        self,
+        question: str,
+        history: Sequence[Turn] = (),
+        max_new_tokens: int | None = None,
+        images: int = 1,
+    ) -> list[int]:
         """Return the token ids after which the answer to a question is written.
 
         Args:
-            question: See `ask`.
-            history: See `ask`.
+            question: What to answer.
+            history: See `stream`.
+            max_new_tokens: See `stream`; a longer answer leaves less room.
             images: How many images the conversation is about.
 
         Raises:
-            ModelError: See `ask`.
+            ModelError: See `stream`.
         """
+        if not images and not self.text_only:
+            raise ModelError(
+                "this assistant was never trained on texts alone: ask about an image, or train one "
+                "with conversations.text_only=keep"
+            )
         if images > self.most_images:
             raise ModelError(
                 f"{images} images, but this assistant has learned to see {self.most_images} at a "
@@ -189,47 +222,41 @@ class Assistant:
             raise ModelError("the question is empty: ask something about the image")
         if not all(map(is_text, (question, *chain.from_iterable(history)))):
             raise ModelError("the question has an incomplete character: write it as UTF-8 text")
-        turns = [(" ".join(each.split()), answer) for each, answer in (*history, (question, ""))]
-        more = images - 1
-        if more and MARKER in turns[0][0]:
-            more, first = placed(turns[0][0])
-            turns[0] = (first, turns[0][1])
-        if (named := more + turns[0][0].count(IMAGE_MARK)) != images - 1:
-            raise ModelError(
-                f"the question says {MARKER} {named + 1} times and there are {images} images: say "
-                "it once for each, or not at all"
-            )
-        room = self.room - (images - 1) * self._prefix
-        for oldest in range(len(turns)):
-            ids = self.template.question(turns[-1][0], turns[oldest:-1], more)
-            # A first question that names images stays, since they are shown in it.
-            if len(ids) <= room or IMAGE_MARK in turns[oldest][0]:
-                break
-        if len(ids) > room:
-            raise ModelError(
-                f"the question is too long: it has {len(ids)} tokens and {room} fit, shorten it"
-            )
-        return ids
+        longer = 0 if max_new_tokens is None else max_new_tokens - self.card["max_new_tokens"]
+        room = self.room - max(images - 1, 0) * self._prefix - longer
+        return asked_ids(self.template, question, history, images, room)
 
-    def _patches(self, image: Image) -> torch.Tensor:
-        patches = self.see(image) if isinstance(image, bytes) else image
-        return patches.to(self.device)
+    def _shown(self, images: Sequence[Image]) -> torch.Tensor:
+        """Return patch embeddings [image, patch, vision]; without images, zeros of one."""
+        if not images:
+            width = json.loads((self.folder / PREFIX_CONFIG).read_text())["vision_width"]
+            return torch.zeros(1, self.card["patches"], width, device=self.device)
+        seen = [self.see(image) if isinstance(image, bytes) else image for image in images]
+        return torch.stack(seen).to(self.device)
 
-    def _write(self, images: Sequence[Image], prompts: list[list[int]]) -> list[str]:
-        patches = torch.stack([self._patches(image) for image in images])
+    def _write(
+        self,
+        images: Sequence[Image],
+        prompts: list[list[int]],
+        decoding: GenerationConfig | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[str]:
         texts = generate(
             self.vlm,
-            patches,
+            self._shown(images),
             prompts,
             eos_id=self.template.eos_id,
-            max_new_tokens=self.card["max_new_tokens"],
-            decoding=decoding_of(self.card["beams"]),
+            max_new_tokens=max_new_tokens or self.card["max_new_tokens"],
+            decoding=decoding or decoding_of(self.card["beams"]),
+            has_image=bool(images),
         )
         return [self.template.decode(text.ids) for text in texts]
 
 
-def _listed(images: Images) -> list[Image]:
+def _listed(images: Images | None) -> list[Image]:
     """Return the images of a question as a list."""
+    if images is None:
+        return []
     return [images] if isinstance(images, bytes | torch.Tensor) else list(images)
 
 

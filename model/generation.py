@@ -48,6 +48,7 @@ def generate(
     eos_id: int,
     max_new_tokens: int,
     decoding: GenerationConfig,
+    has_image: bool = True,
 ) -> list[Generated]:
     """One text per prompt, in order.
 
@@ -61,6 +62,7 @@ def generate(
         max_new_tokens: Tokens after which a text is cut, counting the ending one.
         decoding: Greedy, beam search or nucleus sampling. The draws of sampling depend on the
             batch a prompt is in; greedy and beam search do not.
+        has_image: False for texts alone: as in training, no token sees the patches.
 
     Raises:
         ModelError: Prompts and images differ in number, or the text might outgrow the model.
@@ -74,6 +76,7 @@ def generate(
     assert isinstance(language_model, GenerationMixin)
     with evaluating(vlm), torch.no_grad(), _seeded(decoding, patches.device):
         embeddings, attention = _left_padded(vlm, patches, prompts)
+        attention = attention if has_image else _without_images(attention, prompts)
         vlm.check_length(embeddings.shape[1] + max_new_tokens)
         rows = language_model.generate(
             inputs_embeds=embeddings,
@@ -91,6 +94,7 @@ def stream(
     eos_id: int,
     max_new_tokens: int,
     decoding: GenerationConfig,
+    has_image: bool = True,
 ) -> Iterator[int]:
     """Token ids of one text, each as soon as it is known; the ending token is not given.
 
@@ -103,6 +107,7 @@ def stream(
         eos_id: Token that ends the text.
         max_new_tokens: Tokens after which the text is cut, counting the ending one.
         decoding: Greedy or nucleus sampling.
+        has_image: See `generate`.
 
     Raises:
         ModelError: Beam search was asked for, or the text might outgrow the model.
@@ -112,6 +117,7 @@ def stream(
     with torch.no_grad():
         shown = patches.reshape(-1, *patches.shape[-2:])
         embeddings, attention = _left_padded(vlm, shown, [prompt])
+    attention = attention if has_image else _without_images(attention, [prompt])
     vlm.check_length(embeddings.shape[1] + max_new_tokens)
     settings = vlm.language_model.generation_config
     suppressed = settings.suppress_tokens if settings is not None else None
@@ -193,6 +199,19 @@ def _pieces(
         yield next(further)
         start = place + 1
     yield text[start:]
+
+
+def _without_images(
+    attention: Bool[Tensor, "batch position"], prompts: Sequence[Sequence[int]]
+) -> Bool[Tensor, "batch position"]:
+    """The mask where rows have no image: of its prefix they see the separator only.
+
+    `generate` counts positions from the separator then, training and `stream` from the patches:
+    rotary embeddings, which all known families have, depend on differences only.
+    """
+    places = torch.arange(attention.shape[1], device=attention.device)
+    starts = [attention.shape[1] - len(prompt) - 1 for prompt in prompts]
+    return places >= torch.tensor(starts, device=attention.device)[:, None]
 
 
 def _transformers_config(

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from flows.chat.launching import Door
+from flows.chat.models import only
 from flows.chat.server import serve_chat
 from model.assistant import load_assistant
 
@@ -25,7 +26,7 @@ def main() -> None:
         host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
     )
-    serve_chat(assistant, assistant.folder / "examples", door)
+    serve_chat(only(assistant), assistant.folder / "examples", door)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from flows.chat.uploads import Uploads
+from flows.surroundings import LOOPBACK
 
 # The browser loads from this server only; images may also be pasted (data:, blob:).
 _POLICY = (
@@ -18,11 +19,24 @@ _HEADERS = (
 _FULL = "The server holds too many images now. Please try again later."
 
 
-def guards(uploads: Uploads) -> list[Any]:
-    """Return the middleware in the form that Gradio's server takes."""
-    from starlette.middleware import Middleware
+def guards(uploads: Uploads, *, local: bool) -> list[Any]:
+    """Return the middleware in the form that Gradio's server takes.
 
-    return [Middleware(_Guard, uploads)]
+    Args:
+        uploads: The files of visitors.
+        local: Whether the server is on loopback and has no password. It then answers only by a name
+            of loopback, because a page of another site could be made to resolve to this machine
+            (DNS rebinding) and would read everything.
+    """
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    names = Middleware(
+        TrustedHostMiddleware,
+        allowed_hosts=[f"[{name}]" if ":" in name else name for name in LOOPBACK],
+        www_redirect=False,
+    )
+    return [*([names] if local else []), Middleware(_Guard, uploads)]
 
 
 class _Guard:

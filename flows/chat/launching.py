@@ -14,7 +14,7 @@ from typing import Any
 
 from flows.chat.guard import guards
 from flows.chat.uploads import Uploads
-from flows.surroundings import spare_loopback
+from flows.surroundings import LOOPBACK, spare_loopback
 
 # Gradio's other features are off; set here, no environment variable can switch them on.
 _CLOSED: Mapping[str, Any] = MappingProxyType(
@@ -70,7 +70,11 @@ def launch(page: Any, look: Mapping[str, Any], name: str, door: Door, uploads: U
         max_file_size=uploads.limits.image_bytes,
         prevent_thread_lock=True,
         quiet=True,
-        app_kwargs={"docs_url": None, "redoc_url": None, "middleware": guards(uploads)},
+        app_kwargs={
+            "docs_url": None,
+            "redoc_url": None,
+            "middleware": guards(uploads, local=door.host in LOOPBACK and not door.user),
+        },
         **_CLOSED,
         **look,
     )
@@ -86,6 +90,8 @@ def theme() -> Any:
     fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
     return gr.themes.Default(
         primary_hue="blue", font=fonts, font_mono=("ui-monospace", "monospace")
+    ).set(  # Gradio's own grey is too pale to read
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
     )
 
 

@@ -16,13 +16,14 @@ from PIL import Image
 
 from flows.chat.launching import Door, launch, temporary_folder
 from flows.chat.limits import Limits
+from flows.chat.models import Models
 from flows.chat.talk import Talk
 from flows.chat.uploads import Uploads
 from model.assistant import Assistant
 
 
 def serve_chat(
-    assistant: Assistant,
+    models: Models,
     examples: Path | None,
     door: Door,
     limits: Limits | None = None,
@@ -30,7 +31,7 @@ def serve_chat(
     """Serve until interrupted.
 
     Args:
-        assistant: The assistant that answers.
+        models: The models that can be chosen.
         examples: Folder with `examples.json`, a list of {image, question}, and the images.
         door: Where to listen.
         limits: What visitors may ask.
@@ -39,13 +40,13 @@ def serve_chat(
         OSError: The port is in use.
     """
     with temporary_folder() as folder:
-        talk = Talk(assistant, folder, limits or Limits())
+        _warm(models.get())
+        talk = Talk(models, folder, limits or Limits())
         shown = read_examples(examples, folder) if examples is not None else []
         uploads = Uploads(folder, talk.limits)
-        _warm(assistant)
         from flows.chat.page import build_page, look  # Gradio reads its environment when imported
 
-        launch(build_page(talk, shown), look(), assistant.card["name"], door, uploads)
+        launch(build_page(talk, shown), look(), talk.card["name"], door, uploads)
 
 
 def read_examples(source: Path, folder: Path) -> list[tuple[str, str]]:

@@ -1,46 +1,22 @@
-"""What the chat does with a message: it checks it and streams the answer; no web code here.
+"""What the chat does with a message: it checks it and streams the answer; no web code here."""
 
-The image of a question is the newest one that was sent. A new image starts a new subject: what
-was said about the previous one is not part of the prompt.
-"""
-
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
+from flows.chat.errors import ChatError, explained, sentence
+from flows.chat.history import NOTHING, Subject, newest_of
 from flows.chat.limits import MEGABYTE, Limits
+from flows.chat.models import Models
+from flows.chat.settings import AnswerSettings, settings_for
 from flows.overlay import sheet
-from model.assistant import Assistant, Turn, is_text
-from model.decoding import KINDS, decode_image
-from model.errors import ModelError
+from model.assistant import is_text
+from model.decoding import decode_image
 from model.explanation import explain
 
 LOOKED_AT = 12  # words of an answer that are drawn
-
-
-# Shown where the model ends its answer at once; it is not part of a later prompt.
-NOTHING = "(The model wrote nothing about this.)"
-
-
-class ChatError(Exception):
-    """A message that cannot be answered; the text tells its writer what to do."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """An image and what was said about it.
-
-    Attributes:
-        image: Its file, None before one was sent.
-        turns: Questions with their answers, oldest first.
-    """
-
-    image: Path | None = None
-    turns: tuple[Turn, ...] = field(default=())
 
 
 class Reply(NamedTuple):
@@ -60,13 +36,14 @@ class Talk:
     """Answers the messages of a chat.
 
     Args:
-        assistant: The assistant that answers.
+        models: The models that can be chosen.
         folder: The only folder from which images are read.
         limits: Limits of a message.
     """
 
-    def __init__(self, assistant: Assistant, folder: Path, limits: Limits) -> None:
-        self.assistant, self.folder, self.limits = assistant, folder.resolve(), limits
+    def __init__(self, models: Models, folder: Path, limits: Limits) -> None:
+        self.models, self.folder, self.limits = models, folder.resolve(), limits
+        self.card = models.get().card
 
     def check(self, text: str, files: Sequence[str]) -> None:
         """Refuse a message before it appears in the chat.
@@ -84,60 +61,90 @@ class Talk:
                 f"Your question has {len(text):,} characters; at most {longest:,} are allowed. "
                 "Please shorten it."
             )
-        if len(files) > 1:
-            raise ChatError("Please send one image at a time.")
+        most = self.models.get().most_images
+        if len(files) > most:
+            raise ChatError(f"Please send {_images(most)} at a time.")
         for name in files:
-            with _explained():
-                decode_image(self._read(Path(name)), self.assistant.card["max_pixels"])
+            with explained():
+                decode_image(self._read(Path(name)), self.card["max_pixels"])
 
     def answer(
-        self, text: str, files: Sequence[str], history: Sequence[dict[str, Any]]
-    ) -> Iterator[Reply]:
+        self,
+        text: str,
+        files: Sequence[str],
+        subject: Subject,
+        model: str = "",
+        settings: AnswerSettings | None = None,
+    ) -> Generator[Reply]:
         """Yield the answer to a message as it grows; an image alone gets a caption.
 
         Args:
             text: The question.
-            files: Path of the image that came with it, if one did.
-            history: Earlier messages, as Gradio's chat keeps them.
+            files: Paths of the images that came with it, if any did; they begin a new subject.
+            subject: What the chat was about before.
+            model: Who answers; "" is the first model.
+            settings: How; None as the model's card says.
 
         Raises:
             ChatError: The message cannot be answered.
         """
         self.check(text, files)
-        subject = Subject(Path(files[0])) if files else subject_of(history)
-        if subject.image is None:
+        subject = Subject(tuple(map(Path, files))) if files else subject
+        return self.reply(subject, text, model, settings)
+
+    def reply(
+        self, subject: Subject, text: str, model: str = "", settings: AnswerSettings | None = None
+    ) -> Generator[Reply]:
+        """Yield the answer to a question about a subject as it grows.
+
+        Args:
+            subject: The images and what was said about them.
+            text: The question; "" asks for a caption.
+            model: See `answer`.
+            settings: See `answer`.
+
+        Raises:
+            ChatError: It cannot be answered.
+        """
+        assistant = self.models.get(model)
+        settings = settings or settings_for(assistant, self.limits)
+        if not subject.images and not assistant.text_only:
             raise ChatError("Add an image first: this assistant answers about images.")
         question, said, warning = text if text.strip() else None, "", ""
-        with _explained():
-            patches = self.assistant.see(self._read(subject.image))
-            warning = _sentence(self.assistant.warning(patches))
-            for said in self.assistant.stream(patches, question, subject.turns):
+        with explained():
+            seen = [assistant.see(self._read(image)) for image in subject.images]
+            warning = sentence(next(filter(None, map(assistant.warning, seen)), ""))
+            for said in assistant.stream(
+                seen,
+                question,
+                subject.turns,
+                decoding=settings.decoding,
+                max_new_tokens=settings.tokens,
+            ):
                 yield Reply(said, warning)
         if not said:
             yield Reply(NOTHING, warning)
 
-    def look(self, history: Sequence[dict[str, Any]]) -> Image.Image:
+    def look(self, history: Sequence[dict[str, Any]], model: str = "") -> Image.Image:
         """Return an image that shows for each word of the newest answer which patches mattered.
 
         Args:
             history: The messages, as Gradio's chat keeps them.
+            model: Who answered; "" is the first model.
 
         Raises:
             ChatError: Nothing was answered yet, or the answer cannot be explained.
         """
-        newest = max((at for at, each in enumerate(history) if _answered(each)), default=0)
-        subject, question = subject_of(history[: newest - 1]), ""
-        if newest:
-            question, files = _parts(history[newest - 1].get("content"))
-            subject = Subject(Path(files[-1])) if files else subject
-        if subject.image is None:
+        newest = newest_of(history)
+        if newest is None or not newest.subject.images:
             raise ChatError("Ask something about an image first.")
-        answer, _ = _parts(history[newest].get("content"))
-        with _explained():
-            data = self._read(subject.image)
-            asked = question if question.strip() else None
-            found = explain(self.assistant, data, asked, answer, subject.turns)
-            image = decode_image(data, self.assistant.card["max_pixels"])
+        if len(newest.subject.images) > 1:
+            raise ChatError("Where it looked is shown for answers about one image.")
+        with explained():
+            data, assistant = self._read(newest.subject.images[0]), self.models.get(model)
+            asked = newest.question if newest.question.strip() else None
+            found = explain(assistant, data, asked, newest.answer, newest.subject.turns)
+            image = decode_image(data, self.card["max_pixels"])
         return sheet(image, found, LOOKED_AT)
 
     def _read(self, path: Path) -> bytes:
@@ -152,65 +159,5 @@ class Talk:
         return real.read_bytes()
 
 
-def subject_of(history: Sequence[dict[str, Any]]) -> Subject:
-    """Return the newest image of a chat and the questions that were answered about it."""
-    image: Path | None = None
-    turns: list[Turn] = []
-    question = ""
-    for message in history:
-        texts, files = _parts(message.get("content"))
-        if message.get("role") != "user":
-            if question and texts and texts != NOTHING:
-                turns.append((question, texts))
-            question = ""
-            continue
-        if files:
-            image, turns = Path(files[-1]), []
-        question = texts
-    return Subject(image, tuple(turns))
-
-
-def _answered(message: dict[str, Any]) -> bool:
-    """Return whether a message is an answer with words."""
-    text, _ = _parts(message.get("content"))
-    return message.get("role") == "assistant" and bool(text) and text != NOTHING
-
-
-def _parts(content: Any) -> tuple[str, list[str]]:
-    """Return the text of a message and the paths of its files."""
-    texts, files = [], []
-    for part in content if isinstance(content, list) else [content]:
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, dict) and part.get("type") == "text":
-            texts.append(str(part.get("text", "")))
-        elif isinstance(part, dict):
-            path = (part.get("file") or part).get("path")
-            files += [str(path)] if path else []
-    return " ".join(texts).strip(), files
-
-
-_REASONS = {
-    "empty file": "The file is empty. Please send a JPEG or PNG.",
-    "not an image": "This is not an image that can be read. Please send a JPEG or PNG.",
-    "unsupported format": f"Images of this kind cannot be read. Please send a {KINDS}.",
-    "unsupported values": "The image's pixel values are unusual. Please send a JPEG or PNG.",
-    "too many pixels": "The image has too many pixels. Please make it smaller.",
-    "animated": "Animated images cannot be read. Please send a single image.",
-    "broken image": "The image is damaged and cannot be read. Please send another one.",
-}
-
-
-@contextmanager
-def _explained() -> Generator[None]:
-    """Turn the errors of `model` into sentences for a visitor, without internal details."""
-    try:
-        yield
-    except ModelError as error:
-        reason = getattr(error, "reason", "")
-        raise ChatError(_REASONS.get(reason, _sentence(str(error)))) from None
-
-
-def _sentence(text: str) -> str:
-    """Return a text with a capital and a full stop; "" stays empty."""
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+def _images(count: int) -> str:
+    return "one image" if count == 1 else f"{count} images at most"

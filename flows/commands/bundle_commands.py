@@ -24,8 +24,8 @@ Bundle = Annotated[
 
 
 def ask(
-    image: Path,
-    question: str,
+    image: str,
+    question: str | None = None,
     /,
     *,
     store: Store = None,
@@ -38,7 +38,8 @@ def ask(
     """Answer a question about an image with the published assistant.
 
     Args:
-        image: An image file.
+        image: An image file; without it, the question alone is answered by an assistant that was
+            also trained on texts alone.
         question: What to ask.
         also: A further image, once for each; the question may say <image> where each belongs.
         why: Print for each word which patches of the image mattered.
@@ -49,25 +50,25 @@ def ask(
 
         check_why(output, also, why=why)
     from flows.commands.bundle_place import find_bundle
-    from flows.commands.image_file import read_image
+    from flows.commands.image_file import read_image, split_question
 
-    paths, settings = [image, *also], settings_of(store)
-    contents = [read_image(path) for path in paths]
+    paths, asked = split_question(image, question, also, why=why)
+    contents, settings = [read_image(path) for path in paths], settings_of(store)
     place = find_bundle(settings, run, bundle)
     with waiting("loading the assistant"), importing():
         from flows.commands.assistant import check_image, look_at, open_assistant
 
         assistant = open_assistant(settings, place)
-        assistant.prompt(question, images=len(paths))  # refused before images are encoded
+        assistant.prompt(asked, images=len(paths))  # refused before images are encoded
         for path, data in zip(paths, contents, strict=True):
             check_image(assistant, path, data)
     seen = [look_at(assistant, path, data) for path, data in zip(paths, contents, strict=True)]
-    answer = assistant.ask(seen, question)
+    answer = assistant.ask(seen, asked)
     print(answer)
     if why:
         from flows.commands.why import print_why
 
-        print_why(assistant, contents[0], question, answer, output)
+        print_why(assistant, contents[0], asked, answer, output)
 
 
 def caption(*images: Path, store: Store = None, run: OfRun = None, bundle: Bundle = None) -> None:

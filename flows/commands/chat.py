@@ -1,11 +1,11 @@
-"""`phivision chat`: the published assistant in a browser."""
+"""`phivision chat`: the published assistant, and others of the store, in a browser."""
 
 import tempfile
 from pathlib import Path
 
 from flows.chat.launching import Door
 from flows.chat.server import serve_chat
-from flows.commands.assistant import open_assistant
+from flows.commands.chat_models import models_to_chat
 from flows.commands.example_images import write_examples
 from flows.commands.ports import refuse_taken
 from flows.surroundings import LOOPBACK
@@ -33,14 +33,15 @@ def chat(settings: Settings, bundle: Manifest | str | None, door: Door) -> None:
     check_door(door)
     refuse_taken(door.host, door.port, "choose another port with --port; 0 takes a free one")
     with waiting("loading the assistant"):
-        assistant = open_assistant(settings, bundle)
+        models = models_to_chat(settings, bundle)
+        assistant = models.get()
     with tempfile.TemporaryDirectory(prefix="phivision-examples-") as name:
         of_store = not isinstance(bundle, str)
         examples = Path(name) if of_store else assistant.folder / "examples"
         if of_store and settings.is_local:
             store = settings.open_store()
             write_examples(trace(store, bundle or published_manifest(store)), examples, 3)
-        serve_chat(assistant, examples, door)
+        serve_chat(models, examples, door)
 
 
 def check_door(door: Door) -> None:

@@ -1,5 +1,6 @@
 """Image files named on the command line, read before slow imports."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from model.decoding import KINDS
@@ -22,3 +23,27 @@ def read_image(path: Path) -> bytes:
             "give a smaller image",
         )
     return path.read_bytes()
+
+
+def split_question(
+    image: str, question: str | None, also: Sequence[Path], *, why: bool
+) -> tuple[list[Path], str]:
+    """Return the images and the question of `ask`, where a single argument is a question alone.
+
+    Args:
+        image: The first argument.
+        question: The second one, None where it was left out.
+        also: Further images.
+        why: Whether the answer is to be explained by the image.
+
+    Raises:
+        PipelineError: The question is missing, or the image that `why` needs.
+    """
+    if question is not None:
+        return [Path(image), *also], question
+    remedy = 'phivision ask PHOTO.jpg "What is red?"'
+    if Path(image).is_file() or also:
+        raise PipelineError(f"no question about {image}", remedy)
+    if why:
+        raise PipelineError("--why shows what mattered in an image, and none was given", remedy)
+    return [], image

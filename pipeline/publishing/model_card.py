@@ -40,6 +40,9 @@ warning that the answer may be a guess: its greatest cosine similarity to
 {% else %}
 Of other images nothing warns: there were too few to compare with.
 {% endif %}
+{% if text_only %}
+It was also trained on texts alone, so it answers questions without an image, too.
+{% endif %}
 
 {% endif %}
 ## Scores on held-out images
@@ -108,6 +111,7 @@ def model_card(card: dict[str, Any]) -> str:
         parts=card["parts"].items(),
         joined="second_layer" in card,
         trained_on=card.get("trained_on"),
+        text_only=card.get("text_only", False),
         scores=_table(values, _CONDITIONS),
         gaps=_table(values, _AGAINST, "_gap", "+.3f"),
         images=values["cider_d", "real"]["count"] if ("cider_d", "real") in values else 0,

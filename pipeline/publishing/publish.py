@@ -11,7 +11,12 @@ from pipeline.data.stored_images import has_second
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.publishing.bundle_parts import bundle_parts
 from pipeline.publishing.model_card import model_card
-from pipeline.publishing.trained_images import most_images, reference_of, trained_images
+from pipeline.publishing.trained_images import (
+    learned_texts,
+    most_images,
+    reference_of,
+    trained_images,
+)
 from pipeline.recipe.parts import EvaluatePart, FeaturesPart, ImagesPart, PublishPart
 from storage.clones import clone_folder
 
@@ -48,6 +53,7 @@ def publish(
         "max_new_tokens": evaluate.max_new_tokens,
         "max_pixels": MAX_PIXELS,
         "max_images": most_images(context.inputs["examples"]),
+        "text_only": learned_texts(context.inputs["examples"]),
         "trained_on": trained_on,
         "metrics": [row for row in metrics if row["stage"] == "finetune"],
     }

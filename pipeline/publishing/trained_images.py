@@ -30,6 +30,12 @@ def most_images(examples: InputArtifact) -> int:
     return 1 + max(map(len, further), default=0)
 
 
+def learned_texts(examples: InputArtifact) -> bool:
+    """Return whether there are training examples of text alone."""
+    table = read_table(examples.path("examples.parquet"), ["sha256", "split"])
+    return where(table, split="train")["sha256"].null_count > 0
+
+
 def reference_of(
     trained: list[str], features: InputArtifact, what: str
 ) -> TrainingReference | None:

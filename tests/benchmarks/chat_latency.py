@@ -56,19 +56,18 @@ def ask(address: str, question: Question) -> Wait:
     Raises:
         SystemExit: The answer is not `ask`'s.
     """
-    file = {"path": question.path, "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [{"text": question.text, "files": [file]}]}
+    body = {"message": {"text": question.text, "files": [question.path]}}
     first, last = 0.0, ""
     with httpx.Client(base_url=address, timeout=120) as client:
         start = time.perf_counter()
-        event = client.post("/gradio_api/call/chat", json=body).json()["event_id"]
+        event = client.post("/gradio_api/call/v2/chat", json=body).json()["event_id"]
         with client.stream("GET", f"/gradio_api/call/chat/{event}") as events:
             for line in events.iter_lines():
                 if line.startswith("data:"):
                     last = line.removeprefix("data:")
                     first = first or time.perf_counter() - start
         whole = time.perf_counter() - start
-    if json.loads(last)[0] != question.answer:
+    if json.loads(last)[0]["text"] != question.answer:
         sys.exit(f"{question.text} was answered {last}, not {question.answer}")
     return Wait(first, whole)
 

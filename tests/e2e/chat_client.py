@@ -1,5 +1,6 @@
 """What tests do with a chat server, by its API and by its page."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,19 +12,32 @@ def upload(client: httpx.Client, data: bytes, name: str = "image.png") -> httpx.
     return client.post("/gradio_api/upload", files={"files": (name, data, "image/png")})
 
 
-def ask(client: httpx.Client, question: str, path: str | None) -> str:
-    """Ask through the server's API and return the last event: the answer, or what went wrong."""
-    files = [] if path is None else [{"path": path, "meta": {"_type": "gradio.FileData"}}]
-    return _event(client, "chat", {"text": question, "files": files})
+def ask(client: httpx.Client, question: str, path: str | None, **options: Any) -> str:
+    """Ask through the server's API and return its events: the answer, or what went wrong.
+
+    Args:
+        client: Somebody.
+        question: The question.
+        path: What the upload of the image returned.
+        **options: Other arguments of the API, such as a temperature.
+    """
+    message = {"text": question, "files": [] if path is None else [path]}
+    return _event(client, "chat", "v2/chat", {"message": message, **options})
 
 
 def look(client: httpx.Client, history: list[dict[str, Any]]) -> str:
     """Ask where the newest answer came from and return the last event, as `ask` does."""
-    return _event(client, "look", history)
+    return _event(client, "look", "look", {"data": [history]})
 
 
-def _event(client: httpx.Client, name: str, data: Any) -> str:
-    started = client.post(f"/gradio_api/call/{name}", json={"data": [data]})
+def answer_in(events: str) -> dict[str, Any]:
+    """Return the answer in the events of `ask`, with how it was written."""
+    assert "event: complete" in events, events
+    return json.loads(events.rpartition("data: ")[2])[0]
+
+
+def _event(client: httpx.Client, name: str, place: str, body: Any) -> str:
+    started = client.post(f"/gradio_api/call/{place}", json=body)
     if started.status_code != 200:
         return f"error {started.status_code}"
     event = started.json()["event_id"]

@@ -5,6 +5,7 @@ import time
 
 from flows.chat.launching import Door
 from flows.chat.limits import Limits
+from flows.chat.models import only
 from flows.chat.server import serve_chat
 from model.assistant import load_assistant
 
@@ -17,7 +18,7 @@ def main() -> None:
     assistant = load_assistant(sys.argv[1])
     inner = assistant.vlm.language_model.get_submodule("model")
     inner.register_forward_hook(lambda *_: time.sleep(PAUSE))
-    serve_chat(assistant, None, Door(port=0), LIMITS)
+    serve_chat(only(assistant), None, Door(port=0), LIMITS)
 
 
 if __name__ == "__main__":

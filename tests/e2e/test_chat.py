@@ -1,7 +1,6 @@
 """The chat as people and strangers meet it: a real server, a real browser, bad files, crowds."""
 
 import io
-import json
 import os
 import random
 import re
@@ -17,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.chat_client import ask, attach, look, paste, upload
+from tests.e2e.chat_client import answer_in, ask, attach, look, paste, upload
 from tests.e2e.chat_server import ROOT, serving
 from tests.support.tiny_bundle import image, texture
 
@@ -186,14 +185,15 @@ def test_the_api_gives_a_warning_beside_the_answer(wary_bundle: Path, tmp_path: 
         serving(tmp_path / "asked", arguments, os.environ) as address,
         httpx.Client(base_url=address, timeout=60) as client,
     ):
-        given = []
-        for data in (image(), texture()):
-            said = ask(client, QUESTION, upload(client, data).json()[0])
-            given.append(json.loads(said.rpartition("data: ")[2]))
-    answers, _, warnings = zip(*given, strict=True)
-    assert all(answers)
-    assert warnings[0] == ""
-    assert warnings[1].startswith("This image is unlike those the model was trained on (discs)")
+        given = [
+            answer_in(ask(client, QUESTION, upload(client, data).json()[0]))
+            for data in (image(), texture())
+        ]
+    assert all(answer["text"] for answer in given)
+    assert given[0]["warning"] == ""
+    assert given[1]["warning"].startswith(
+        "This image is unlike those the model was trained on (discs)"
+    )
 
 
 # -- many at once ------------------------------------------------------------------------------
@@ -209,8 +209,7 @@ def test_twenty_simultaneous_questions_are_all_answered(
     answers = [assistant.ask(image(), question) for question in questions]
     assert len(set(answers)) > 10  # so that a mixed-up answer is seen
     for text, answer in zip(said, answers, strict=True):
-        assert "event: complete" in text
-        assert f'"{answer}"' in text.rpartition("event: complete")[2]
+        assert answer_in(text)["text"] == answer
 
 
 # -- strangers ---------------------------------------------------------------------------------

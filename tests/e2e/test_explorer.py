@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.e2e.chat_server import serving
@@ -77,3 +78,12 @@ def test_images_are_listed_searched_and_looked_at(page: Any, log: Path) -> None:
     own = page.url.rstrip("/")
     assert [url for url in outside if not url.startswith((own, "data:", "blob:"))] == []
     assert not log.exists() or log.read_text() == ""
+
+
+def test_a_page_of_another_site_that_resolves_to_this_machine_is_refused(address: str) -> None:
+    port = address.rpartition(":")[2]
+    with httpx.Client(base_url=address, timeout=60) as client:
+        for host in ("evil.example", f"evil.example:{port}"):
+            for place in ("/", "/config", "/gradio_api/info"):
+                assert client.get(place, headers={"Host": host}).status_code == 400, (host, place)
+        assert client.get("/", headers={"Host": f"localhost:{port}"}).status_code == 200

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.chat.errors import ChatError
+from flows.chat.history import NOTHING
 from flows.chat.limits import Limits
-from flows.chat.talk import NOTHING, ChatError, Talk
+from flows.chat.models import only
+from flows.chat.talk import Talk
 from flows.cli import main
 from flows.commands.heat_text import heat_text
 from flows.overlay import overlay, sheet
@@ -138,7 +141,7 @@ def test_the_chat_shows_where_it_looked_for_the_newest_answer(
 ) -> None:
     red = tmp_path / "red.png"
     red.write_bytes(image())
-    talk = Talk(assistant, tmp_path, Limits())
+    talk = Talk(only(assistant), tmp_path, Limits())
     first = assistant.ask(image(), "What colour?")
     history = [said("user", "What colour?", str(red)), said("assistant", first)]
     shown = talk.look(history)
@@ -173,5 +176,5 @@ def test_what_cannot_be_shown_is_told(
             if part["type"] == "file" and part["file"]["path"] == "red.png":
                 part["file"]["path"] = str(tmp_path / "red.png")
     with pytest.raises(ChatError) as caught:
-        Talk(assistant, tmp_path, Limits()).look(history)
+        Talk(only(assistant), tmp_path, Limits()).look(history)
     assert str(tmp_path) not in str(caught.value)

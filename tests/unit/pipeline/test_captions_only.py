@@ -152,6 +152,7 @@ def test_the_bundle_captions_a_photo_with_the_encoder_of_timm(
     photo = io.BytesIO()
     Image.new("RGB", (100, 70), COLOURS["red"]).save(photo, "PNG")
     assert isinstance(assistant.caption([photo.getvalue()])[0], str)
+    assert not assistant.text_only
 
 
 def test_pretraining_that_sees_nothing_stops_before_finetuning(store: Path, recipe: Recipe) -> None:
@@ -241,6 +242,10 @@ def test_conversations_alone_go_through_every_stage(spoken: Recipe, tmp_path: Pa
     card = kept.artifact(made["publish"].manifest).path("README.md").read_text()
     assert "`answer_accuracy`" in card
     assert "CIDEr-D" not in card
+    assert "answers questions without an image, too" in card
+    assistant = Assistant(kept.artifact(made["publish"].manifest).path("bundle.json").parent)
+    assert assistant.text_only
+    assert isinstance(assistant.ask(None, "What is new?"), str)
 
 
 def test_a_recipe_without_captions_is_told_what_it_needs(spoken: Recipe) -> None:

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from flows.chat.errors import ChatError
+from flows.chat.history import NOTHING, Subject, subject_of
 from flows.chat.launching import Door
 from flows.chat.limits import Limits
+from flows.chat.models import only
 from flows.chat.server import read_examples
-from flows.chat.talk import NOTHING, ChatError, Subject, Talk, subject_of
+from flows.chat.talk import Talk
 from flows.commands.chat import check_door
 from model.assistant import Assistant
 from model.decoding import FORMATS
@@ -24,7 +27,7 @@ def talk(assistant: Assistant, tmp_path: Path) -> Talk:
     (tmp_path / "red.png").write_bytes(image())
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "large.png").write_bytes(image() + bytes(10_000))
-    return Talk(assistant, tmp_path, LIMITS)
+    return Talk(only(assistant), tmp_path, LIMITS)
 
 
 def said(role: str, text: str, *files: str) -> dict[str, Any]:
@@ -35,14 +38,37 @@ def said(role: str, text: str, *files: str) -> dict[str, Any]:
 
 def test_an_answer_is_the_assistants_own(talk: Talk, tmp_path: Path) -> None:
     red = str(tmp_path / "red.png")
-    *_, (answer, warning) = talk.answer("What colour?", [red], [])
+    *_, (answer, warning) = talk.answer("What colour?", [red], Subject())
     assert not warning
-    assert answer == talk.assistant.ask(image(), "What colour?")
-    *_, (caption, _) = talk.answer("", [red], [])
-    assert caption == talk.assistant.caption([image()])[0]
+    assert answer == talk.models.get().ask(image(), "What colour?")
+    *_, (caption, _) = talk.answer("", [red], Subject())
+    assert caption == talk.models.get().caption([image()])[0]
     history = [said("user", "What colour?", red), said("assistant", answer)]
-    *_, (second, _) = talk.answer("How many?", [], history)
-    assert second == talk.assistant.ask(image(), "How many?", [("What colour?", answer)])
+    *_, (second, _) = talk.answer("How many?", [], subject_of(history))
+    assert second == talk.models.get().ask(image(), "How many?", [("What colour?", answer)])
+
+
+def test_a_question_is_about_all_images_of_its_message(tiny_bundle: Path, tmp_path: Path) -> None:
+    assistant = Assistant(tiny_bundle)
+    assistant.card["max_images"] = 2
+    talk = Talk(only(assistant), tmp_path, LIMITS)
+    files = []
+    for colour in ("red", "blue"):
+        (tmp_path / f"{colour}.png").write_bytes(image(colour))
+        files.append(str(tmp_path / f"{colour}.png"))
+    both = [image("red"), image("blue")]
+    *_, (answer, _) = talk.answer("Which?", files, Subject())
+    assert answer == assistant.ask(both, "Which?")
+    history = [said("user", "Which?", *files), said("assistant", answer)]
+    *_, (second, _) = talk.answer("Sure?", [], subject_of(history))
+    assert second == assistant.ask(both, "Sure?", [("Which?", answer)])
+    with pytest.raises(ChatError, match="2 images at most at a time"):
+        talk.check("Which?", [*files, files[0]])
+    with pytest.raises(ChatError, match="about one image"):
+        talk.look(history)
+    alone = Talk(only(Assistant(tiny_bundle)), tmp_path, LIMITS)
+    with pytest.raises(ChatError, match="one image at a time"):
+        alone.check("Which?", files)
 
 
 def test_an_image_unlike_the_training_is_answered_with_a_warning_beside_the_text(
@@ -50,15 +76,15 @@ def test_an_image_unlike_the_training_is_answered_with_a_warning_beside_the_text
 ) -> None:
     (tmp_path / "sand.png").write_bytes(texture())
     (tmp_path / "red.png").write_bytes(image())
-    talk = Talk(Assistant(wary_bundle), tmp_path, Limits())
+    talk = Talk(only(Assistant(wary_bundle)), tmp_path, Limits())
     sand = str(tmp_path / "sand.png")
-    replies = list(talk.answer("What colour?", [sand], []))
+    replies = list(talk.answer("What colour?", [sand], Subject()))
     assert {reply.warning for reply in replies} == {
         "This image is unlike those the model was trained on (discs): the answer may be a guess."
     }
-    assert replies[-1].text == talk.assistant.ask(texture(), "What colour?")
+    assert replies[-1].text == talk.models.get().ask(texture(), "What colour?")
     history = [said("user", "What colour?", sand), said("assistant", replies[-1].text)]
-    *_, later = talk.answer("", [str(tmp_path / "red.png")], history)
+    *_, later = talk.answer("", [str(tmp_path / "red.png")], subject_of(history))
     assert not later.warning
 
 
@@ -66,29 +92,29 @@ def test_a_model_that_writes_nothing_says_so_and_it_is_no_part_of_what_was_said(
     talk: Talk, tmp_path: Path
 ) -> None:
     red = str(tmp_path / "red.png")
-    head = talk.assistant.vlm.language_model.get_submodule("lm_head")
+    head = talk.models.get().vlm.language_model.get_submodule("lm_head")
     bias = head.get_parameter("bias")
     before = bias.detach().clone()
     with torch.no_grad():
-        bias[talk.assistant.template.eos_id] = 1e6
+        bias[talk.models.get().template.eos_id] = 1e6
     try:
-        assert list(talk.answer("What colour?", [red], [])) == [(NOTHING, "")]
+        assert list(talk.answer("What colour?", [red], Subject())) == [(NOTHING, "")]
     finally:
         with torch.no_grad():
             bias.copy_(before)
     history = [said("user", "What colour?", red), said("assistant", NOTHING)]
-    assert subject_of(history) == Subject(Path(red), ())
+    assert subject_of(history) == Subject((Path(red),), ())
 
 
 def test_an_assistant_with_beams_answers_the_chat_as_it_answers_ask(
     talk: Talk, tmp_path: Path
 ) -> None:
-    searching = Assistant(talk.assistant.folder)
+    searching = Assistant(talk.models.get().folder)
     searching.card["beams"] = 4
     expected = searching.ask(image(), "What colour?")
-    assert expected != talk.assistant.ask(image(), "What colour?")
-    answer = Talk(searching, tmp_path, LIMITS).answer(
-        "What colour?", [str(tmp_path / "red.png")], []
+    assert expected != talk.models.get().ask(image(), "What colour?")
+    answer = Talk(only(searching), tmp_path, LIMITS).answer(
+        "What colour?", [str(tmp_path / "red.png")], Subject()
     )
     assert list(answer) == [(expected, "")]
 
@@ -105,7 +131,7 @@ def test_a_new_image_begins_a_new_subject() -> None:
         said("user", "Where?"),
         said("assistant", ""),
     ]
-    assert subject_of(history) == Subject(Path("new.png"), (("How many?", "Two."),))
+    assert subject_of(history) == Subject((Path("new.png"),), (("How many?", "Two."),))
     assert subject_of([]) == Subject()
     assert (
         subject_of([{"role": "user", "content": ("strange", None)}, {"role": "user"}]) == Subject()
@@ -135,7 +161,7 @@ def test_a_message_that_cannot_be_answered_says_what_to_do(
     outside.write_bytes(image())
     (tmp_path / "link.png").symlink_to(outside)
     with pytest.raises(ChatError, match=words) as caught:
-        list(talk.answer(text, [str(tmp_path / file)] if file else [], []))
+        list(talk.answer(text, [str(tmp_path / file)] if file else [], Subject()))
     assert str(tmp_path) not in str(caught.value)
 
 
@@ -153,16 +179,16 @@ def test_an_image_of_another_kind_is_answered_with_the_kinds_that_are_taken(
 
 
 def test_a_question_of_too_many_tokens_is_refused(talk: Talk, tmp_path: Path) -> None:
-    long = Talk(talk.assistant, tmp_path, Limits())
+    long = Talk(talk.models, tmp_path, Limits())
     with pytest.raises(ChatError, match="too long"):
-        list(long.answer("why " * 240, [str(tmp_path / "red.png")], []))
+        list(long.answer("why " * 240, [str(tmp_path / "red.png")], Subject()))
 
 
 def test_a_stopped_answer_computes_no_more_tokens(talk: Talk, tmp_path: Path) -> None:
     steps: list[int] = []
-    inner = talk.assistant.vlm.language_model.get_submodule("model")
+    inner = talk.models.get().vlm.language_model.get_submodule("model")
     count = inner.register_forward_hook(lambda *_: steps.append(1))
-    answer = talk.answer("What colour?", [str(tmp_path / "red.png")], [])
+    answer = talk.answer("What colour?", [str(tmp_path / "red.png")], Subject())
     next(answer)
     answer.close()
     count.remove()
