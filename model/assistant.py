@@ -149,15 +149,20 @@ class Assistant:
             ModelError: The question is empty, too long or not valid text, an image is missing, or
                 there are more than the assistant has learned to see at a time.
         """
-        seen, prompt = _listed(images), self.template.caption_prompt
         longest = self.card["max_new_tokens"] if max_new_tokens is None else max_new_tokens
+        seen, prompt = _listed(images), self.template.caption_prompt
         if question is not None:
             prompt = self.prompt(question, history, longest, len(seen))
         elif not seen:
             raise ModelError("a caption needs an image")
-        else:
-            seen = seen[:1]
-        decoding = decoding_of(self.card["beams"]) if decoding is None else decoding
+        decoding = decoding or decoding_of(self.card["beams"])
+        yield from self._stream(
+            seen if question is not None else seen[:1], prompt, decoding, longest
+        )
+
+    def _stream(
+        self, seen: Sequence[Image], prompt: list[int], decoding: GenerationConfig, longest: int
+    ) -> Iterator[str]:
         if isinstance(decoding, BeamConfig):
             yield self._write(seen, [prompt], decoding, longest)[0]
             return

@@ -38,8 +38,7 @@ def ask(
     """Answer a question about an image with the published assistant.
 
     Args:
-        image: An image file; without it, the question alone is answered by an assistant that was
-            also trained on texts alone.
+        image: An image file; an assistant that was also trained on texts alone needs none.
         question: What to ask.
         also: A further image, once for each; the question may say <image> where each belongs.
         why: Print for each word which patches of the image mattered.
