@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from flows.commands.options import preset_and_changes
 from model.assistant import Assistant, load_assistant
 from model.errors import ModelError
+from model.explanation import explain
 from pipeline.catalog.catalog import Catalog
 from pipeline.costs.backbone_sizes import vision_width
 from pipeline.costs.generation import writings
@@ -137,6 +138,14 @@ def test_the_assistant_sees_what_training_saw(made: Made, bundle: Path) -> None:
         assert torch.equal(assistant.see(seen[sha256]), stored[number])
     assert isinstance(assistant.caption([photo()])[0], str)
     assert isinstance(assistant.ask(photo(), "What is it?"), str)
+
+
+def test_where_it_looked_is_a_map_of_the_joined_grid(bundle: Path) -> None:
+    found = explain(Assistant(bundle), photo(), "What is it?", "a red thing")
+    assert found.words == ["a", "red", "thing"]
+    assert found.maps.shape == (3, GRID)
+    # What the first encoder sees: it crops the middle square.
+    assert (found.view.width, found.view.height) == (pytest.approx(0.95 * 70, abs=0.5),) * 2
 
 
 def test_the_warning_about_unlike_images_is_the_first_encoders(bundle: Path) -> None:
