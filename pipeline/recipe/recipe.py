@@ -112,6 +112,11 @@ class Recipe(Part):
     def _texts_suffice(self) -> None:
         """Refuse choices that need conversations, or captions, where there are none."""
         captions = has_captions(self.images.source)
+        if self.conversations.text_only == "keep" and self.finetune.caption_share == 1:
+            raise ValueError(
+                "conversations.text_only=keep has no effect with finetune.caption_share=1, which "
+                "learns captions only: lower the one, or drop the other"
+            )
         if self.conversations.source.kind != "none":
             if captions:
                 return

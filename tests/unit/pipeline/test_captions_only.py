@@ -161,6 +161,11 @@ def test_pretraining_that_sees_nothing_stops_before_finetuning(store: Path, reci
         run(asked, store)
 
 
+def test_texts_alone_cannot_be_kept_where_captions_only_are_learned(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match="text_only=keep has no effect"):
+        recipe.override({"conversations.text_only": "keep"})
+
+
 def test_answers_cannot_be_asked_for_where_there_are_none(recipe: Recipe) -> None:
     for field, value in (("finetune.caption_share", 0.5), ("publish.metric", "answer_accuracy")):
         with pytest.raises(RecipeError, match="leaves captions only"):
