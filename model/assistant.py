@@ -169,7 +169,7 @@ class Assistant:
         written: list[int] = []
         for token in stream(
             self.vlm,
-            self._shown(seen),
+            self.shown(seen),
             prompt,
             eos_id=self.template.eos_id,
             max_new_tokens=longest,
@@ -182,7 +182,7 @@ class Assistant:
     @cached_property
     def room(self) -> int:
         """Tokens that a question and its history may have, between one image and the answer."""
-        return int(self.vlm.max_positions) - self._prefix - self.card["max_new_tokens"]
+        return int(self.vlm.max_positions) - self.prefix - self.card["max_new_tokens"]
 
     @property
     def most_tokens(self) -> int:
@@ -190,10 +190,10 @@ class Assistant:
         return (self.room + self.card["max_new_tokens"]) // 2
 
     @cached_property
-    def _prefix(self) -> int:
+    def prefix(self) -> int:
         """Tokens of an image, the separator included."""
         with torch.no_grad():
-            return self.vlm.embed_images(self._shown([])).tokens.shape[1]
+            return self.vlm.embed_images(self.shown([])).tokens.shape[1]
 
     def prompt(
         self,
@@ -228,10 +228,10 @@ class Assistant:
         if not all(map(is_text, (question, *chain.from_iterable(history)))):
             raise ModelError("the question has an incomplete character: write it as UTF-8 text")
         longer = 0 if max_new_tokens is None else max_new_tokens - self.card["max_new_tokens"]
-        room = self.room - max(images - 1, 0) * self._prefix - longer
+        room = self.room - max(images - 1, 0) * self.prefix - longer
         return asked_ids(self.template, question, history, images, room)
 
-    def _shown(self, images: Sequence[Image]) -> torch.Tensor:
+    def shown(self, images: Sequence[Image]) -> torch.Tensor:
         """Return patch embeddings [image, patch, vision]; without images, zeros of one."""
         if not images:
             width = json.loads((self.folder / PREFIX_CONFIG).read_text())["vision_width"]
@@ -248,7 +248,7 @@ class Assistant:
     ) -> list[str]:
         texts = generate(
             self.vlm,
-            self._shown(images),
+            self.shown(images),
             prompts,
             eos_id=self.template.eos_id,
             max_new_tokens=max_new_tokens or self.card["max_new_tokens"],

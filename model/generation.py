@@ -75,8 +75,8 @@ def generate(
     language_model = vlm.language_model
     assert isinstance(language_model, GenerationMixin)
     with evaluating(vlm), torch.no_grad(), _seeded(decoding, patches.device):
-        embeddings, attention = _left_padded(vlm, patches, prompts)
-        attention = attention if has_image else _without_images(attention, prompts)
+        embeddings, attention = left_padded(vlm, patches, prompts)
+        attention = attention if has_image else without_images(attention, prompts)
         vlm.check_length(embeddings.shape[1] + max_new_tokens)
         rows = language_model.generate(
             inputs_embeds=embeddings,
@@ -116,12 +116,10 @@ def stream(
         raise ModelError("beam search knows its text only at the end: stream greedy or top_p")
     with torch.no_grad():
         shown = patches.reshape(-1, *patches.shape[-2:])
-        embeddings, attention = _left_padded(vlm, shown, [prompt])
-    attention = attention if has_image else _without_images(attention, [prompt])
+        embeddings, attention = left_padded(vlm, shown, [prompt])
+    attention = attention if has_image else without_images(attention, [prompt])
     vlm.check_length(embeddings.shape[1] + max_new_tokens)
-    settings = vlm.language_model.generation_config
-    suppressed = settings.suppress_tokens if settings is not None else None
-    choose = _chooser(decoding, suppressed, embeddings.device)
+    choose = chooser(vlm, decoding, embeddings.device)
     return _stream_tokens(vlm, embeddings, attention, eos_id, max_new_tokens, choose)
 
 
@@ -147,10 +145,12 @@ def _stream_tokens(
             attention = nn.functional.pad(attention, (0, 1), value=True)
 
 
-def _chooser(
-    decoding: GenerationConfig, suppressed: list[int] | None, device: torch.device
+def chooser(
+    vlm: VisionLanguageModel, decoding: GenerationConfig, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """A function from logits [1, word] to the chosen token [1, 1]."""
+    """A function from logits [1, word] to the chosen token [1, 1]; without beams."""
+    settings = vlm.language_model.generation_config
+    suppressed = settings.suppress_tokens if settings is not None else None
     # The classes and the order of transformers' own generation.
     steps = LogitsProcessorList()
     if suppressed:
@@ -170,7 +170,7 @@ def _chooser(
     return choose
 
 
-def _left_padded(
+def left_padded(
     vlm: VisionLanguageModel,
     patches: Float[Tensor, "image patch vision"],
     prompts: Sequence[Sequence[int]],
@@ -201,7 +201,7 @@ def _pieces(
     yield text[start:]
 
 
-def _without_images(
+def without_images(
     attention: Bool[Tensor, "batch position"], prompts: Sequence[Sequence[int]]
 ) -> Bool[Tensor, "batch position"]:
     """The mask where rows have no image: of its prefix they see the separator only.

@@ -1,4 +1,4 @@
-"""Commands that use the published assistant: `ask`, `caption`, `chat` and `export`."""
+"""Commands that use the published assistant: `ask`, `caption`, `chat`, `serve`, `export`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -125,6 +125,35 @@ def chat(
         from flows.commands.chat import chat as serve
 
     serve(settings, place, Door(host, port, user, password))
+
+
+def serve(
+    *,
+    store: Store = None,
+    run: OfRun = None,
+    bundle: Bundle = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: Annotated[str, Parameter(env_var="PHIVISION_API_KEY")] = "",
+    image_host: tuple[str, ...] = (),
+) -> None:
+    """Serve the published assistant to OpenAI's clients, at /v1/chat/completions.
+
+    Args:
+        host: Network address to listen on; any but loopback needs a key.
+        port: Port; 0 takes a free one.
+        api_key: Key that clients must send; better given in the environment.
+        image_host: A host from which images may be fetched, once for each; without it images come
+            inside requests only.
+    """
+    from flows.commands.bundle_place import find_bundle
+
+    settings = settings_of(store)
+    place = find_bundle(settings, run, bundle) if run is not None or bundle is not None else None
+    with waiting("starting the server"), importing():  # the libraries alone take seconds
+        from flows.commands.serve import serve_assistant
+
+    serve_assistant(settings, place, host, port, api_key, image_host)
 
 
 def export(

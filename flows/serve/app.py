@@ -1,0 +1,140 @@
+"""The HTTP interface: `/v1/chat/completions` and `/v1/models` of OpenAI, health and metrics."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from flows.serve.answer import Piece
+from flows.serve.completions import Prepared, Service, usage
+from flows.serve.errors import RequestError
+from flows.serve.messages import ChatBody
+
+_LOOK_SECONDS = 0.5  # how often it is looked whether a client is still there
+
+
+def build_app(service: Service) -> FastAPI:
+    """Return the application; the engine writes while it runs."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        with service.engine.running():
+            yield
+
+    app = FastAPI(title="phivision", lifespan=lifespan, docs_url=None, redoc_url=None)
+    name = str(service.assistant.card["name"])
+
+    @app.exception_handler(RequestError)
+    async def refused(_: Request, error: RequestError) -> Response:
+        service.metrics.requests.labels(str(error.status)).inc()
+        headers = {"Retry-After": "1"} if error.status == 429 else None
+        return JSONResponse(error.body(), error.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = ".".join(str(step) for step in first["loc"][1:])
+        return await refused(request, RequestError(f"{field}: {first['msg']}", param=field))
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        model = {"id": name, "object": "model", "created": 0, "owned_by": "phivision"}
+        return {"object": "list", "data": [model]}
+
+    @app.post("/v1/chat/completions")
+    async def complete(body: ChatBody, request: Request) -> Response:
+        if body.model and body.model != name:
+            told = f"there is no model '{body.model}', only '{name}'"
+            raise RequestError(told, 404, param="model", code="model_not_found")
+        prepared = await run_in_threadpool(service.prepare, body)
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+        pieces = service.pieces(body, prepared)
+        if not body.stream:
+            return await _whole(service, request, head, prepared, pieces)
+        first = await anext(pieces)  # a refusal has its own status only before anything is sent
+        service.metrics.requests.labels("200").inc()
+        events = _events(head, prepared, first, pieces, with_usage=body.with_usage)
+        return StreamingResponse(events, media_type="text/event-stream")
+
+    return app
+
+
+async def _whole(
+    service: Service,
+    request: Request,
+    head: Mapping[str, Any],
+    prepared: Prepared,
+    pieces: AsyncGenerator[Piece],
+) -> Response:
+    """Return an answer at once; a client that has left frees its place before the end."""
+    texts, last = [], Piece("", 0)
+    async with aclosing(pieces):
+        coming = asyncio.ensure_future(anext(pieces, None))
+        while True:
+            done, _ = await asyncio.wait({coming}, timeout=_LOOK_SECONDS)
+            if not done:
+                if await request.is_disconnected():
+                    coming.cancel()
+                    await asyncio.wait({coming})
+                    return Response(status_code=499)
+                continue
+            piece = coming.result()
+            if piece is None:
+                break
+            texts.append(piece.text)
+            last = piece
+            coming = asyncio.ensure_future(anext(pieces, None))
+    service.metrics.requests.labels("200").inc()
+    message = {"role": "assistant", "content": "".join(texts)}
+    choice = {"index": 0, "message": message, "finish_reason": last.reason, "logprobs": None}
+    told = {**head, "object": "chat.completion", "choices": [choice]}
+    return JSONResponse({**told, "usage": usage(prepared, last.tokens)})
+
+
+async def _events(
+    head: Mapping[str, Any],
+    prepared: Prepared,
+    first: Piece,
+    pieces: AsyncGenerator[Piece],
+    *,
+    with_usage: bool,
+) -> AsyncGenerator[str]:
+    """Yield an answer as server-sent events."""
+
+    def event(delta: Mapping[str, str], reason: str | None = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+        told = {**head, "object": "chat.completion.chunk", "choices": [choice], **more}
+        return f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
+
+    async with aclosing(pieces):
+        yield event({"role": "assistant", "content": ""})
+        piece: Piece | None = first
+        try:
+            while piece is not None:
+                if piece.text:
+                    yield event({"content": piece.text})
+                if piece.reason:
+                    yield event({}, piece.reason)
+                    if with_usage:
+                        yield event({}, choices=[], usage=usage(prepared, piece.tokens))
+                piece = await anext(pieces, None)
+        except RequestError as error:
+            yield f"data: {json.dumps(error.body())}\n\n"
+            return
+        yield "data: [DONE]\n\n"

@@ -1,0 +1,217 @@
+"""Many texts at once with continuous batching: a text joins and leaves the batch at any token.
+
+One step feeds one token of every text. New texts are read together, then join the batch with what
+they left in the key-value cache; texts that have ended leave it before the next step, so that a
+short answer does not wait for a long one. Orca, Yu et al. 2022 (OSDI), calls this iteration-level
+scheduling. The invariant: a text is the one that `model.generation.stream` gives it alone, as far
+as products of another shape round alike.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from model.errors import ModelError
+from model.generation import chooser, left_padded, without_images
+from model.generation_configs import GenerationConfig
+from model.language_parts import body_of
+from model.vlm import VisionLanguageModel
+
+
+@dataclass
+class TextRequest:
+    """A text that is to be written.
+
+    Attributes:
+        patches: Its images [image, patch, vision]; one of zeros where it has none.
+        prompt: Token ids after the first image.
+        max_new_tokens: Tokens after which it is cut, counting the ending one.
+        decoding: Greedy or nucleus sampling.
+        take: Gets each token id, and None once at the end; returns whether to go on. It is called
+            in the thread of `Batcher.step` and must not wait.
+        has_image: False for a text alone.
+    """
+
+    patches: Float[Tensor, "image patch vision"]
+    prompt: Sequence[int]
+    max_new_tokens: int
+    decoding: GenerationConfig
+    take: Callable[[int | None], bool]
+    has_image: bool = True
+
+
+@dataclass
+class _Row:
+    """A text in the batch."""
+
+    request: TextRequest
+    choose: Callable[[Tensor], Tensor]
+    written: int = 0
+
+
+@dataclass
+class Batcher:
+    """Writes texts side by side; all methods are called by one thread.
+
+    Attributes:
+        vlm: The model, in evaluation mode.
+        eos_id: Token that ends a text.
+        most: Texts in the batch, at most.
+    """
+
+    vlm: VisionLanguageModel
+    eos_id: int
+    most: int
+    _rows: list[_Row] = field(default_factory=list)
+    _cache: DynamicCache | None = None
+    _seen: Tensor | None = None  # which cached positions are no padding, bool [row, position]
+    _next: Tensor | None = None  # embeddings of the newest tokens [row, 1, language]
+
+    @property
+    def active(self) -> int:
+        """Texts in the batch."""
+        return len(self._rows)
+
+    @property
+    def free(self) -> int:
+        """Texts that may join."""
+        return self.most - len(self._rows)
+
+    @torch.no_grad()
+    def join(self, requests: Sequence[TextRequest]) -> None:
+        """Read prompts and write the first token of each.
+
+        Raises:
+            ModelError: They are more than may join, or a text might outgrow the model.
+        """
+        if len(requests) > self.free:
+            raise ModelError(f"{len(requests)} texts, but only {self.free} may join the batch")
+        if not requests:
+            return
+        prompts = [request.prompt for request in requests]
+        firsts = torch.stack([request.patches[0] for request in requests])
+        images = torch.cat([firsts, *(request.patches[1:] for request in requests)])
+        embeddings, seen = left_padded(self.vlm, images, prompts)
+        longest = [
+            length + request.max_new_tokens
+            for length, request in zip(seen.sum(dim=1).tolist(), requests, strict=True)
+        ]
+        self.vlm.check_length(max(longest))
+        pictured = torch.tensor([request.has_image for request in requests], device=seen.device)
+        seen = torch.where(pictured[:, None], seen, without_images(seen, prompts))
+        cache = DynamicCache()
+        states = self._read(embeddings, seen, cache)
+        device = embeddings.device
+        rows = [_Row(each, chooser(self.vlm, each.decoding, device)) for each in requests]
+        self._add(rows, cache, seen)
+        self._write(rows, states)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Write the next token of every text in the batch."""
+        if self._rows and self._cache is not None and self._seen is not None:
+            assert self._next is not None
+            self._seen = nn.functional.pad(self._seen, (0, 1), value=True)
+            states = self._read(self._next, self._seen, self._cache)
+            self._next = None
+            self._write(self._rows, states)
+
+    def _read(
+        self,
+        embeddings: Float[Tensor, "row new language"],
+        seen: Bool[Tensor, "row position"],
+        cache: DynamicCache,
+    ) -> Float[Tensor, "row language"]:
+        """Return the last hidden state of each row; the cache grows in place."""
+        positions = (seen.cumsum(dim=1) - 1).clamp_min(0)[:, -embeddings.shape[1] :]
+        outputs = body_of(self.vlm.language_model)(
+            inputs_embeds=embeddings,
+            attention_mask=seen,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state[:, -1]
+
+    def _write(self, rows: Sequence[_Row], states: Float[Tensor, "row language"]) -> None:
+        """Choose the next token of rows that are the last of the batch; drop those that ended."""
+        logits = self.vlm.logits(states)
+        tokens = [row.choose(logits[at : at + 1]) for at, row in enumerate(rows)]
+        chosen = torch.cat(tokens)
+        goes_on = [
+            self._deliver(row, token)
+            for row, token in zip(rows, chosen.flatten().tolist(), strict=True)
+        ]
+        made = self.vlm.embed_text(chosen)
+        self._next = made if self._next is None else torch.cat([self._next, made])
+        before = len(self._rows) - len(rows)
+        self._keep([*range(before), *(before + at for at, on in enumerate(goes_on) if on)])
+
+    def _deliver(self, row: _Row, token: int) -> bool:
+        """Hand a token over and return whether the text goes on."""
+        row.written += 1
+        goes_on = token != self.eos_id and row.request.take(token)
+        if goes_on and row.written < row.request.max_new_tokens:
+            return True
+        row.request.take(None)
+        return False
+
+    def _add(self, rows: Sequence[_Row], cache: DynamicCache, seen: Tensor) -> None:
+        """Put rows behind those of the batch, all padded on the left to the longest."""
+        if self._cache is None or self._seen is None:
+            self._cache, self._seen = cache, seen
+        else:
+            length = max(self._seen.shape[1], seen.shape[1])
+            merged = _cache_of(
+                tuple(
+                    torch.cat([_longer(each, length, 2) for each in pair])
+                    for pair in zip(*both, strict=True)
+                )
+                for both in zip(_layers(self._cache), _layers(cache), strict=True)
+            )
+            self._cache = merged
+            self._seen = torch.cat([_longer(each, length, 1) for each in (self._seen, seen)])
+        self._rows += rows
+
+    def _keep(self, places: list[int]) -> None:
+        """Keep some rows of the batch, without the padding that all of them have."""
+        if len(places) == len(self._rows):
+            return
+        self._rows = [self._rows[at] for at in places]
+        if not self._rows:
+            self._cache = self._seen = self._next = None
+            return
+        assert self._cache is not None
+        assert self._seen is not None
+        assert self._next is not None
+        index = torch.tensor(places, device=self._seen.device)
+        self._seen, self._next = self._seen[index], self._next[index]
+        start = int(self._seen.any(dim=0).int().argmax())
+        self._seen = self._seen[:, start:]
+        self._cache = _cache_of(
+            tuple(each[index, :, start:] for each in pair) for pair in _layers(self._cache)
+        )
+
+
+def _layers(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Return keys and values of each layer, [row, head, position, width]."""
+    layers: list[Any] = cache.layers
+    return [(layer.keys, layer.values) for layer in layers]
+
+
+def _cache_of(layers: Iterable[tuple[Tensor, ...]]) -> DynamicCache:
+    cache = DynamicCache()
+    for number, (keys, values) in enumerate(layers):
+        cache.update(keys, values, number)
+    return cache
+
+
+def _longer(values: Tensor, length: int, dim: int) -> Tensor:
+    """Return values with zeros in front, so that a dimension has this length."""
+    missing = length - values.shape[dim]
+    return nn.functional.pad(values, (*(0, 0) * (values.ndim - 1 - dim), missing, 0))
