@@ -294,3 +294,19 @@ def test_other_machines_need_a_key(tiny_bundle: Path) -> None:
     )
     assert done.returncode == 1
     assert "PHIVISION_API_KEY" in done.stderr
+
+
+def test_the_page_shows_a_program_that_works(
+    address: str, assistant: Assistant, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs/serving.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "photo.jpg").write_bytes(image("red"))
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("http://127.0.0.1:8000/v1", address)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == assistant.ask(image("red"), "What is red?"), done.stderr
