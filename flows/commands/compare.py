@@ -6,6 +6,7 @@ Stages whose recipe parts and inputs are the same are the same artifacts, so eac
 import itertools
 import json
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flows.commands.options import changes_of
 from flows.compare_table import markdown, measure
 from flows.failures import explain
 from flows.interrupts import was_asked_to_end
+from flows.pages.saved import leave_report
 from pipeline.errors import PipelineError
 from pipeline.recipe.presets import preset as load_preset
 from pipeline.settings import Settings
@@ -28,6 +30,7 @@ def compare_variants(
     variants: Sequence[str],
     settings: Settings,
     output: Path | None,
+    report: Path | None,
     *,
     style: str,
 ) -> None:
@@ -43,6 +46,7 @@ def compare_variants(
         variants: `name: dotted.path=value …`.
         settings: Where and how to run.
         output: File to write to as well.
+        report: File for the report of the first variant beside the others.
         style: `markdown` or `json`.
 
     Raises:
@@ -59,6 +63,10 @@ def compare_variants(
     runs, failures = _run_all(preset, base, chosen, settings)
     if runs:
         _show(runs, chosen, settings, output, style)
+    if runs and report is not None:
+        (_, first), *others = runs.items()
+        place = leave_report(settings.open_store(), first, output=report, others=dict(others))
+        print(f"report: {place}", file=sys.stderr)  # stdout may be JSON
     if failures:
         raise PipelineError(
             f"{len(failures)} of {len(chosen)} variants failed: {', '.join(failures)}",

@@ -1,8 +1,10 @@
 """Render a template with plain values as one self-contained HTML text."""
 
 import base64
+import hashlib
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,14 @@ MOST_PIXELS = 2**26  # decoded for a thumbnail
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
-def render(template: str, **values: Any) -> str:
-    """Return a page; every value is escaped, and the page may fetch and execute nothing."""
+def render(template: str, scripts: Sequence[str], **values: Any) -> str:
+    """Return a page; every value is escaped, and the page may fetch nothing.
+
+    Args:
+        template: File name of the template.
+        scripts: What the page executes, each allowed by its hash; nothing else is.
+        values: For the template.
+    """
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -28,8 +36,20 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["figure"] = figure
     return environment.get_template(template).render(
-        style=(HERE / "page.css").read_text("utf-8"), **values
+        style=(HERE / "page.css").read_text("utf-8"),
+        scripts=scripts,
+        allowed=" ".join(f"'sha256-{_sha256(text)}'" for text in scripts) or "'none'",
+        **values,
     )
+
+
+def own_script(name: str) -> str:
+    """Return a script of this folder."""
+    return (HERE / name).read_text("utf-8")
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def thumbnail(data: bytes | None, side: int = THUMBNAIL, *, torn: bool = False) -> str | None:
