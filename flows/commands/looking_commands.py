@@ -53,14 +53,14 @@ def browse(
     store: Store = None,
     run: Run = None,
     output: Path | None = None,
-    images: Count = 60,
+    images: Count = 2000,
     drops: Count = 4,
 ) -> None:
-    """Draw the dataset: images with their texts, what was left out, and distributions.
+    """Draw the dataset as one file: images to search and filter, what was left out, distributions.
 
     Args:
         output: File to write instead of the page in the store.
-        images: Images shown.
+        images: Images that the file holds, some 5 to 6 kB each; `explore` takes any number.
         drops: Dropped records shown for each reason.
     """
     from flows.pages.saved import leave_browse

@@ -52,13 +52,16 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def thumbnail(data: bytes | None, side: int = THUMBNAIL, *, torn: bool = False) -> str | None:
-    """Return a small JPEG of an image as a `data:` URI, or None where it cannot be drawn.
+def thumbnail(
+    data: bytes | None, side: int = THUMBNAIL, *, torn: bool = False, webp: int | None = None
+) -> str | None:
+    """Return a small copy of an image as a `data:` URI, or None where it cannot be drawn.
 
     Args:
         data: The image's file.
         side: Pixels of the longer side, at most.
         torn: Draw the readable part of a truncated file.
+        webp: Quality of a WebP, which is half as large; a JPEG of good quality if None.
     """
     if data is None:
         return None
@@ -75,14 +78,18 @@ def thumbnail(data: bytes | None, side: int = THUMBNAIL, *, torn: bool = False) 
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
     small.thumbnail((side, side))
-    return jpeg_uri(small)
+    return jpeg_uri(small) if webp is None else _uri(small, "webp", webp)
 
 
 def jpeg_uri(image: Image.Image) -> str:
     """Return an RGB image as a JPEG in a `data:` URI."""
+    return _uri(image, "jpeg", 82)
+
+
+def _uri(image: Image.Image, kind: str, quality: int) -> str:
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    image.save(stream, kind, quality=quality)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def figure(value: object) -> str:
