@@ -1,6 +1,7 @@
 """Images of a run for the explorer: found by their hash, and drawn with what was marked."""
 
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from storage.tables import read_table
 
 SIDE = 224  # pixels of the longer side in the gallery
 LARGE = 768  # the same of the one that is looked at
-_STREAMED = 64  # rows of a file of images in memory at once
+_STREAMED = 16  # rows of a file of images in memory at once
+_BUFFER = 2**20  # bytes read at once; the whole column, which is the default, has 256 MB
+_THREADS = 4  # files read at once; decompression does not hold the interpreter
 _COLOURS = ("#e4572e", "#2f6db3", "#3c9a5f", "#b0476a", "#d9822b", "#1aa0a8")
 
 
@@ -31,9 +34,15 @@ class StoredImages:
             if sha256 in self._places:
                 path, row = self._places[sha256]
                 by_file.setdefault(path, {})[row] = sha256
+
+        def read(path: Path) -> dict[str, bytes]:
+            rows = by_file[path]
+            return {rows[row]: data for row, data in _rows(path, sorted(rows))}
+
         found: dict[str, bytes] = {}
-        for path, rows in by_file.items():
-            found |= {rows[row]: data for row, data in _rows(path, sorted(rows))}
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for part in threads.map(read, by_file):
+                found |= part
         return found
 
     @cached_property
@@ -50,8 +59,8 @@ class StoredImages:
 def _rows(path: Path, wanted: Sequence[int]) -> Iterator[tuple[int, bytes]]:
     """Yield rows of a file of images, and stop behind the last one."""
     left, first = list(wanted), 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_STREAMED, columns=["data"]):
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+        for batch in file.iter_batches(_STREAMED, columns=["data"], use_threads=False):
             while left and left[0] < first + len(batch):
                 yield left[0], batch["data"][left[0] - first].as_py()
                 del left[0]

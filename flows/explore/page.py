@@ -1,13 +1,22 @@
 """The page of the explorer, in Gradio: filters, a gallery, and all there is about one image."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from flows.explore.images import StoredImages, marked, small
-from flows.explore.queries import ANY, Filters, choices, describe, find_images, hashes_of
+from flows.explore.queries import (
+    ANY,
+    Filters,
+    KeptCatalog,
+    choices,
+    describe,
+    find_images,
+    hashes_of,
+)
 from flows.pages.page import MOST_PIXELS
 from flows.similar_images import find_similar
 from pipeline.catalog.catalog import Catalog
@@ -35,7 +44,7 @@ class Explorer:
     """
 
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
-        self.catalog, self.settings = catalog, settings
+        self.catalog, self.settings = KeptCatalog(catalog.store, catalog.run), settings
         self.images = StoredImages(catalog)
 
     def find(self, start: int, *values: Any) -> tuple[Any, ...]:
@@ -47,7 +56,9 @@ class Explorer:
         except StorageError as error:
             raise gr.Error(str(error), title="Not found", print_exception=False) from None
         stored = self.images.read([row["sha256"] for row in rows])
-        shown = [(self._small(stored.get(row["sha256"])), _label(row)) for row in rows]
+        with ThreadPoolExecutor() as threads:  # JPEGs are decoded beside each other
+            drawn = threads.map(self._small, (stored.get(row["sha256"]) for row in rows))
+            shown = list(zip(drawn, map(_label, rows), strict=True))
         last = start + len(rows)
         told = f"{start + 1:,} to {last:,} of {total:,} images" if rows else "no image matches"
         more = gr.Button(interactive=last < total)

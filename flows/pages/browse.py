@@ -4,10 +4,11 @@ from collections.abc import Collection, Sequence
 
 from flows.example_scores import Row
 from flows.pages.browse_records import image_records
-from flows.pages.charts import Chart, Estimate, bars, chart_library, histogram, stacked
+from flows.pages.charts import Estimate, bars, histogram, stacked
 from flows.pages.page import figure, own_script, render, thumbnail
 from flows.pages.report import ask
 from flows.pages.shown_images import images_of
+from flows.pages.vega import Chart, chart_library
 from pipeline.catalog.catalog import Catalog
 from pipeline.data.quarantine import FILE
 from pipeline.errors import PipelineError

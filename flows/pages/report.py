@@ -6,9 +6,9 @@ from typing import Any
 
 from flows.example_scores import MAIN, MEASURES, Row, scored_predictions
 from flows.pages import report_before, report_looking, report_scores, report_training
-from flows.pages.charts import chart_library
 from flows.pages.page import figure, own_script, render
 from flows.pages.shown_images import images_of
+from flows.pages.vega import chart_library
 from pipeline.catalog.catalog import Catalog
 from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 from pipeline.recipe.recipe import flatten

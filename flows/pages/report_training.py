@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flows.example_scores import Row
-from flows.pages.charts import RUNS, Chart, Curve, Estimate, bars, lines
+from flows.pages.charts import Estimate, bars
+from flows.pages.curves import Curve, lines
+from flows.pages.vega import RUNS, Chart
 from storage.store.manifest import Manifest
 
 # For the rate of a stage: the figure of its summary that counts its work.
