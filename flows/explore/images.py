@@ -1,7 +1,6 @@
 """Images of a run for the explorer: found by their hash, and drawn with what was marked."""
 
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ SIDE = 224  # pixels of the longer side in the gallery
 LARGE = 768  # the same of the one that is looked at
 _STREAMED = 16  # rows of a file of images in memory at once
 _BUFFER = 2**20  # bytes read at once; the whole column, which is the default, has 256 MB
-_THREADS = 4  # files read at once; decompression does not hold the interpreter
 _COLOURS = ("#e4572e", "#2f6db3", "#3c9a5f", "#b0476a", "#d9822b", "#1aa0a8")
 
 
@@ -34,15 +32,9 @@ class StoredImages:
             if sha256 in self._places:
                 path, row = self._places[sha256]
                 by_file.setdefault(path, {})[row] = sha256
-
-        def read(path: Path) -> dict[str, bytes]:
-            rows = by_file[path]
-            return {rows[row]: data for row, data in _rows(path, sorted(rows))}
-
         found: dict[str, bytes] = {}
-        with ThreadPoolExecutor(_THREADS) as threads:
-            for part in threads.map(read, by_file):
-                found |= part
+        for path, rows in by_file.items():
+            found |= {rows[row]: data for row, data in _rows(path, sorted(rows))}
         return found
 
     @cached_property

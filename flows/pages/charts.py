@@ -61,7 +61,7 @@ def _rows(
     title: str, estimates: Sequence[Estimate], layers: list[dict[str, Any]], unit: str = ""
 ) -> Chart:
     """Return one row for each figure, in the given order."""
-    values = [
+    values: list[dict[str, Any]] = [
         {
             "label": each.label,
             "value": each.value,
@@ -102,7 +102,7 @@ def stacked(title: str, groups: Mapping[str, Mapping[str, float]]) -> Chart:
         for label, group in groups.items()
         for part, size in group.items()
     ]
-    totals = [
+    totals: list[dict[str, Any]] = [
         {"label": label, "value": sum(group.values()), "shown": f"{sum(group.values()):,.0f}"}
         for label, group in groups.items()
     ]

@@ -64,7 +64,9 @@ class Chart:
 @cache
 def chart_library() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script of some 900 kB, from the package."""
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace(
+        "</script", "<\\/script"
+    )
 
 
 def chart(title: str, spec: Mapping[str, Any], still: Mapping[str, Any] | None = None) -> Chart:

@@ -134,18 +134,18 @@ def test_the_dataset_is_searched_filtered_and_ordered(pages: dict[str, Path], pa
     page.get_by_label("Text").fill("ONE <b>Green</b> box")
     assert told.inner_text() == "5 of 20 images"
     page.get_by_label("Text").fill("")
-    page.get_by_label("Split").select_option("validation")
+    page.locator("[name=split]").select_option("validation")
     assert told.inner_text() == "2 of 20 images"
     page.get_by_role("button", name="Reset").click()
     page.get_by_text(everything).wait_for()
-    page.get_by_label("Object").select_option("wall")
+    page.locator("[name=category]").select_option("wall")
     assert told.inner_text() == "10 of 20 images"
     assert page.locator("#cards .boxes .chosen").count() == 10
     page.get_by_label("boxes").uncheck()
     assert not page.locator("#cards .boxes").first.is_visible()
     page.get_by_role("button", name="Reset").click()
     page.get_by_text(everything).wait_for()
-    page.get_by_label("Left out because").select_option("refusal")
+    page.locator("[name=reason]").select_option("refusal")
     assert "There is no image." in cards.inner_text()
     page.close()
 
