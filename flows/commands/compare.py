@@ -36,8 +36,7 @@ def compare_variants(
 ) -> None:
     """Run every variant and print one table.
 
-    Variants are not judged for publication, so the published model and the store's latest run stay
-    what they were.
+    Variants are not judged for publication: the published and the latest run stay what they were.
 
     Args:
         preset: The recipe to start from.
@@ -63,15 +62,20 @@ def compare_variants(
     runs, failures = _run_all(preset, base, chosen, settings)
     if runs:
         _show(runs, chosen, settings, output, style)
-    if runs and report is not None:
-        (_, first), *others = runs.items()
-        place = leave_report(settings.open_store(), first, output=report, others=dict(others))
-        print(f"report: {place}", file=sys.stderr)  # stdout may be JSON
+        _draw(runs, settings, report)
     if failures:
         raise PipelineError(
             f"{len(failures)} of {len(chosen)} variants failed: {', '.join(failures)}",
             "their messages are above; run again to continue where they stopped",
         )
+
+
+def _draw(runs: Mapping[str, str], settings: Settings, report: Path | None) -> None:
+    """Draw the report of the first run beside the others, if there is a file for it."""
+    (_, first), *others = runs.items()
+    if report is not None:
+        place = leave_report(settings.open_store(), first, output=report, others=dict(others))
+        print(f"report: {place}", file=sys.stderr)  # stdout may be JSON
 
 
 def _show(

@@ -27,15 +27,20 @@ class StoredImages:
 
     def read(self, wanted: Collection[str]) -> dict[str, bytes]:
         """Return the content of images by hash, those that the store has."""
+        by_file = self.files(wanted)
+        found: dict[str, bytes] = {}
+        for path, rows in by_file.items():
+            found |= {rows[row]: data for row, data in _rows(path, sorted(rows))}
+        return found
+
+    def files(self, wanted: Collection[str]) -> dict[Path, dict[int, str]]:
+        """Return in which files and rows images are, by hash, those that the store has."""
         by_file: dict[Path, dict[int, str]] = {}
         for sha256 in wanted:
             if sha256 in self._places:
                 path, row = self._places[sha256]
                 by_file.setdefault(path, {})[row] = sha256
-        found: dict[str, bytes] = {}
-        for path, rows in by_file.items():
-            found |= {rows[row]: data for row, data in _rows(path, sorted(rows))}
-        return found
+        return by_file
 
     @cached_property
     def _places(self) -> dict[str, tuple[Path, int]]:
