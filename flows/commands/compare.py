@@ -6,6 +6,7 @@ Stages whose recipe parts and inputs are the same are the same artifacts, so eac
 import itertools
 import json
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flows.commands.options import changes_of
 from flows.compare_table import markdown, measure
 from flows.failures import explain
 from flows.interrupts import was_asked_to_end
+from flows.pages.saved import leave_report
 from pipeline.errors import PipelineError
 from pipeline.recipe.presets import preset as load_preset
 from pipeline.settings import Settings
@@ -28,13 +30,13 @@ def compare_variants(
     variants: Sequence[str],
     settings: Settings,
     output: Path | None,
+    report: Path | None,
     *,
     style: str,
 ) -> None:
     """Run every variant and print one table.
 
-    Variants are not judged for publication, so the published model and the store's latest run stay
-    what they were.
+    Variants are not judged for publication: the published and the latest run stay what they were.
 
     Args:
         preset: The recipe to start from.
@@ -43,6 +45,7 @@ def compare_variants(
         variants: `name: dotted.path=value …`.
         settings: Where and how to run.
         output: File to write to as well.
+        report: File for the report of the first variant beside the others.
         style: `markdown` or `json`.
 
     Raises:
@@ -59,11 +62,20 @@ def compare_variants(
     runs, failures = _run_all(preset, base, chosen, settings)
     if runs:
         _show(runs, chosen, settings, output, style)
+        _draw(runs, settings, report)
     if failures:
         raise PipelineError(
             f"{len(failures)} of {len(chosen)} variants failed: {', '.join(failures)}",
             "their messages are above; run again to continue where they stopped",
         )
+
+
+def _draw(runs: Mapping[str, str], settings: Settings, report: Path | None) -> None:
+    """Draw the report of the first run beside the others, if there is a file for it."""
+    (_, first), *others = runs.items()
+    if report is not None:
+        place = leave_report(settings.open_store(), first, output=report, others=dict(others))
+        print(f"report: {place}", file=sys.stderr)  # stdout may be JSON
 
 
 def _show(

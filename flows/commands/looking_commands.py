@@ -29,6 +29,7 @@ def report(
     store: Store = None,
     output: Path | None = None,
     images: Count = 8,
+    against: Annotated[list[str] | None, Many] = None,
 ) -> None:
     """Draw the report of a run: one HTML page that needs no network.
 
@@ -36,12 +37,15 @@ def report(
         run: A run: its name, the start of it, or its tag.
         output: File to write instead of the page in the store.
         images: Images in each group of examples.
+        against: Other runs, whose curves and scores are shown beside; the run before if omitted.
     """
     from flows.pages.saved import leave_report
     from pipeline.engine.runs import find_run
 
     place = settings_of(store).open_store()
-    print(leave_report(place, find_run(place, run)["run"], images, output))
+    named = {name: find_run(place, name)["run"] for name in against or ()}
+    main = find_run(place, run)["run"]
+    print(leave_report(place, main, images, output, named if against else None))
 
 
 def browse(
@@ -49,14 +53,14 @@ def browse(
     store: Store = None,
     run: Run = None,
     output: Path | None = None,
-    images: Count = 60,
+    images: Count = 2000,
     drops: Count = 4,
 ) -> None:
-    """Draw the dataset: images with their texts, what was left out, and distributions.
+    """Draw the dataset as one file: images to search and filter, what was left out, distributions.
 
     Args:
         output: File to write instead of the page in the store.
-        images: Images shown.
+        images: Images that the file holds, some 5 to 6 kB each; `explore` takes any number.
         drops: Dropped records shown for each reason.
     """
     from flows.pages.saved import leave_browse
@@ -116,6 +120,7 @@ def compare(
     variant: Annotated[list[str] | None, Many] = None,
     store: Store = None,
     output: Path | None = None,
+    report: Path | None = None,
     format: Literal["markdown", "json"] = "markdown",  # noqa: A002 - the option's name
     device: Literal["auto", "cpu", "cuda"] | None = None,
     threads: int | None = None,
@@ -126,6 +131,7 @@ def compare(
         grid: dotted.path=v1,v2 or a JSON list; several of them are crossed.
         variant: "name: dotted.path=value …"; others are compared to the first one that ran.
         output: File to write the table to as well.
+        report: File for the report of the first variant, with the curves of the others beside.
         format: A table for people or JSON for programs.
         device: Device of the encoder and of training.
         threads: CPU threads; all cores if omitted.
@@ -134,7 +140,7 @@ def compare(
 
     settings = settings_of(store, device=device, threads=threads)
     name, base = preset_and_changes(preset, recipe, set_)
-    compare_variants(name, base, grid or [], variant or [], settings, output, style=format)
+    compare_variants(name, base, grid or [], variant or [], settings, output, report, style=format)
 
 
 def recipe(

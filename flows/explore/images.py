@@ -14,7 +14,8 @@ from storage.tables import read_table
 
 SIDE = 224  # pixels of the longer side in the gallery
 LARGE = 768  # the same of the one that is looked at
-_STREAMED = 64  # rows of a file of images in memory at once
+_STREAMED = 16  # rows of a file of images in memory at once
+_BUFFER = 2**20  # bytes read at once; the whole column, which is the default, has 256 MB
 _COLOURS = ("#e4572e", "#2f6db3", "#3c9a5f", "#b0476a", "#d9822b", "#1aa0a8")
 
 
@@ -26,15 +27,20 @@ class StoredImages:
 
     def read(self, wanted: Collection[str]) -> dict[str, bytes]:
         """Return the content of images by hash, those that the store has."""
+        by_file = self.files(wanted)
+        found: dict[str, bytes] = {}
+        for path, rows in by_file.items():
+            found |= {rows[row]: data for row, data in _rows(path, sorted(rows))}
+        return found
+
+    def files(self, wanted: Collection[str]) -> dict[Path, dict[int, str]]:
+        """Return in which files and rows images are, by hash, those that the store has."""
         by_file: dict[Path, dict[int, str]] = {}
         for sha256 in wanted:
             if sha256 in self._places:
                 path, row = self._places[sha256]
                 by_file.setdefault(path, {})[row] = sha256
-        found: dict[str, bytes] = {}
-        for path, rows in by_file.items():
-            found |= {rows[row]: data for row, data in _rows(path, sorted(rows))}
-        return found
+        return by_file
 
     @cached_property
     def _places(self) -> dict[str, tuple[Path, int]]:
@@ -50,8 +56,8 @@ class StoredImages:
 def _rows(path: Path, wanted: Sequence[int]) -> Iterator[tuple[int, bytes]]:
     """Yield rows of a file of images, and stop behind the last one."""
     left, first = list(wanted), 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_STREAMED, columns=["data"]):
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+        for batch in file.iter_batches(_STREAMED, columns=["data"], use_threads=False):
             while left and left[0] < first + len(batch):
                 yield left[0], batch["data"][left[0] - first].as_py()
                 del left[0]

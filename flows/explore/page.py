@@ -1,13 +1,22 @@
 """The page of the explorer, in Gradio: filters, a gallery, and all there is about one image."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from flows.explore.images import StoredImages, marked, small
-from flows.explore.queries import ANY, Filters, choices, describe, find_images, hashes_of
+from flows.explore.queries import (
+    ANY,
+    Filters,
+    KeptCatalog,
+    choices,
+    describe,
+    find_images,
+    hashes_of,
+)
 from flows.pages.page import MOST_PIXELS
 from flows.similar_images import find_similar
 from pipeline.catalog.catalog import Catalog
@@ -16,6 +25,7 @@ from pipeline.settings import Settings
 from storage.errors import StorageError
 
 PAGE = 48  # images in the gallery at once
+FEW_FILES = 4  # of images, read before anything is shown; each takes some 50 ms
 SIMILAR = 6
 ORDERS = ("as stored", "best first", "worst first")
 KINDS = ("caption", "answer", "presence")
@@ -35,31 +45,33 @@ class Explorer:
     """
 
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
-        self.catalog, self.settings = catalog, settings
+        self.catalog, self.settings = KeptCatalog(catalog.store, catalog.run), settings
         self.images = StoredImages(catalog)
 
-    def find(self, start: int, *values: Any) -> tuple[Any, ...]:
-        """Return the gallery, what it shows in words, ids, the first one's number, and the SQL."""
+    def find(self, start: int, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Yield the gallery, what it shows in words, ids, the first one's number, and the SQL.
+
+        Where the images lie in many files, the list comes first, with grey in their places.
+        """
         *before, least, most, order = values
         filters = Filters(*before, _number(least), _number(most), order)
         try:
             rows, total, sql = find_images(self.catalog, filters, start, PAGE)
         except StorageError as error:
             raise gr.Error(str(error), title="Not found", print_exception=False) from None
-        stored = self.images.read([row["sha256"] for row in rows])
-        shown = [(self._small(stored.get(row["sha256"])), _label(row)) for row in rows]
         last = start + len(rows)
         told = f"{start + 1:,} to {last:,} of {total:,} images" if rows else "no image matches"
-        more = gr.Button(interactive=last < total)
-        return (
-            shown,
-            told,
-            [r["image_id"] for r in rows],
-            start,
-            sql,
-            gr.Button(interactive=start > 0),
-            more,
-        )
+        ids, labels = [row["image_id"] for row in rows], [_label(row) for row in rows]
+        buttons = gr.Button(interactive=start > 0), gr.Button(interactive=last < total)
+        listed = (told, ids, start, sql, *buttons)
+        wanted = [row["sha256"] for row in rows]
+        if len(self.images.files(wanted)) > FEW_FILES:
+            yield [(self._small(None), label) for label in labels], *listed
+        stored = self.images.read(wanted)
+        with ThreadPoolExecutor() as threads:  # JPEGs are decoded beside each other
+            drawn = threads.map(self._small, map(stored.get, wanted))
+            shown = list(zip(drawn, labels, strict=True))
+        yield shown, *listed
 
     def look(self, image_id: int) -> tuple[Any, ...]:
         """Return the image with its boxes, its texts, what was said, drops, similar ones, SQL."""
@@ -227,14 +239,14 @@ def _connect(
     ids, start = states
     near, near_ids = looked[5], looked[6]
 
-    def first(*values: Any) -> tuple[Any, ...]:
-        return explorer.find(0, *values)
+    def first(*values: Any) -> Iterator[tuple[Any, ...]]:
+        yield from explorer.find(0, *values)
 
-    def before(at: int, *values: Any) -> tuple[Any, ...]:
-        return explorer.find(max(0, at - PAGE), *values)
+    def before(at: int, *values: Any) -> Iterator[tuple[Any, ...]]:
+        yield from explorer.find(max(0, at - PAGE), *values)
 
-    def after(at: int, *values: Any) -> tuple[Any, ...]:
-        return explorer.find(at + PAGE, *values)
+    def after(at: int, *values: Any) -> Iterator[tuple[Any, ...]]:
+        yield from explorer.find(at + PAGE, *values)
 
     def look(chosen: gr.SelectData, listed: list[int]) -> tuple[Any, ...]:
         return explorer.look(listed[chosen.index])

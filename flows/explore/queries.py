@@ -5,7 +5,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from pipeline.catalog.catalog import Catalog
+from storage.sql.queries import Source
+from storage.store.artifacts import ArtifactStore
 
 Row = dict[str, Any]
 Order = Literal["as stored", "best first", "worst first"]
@@ -40,6 +44,23 @@ _CHOICES = {
     ),
     "condition": ("predictions", "SELECT DISTINCT condition FROM predictions ORDER BY 1"),
 }
+
+
+class KeptCatalog(Catalog):
+    """A catalog that computes its joined tables once: the artifacts of a run do not change."""
+
+    def __init__(self, store: ArtifactStore, run: str | None = None) -> None:
+        super().__init__(store, run)
+        self._tables: dict[str, pa.Table] = {}
+
+    def source(self, name: str) -> Source | None:
+        """Return the rows of a view; tables are kept in memory, files stay files."""
+        if name in self._tables:
+            return self._tables[name]
+        found = super().source(name)
+        if isinstance(found, pa.Table):
+            self._tables[name] = found
+        return found
 
 
 @dataclass(frozen=True)
@@ -144,10 +165,13 @@ def find_images(
     """
     with catalog.open(names=VIEWS) as database:
         sql, values = matching(filters, database.names)
-        total = database.query(_COUNT.format(sql), values)["n"][0].as_py()
         page = {**values, "start": start, "count": count}
-        rows = database.query(f"{sql}\nLIMIT $count OFFSET $start", page).to_pylist()
-    return rows, total, _filled(sql, values)
+        counted = sql.replace("SELECT ", "SELECT count(*) OVER () AS total, ", 1)  # in one pass
+        rows = database.query(f"{counted}\nLIMIT $count OFFSET $start", page).to_pylist()
+        totals = {row.pop("total") for row in rows}
+        if not totals and start:  # behind the last page
+            totals = {database.query(_COUNT.format(sql), values)["n"][0].as_py()}
+    return rows, max(totals, default=0), _filled(sql, values)
 
 
 def choices(catalog: Catalog) -> dict[str, list[str]]:

@@ -1,35 +1,19 @@
 """The dataset on one page: images with their texts, what was left out, and distributions."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from flows.example_scores import Row
-from flows.pages.charts import Chart, Estimate, bars, histogram, stacked
-from flows.pages.page import figure, render, thumbnail
+from flows.pages.browse_records import image_records
+from flows.pages.charts import Estimate, bars, histogram, stacked
+from flows.pages.page import figure, own_script, render, thumbnail
 from flows.pages.report import ask
 from flows.pages.shown_images import images_of
+from flows.pages.vega import Chart, chart_library
 from pipeline.catalog.catalog import Catalog
 from pipeline.data.quarantine import FILE
 from pipeline.errors import PipelineError
 from storage.tables import read_table
 
-# By the content's hash, so spread over the set and the same each time; from each split in turn.
-_CHOSEN = """
-SELECT * EXCLUDE (place) FROM (
-  SELECT image_id, split, file_name, sha256, width, height,
-         row_number() OVER (PARTITION BY split ORDER BY sha256, image_id) AS place
-  FROM images)
-ORDER BY place, split DESC LIMIT $count
-"""
-_CAPTIONS = """
-SELECT image_id, list(caption ORDER BY caption_id) AS texts FROM captions
-WHERE image_id IN (SELECT unnest($ids::BIGINT[])) GROUP BY ALL
-"""
-_TALKS = """
-SELECT e.image_id, c.turns FROM examples e JOIN conversations c ON c.conversation_id = e.source_id
-WHERE e.kind = 'conversation' AND e.image_id IN (SELECT unnest($ids::BIGINT[]))
-ORDER BY e.example_id
-"""
 _DROPS = """
 SELECT d.*, i.sha256, i.image_id FROM (
   SELECT *, row_number() OVER (PARTITION BY kind, reason ORDER BY record, file) AS place,
@@ -87,7 +71,6 @@ _CATEGORIES = (
     "SELECT category, count(DISTINCT image_id) AS n FROM objects GROUP BY ALL "
     "ORDER BY n DESC, category LIMIT 20"
 )
-_TURNS = 8  # of a conversation shown on its card
 
 
 def write_browse(catalog: Catalog, images: int, drops: int) -> str:
@@ -95,7 +78,7 @@ def write_browse(catalog: Catalog, images: int, drops: int) -> str:
 
     Args:
         catalog: The catalog of the dataset.
-        images: How many images are shown; a page of a thousand has some 15 MB.
+        images: How many images the page holds.
         drops: How many dropped records are shown for each reason.
 
     Raises:
@@ -107,6 +90,7 @@ def write_browse(catalog: Catalog, images: int, drops: int) -> str:
     left_out = ask(catalog, ("drops",), _LEFT_OUT)
     return render(
         "browse.html",
+        [chart_library(), *(own_script(name) for name in ("charts.js", "browse.js"))],
         title="phivision dataset",
         store=catalog.store.uri,
         run=catalog.run or (catalog.runs[0]["run"] if catalog.runs else ""),
@@ -117,8 +101,7 @@ def write_browse(catalog: Catalog, images: int, drops: int) -> str:
         charts=[*_size_charts(sizes), *_spread_charts(catalog)],
         drop_chart=_drop_chart(left_out) if left_out else None,
         drops=_drops(catalog, drops),
-        cards=_cards(catalog, images),
-        turns=_TURNS,
+        records=image_records(catalog, images),
     )
 
 
@@ -180,22 +163,3 @@ def _quarantined(catalog: Catalog, records: Collection[str]) -> dict[tuple[str, 
         for row in read_table(path).to_pylist()
         if row["record"] in records
     }
-
-
-def _cards(catalog: Catalog, count: int) -> list[dict[str, Any]]:
-    rows = ask(catalog, ("images",), _CHOSEN, count=count)
-    ids = [row["image_id"] for row in rows]
-    captions = {r["image_id"]: r["texts"] for r in ask(catalog, ("captions",), _CAPTIONS, ids=ids)}
-    talks: dict[int, list[Any]] = {}
-    for row in ask(catalog, ("examples", "conversations"), _TALKS, ids=ids):
-        talks.setdefault(row["image_id"], []).append(row["turns"])
-    shown = images_of(catalog, [row["sha256"] for row in rows])
-    return [
-        {
-            **row,
-            "image": shown.get(row["sha256"]),
-            "captions": captions.get(row["image_id"], []),
-            "talks": talks.get(row["image_id"], []),
-        }
-        for row in rows
-    ]

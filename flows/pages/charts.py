@@ -1,52 +1,19 @@
-"""Charts as inline SVG, drawn by matplotlib: sharp at any size, without scripts or fonts.
+"""Charts in Vega-Lite: one specification gives a live chart and a still picture of it.
 
-Every function returns a `Chart` whose `uri` goes into an `<img>`, so that nothing in a drawing can
-affect the page around it. Text stays text, which keeps a chart at some 10 kB.
+Every function returns a `Chart`. Its `uri` is an SVG for an `<img>`, so that nothing in a drawing
+can affect the page around it; its `spec` is what `charts.js` draws in its place, with values under
+the pointer, zoom and legends that can be clicked.
 """
 
-import base64
-import io
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from flows.pages.vega import COLOURS, PLAIN, Chart, chart, colours_of, legend, opacity, tips, zoom
 
-WIDTH = 5.4  # inches: at 11 points, text is readable on a phone and not too large on a desktop
-COLOURS = ("#2f6db3", "#d9822b", "#7a8594", "#3c9a5f", "#b0476a", "#7b5ea7", "#8c6d31", "#1aa0a8")
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "phivision",
-    "font.size": 11,
-    "font.family": "sans-serif",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#8a929c",
-    "axes.grid": True,
-    "grid.color": "#e6e9ed",
-    "axes.axisbelow": True,
-    "xtick.color": "#4a525c",
-    "ytick.color": "#4a525c",
-    "text.parse_math": False,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawing.
-
-    Attributes:
-        title: What it shows.
-        uri: The SVG as a `data:` URI.
-    """
-
-    title: str
-    uri: str
+_ROW = 24  # pixels of one bar with its space
 
 
 @dataclass(frozen=True)
@@ -57,88 +24,111 @@ class Estimate:
     value: float
     low: float | None = None
     high: float | None = None
-    colour: str = COLOURS[0]
+    colour: str = PLAIN
 
 
 def intervals(title: str, estimates: Sequence[Estimate]) -> Chart:
     """Return dots with their intervals, one below the other, from zero on."""
-
-    def draw(axes: Axes) -> None:
-        for at, each in enumerate(reversed(estimates)):
-            low = each.value if each.low is None else each.low
-            high = each.value if each.high is None else each.high
-            axes.hlines(at, low, high, color=each.colour, linewidth=5, alpha=0.35)
-            axes.plot([each.value], [at], "o", color=each.colour, markersize=7)
-            axes.annotate(
-                f"{each.value:.3g}", (high, at), (8, 0), textcoords="offset points", va="center"
-            )
-        _rows(axes, [each.label for each in reversed(estimates)])
-        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-        axes.margins(x=0.12)
-
-    return _chart(title, draw, 0.6 + 0.33 * len(estimates))
+    layers = [
+        _layer({"type": "rule", "strokeWidth": 5, "opacity": 0.35}, x2={"field": "high"}, x="low"),
+        _layer({"type": "point", "filled": True, "size": 70, "opacity": 1}),
+        _text(),
+    ]
+    return _rows(title, estimates, layers)
 
 
 def bars(title: str, estimates: Sequence[Estimate], unit: str = "") -> Chart:
     """Return horizontal bars, each with its figure and, where there is one, its interval."""
+    line = _layer({"type": "rule"}, x2={"field": "high"}, x="low")
+    line["encoding"]["color"] = {"value": "#303740"}
+    return _rows(title, estimates, [_layer({"type": "bar"}), line, _text()], unit)
 
-    def draw(axes: Axes) -> None:
-        turned = list(reversed(estimates))
-        axes.barh(range(len(turned)), [e.value for e in turned], color=[e.colour for e in turned])
-        for at, each in enumerate(turned):
-            end = each.value if each.high is None else each.high
-            if each.low is not None:
-                axes.hlines(at, each.low, end, color="#303740", linewidth=1.2)
-            axes.annotate(
-                f"{each.value:,.3g}" if each.value < 1000 else f"{each.value:,.0f}",
-                (end, at),
-                (5, 0),
-                textcoords="offset points",
-                va="center",
-            )
-        _rows(axes, [each.label for each in turned])
-        axes.margins(x=0.16)
-        axes.set_xlabel(unit)
 
-    return _chart(title, draw, 0.6 + 0.3 * len(estimates))
+def _layer(mark: Mapping[str, Any], x: str = "value", **encoding: Any) -> dict[str, Any]:
+    colour = {"field": "colour", "type": "nominal", "scale": None}
+    at = {"field": x, "type": "quantitative"}
+    return {"mark": dict(mark), "encoding": {"x": at, "color": colour, **encoding}}
+
+
+def _text() -> dict[str, Any]:
+    layer = _layer({"type": "text", "align": "left", "dx": 8}, "high")
+    layer["encoding"]["text"] = {"field": "shown"}
+    del layer["encoding"]["color"]
+    return layer
+
+
+def _rows(
+    title: str, estimates: Sequence[Estimate], layers: list[dict[str, Any]], unit: str = ""
+) -> Chart:
+    """Return one row for each figure, in the given order."""
+    values: list[dict[str, Any]] = [
+        {
+            "label": each.label,
+            "value": each.value,
+            "low": each.value if each.low is None else each.low,
+            "high": each.value if each.high is None else each.high,
+            "colour": each.colour,
+            "shown": _shown(each.value),
+            "interval": "" if each.low is None else f"{each.low:.3g} to {each.high:.3g}",
+        }
+        for each in estimates
+        if math.isfinite(each.value)  # JSON has no other numbers
+    ]
+    told = [("label", "of"), ("shown", "value")]
+    told += [("interval", "95 % interval")] if any(row["interval"] for row in values) else []
+    reach = [0.0, *(number for row in values for number in (row["low"], row["high"]))]
+    low, high = min(reach), max(reach)
+    for layer in layers:
+        layer["encoding"]["x"] |= {
+            "title": unit or None,
+            "scale": {"domain": [low, high + (high - low) * 0.14 or 1.0], "nice": False},
+        }
+    return chart(
+        title,
+        {
+            "data": {"values": values},
+            "encoding": {"y": _names(), "tooltip": tips(told)},
+            "layer": layers,
+            "height": _ROW * len(values),
+        },
+    )
 
 
 def stacked(title: str, groups: Mapping[str, Mapping[str, float]]) -> Chart:
     """Return horizontal bars, each made of named parts in the same order."""
     parts = list(dict.fromkeys(name for group in groups.values() for name in group))
-
-    def draw(axes: Axes) -> None:
-        labels = list(groups)[::-1]
-        starts = [0.0] * len(labels)
-        for part, colour in zip(parts, _cycle(len(parts)), strict=True):
-            sizes = [groups[label].get(part, 0) for label in labels]
-            axes.barh(range(len(labels)), sizes, left=starts, color=colour, label=part)
-            starts = [start + size for start, size in zip(starts, sizes, strict=True)]
-        for at, total in enumerate(starts):
-            axes.annotate(
-                f"{total:,.0f}", (total, at), (5, 0), textcoords="offset points", va="center"
-            )
-        _rows(axes, labels)
-        axes.margins(x=0.16)
-        _legend(axes, len(parts))
-
-    return _chart(title, draw, 1.0 + 0.33 * len(groups))
-
-
-def lines(
-    title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str
-) -> Chart:
-    """Return curves by name, each of x and y values."""
-
-    def draw(axes: Axes) -> None:
-        for (label, (xs, ys)), colour in zip(series.items(), _cycle(len(series)), strict=True):
-            marker = "o" if len(xs) < 30 else ""
-            axes.plot(xs, ys, marker=marker, markersize=3, color=colour, label=label)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        _legend(axes, len(series))
-
-    return _chart(title, draw, 2.9)
+    values = [
+        {"label": label, "part": part, "value": size, "shown": _shown(size)}
+        for label, group in groups.items()
+        for part, size in group.items()
+    ]
+    totals: list[dict[str, Any]] = [
+        {"label": label, "value": sum(group.values()), "shown": f"{sum(group.values()):,.0f}"}
+        for label, group in groups.items()
+    ]
+    most = max((total["value"] for total in totals), default=1.0)
+    scale = {"domain": [0, most * 1.16 or 1.0], "nice": False}
+    x = {"field": "value", "type": "quantitative", "title": None, "scale": scale}
+    told = [("label", "of"), ("part", "part"), ("shown", "value")]
+    bar = {
+        "mark": "bar",
+        "params": [legend("parts", "part")],
+        "encoding": {
+            "x": {**x, "stack": "zero"},
+            "color": colours_of("part", parts, COLOURS),
+            "order": {"field": "place"},
+            "opacity": opacity("parts"),
+            "tooltip": tips(told),
+        },
+        "transform": [{"calculate": f"indexof({json.dumps(parts)}, datum.part)", "as": "place"}],
+    }
+    text = {
+        "data": {"values": totals},
+        "mark": {"type": "text", "align": "left", "dx": 6},
+        "encoding": {"x": x, "text": {"field": "shown"}},
+    }
+    layers = {"encoding": {"y": _names()}, "layer": [bar, text], "height": _ROW * len(groups)}
+    return chart(title, {"data": {"values": values}, **layers})
 
 
 def histogram(
@@ -155,50 +145,52 @@ def histogram(
     everything = [value for each in counts.values() for value in each]
     low, high = min(everything), max(everything)
     whole = high - low < bins and all(float(value).is_integer() for value in everything)
-    edges: Any = [low - 0.5 + step for step in range(round(high - low) + 2)] if whole else bins
-
-    def draw(axes: Axes) -> None:
-        axes.hist(
-            [list(each) for each in counts.values()],
-            weights=[list(each.values()) for each in counts.values()],
-            bins=edges,
-            stacked=True,
-            color=_cycle(len(counts)),
-            label=list(counts),
-            rwidth=0.92,
-        )
-        axes.set_xlabel(x)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=whole))
-        if len(counts) > 1:
-            _legend(axes, len(counts))
-
-    return _chart(title, draw, 2.6)
-
-
-def _chart(title: str, draw: Any, height: float) -> Chart:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, height))
-        axes = figure.add_subplot()
-        draw(axes)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return Chart(title, f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}")
+    several = len(counts) > 1
+    axis = {"tickMinStep": 1 if whole else 0, "grid": False}
+    encoding: dict[str, Any] = {
+        "x": {"field": "from", "bin": "binned", "type": "quantitative", "title": x, "axis": axis},
+        "x2": {"field": "to"},
+        "y": {"field": "count", "type": "quantitative", "stack": "zero", "title": None},
+        "color": colours_of("name", list(counts), COLOURS) if several else {"value": PLAIN},
+        "tooltip": tips([*([("name", "kind")] if several else []), ("of", x), ("count", "count")]),
+    }
+    params = [zoom(["x"])]
+    if several:
+        encoding["opacity"] = opacity("names")
+        params.append(legend("names", "name"))
+    mark = {"type": "bar", "clip": True}
+    spec = {"mark": mark, "params": params, "encoding": encoding, "height": 190}
+    first, step = (low - 0.5, 1.0) if whole else (low, (high - low) / bins or 1.0)
+    return chart(title, {"data": {"values": _binned(counts, first, step, bins)}, **spec})
 
 
-def _rows(axes: Axes, labels: Sequence[str]) -> None:
-    axes.set_yticks(range(len(labels)), [_short(label) for label in labels])
-    axes.set_ylim(-0.6, len(labels) - 0.4)
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
+def _binned(
+    counts: Mapping[str, Mapping[float, int]], first: float, step: float, bins: int
+) -> list[dict[str, Any]]:
+    """Return the bars of a histogram; of whole numbers, each has its number in the middle."""
+    amounts: dict[tuple[str, int], int] = {}
+    for name, each in counts.items():
+        for value, count in each.items():
+            place = min(int((value - first) / step), bins - 1)
+            amounts[name, place] = amounts.get((name, place), 0) + count
+    return [
+        {
+            "name": name,
+            "from": first + place * step,
+            "to": first + (place + 1) * step,
+            "count": count,
+            "of": f"{first + (place + 0.5) * step:.4g}"
+            if step == 1.0
+            else f"{first + place * step:.4g} to {first + (place + 1) * step:.4g}",
+        }
+        for (name, place), count in amounts.items()
+    ]
 
 
-def _legend(axes: Axes, entries: int) -> None:
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=min(entries, 4), fontsize=9)
+def _names() -> dict[str, Any]:
+    axis = {"title": None, "ticks": False, "domain": False, "grid": False}
+    return {"field": "label", "type": "nominal", "sort": None, "axis": axis}
 
 
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[at % len(COLOURS)] for at in range(count)]
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= 28 else f"{label[:27]}…"
+def _shown(value: float) -> str:
+    return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"

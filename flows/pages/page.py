@@ -1,8 +1,10 @@
 """Render a template with plain values as one self-contained HTML text."""
 
 import base64
+import hashlib
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,14 @@ MOST_PIXELS = 2**26  # decoded for a thumbnail
 _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
-def render(template: str, **values: Any) -> str:
-    """Return a page; every value is escaped, and the page may fetch and execute nothing."""
+def render(template: str, scripts: Sequence[str], **values: Any) -> str:
+    """Return a page; every value is escaped, and the page may fetch nothing.
+
+    Args:
+        template: File name of the template.
+        scripts: What the page executes, each allowed by its hash; nothing else is.
+        values: For the template.
+    """
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -28,17 +36,32 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["figure"] = figure
     return environment.get_template(template).render(
-        style=(HERE / "page.css").read_text("utf-8"), **values
+        style=(HERE / "page.css").read_text("utf-8"),
+        scripts=scripts,
+        allowed=" ".join(f"'sha256-{_sha256(text)}'" for text in scripts) or "'none'",
+        **values,
     )
 
 
-def thumbnail(data: bytes | None, side: int = THUMBNAIL, *, torn: bool = False) -> str | None:
-    """Return a small JPEG of an image as a `data:` URI, or None where it cannot be drawn.
+def own_script(name: str) -> str:
+    """Return a script of this folder."""
+    return (HERE / name).read_text("utf-8")
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def thumbnail(
+    data: bytes | None, side: int = THUMBNAIL, *, torn: bool = False, webp: int | None = None
+) -> str | None:
+    """Return a small copy of an image as a `data:` URI, or None where it cannot be drawn.
 
     Args:
         data: The image's file.
         side: Pixels of the longer side, at most.
         torn: Draw the readable part of a truncated file.
+        webp: Quality of a WebP, which is half as large; a JPEG of good quality if None.
     """
     if data is None:
         return None
@@ -55,14 +78,18 @@ def thumbnail(data: bytes | None, side: int = THUMBNAIL, *, torn: bool = False) 
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
     small.thumbnail((side, side))
-    return jpeg_uri(small)
+    return jpeg_uri(small) if webp is None else _uri(small, "webp", webp)
 
 
 def jpeg_uri(image: Image.Image) -> str:
     """Return an RGB image as a JPEG in a `data:` URI."""
+    return _uri(image, "jpeg", 82)
+
+
+def _uri(image: Image.Image, kind: str, quality: int) -> str:
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    image.save(stream, kind, quality=quality)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def figure(value: object) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 from flows.example_scores import MAIN, MEASURES, Row, scored_predictions
 from flows.pages import report_before, report_looking, report_scores, report_training
-from flows.pages.page import figure, render
+from flows.pages.page import figure, own_script, render
 from flows.pages.shown_images import images_of
+from flows.pages.vega import chart_library
 from pipeline.catalog.catalog import Catalog
 from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 from pipeline.recipe.recipe import flatten
@@ -39,13 +40,17 @@ _DECISIONS = {
 }
 
 
-def write_report(store: ArtifactStore, run: str, images: int) -> str:
+def write_report(
+    store: ArtifactStore, run: str, images: int, others: Mapping[str, str] | None = None
+) -> str:
     """Return the report of a run as one HTML text.
 
     Args:
         store: Where the run's artifacts are.
         run: Its name.
         images: Images in each group of examples.
+        others: Runs beside which it is shown, by what they are called; the one that finished
+            before it if None.
 
     Raises:
         StorageError: An artifact of the run cannot be read.
@@ -55,9 +60,15 @@ def write_report(store: ArtifactStore, run: str, images: int) -> str:
     found = {stage: catalog.manifest(stage) for stage in record["stages"]}
     manifests = {stage: manifest for stage, manifest in found.items() if manifest is not None}
     metrics = ask(catalog, ("metrics",), _METRICS, run=run)
-    before = report_before.previous_run(catalog.runs, run)
+    if others is None:
+        before = report_before.previous_run(catalog.runs, run)
+        others = {} if before is None else {before: before}
+    curves = {
+        name: ask(Catalog(store, each), ("training",), _TRAINING) for name, each in others.items()
+    }
     return render(
         "report.html",
+        [chart_library(), own_script("charts.js")],
         title=f"phivision run {run}",
         run=run,
         store=store.uri,
@@ -67,13 +78,11 @@ def write_report(store: ArtifactStore, run: str, images: int) -> str:
         tiles=_tiles(metrics, manifests),
         **_scores(catalog, metrics, record["recipe"], images),
         looked=report_looking.looked(catalog, report_looking.EXAMPLES if images else 0),
-        training=report_training.training_curves(ask(catalog, ("training",), _TRAINING)),
+        training=report_training.training_curves(ask(catalog, ("training",), _TRAINING), curves),
         **_data(catalog),
         cost=report_training.cost_rows(manifests, record["made"]),
         cost_chart=report_training.cost_chart(manifests) if manifests else None,
-        before=before,
-        moved=report_before.score_changes(store, before, run) if before else [],
-        changes=report_before.changes_since(store, before, run) if before else [],
+        others=report_before.against(store, run, others),
         recipe=list(flatten(record["recipe"])),
     )
 

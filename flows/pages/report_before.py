@@ -20,6 +20,25 @@ def previous_run(runs: Sequence[Mapping[str, Any]], run: str) -> str | None:
     return names[at] if at < len(names) else None
 
 
+def against(store: ArtifactStore, run: str, others: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return for each other run how the scores moved and what differs.
+
+    Args:
+        store: Where the runs are.
+        run: The run of the report.
+        others: Names of other runs, by what they are called.
+    """
+    return [
+        {
+            "name": name,
+            "run": other,
+            "moved": score_changes(store, other, run),
+            "changes": changes_since(store, other, run),
+        }
+        for name, other in others.items()
+    ]
+
+
 def score_changes(store: ArtifactStore, before: str, run: str) -> list[list[object]]:
     """Return how the main scores of the finetuned model moved, none where a run has no scores.
 

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from flows.example_scores import MAIN, MEASURES, Row, mean, scores_of
-from flows.pages.charts import COLOURS, Chart, Estimate, bars, intervals
+from flows.pages.charts import Estimate, bars, intervals
+from flows.pages.vega import COLOURS, Chart
 from flows.printing import condition_order, metric_name
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.pairing import difference

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flows.example_scores import Row
-from flows.pages.charts import Chart, Estimate, bars, lines
+from flows.pages.charts import Estimate, bars
+from flows.pages.curves import Curve, lines
+from flows.pages.vega import RUNS, Chart
 from storage.store.manifest import Manifest
 
 # For the rate of a stage: the figure of its summary that counts its work.
@@ -18,6 +20,7 @@ _WORK = {
 }
 _TRAININGS = {"pretrain": "pretraining", "finetune": "finetuning"}
 _LOSSES = {"loss": "training", "val_nll": "held-out images"}
+THIS = "this run"
 
 Series = tuple[list[float], list[float]]  # steps and values
 
@@ -30,42 +33,75 @@ class Curves:
         losses: Loss curves.
         others: The other curves: experts, gradient norm.
         figures: Training, name and value of what was measured once.
+        same: Training, and a run beside which it is the very same.
     """
 
     losses: list[Chart] = field(default_factory=list)
     others: list[Chart] = field(default_factory=list)
     figures: list[list[object]] = field(default_factory=list)
+    same: list[tuple[str, str]] = field(default_factory=list)
 
 
-def training_curves(training: Sequence[Row]) -> Curves:
+def training_curves(
+    training: Sequence[Row], others: Mapping[str, Sequence[Row]] | None = None
+) -> Curves:
     """Return the curves of every training; the learning rates, which the recipe sets, are left out.
 
     Args:
         training: Rows of the `training` view, by step.
+        others: The same of runs whose curves are drawn into the same charts, by name.
     """
-    found = Curves()
+    found, others = Curves(), others or {}
+    colours = {run: RUNS[at % len(RUNS)] for at, run in enumerate((THIS, *others))}
     for stage in dict.fromkeys(row["stage"] for row in training):
         name = _TRAININGS.get(stage, stage)
-        series: dict[str, Series] = {}
-        for row in training:
-            if row["stage"] == stage and not row["metric"].startswith("learning_rate"):
-                xs, ys = series.setdefault(row["metric"], ([], []))
-                xs.append(row["step"])
-                ys.append(row["value"])
-        curves = {n: each for n, each in series.items() if len(each[0]) > 1}
-        singles = [[name, _title(n), series[n][1][0]] for n in series.keys() - curves.keys()]
+        own = _series(training, stage)
+        runs = {THIS: own}
+        for run, rows in others.items():
+            theirs = _series(rows, stage)
+            if theirs == own:
+                found.same.append((name, run))
+            elif theirs:
+                runs[run] = theirs
+        curves = [n for n, each in own.items() if len(each[0]) > 1]
+        singles = [[name, _title(n), own[n][1][0]] for n in own.keys() - set(curves)]
         found.figures.extend(sorted(singles, key=str))
-        losses = {label: curves.pop(n) for n, label in _LOSSES.items() if n in curves}
-        experts = {_title(n): curves.pop(n) for n in list(curves) if n.startswith("expert")}
+        losses = {n: label for n, label in _LOSSES.items() if n in curves}
+        experts = {n: _title(n).removesuffix(" usage") for n in curves if n.startswith("expert")}
         if losses:
-            found.losses.append(lines(f"Loss ({name})", losses, "step", "nats per token"))
+            drawn = _curves(runs, losses, colours)
+            found.losses.append(lines(f"Loss ({name})", drawn, "step", "nats per token"))
         if experts:
-            short = {label.removesuffix(" usage"): each for label, each in experts.items()}
-            found.others.append(lines(f"Share of each expert ({name})", short, "step", "share"))
-        for n, each in sorted(curves.items()):
+            drawn = _curves(
+                {"": own}, experts, {"": ""}
+            )  # of this run only: four experts are enough
+            found.others.append(lines(f"Share of each expert ({name})", drawn, "step", "share"))
+        for n in sorted(set(curves) - set(losses) - set(experts)):
             title = _title(n)
-            found.others.append(lines(f"{title} ({name})", {title: each}, "step", title.lower()))
+            drawn = _curves(runs, {n: title}, colours)
+            found.others.append(lines(f"{title} ({name})", drawn, "step", title.lower()))
     return found
+
+
+def _series(training: Sequence[Row], stage: str) -> dict[str, Series]:
+    found: dict[str, Series] = {}
+    for row in training:
+        if row["stage"] == stage and not row["metric"].startswith("learning_rate"):
+            xs, ys = found.setdefault(row["metric"], ([], []))
+            xs.append(row["step"])
+            ys.append(row["value"])
+    return found
+
+
+def _curves(
+    runs: Mapping[str, Mapping[str, Series]], names: Mapping[str, str], colours: Mapping[str, str]
+) -> list[Curve]:
+    return [
+        Curve(label, *series[metric], run, colours[run])
+        for run, series in runs.items()
+        for metric, label in names.items()
+        if metric in series
+    ]
 
 
 def _title(metric: str) -> str:

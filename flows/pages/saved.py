@@ -1,5 +1,6 @@
 """`phivision report` and `browse`: draw pages and save them in the store or to a file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,11 @@ def find_report(store: ArtifactStore, run: str) -> str | None:
 
 
 def leave_report(
-    store: ArtifactStore, run: str, images: int = IMAGES, output: Path | None = None
+    store: ArtifactStore,
+    run: str,
+    images: int = IMAGES,
+    output: Path | None = None,
+    others: Mapping[str, str] | None = None,
 ) -> str:
     """Draw the report of a run, write it and return where it is.
 
@@ -35,6 +40,7 @@ def leave_report(
         run: Name of the run.
         images: Images in each group of examples.
         output: A file to write to instead.
+        others: Runs beside which it is shown, by what they are called; the one before it if None.
 
     Raises:
         StorageError: An artifact cannot be read, or the report cannot be written.
@@ -42,7 +48,7 @@ def leave_report(
     from flows.pages.report import write_report
 
     with waiting(f"drawing the report of run {run}"):
-        text = write_report(store, run, images)
+        text = write_report(store, run, images, others)
     if output is not None:
         return _write(output, text)
     store.write(report_name(run), text.encode())

@@ -4,22 +4,28 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow.compute as pc
 
-from flows.pages.page import thumbnail
+from flows.pages.page import THUMBNAIL, thumbnail
 from pipeline.catalog.catalog import Catalog
 from storage.tables import read_table
 
 
-def images_of(catalog: Catalog, wanted: Iterable[str]) -> dict[str, str | None]:
+def images_of(
+    catalog: Catalog, wanted: Iterable[str], side: int = THUMBNAIL, webp: int | None = None
+) -> dict[str, str | None]:
     """Return small images by the hash of their content, those that the store has.
 
     Args:
         catalog: The catalog whose run is shown.
         wanted: Hashes; those that are in no file are left out.
+        side: Pixels of the longer side, at most.
+        webp: Quality of a WebP; a JPEG of good quality if None.
 
     Raises:
         StorageError: A file cannot be read.
     """
-    return {sha256: thumbnail(data) for sha256, data in contents_of(catalog, wanted)}
+    return {
+        sha256: thumbnail(data, side, webp=webp) for sha256, data in contents_of(catalog, wanted)
+    }
 
 
 def contents_of(catalog: Catalog, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:

@@ -78,7 +78,8 @@ def test_compare_runs_all_variants_and_publishes_none(
     before = {path.name: path.read_bytes() for path in (copy / "published").iterdir()}
     latest = (copy / "refs" / "latest").read_bytes()
     variants = ("--variant", "base:", "--variant", "short: finetune.epochs=0.5")
-    printed = cli.ok("compare", *assignments(tiny), *variants)
+    report = tmp_path / "compared.html"
+    printed = cli.ok("compare", *assignments(tiny), *variants, "--report", str(report))
     found = statuses(printed.partition("── short")[2])
     assert {name for name, status in found.items() if status == "made"} == {
         "finetune",
@@ -91,6 +92,9 @@ def test_compare_runs_all_variants_and_publishes_none(
     assert "against base" in table[0]
     assert {p.name: p.read_bytes() for p in (copy / "published").iterdir()} == before
     assert (copy / "refs" / "latest").read_bytes() == latest
+    text = report.read_text()
+    assert "<h3>short</h3>" in text
+    assert "<td>finetune.epochs</td>" in text
 
 
 def write_mixture(folder: Path, tiny: Mapping[str, object]) -> Path:

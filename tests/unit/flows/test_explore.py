@@ -8,8 +8,17 @@ import pytest
 from PIL import Image
 
 from flows.explore.images import LARGE, StoredImages, marked, small
-from flows.explore.queries import ANY, Filters, choices, describe, find_images, hashes_of
+from flows.explore.queries import (
+    ANY,
+    Filters,
+    KeptCatalog,
+    choices,
+    describe,
+    find_images,
+    hashes_of,
+)
 from pipeline.catalog.catalog import Catalog
+from pipeline.settings import Settings
 from storage.store.artifacts import ArtifactStore
 from tests.support.small_store import build_store, image_rows
 
@@ -152,3 +161,27 @@ def test_marked_objects_are_drawn_where_they_are() -> None:
 
 def test_any_is_no_name_of_a_value(catalog: Catalog) -> None:
     assert all(ANY not in names for names in choices(catalog).values())
+
+
+def test_images_of_many_files_come_after_their_list(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = pytest.importorskip("flows.explore.page", reason="the explorer needs the extra `chat`")
+    explorer = page.Explorer(catalog, Settings())
+    asked = ("", ANY, ANY, ANY, ANY, "caption", "real", "", "", "as stored")
+    (whole,) = explorer.find(0, *asked)
+    monkeypatch.setattr(page, "FEW_FILES", 0)
+    first, last = explorer.find(0, *asked)
+    assert first[1:5] == last[1:5] == whole[1:5]  # words, ids, start and SQL
+    assert [label for _, label in first[0]] == [label for _, label in last[0]]
+    assert {image.size for image, _ in first[0]} == {(64, 64)}
+    assert len({image.size for image, _ in last[0]}) == len(image_rows())
+
+
+def test_joined_tables_are_computed_once(catalog: Catalog) -> None:
+    kept = KeptCatalog(catalog.store)
+    assert kept.source("predictions") is kept.source("predictions")
+    assert kept.query("SELECT * FROM predictions", printable=False) == catalog.query(
+        "SELECT * FROM predictions", printable=False
+    )
+    assert find_images(kept, Filters(), 0, 7) == find_images(catalog, Filters(), 0, 7)

@@ -1,10 +1,13 @@
 """The report and the dataset page: complete in themselves, safe, and there whatever is missing."""
 
 import base64
+import hashlib
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -12,6 +15,7 @@ from PIL import Image
 from flows.cli import main
 from flows.commands.show import image_text
 from flows.pages import charts
+from flows.pages.curves import Curve, lines
 from flows.pages.page import figure, thumbnail
 from flows.pages.report_scores import score_table
 from flows.pages.report_training import training_curves
@@ -33,15 +37,30 @@ class Page(HTMLParser):
         self.addresses: list[str] = []
         self.tags: list[str] = []
         self.words = ""
+        self.scripts: dict[str, list[str]] = {"": []}  # by type
+        self._script: str | None = None
         self.feed(text)
         self.words = " ".join(self.words.split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag == "script":
+            self._script = dict(attrs).get("type") or ""
         self.addresses += [v or "" for name, v in attrs if name in ("src", "href", "srcset")]
 
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "script":
+            self._script = None
+
     def handle_data(self, data: str) -> None:
-        self.words += f" {data}"
+        if self._script is None:
+            self.words += f" {data}"
+        else:
+            self.scripts.setdefault(self._script, []).append(data)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return what the dataset's page knows of its images."""
+        return json.loads(self.scripts["application/json"][-1])
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +85,7 @@ def dataset(store: ArtifactStore, tmp_path_factory: pytest.TempPathFactory) -> s
 
 
 @pytest.mark.parametrize("name", ["report", "dataset"])
-def test_a_page_asks_for_nothing_and_runs_nothing(
+def test_a_page_asks_for_nothing_and_runs_its_own_scripts_only(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     text = request.getfixturevalue(name)
@@ -74,10 +93,25 @@ def test_a_page_asks_for_nothing_and_runs_nothing(
     assert {address[:5] for address in page.addresses} <= {"data:"} | {
         address[:5] for address in page.addresses if address.startswith("#")
     }
-    assert "script" not in page.tags
     assert "link" not in page.tags
-    assert "default-src 'none'" in text
     assert "url(" not in text.partition("<body>")[0]
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
+    allowed = policy[1].partition("script-src ")[2]
+    assert "default-src 'none'" in policy[1]
+    assert "unsafe" not in allowed
+    hashes = [hashlib.sha256(script.encode()).digest() for script in page.scripts[""]]
+    assert allowed.split() == [f"'sha256-{base64.b64encode(h).decode()}'" for h in hashes]
+    assert page.tags.count("script") == sum(map(len, page.scripts.values()))
+
+
+def test_every_chart_has_a_still_picture_and_data_that_a_browser_can_read(report: str) -> None:
+    page = Page(report)
+    specs = [json.loads(text) for text in page.scripts["application/json"]]
+    assert len(specs) == report.count('<figure class="chart"') > 5
+    stills = [uri for uri in page.addresses if uri.startswith("data:image/svg+xml")]
+    assert len(stills) == len(specs)
+    assert all("url" not in spec["data"] for spec in specs)
 
 
 @pytest.mark.parametrize("name", ["report", "dataset"])
@@ -85,9 +119,11 @@ def test_images_and_drawings_can_be_decoded(name: str, request: pytest.FixtureRe
     uris = [uri for uri in Page(request.getfixturevalue(name)).addresses if uri[:5] == "data:"]
     kinds = {uri.partition(";")[0] for uri in uris}
     assert kinds == {"data:image/svg+xml", "data:image/jpeg"}
+    if name == "dataset":
+        uris += [row["image"] for row in Page(request.getfixturevalue(name)).records()]
     for uri in uris:
         data = base64.b64decode(uri.partition(",")[2], validate=True)
-        if "jpeg" in uri[:20]:
+        if "svg" not in uri[:20]:
             Image.open(io.BytesIO(data)).verify()
         else:
             assert b"<svg" in data
@@ -95,10 +131,11 @@ def test_images_and_drawings_can_be_decoded(name: str, request: pytest.FixtureRe
 
 
 def test_text_of_the_data_is_never_markup(report: str, dataset: str) -> None:
-    assert "<script>" not in dataset
+    assert "<script>alert" not in dataset
     assert "&lt;script&gt;alert(1)" in dataset
     assert "One <b>" not in dataset + report
-    assert "One &lt;b&gt;" in dataset
+    captions = [text for row in Page(dataset).records() for text in row["captions"]]
+    assert any(text.startswith("One <b>") for text in captions)
 
 
 def test_the_report_tells_conditions_floors_and_what_the_image_is_worth(report: str) -> None:
@@ -194,8 +231,70 @@ def test_costs_are_told_with_a_rate(report: str) -> None:
 
 
 def test_equal_figures_give_equal_drawings() -> None:
-    series = {"a": ([1, 2, 3], [0.5, 0.2, 0.1]), "b": ([1, 3], [0.1, 0.4])}
-    assert charts.lines("t", series, "x", "y") == charts.lines("t", series, "x", "y")
+    curves = [Curve("a", [1, 2, 3], [0.5, 0.2, 0.1]), Curve("b", [1, 3], [0.1, 0.4])]
+    assert lines("t", curves, "x", "y") == lines("t", curves, "x", "y")
+
+
+def test_a_long_curve_keeps_its_ends_and_what_is_no_number_is_left_out() -> None:
+    ys = [0.5] * 5000
+    ys[1234], ys[4321], ys[77] = 9.0, -9.0, float("nan")
+    drawn = lines("t", [Curve("a", range(5000), ys)], "x", "y").spec["data"]["values"]
+    assert len(drawn) <= 700
+    assert {(1234, 9.0), (4321, -9.0)} <= {(row["x"], row["y"]) for row in drawn}
+    assert 77 not in {row["x"] for row in drawn}
+    figures = [charts.Estimate("a", 1.0, 0.5, 2.0), charts.Estimate("b", float("inf"))]
+    assert [r["label"] for r in charts.bars("t", figures).spec["data"]["values"]] == ["a"]
+    assert charts.bars("t", figures[1:]).uri.startswith("data:image/svg+xml")
+
+
+def test_a_histogram_counts_every_value_once() -> None:
+    wide = {float(n): 1 for n in range(0, 1000, 3)}
+    for counts in ({"a": {1.0: 4, 3.0: 2}}, {"a": wide, "b": {5.0: 7}}, {"a": {0.5: 3}}):
+        rows = charts.histogram("t", counts, "x").spec["data"]["values"]
+        assert sum(r["count"] for r in rows) == sum(sum(each.values()) for each in counts.values())
+        assert all(row["from"] < row["to"] for row in rows)
+    whole = charts.histogram("t", {"a": {1.0: 4, 3.0: 2}}, "x").spec["data"]["values"]
+    assert [(row["of"], row["count"]) for row in whole] == [("1", 4), ("3", 2)]
+
+
+def drawn(spec: dict[str, Any]) -> dict[str, str]:
+    """Return the colour of each run of a chart of curves."""
+    scale = spec["layer"][0]["encoding"]["color"]["scale"]
+    return dict(zip(scale["domain"], scale["range"], strict=True))
+
+
+def test_curves_of_other_runs_lie_in_the_same_chart_and_keep_their_colours() -> None:
+    def rows(**values: float) -> list[dict[str, Any]]:
+        return [
+            {"stage": stage, "metric": metric, "step": step, "value": value / step}
+            for stage, value in values.items()
+            for metric in ("loss", "val_nll", "expert_0_usage")
+            for step in (1, 2)
+        ]
+
+    own = rows(pretrain=1.0, finetune=2.0)
+    others = {"wide": rows(pretrain=1.0, finetune=3.0), "long": rows(pretrain=4.0, finetune=5.0)}
+    found = training_curves(own, others)
+    assert found.same == [("pretraining", "wide")]
+    pretraining, finetuning = (drawn(chart.spec) for chart in found.losses)
+    assert list(pretraining) == ["this run", "long"]
+    assert list(finetuning) == ["this run", "wide", "long"]
+    assert pretraining.items() <= finetuning.items()
+    assert len(set(finetuning.values())) == 3
+    runs = {row["run"] for row in found.losses[1].spec["data"]["values"]}
+    assert runs == {"this run", "wide", "long"}
+
+
+def test_a_report_is_drawn_against_chosen_runs(store: ArtifactStore, tmp_path: Path) -> None:
+    now, before = (record["run"] for record in read_runs(store)[:2])
+    path = tmp_path / "page.html"
+    main(["report", before, "--against", now, "--store", store.uri, "--output", str(path)])
+    page = Page(path.read_text())
+    assert f"Against run {now}" in page.words
+    assert f"The pretraining is the same as in run {now}" in page.words
+    specs = [json.loads(text) for text in page.scripts["application/json"]]
+    loss = next(spec for spec in specs if spec["description"] == "Loss (finetuning)")
+    assert list(drawn(loss)) == ["this run", now]
 
 
 def test_a_run_that_has_only_images_still_has_both_pages(tmp_path: Path) -> None:
@@ -231,10 +330,15 @@ def test_an_empty_store_is_told_in_one_line(
 
 
 def test_the_dataset_page_shows_as_many_images_as_asked(dataset: str) -> None:
-    words = Page(dataset).words
+    page = Page(dataset)
+    words, records = page.words, page.records()
     assert "9 of them" in words
-    assert words.count("conversation of 2 turns") == 9
-    assert all(split in words for split in ("· train ·", "· validation ·", "· test ·"))
+    assert [len(row["talks"]) for row in records] == [1] * 9
+    assert {row["split"] for row in records} == {"train", "validation", "test"}
+    tested = [row for row in records if row["split"] == "test"]
+    conditions = {said["condition"] for row in tested for said in row["predictions"]}
+    assert conditions == {"real", "shuffled", "blind"}
+    assert {box["name"] for row in records for box in row["boxes"]} == {"square", "wall"}
     assert "caption: refusal (1)" in words
     assert "image: broken image (1)" in words
     assert "no image to show" in words
@@ -261,7 +365,8 @@ def test_pillows_remarks_about_odd_images_are_kept_back(
     path = tmp_path / "dataset.html"
     main(["browse", "--store", store.uri, "--output", str(path)])
     image_text(odd_image(0), 8)  # as `show` draws it on a terminal
-    assert path.read_text().count("data:image/jpeg") == 20 + 1  # and half of a torn one
+    assert path.read_text().count("data:image/webp") == 20
+    assert path.read_text().count("data:image/jpeg") == 1  # half of a torn one
     assert not [str(each.message) for each in recwarn]
 
 
