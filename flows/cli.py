@@ -93,7 +93,7 @@ def plan(
     hardware: str | None = None,
     peak: float | None = None,
     mfu: float = 0.4,
-    format: Literal["table", "json"] = "table",  # noqa: A002 - the option's name
+    format: Literal["table", "json", "mermaid"] = "table",  # noqa: A002 - the option's name
 ) -> None:
     """Say which stages would run, and why; nothing runs.
 
@@ -101,21 +101,27 @@ def plan(
         hardware: Print instead the memory and time that training takes on a GPU: H100, 80GB, …
         peak: Its peak in TFLOP/s of bf16, instead of the known one.
         mfu: Share of the peak that training is assumed to reach.
-        format: A table for people or JSON for programs.
+        format: A table for people, JSON for programs, or a graph in Mermaid, with what fresh stages
+            took in seconds and bytes.
     """
     if hardware is not None:
         from flows.commands.hardware import print_hardware
 
-        print_hardware(_recipe(preset, set_, recipe, data, start), hardware, peak, mfu, format)
+        style = "json" if format == "json" else "table"
+        print_hardware(_recipe(preset, set_, recipe, data, start), hardware, peak, mfu, style)
         return
     import json
 
     from pipeline.engine.plan import plan as make_plan
 
     settings = _settings(store)
-    steps = make_plan(
-        _recipe(preset, set_, recipe, data, start), settings.open_store(), rerun or ()
-    )
+    chosen = _recipe(preset, set_, recipe, data, start)
+    steps = make_plan(chosen, settings.open_store(), rerun or ())
+    if format == "mermaid":
+        from flows.plan_graph import mermaid
+
+        print(mermaid(chosen, steps))
+        return
     if format == "json":
         rows = [{"stage": s.stage, "status": s.status, "reason": s.reason} for s in steps]
         print(json.dumps(rows, indent=1))
