@@ -1,5 +1,7 @@
 """Whole runs, and crashed ones on a Prefect server, with a webhook on loopback."""
 
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping
@@ -7,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ForkedCli, assignments
-from tests.e2e.prefect_service import AUTH, Service
+from tests.conftest import Cli, ForkedCli, assignments
+from tests.e2e.prefect_service import AUTH, ROOT, Service
 from tests.e2e.secret_search import files_with, traces
 from tests.support.webhook_server import TOKEN, WebhookServer
 
@@ -52,14 +54,33 @@ def test_a_run_tells_what_became_of_it_once_and_never_the_address(
         runs.append(cli("run", *assignments(held)))
         assert runs[-1].returncode == 1
         assert "the run of preset demo failed: no caption is about a validation" in hook.texts[3]
-        assert len(hook.texts) == 4
-    runs.append(cli("run", *assignments(tiny), "--rerun", "publish", "--publish-anyway"))
+        shutil.rmtree(tmp_path / "store" / "published")
+        runs.append(retrained(cli, tiny))
+        assert runs[-1].returncode == 0, runs[-1].stderr
+        assert hook.texts[4].startswith("phivision did not publish run ")
+        runs.append(retrained(cli, tiny))  # a night with nothing new
+        assert len(hook.texts) == 5
+    shutil.rmtree(tmp_path / "store" / "published")
+    runs.append(cli("run", *assignments(tiny), "--publish-anyway"))
     assert runs[-1].returncode == 0
+    assert "a notification is not delivered: the webhook cannot be reached" in runs[-1].stderr
     said = "".join(run.stdout + run.stderr for run in runs)
     assert traces(said.encode(), SECRET) == []
     folders = [tmp_path, service.folder]
     assert files_with(folders, SECRET) == {}
     assert any(path.suffix == ".wandb" for path in tmp_path.rglob("*"))
+
+
+def retrained(cli: Cli, tiny: Mapping[str, object]) -> subprocess.CompletedProcess[str]:
+    """Run the flow of the nightly deployment."""
+    code = f"from flows.retrain import retrain; retrain(overrides={dict(tiny)!r})"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**cli.environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_crashed_run_is_told_by_the_server(service: Service) -> None:
