@@ -25,10 +25,10 @@ from storage.store.runs import read_run
 
 SHARE, BYTES = 0.05, 10 * 10**9  # a disk with less free than both is nearly full
 INTERVAL = 30.0  # seconds between two looks at the disks
-_TITLES = {
-    "published": "published run",
-    "forced": "published anyway run",
-    "refused": "did not publish run",
+_TOLD = {
+    "published": "published run {run}",
+    "forced": "published run {run} anyway: {reason}",
+    "refused": "did not publish run {run}: {reason}",
 }
 
 _active: Webhook | None = None  # one run per process
@@ -67,12 +67,9 @@ def tell_decision(store: ArtifactStore, entry: Entry) -> None:
     """Tell the webhook, if there is one, what the gate has just recorded about a run."""
     if _active is None:
         return
-    reason = "" if entry.action == "published" else f": {entry.reason}"
-    scores = _scores(store, entry.run)
-    _active.send(
-        f"phivision {_TITLES[entry.action]} {entry.run} of {store.uri}{reason}"
-        f"{' · ' if scores else ''}{scores}"
-    )
+    told = _TOLD[entry.action].format(run=entry.run, reason=entry.reason)
+    parts = [f"phivision {told}", _scores(store, entry.run), f"store {store.uri}"]
+    _active.send(" · ".join(filter(None, parts)))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ VARIABLE = "PHIVISION_WEBHOOK"
 LONGEST = 3000  # characters of a text; Slack advises 4,000
 _THREAD = "phivision-webhook"
 _PAUSES = (0.5, 2.0)  # seconds before the second and the third attempt
+_NOT_TAKEN = {429, 500, 503}  # not 502 and 504: behind a proxy it may have been taken
 _SLACK = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})  # <!channel> would call people
 
 
@@ -88,8 +89,8 @@ class Webhook:
     def _post(self, text: str) -> str:
         """Return why a text is not delivered, or an empty string.
 
-        It is sent again only where it surely was not accepted: no connection, or an error of the
-        server. After any other failure it may have been, and would be read twice.
+        It is sent again only where it was not taken: no connection, or the server says so. After
+        any other failure it may have been, and would be read twice.
         """
         import httpx  # slow to import, and in most runs nothing is sent
 
@@ -111,7 +112,7 @@ class Webhook:
                 return f"the webhook does not answer properly ({type(error).__name__})"
             else:
                 fault = "" if answer.is_success else f"the webhook answers {answer.status_code}"
-                if answer.status_code < 500 and answer.status_code != 429:
+                if answer.status_code not in _NOT_TAKEN:
                     return fault
         return fault
 

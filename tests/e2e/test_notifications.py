@@ -1,16 +1,19 @@
 """Whole runs, and crashed ones on a Prefect server, with a webhook on loopback."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Cli, ForkedCli, assignments
-from tests.e2e.prefect_service import AUTH, ROOT, Service
+from tests.e2e.prefect_service import AUTH, ROOT, Service, descendants
 from tests.e2e.secret_search import files_with, traces
 from tests.support.webhook_server import TOKEN, WebhookServer
 
@@ -49,7 +52,8 @@ def test_a_run_tells_what_became_of_it_once_and_never_the_address(
         assert ": cider_d with the real image is " in refused
         assert " · cider_d " in refused  # the scores
         runs.append(cli("run", *assignments(tiny), "--publish-anyway"))  # nothing else to do
-        assert hook.texts[2].startswith("phivision published anyway run ")
+        assert hook.texts[2].startswith("phivision published run ")
+        assert " anyway: cider_d with the real image is " in hook.texts[2]
         held = {**tiny, "examples.filters.held": "split = 'validation'"}
         runs.append(cli("run", *assignments(held)))
         assert runs[-1].returncode == 1
@@ -107,6 +111,33 @@ def test_a_crashed_run_is_told_by_the_server(service: Service) -> None:
     assert notices(service) == []
     blocks = service.asked("block_documents", {})
     assert [row for row in blocks if row["name"] == "phivision-webhook"] == []
+
+
+@pytest.mark.server
+def test_a_killed_run_of_a_worker_is_told_and_then_the_one_that_resumes_it(
+    tiny: Mapping[str, object], tmp_path: Path
+) -> None:
+    with WebhookServer() as hook:
+        variables = {"PHIVISION_WEBHOOK": hook.address, "PHIVISION_PUBLISH_ANYWAY": "true"}
+        service = Service(tmp_path, **variables)
+        try:
+            service.server()
+            service.deploy()
+            worker = service.worker()
+            run = service.submit("full-pipeline/demo", overrides=dict(tiny))
+            service.wait(lambda: service.stages(run).get("images") == "Completed", 300)
+            for child in descendants(worker.pid)[1:]:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            service.wait(lambda: len(hook.texts) > 0, 120)
+            assert " of full-pipeline crashed: Process exited with status" in hook.texts[0]
+            resumed = service.submit("full-pipeline/demo", overrides=dict(tiny))
+            assert service.finished(resumed)["name"] == "Completed"
+            (_, told) = hook.texts
+            assert told.startswith("phivision published run ")
+        finally:
+            service.stop()
+    assert files_with([tmp_path], SECRET) == {}
 
 
 def installed(service: Service, address: str) -> None:

@@ -59,7 +59,7 @@ def test_an_error_of_the_server_is_tried_again() -> None:
     assert server.texts == ["hello"] * 3
 
 
-@pytest.mark.parametrize("status", [302, 404])
+@pytest.mark.parametrize("status", [302, 404, 504])
 def test_another_refusal_is_not_and_no_redirect_is_followed(status: int) -> None:
     with WebhookServer(status) as server:
         (line,) = sent(server, "hello")
@@ -139,9 +139,9 @@ def test_without_a_webhook_nothing_is_told(
 @pytest.mark.parametrize(
     ("action", "text"),
     [
-        ("published", "phivision published run ab12 of {}"),
-        ("refused", "phivision did not publish run ab12 of {}: cider_d &lt; 1"),
-        ("forced", "phivision published anyway run ab12 of {}: cider_d &lt; 1"),
+        ("published", "phivision published run ab12 · store {}"),
+        ("refused", "phivision did not publish run ab12: cider_d &lt; 1 · store {}"),
+        ("forced", "phivision published run ab12 anyway: cider_d &lt; 1 · store {}"),
     ],
 )
 def test_a_decision_is_told(
