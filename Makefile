@@ -75,6 +75,7 @@ deploy: $(READY)  ## write the deployments and the schedule to the server
 	$(BIN)/prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml
 	$(BIN)/python -m deployments.closed_parameters
 	$(BIN)/python -m deployments.lost_runs
+	$(BIN)/python -m deployments.crash_notice
 
 audit: $(READY)  ## ask PyPI's advisories about every pinned dependency; needs the network
 	$(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.txt

@@ -24,7 +24,7 @@ NAME = "phivision: runs without a heartbeat have crashed"
 SILENCE = 120.0  # seconds; heartbeats come every 30, and a busy machine may be late with some
 # Events are named after a state's name, which may differ from the name of its type.
 _ENDINGS = (*ENDINGS, "Completed", "Failed", "TimedOut", "Cancelled", "Crashed")
-_FLOWS = [full_pipeline.name, retrain.name]
+FLOWS = [full_pipeline.name, retrain.name]
 
 
 def lost_runs(silence: float) -> Automation:
@@ -37,7 +37,7 @@ def lost_runs(silence: float) -> Automation:
             after={heartbeat},
             expect={heartbeat, *(f"prefect.flow-run.{ending}" for ending in _ENDINGS)},
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related={"prefect.resource.role": "flow", "prefect.resource.name": _FLOWS},
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": FLOWS},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -54,13 +54,18 @@ def lost_runs(silence: float) -> Automation:
 
 def install(silence: float) -> None:
     """Write the automation to the server, replacing an older one of the same name."""
+    remove(NAME)
+    lost_runs(silence).create()
+
+
+def remove(name: str) -> None:
+    """Remove the automation of a name from the server, if it has one."""
     try:
-        old = Automation.read(name=NAME)
-    except ValueError:  # none on the server yet
-        old = None
+        old = Automation.read(name=name)
+    except ValueError:
+        return
     if isinstance(old, Automation):
         old.delete()
-    lost_runs(silence).create()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,7 +5,7 @@ what is fresh, so a stage that was already made shows as *Cached*.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from runpy import run_module
 from typing import Any
@@ -14,6 +14,7 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
 
+from flows.notifications import notifying, watching_disks
 from flows.run_signal import told_on_signal
 from flows.runner.parameters import Overrides, Preset, SettingValues, StageName
 from flows.runner.stage_task import make_stages
@@ -22,6 +23,7 @@ from pipeline.engine.plan import Step, plan
 from pipeline.engine.run_status import RunStatus, expected_seconds, showing
 from pipeline.errors import PipelineError
 from pipeline.recipe.presets import preset as load_preset
+from pipeline.recipe.recipe import Recipe
 from pipeline.settings import Settings
 from storage.store.leases import presence
 
@@ -55,8 +57,11 @@ def full_pipeline(
         settings: Where and how to run; the rest comes from `PHIVISION_…` variables.
         overrides: Recipe fields to change, by dotted path.
     """
-    recipe = load_preset(preset).override(overrides)
-    chosen = run_settings(settings)
+    with notifying(f"preset {preset}"):
+        return _run(load_preset(preset).override(overrides), preset, run_settings(settings), rerun)
+
+
+def _run(recipe: Recipe, preset: str, chosen: Settings, rerun: Sequence[str]) -> State:
     store = chosen.open_store()
     steps = plan(recipe, store, rerun)
     explain_plan(steps)
@@ -66,7 +71,12 @@ def full_pipeline(
 
         check_quantization(chosen)  # before hours of other work
     status = RunStatus(chosen.work, store.uri, preset, expected_seconds(store, steps))
-    with presence(store, chosen.work / "locks"), showing(status), told_on_signal(status):
+    with (
+        presence(store, chosen.work / "locks"),
+        showing(status),
+        told_on_signal(status),
+        watching_disks(chosen),
+    ):
         return make_stages(recipe, chosen, store, rerun)
 
 

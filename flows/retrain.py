@@ -9,6 +9,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.full_pipeline import explain_plan, name_of_run, run_settings
+from flows.notifications import notifying, tell_decision, watching_disks
 from flows.pages.saved import find_report
 from flows.runner.parameters import Overrides, Preset, SettingValues
 from flows.runner.report_attach import attach_report
@@ -18,6 +19,8 @@ from pipeline.engine.plan import cached_outcomes, plan
 from pipeline.engine.runs import record_run
 from pipeline.publishing.gate import decide, status_line
 from pipeline.recipe.presets import preset as load_preset
+from pipeline.recipe.recipe import Recipe
+from pipeline.settings import Settings
 from storage.store.leases import presence
 
 
@@ -34,8 +37,11 @@ def retrain(
         settings: Where and how to run; the rest comes from `PHIVISION_…` variables.
         overrides: Recipe fields to change, by dotted path.
     """
-    recipe = load_preset(preset).override(overrides)
-    chosen = run_settings(settings)
+    with notifying(f"retrain with preset {preset}"):
+        return _run(load_preset(preset).override(overrides), run_settings(settings))
+
+
+def _run(recipe: Recipe, chosen: Settings) -> State:
     store = chosen.open_store()
     steps = plan(recipe, store)
     explain_plan(steps)
@@ -43,7 +49,7 @@ def retrain(
     if outcomes is not None:
         # The run that made them may have died before it was recorded and judged.
         run = record_run(store, recipe, outcomes)
-        decision = decide(store, recipe, run, chosen)
+        decision = decide(store, recipe, run, chosen, tell_decision)
         message = (
             f"nothing new: sources, recipe and code are as they were, {store.uri} is up to date; "
             f"{status_line(decision)}"
@@ -52,5 +58,5 @@ def retrain(
         if find_report(store, run) is None:
             attach_report(store, chosen, run)
         return Completed(name=NOTHING_NEW, message=message)
-    with presence(store, chosen.work / "locks"):
+    with presence(store, chosen.work / "locks"), watching_disks(chosen):
         return make_stages(recipe, chosen, store, ())

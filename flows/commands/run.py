@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from flows.notifications import notifying, tell_decision
 from flows.pages.saved import find_report, report_after_run
 from pipeline.engine.materialize import Outcome
 from pipeline.engine.plan import cached_outcomes, plan
@@ -27,10 +28,22 @@ def run_pipeline(
     """Make what is stale, print one line per stage, and return the name of the run.
 
     Raises:
-        PipelineError: Prefect's server does not answer, cannot start, or went away.
+        PipelineError: Prefect's server does not answer, cannot start, or went away; or the address
+            of the webhook is not valid.
         SystemExit: Everything was made, and the gate does not let it be published.
     """
     recipe = load_preset(preset).override(changes)
+    with notifying(f"preset {preset}"):
+        return _run(recipe, preset, changes, settings, rerun)
+
+
+def _run(
+    recipe: Recipe,
+    preset: str,
+    changes: Mapping[str, object],
+    settings: Settings,
+    rerun: Sequence[str],
+) -> str:
     store = settings.open_store()
     steps = plan(recipe, store, rerun)
     outcomes = cached_outcomes(steps)
@@ -97,7 +110,7 @@ def _nothing_to_do(
     try:
         before = last_number(store)
         run = record_run(store, recipe, outcomes)
-        decision = decide(store, recipe, run, settings)
+        decision = decide(store, recipe, run, settings, tell_decision)
         decided = decision is not None and decision.number > before
         if decided or find_report(store, run) is None:  # the report shows the decision
             report_after_run(store, run)

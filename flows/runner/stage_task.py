@@ -10,6 +10,7 @@ from prefect.runtime import deployment
 from prefect.states import Completed
 
 from flows.failures import may_pass
+from flows.notifications import tell_decision
 from flows.runner.fan_out import fan_out
 from flows.runner.report_attach import attach_report
 from flows.runner.reporter import PrefectReporter
@@ -71,7 +72,7 @@ def make_stages(
         outcomes[stage.name] = _outcome(state)
     every = list(outcomes.values())
     run = record_run(store, recipe, every)
-    decision = decide(store, recipe, run, settings)
+    decision = decide(store, recipe, run, settings, tell_decision)
     get_run_logger().info(status_line(decision))
     show_run(run, recipe, store, every)
     attach_report(store, settings, run)

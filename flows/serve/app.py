@@ -32,17 +32,7 @@ def build_app(service: Service) -> FastAPI:
     app = FastAPI(title="phivision", lifespan=lifespan, docs_url=None, redoc_url=None)
     name = str(service.assistant.card["name"])
 
-    @app.exception_handler(RequestError)
-    async def refused(_: Request, error: RequestError) -> Response:
-        service.metrics.requests.labels(str(error.status)).inc()
-        headers = {"Retry-After": "1"} if error.status == 429 else None
-        return JSONResponse(error.body(), error.status, headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        field = ".".join(str(step) for step in first["loc"][1:])
-        return await refused(request, RequestError(f"{field}: {first['msg']}", param=field))
+    _add_refusals(app, service)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -73,6 +63,22 @@ def build_app(service: Service) -> FastAPI:
         return StreamingResponse(events, media_type="text/event-stream")
 
     return app
+
+
+def _add_refusals(app: FastAPI, service: Service) -> None:
+    """Tell what cannot be answered in the form that OpenAI's clients read."""
+
+    @app.exception_handler(RequestError)
+    async def refused(_: Request, error: RequestError) -> Response:
+        service.metrics.requests.labels(str(error.status)).inc()
+        headers = {"Retry-After": "1"} if error.status == 429 else None
+        return JSONResponse(error.body(), error.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = ".".join(str(step) for step in first["loc"][1:])
+        return await refused(request, RequestError(f"{field}: {first['msg']}", param=field))
 
 
 async def _whole(

@@ -6,6 +6,7 @@ published.
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.data.schemas import CONDITIONS, FLOORS
@@ -26,14 +27,30 @@ _BASELINES = {
 }
 
 
-def decide(store: ArtifactStore, recipe: Recipe, run: str, settings: Settings) -> Entry | None:
-    """Return the decision about a finished run, None where its settings disable the gate."""
+def decide(
+    store: ArtifactStore,
+    recipe: Recipe,
+    run: str,
+    settings: Settings,
+    tell: Callable[[ArtifactStore, Entry], None] | None = None,
+) -> Entry | None:
+    """Return the decision about a finished run, None where its settings disable the gate.
+
+    `tell` is called as by `publish_run`.
+    """
     if not settings.judge:
         return None
-    return publish_run(store, recipe, run, anyway=settings.publish_anyway)
+    return publish_run(store, recipe, run, anyway=settings.publish_anyway, tell=tell)
 
 
-def publish_run(store: ArtifactStore, recipe: Recipe, run: str, *, anyway: bool = False) -> Entry:
+def publish_run(
+    store: ArtifactStore,
+    recipe: Recipe,
+    run: str,
+    *,
+    anyway: bool = False,
+    tell: Callable[[ArtifactStore, Entry], None] | None = None,
+) -> Entry:
     """Judge a finished run, move the pointer if it passes, and return the decision.
 
     A recorded refusal is not recorded again, so a cached run writes nothing. The run is judged
@@ -44,6 +61,8 @@ def publish_run(store: ArtifactStore, recipe: Recipe, run: str, *, anyway: bool 
         recipe: The run's recipe; `publish.metric` is the main metric.
         run: Name of the run.
         anyway: Publish whatever the verdict is; this is recorded.
+        tell: Called with the store and a decision that this call has recorded: once for each
+            entry of the history, whoever else judges at the same time.
 
     Raises:
         PipelineError: The run's artifacts are gone.
@@ -51,27 +70,29 @@ def publish_run(store: ArtifactStore, recipe: Recipe, run: str, *, anyway: bool 
     candidate = _manifest(store, run, STAGE)
     entry = None
     while entry is None:  # if another process decided in between, the verdict may change
-        entry = _decision(store, recipe, run, candidate, anyway=anyway)
+        entry, new = _decision(store, recipe, run, candidate, anyway=anyway)
+    if new and tell is not None:
+        tell(store, entry)
     return entry
 
 
 def _decision(
     store: ArtifactStore, recipe: Recipe, run: str, candidate: Manifest, *, anyway: bool
-) -> Entry | None:
-    """Return the decision about a run, None where another one was recorded meanwhile."""
+) -> tuple[Entry | None, bool]:
+    """Return the decision about a run, None if another was recorded meanwhile, and if it is new."""
     history = read_history(store)
     now = published(history)
     if now is not None and now.digest == candidate.digest:
-        return now
+        return now, False
     against = now.digest if now else ""
     fault = _withdrawn(history, candidate.digest) or _fault(store, recipe, run, now)
     if fault and not anyway:
         told = ("refused", candidate.digest, against, fault)
         for each in history:
             if (each.action, each.digest, each.against, each.reason) == told:
-                return each
+                return each, False
     action = ("forced" if anyway else "refused") if fault else "published"
-    return add_entry(
+    entry = add_entry(
         store,
         history,
         action=action,
@@ -81,6 +102,7 @@ def _decision(
         reason=fault or "the image helps, and it is not worse beyond noise",
         against=against,
     )
+    return entry, True
 
 
 def roll_back(store: ArtifactStore) -> Entry:

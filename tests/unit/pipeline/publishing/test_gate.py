@@ -21,7 +21,7 @@ from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
 from storage.store.artifacts import ArtifactStore
 from storage.store.manifest import Manifest
-from storage.store.published import read_history
+from storage.store.published import Entry, read_history
 from storage.tables import write_arrow
 from tests.support.store_fixtures import add, payload
 
@@ -108,9 +108,11 @@ def test_a_worse_model_is_refused_and_an_equal_one_is_not(
 def test_what_was_decided_is_not_decided_again(local: ArtifactStore, tmp_path: Path) -> None:
     finish(local, tmp_path, "good", 1.0)
     finish(local, tmp_path, "worse", 0.5)
+    told: list[str] = []
     for _ in range(3):
-        publish_run(local, DEMO, "good")
-        publish_run(local, DEMO, "worse")
+        for name in ("good", "worse"):
+            publish_run(local, DEMO, name, tell=lambda _, entry: told.append(entry.action))
+    assert told == ["published", "refused"]
     assert [entry.action for entry in read_history(local)] == ["refused", "published"]
 
 
@@ -157,7 +159,9 @@ def test_who_comes_second_is_judged_against_what_is_published_by_then(
         return create(name, data)
 
     monkeypatch.setattr(local.files, "create", create_late)
-    decision = publish_run(local, DEMO, "good")
+    told: list[Entry] = []
+    decision = publish_run(local, DEMO, "good", tell=lambda _, entry: told.append(entry))
+    assert told == [decision]
     assert "below the published run better" in decision.reason
     assert bundle(local) == "better"
     assert [entry.action for entry in read_history(local)] == ["refused", "published"]
