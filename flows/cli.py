@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App, CycloptsError
 
@@ -37,6 +37,10 @@ from flows.commands.options import settings_of as _settings
 from flows.interrupts import end_on_request
 from flows.surroundings import print_anything, spare_loopback
 from pipeline.interpreter import child_environment, leave_quickly
+
+if TYPE_CHECKING:
+    from pipeline.engine.plan import Step
+    from pipeline.recipe.recipe import Recipe
 
 STOPPED = "stopped; finished work is kept, run again to go on"
 
@@ -110,25 +114,28 @@ def plan(
         style = "json" if format == "json" else "table"
         print_hardware(_recipe(preset, set_, recipe, data, start), hardware, peak, mfu, style)
         return
-    import json
-
     from pipeline.engine.plan import plan as make_plan
 
     settings = _settings(store)
     chosen = _recipe(preset, set_, recipe, data, start)
     steps = make_plan(chosen, settings.open_store(), rerun or ())
-    if format == "mermaid":
+    _print_plan(chosen, steps, format)
+
+
+def _print_plan(recipe: "Recipe", steps: "list[Step]", style: str) -> None:
+    if style == "mermaid":
         from flows.plan_graph import mermaid
 
-        print(mermaid(chosen, steps))
-        return
-    if format == "json":
+        print(mermaid(recipe, steps))
+    elif style == "json":
+        import json
+
         rows = [{"stage": s.stage, "status": s.status, "reason": s.reason} for s in steps]
         print(json.dumps(rows, indent=1))
-        return
-    from flows.printing import print_rows
+    else:
+        from flows.printing import print_rows
 
-    print_rows(["stage", "status", "reason"], [[s.stage, s.status, s.reason] for s in steps])
+        print_rows(["stage", "status", "reason"], [[s.stage, s.status, s.reason] for s in steps])
 
 
 @app.command
