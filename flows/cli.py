@@ -113,16 +113,17 @@ def plan(
     from pipeline.engine.plan import plan as make_plan
 
     settings = _settings(store)
-    steps = make_plan(
-        _recipe(preset, set_, recipe, data, start), settings.open_store(), rerun or ()
-    )
+    planned = _recipe(preset, set_, recipe, data, start)
+    steps = make_plan(planned, settings.open_store(), rerun or ())
     if format == "json":
         rows = [{"stage": s.stage, "status": s.status, "reason": s.reason} for s in steps]
         print(json.dumps(rows, indent=1))
         return
     from flows.printing import print_rows
+    from pipeline.publishing.llava_obstacles import plan_line
 
     print_rows(["stage", "status", "reason"], [[s.stage, s.status, s.reason] for s in steps])
+    print(f"\n{plan_line(planned)}")
 
 
 @app.command
