@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -25,8 +26,10 @@ from transformers import (
 )
 
 from model.bundle import BUNDLE, PREFIX
+from model.encoder import PatchEncoder
 from model.projectors import Mlp2xGeluConfig, ProjectorConfig
 from model.tiny_phi import train_tokenizer
+from model.vlm import VisionPrefix
 from pipeline.recipe.presets import preset
 from storage.store.artifacts import ArtifactStore
 from storage.store.published import add_entry, read_history
@@ -119,11 +122,13 @@ def write_llava_bundle(
 
 
 def _centre(folder: Path) -> None:
-    """Give the prefix a mean and a scale, as training does."""
+    """Centre patches on those of other images, as training does."""
+    encoder = PatchEncoder(folder / "clip", -1)
+    shown = [Image.open(io.BytesIO(data)) for data in images(20, seed=9)]
     prefix = load_file(folder / PREFIX)
-    torch.manual_seed(5)
-    prefix["patch_mean"] = torch.randn(32)
-    prefix["patch_scale"] = torch.tensor(0.3)
+    centred = VisionPrefix(nn.Identity(), 32, 32, 1.0)
+    centred.centre_on(encoder.encode_images(shown).patches)
+    prefix |= {name: tensor.clone() for name, tensor in centred.named_buffers()}
     save_file(prefix, folder / PREFIX)
 
 

@@ -1,4 +1,4 @@
-"""Exports as a LLaVA: transformers alone gives the answers of `ask`; misfits are refused by name."""
+"""Exports as a LLaVA: transformers alone gives the answers of `ask`; misfits are refused."""
 
 import json
 import re
