@@ -97,6 +97,7 @@ def plan(
     hardware: str | None = None,
     peak: float | None = None,
     mfu: float = 0.4,
+    export: Literal["llava"] | None = None,
     format: Literal["table", "json", "mermaid"] = "table",  # noqa: A002 - the option's name
 ) -> None:
     """Say which stages would run, and why; nothing runs.
@@ -105,6 +106,7 @@ def plan(
         hardware: Print instead the memory and time that training takes on a GPU: H100, 80GB, …
         peak: Its peak in TFLOP/s of bf16, instead of the known one.
         mfu: Share of the peak that training is assumed to reach.
+        export: Print instead whether the trained model could be exported in this format.
         format: A table for people, JSON for programs, or a graph in Mermaid, with what fresh stages
             took in seconds and bytes.
     """
@@ -113,6 +115,11 @@ def plan(
 
         style = "json" if format == "json" else "table"
         print_hardware(_recipe(preset, set_, recipe, data, start), hardware, peak, mfu, style)
+        return
+    if export is not None:
+        from pipeline.publishing.llava_obstacles import plan_line
+
+        print(plan_line(_recipe(preset, set_, recipe, data, start)))
         return
     from pipeline.engine.plan import plan as make_plan
 

@@ -161,6 +161,7 @@ def export(
     /,
     *,
     store: Store = None,
+    format: Literal["bundle", "llava"] = "bundle",  # noqa: A002 - the option's name
     lora: Literal["merged", "beside"] = "merged",
     images: Count = 0,
     public: bool = False,
@@ -169,6 +170,7 @@ def export(
 
     Args:
         target: A new folder, or hf://owner/name, which is uploaded with the token in HF_TOKEN.
+        format: phivision's own layout, or a LLaVA that transformers loads without phivision.
         lora: Adapters merged into the language model, or beside it in peft's format.
         images: Test images to add as examples; mind their licence.
         public: Let everybody see a new hf:// repository; otherwise it is private.
@@ -176,4 +178,4 @@ def export(
     with waiting("starting the export"), importing():
         from flows.commands.export import export_to
 
-    print(export_to(settings_of(store), target, lora, images, public=public))
+    print(export_to(settings_of(store), target, lora, images, public=public, style=format))

@@ -10,16 +10,24 @@ from flows.commands.example_images import write_examples
 from flows.waiting import waiting
 from pipeline.errors import PipelineError
 from pipeline.publishing.export import Adapters, new_folder, trace, write_repository
+from pipeline.publishing.export_llava import write_llava
 from pipeline.publishing.gate import published_manifest
 from pipeline.settings import Settings
 
 HUB = "hf://"
+Format = Literal["bundle", "llava"]
 TOKEN = "HF_TOKEN"  # noqa: S105 - the variable's name
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def export_to(
-    settings: Settings, target: str, adapters: Adapters, images: int, *, public: bool
+    settings: Settings,
+    target: str,
+    adapters: Adapters,
+    images: int,
+    *,
+    public: bool,
+    style: Format = "bundle",
 ) -> str:
     """Write the published assistant to a folder, or upload it; return where it is, in words.
 
@@ -29,26 +37,40 @@ def export_to(
         adapters: LoRA merged, or beside the language model.
         images: Test images to add as examples.
         public: Whether a new repository on the hub is open to everybody.
+        style: phivision's own layout, or transformers' LLaVA.
 
     Raises:
-        PipelineError: Nothing is published, the folder is not empty, or the upload is refused.
+        PipelineError: Nothing is published, LLaVA cannot hold it, the folder is not empty, or the
+            upload is refused.
     """
+    if style == "llava" and adapters == "beside":
+        raise PipelineError(
+            "a LLaVA has no adapters beside it", "export with --lora merged, or --format bundle"
+        )
     if target.startswith(HUB):
         name, token = hub_name(target), hub_token()
         with tempfile.TemporaryDirectory(prefix="phivision-export-") as folder:
-            _write(settings, Path(folder) / "repository", adapters, images, name)
+            _write(settings, Path(folder) / "repository", adapters, images, name, style)
             return upload(Path(folder) / "repository", name, token, "model", public=public)
-    _write(settings, Path(target), adapters, images, None)
+    _write(settings, Path(target), adapters, images, None, style)
     return f"{target} is a model repository; its README.md says how to load it"
 
 
 def _write(
-    settings: Settings, target: Path, adapters: Adapters, images: int, name: str | None
+    settings: Settings,
+    target: Path,
+    adapters: Adapters,
+    images: int,
+    name: str | None,
+    style: Format,
 ) -> None:
     store = settings.open_store()
     lineage = trace(store, published_manifest(store))
     with waiting("writing the repository"), new_folder(target) as folder:
-        write_repository(lineage, folder, adapters, name)
+        if style == "llava":
+            write_llava(lineage, folder, name)
+        else:
+            write_repository(lineage, folder, adapters, name)
         if images > 0:
             write_examples(lineage, folder / "examples", images)
 

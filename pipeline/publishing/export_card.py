@@ -5,11 +5,10 @@ Face Hub reads, data and licences, the recipe, the digests and how to load it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from huggingface_hub import ModelCard
 
-from pipeline.publishing.export_loading import Loading
 from pipeline.publishing.licences import Origin, origins
 from pipeline.publishing.templates import TEMPLATES
 from pipeline.recipe.recipe import flatten
@@ -49,7 +48,15 @@ full, with the libraries' versions.
 """
 
 
-def export_card(readme: str, provenance: Mapping[str, Any], loading: Loading) -> str:
+class HowToLoad(Protocol):
+    """What the card says about loading."""
+
+    def text(self, packages: Mapping[str, str]) -> str:
+        """Return the section, as Markdown; `packages` are the versions that were used."""
+        ...
+
+
+def export_card(readme: str, provenance: Mapping[str, Any], loading: HowToLoad) -> str:
     """Return the card of a repository, as Markdown with the hub's header.
 
     Args:

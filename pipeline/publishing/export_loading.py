@@ -1,8 +1,8 @@
 """What the card of an exported repository says about loading it: three ways, each tested as it is.
 
-transformers' own LLaVA class is not one of them: its output layer has no bias, Phi's has one, and
-it has no separator and does not round patches to float16 (docs/export.md). A two-layer projector
-needs no class of phivision at all, so the card spells it out.
+transformers' own LLaVA class is another format (`export_llava`), because it cannot hold every
+model: its output layer has no bias, Phi's has one. A two-layer projector needs no class of
+phivision at all, so the card spells it out.
 """
 
 from collections.abc import Mapping
@@ -124,11 +124,12 @@ class Loading:
         needed += ["open_clip_torch"] if is_plain else []
         return TEMPLATES.from_string(_TEXT).render(
             name=name,
-            packages=" ".join(_pinned(each, packages) for each in needed),
+            packages=" ".join(pinned(each, packages) for each in needed),
             beside=self.beside,
             plain=is_plain,
         )
 
 
-def _pinned(package: str, packages: Mapping[str, str]) -> str:
+def pinned(package: str, packages: Mapping[str, str]) -> str:
+    """Return what pip is told to install: a package, in the version that was used if known."""
     return f"{package}=={packages[package]}" if package in packages else package

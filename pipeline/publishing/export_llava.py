@@ -1,0 +1,144 @@
+"""The published assistant as a LLaVA of transformers: a folder that needs no code of phivision."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.errors import ModelError
+from pipeline.errors import PipelineError
+from pipeline.publishing.export import Lineage
+from pipeline.publishing.export_card import export_card
+from pipeline.publishing.export_loading import UNKNOWN, pinned
+from pipeline.publishing.llava_obstacles import obstacles_of_bundle
+from pipeline.publishing.templates import TEMPLATES
+from storage.clones import clone_folder
+from storage.store.artifacts import Artifact
+
+_PLAIN = "or export without --format llava"
+_TEXT = """\
+## Load it
+
+This is transformers' `LlavaForConditionalGeneration` with its processor and chat template
+(`pip install {{ packages }}`):
+
+```python
+from PIL import Image, ImageOps
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("{{ name }}")
+processor = AutoProcessor.from_pretrained("{{ name }}")
+# Resized and cropped as in training; the processor alone crops a quarter of photographs one
+# pixel off.
+resize = Resize({{ side }}, InterpolationMode.{{ interpolation }})
+as_trained = Compose([resize, CenterCrop({{ side }})])
+
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+shown = {"type": "image", "image": as_trained(photo)}
+asked = {"type": "text", "text": "What is in the image?"}
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": [shown, asked]}],
+    tokenize=True,
+    return_dict=True,
+    return_tensors="pt",
+)
+answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+print(processor.decode(answer, skip_special_tokens=True).strip())
+```
+
+It computes in float32 unless `dtype` says otherwise. Unlike phivision, transformers takes a control
+token that people type for one: remove `<image>` and the like from questions of strangers.
+"""
+
+
+@dataclass(frozen=True)
+class LlavaLoading:
+    """How a LLaVA is loaded; see `export_loading.Loading`.
+
+    Attributes:
+        name: owner/name of the repository on the hub, None where it is not known yet.
+        side: Side of the square that the encoder sees, in pixels.
+        interpolation: `bicubic` or `bilinear`.
+    """
+
+    name: str | None
+    side: int
+    interpolation: str
+
+    def text(self, packages: Mapping[str, str]) -> str:
+        """Return the section, as Markdown.
+
+        Args:
+            packages: Versions of the libraries that the assistant was made with.
+        """
+        needed = ("torch", "torchvision", "transformers", "tokenizers")
+        return TEMPLATES.from_string(_TEXT).render(
+            name=self.name or UNKNOWN,
+            side=self.side,
+            interpolation=self.interpolation.upper(),
+            packages=" ".join(pinned(each, packages) for each in needed),
+        )
+
+
+def write_llava(lineage: Lineage, folder: Path, name: str | None = None) -> None:
+    """Write the published assistant as a LLaVA into an empty folder.
+
+    Args:
+        lineage: The assistant.
+        folder: The folder.
+        name: Its owner/name on the hub, where that is known.
+
+    Raises:
+        PipelineError: LLaVA's class cannot hold the model, or its tokenizer does not fit.
+        StorageError: An artifact is damaged or cannot be read.
+    """
+    published = lineage.store.artifact(lineage.manifests["publish"])
+    obstacles = obstacles_of_bundle(published, lineage.recipe)
+    if obstacles:
+        raise PipelineError(
+            "transformers' LLaVA cannot hold this assistant",
+            f"{'; '.join(obstacles)}; train again with that, {_PLAIN}",
+        )
+    with tempfile.TemporaryDirectory(prefix=".llava-", dir=folder.parent) as work:
+        bundle = Path(work)
+        _copy_bundle(published, bundle)
+        loading = _convert(bundle, folder, name)
+        readme = (bundle / "README.md").read_text("utf-8")
+    provenance = lineage.provenance()
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True))
+    card = export_card(readme, provenance, loading)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _copy_bundle(published: Artifact, bundle: Path) -> None:
+    for part in ("clip", "lm"):
+        clone_folder(published.directory(part), bundle / part)
+    for file in ("bundle.json", "vision_prefix.json", "vision_prefix.safetensors", "README.md"):
+        (bundle / file).write_bytes(Path(published.path(file)).read_bytes())
+
+
+def _convert(bundle: Path, folder: Path, name: str | None) -> LlavaLoading:
+    """Write model and processor; return how they are loaded."""
+    from model.llava import build_llava  # torch and transformers take seconds
+    from model.llava_processor import build_processor, check_ids
+    from model.prompt import PromptTemplate
+
+    card = json.loads((bundle / "bundle.json").read_text())
+    template = PromptTemplate.load(bundle / "lm", **card["template"])
+    try:
+        processor, tokens = build_processor(bundle, template)
+        check_ids(processor, tokens, template)
+    except ModelError as error:
+        raise PipelineError(
+            str(error), f"choose another backbones.lm_repository, {_PLAIN}"
+        ) from None
+    build_llava(bundle, card, tokens).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    clip = json.loads((bundle / "clip" / "open_clip_config.json").read_text())
+    return LlavaLoading(
+        name,
+        clip["model_cfg"]["vision_cfg"]["image_size"],
+        clip.get("preprocess_cfg", {}).get("interpolation", "bicubic"),
+    )

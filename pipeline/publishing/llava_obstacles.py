@@ -1,0 +1,69 @@
+"""Whether a model can be exported as transformers' LLaVA, before training and at export."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from model.encoder_table import SECOND
+from model.language_table import line_of
+from model.llava_fit import (
+    encoder_obstacle,
+    language_obstacle,
+    projector_obstacle,
+    second_obstacle,
+    tower_obstacle,
+)
+from pipeline.recipe.recipe import Recipe
+from storage.store.artifacts import Artifact
+
+
+def obstacles_of_recipe(recipe: Recipe) -> list[str]:
+    """Return what a recipe's model has that a LLaVA has not: field and value to choose.
+
+    A language model that the table does not know is looked at when it is exported.
+    """
+    found = [projector_obstacle(recipe.pretrain.projector.kind)]
+    backbones = recipe.backbones
+    if backbones.kind == "tiny":
+        found.append(language_obstacle("phi", "backbones.kind is tiny"))
+    else:
+        found += [encoder_obstacle(backbones.clip_name), second_obstacle(backbones.second_name)]
+        line = line_of(backbones.lm_repository)
+        if line is not None and line.layout != "llama":
+            found.append(language_obstacle(line.layout))
+    return [each for each in found if each]
+
+
+def plan_line(recipe: Recipe) -> str:
+    """Return the line of `plan` about the export, "" where only the language model decides."""
+    obstacles = obstacles_of_recipe(recipe)
+    if not obstacles:
+        return "export --format llava: nothing in the recipe is against it"
+    return f"export --format llava: not with this recipe: {'; '.join(obstacles)}"
+
+
+def obstacles_of_bundle(published: Artifact, recipe: dict[str, Any]) -> list[str]:
+    """Return what a published model has that a LLaVA has not: field and value to choose.
+
+    Args:
+        published: The artifact of `publish`.
+        recipe: The parts of its recipe.
+    """
+
+    def read(name: str) -> dict[str, Any]:
+        if name not in published.names:
+            return {}
+        stated: dict[str, Any] = json.loads(Path(published.path(name)).read_text())
+        return stated
+
+    backbones = recipe.get("backbones", {})
+    tiny = backbones.get("kind") == "tiny"
+    field = "backbones.kind is tiny" if tiny else "backbones.lm_repository"
+    joined = any(name.startswith(f"{SECOND}/") for name in published.names)
+    found = [
+        projector_obstacle(read("vision_prefix.json")["projector"]["kind"]),
+        tower_obstacle(read("clip/open_clip_config.json")),
+        second_obstacle(backbones.get("second_name", SECOND) if joined else ""),
+        language_obstacle(read("lm/config.json")["model_type"], field),
+    ]
+    return [each for each in found if each]

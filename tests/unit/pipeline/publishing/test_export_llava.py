@@ -1,0 +1,273 @@
+"""Exports as a LLaVA: transformers alone gives the answers of `ask`; misfits are refused."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from flows.commands.export import export_to
+from model.asked import asked_ids
+from model.assistant import Assistant, load_assistant
+from model.errors import ModelError
+from model.llava_processor import SEPARATOR, build_processor, check_ids, messages
+from model.projectors import LinearConfig
+from pipeline.errors import PipelineError
+from pipeline.publishing.llava_obstacles import obstacles_of_recipe, plan_line
+from pipeline.recipe.presets import preset
+from pipeline.settings import Settings
+from storage.store.artifacts import ArtifactStore
+from tests.support.llava_bundle import images, publish_bundle, write_llava_bundle
+from tests.support.tiny_bundle import MIXTURE, publish_tiny
+
+COUNT = 50
+# Run where phivision is not on the path. It prints the answers, then of how many images the
+# processor alone makes other pixels.
+ASK = """
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+assert not any(map(importlib.util.find_spec, ("model", "pipeline", "flows")))
+folder, photos = Path(sys.argv[1]), Path(sys.argv[2])
+model = AutoModelForImageTextToText.from_pretrained(folder)
+processor = AutoProcessor.from_pretrained(folder)
+as_trained = Compose([Resize(56, InterpolationMode.BICUBIC), CenterCrop(56)])
+
+
+def prepared(image, question):
+    shown = {"type": "image", "image": image}
+    asked = {"type": "text", "text": question}
+    return processor.apply_chat_template(
+        [{"role": "user", "content": [shown, asked]}],
+        tokenize=True, return_dict=True, return_tensors="pt",
+    )
+
+
+answers, moved = [], 0
+for photo in sorted(photos.iterdir()):
+    image = Image.open(photo)
+    inputs = prepared(as_trained(image), f"What is in image {photo.stem}?")
+    whole = prepared(image, "")["pixel_values"]
+    moved += (whole - inputs["pixel_values"]).abs().mean().item() > 0.02
+    answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1]:]
+    answers.append(processor.decode(answer, skip_special_tokens=True).strip())
+print(json.dumps([type(model).__name__, answers, moved]))
+"""
+
+
+def _export(root: Path, bundle: Path, **changes: Any) -> Path:
+    settings = Settings(store=str(root / "store"), device="cpu")
+    store = ArtifactStore(settings.store, settings.work / "cache")
+    publish_bundle(store, bundle, root / "work", **changes)
+    export_to(settings, str(root / "out"), "merged", 0, public=False, style="llava")
+    return root / "out"
+
+
+def _alone(root: Path, code: str, *arguments: str) -> str:
+    """Run code in a new process that cannot import phivision, and return its output."""
+    place = root / "alone"
+    place.mkdir(exist_ok=True)
+    (place / "code.py").write_text(code)
+    # -S would leave out torch; an editable install would bring phivision in through a finder.
+    hide = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]"
+    start = f"{hide}; import runpy; sys.argv = sys.argv[1:]; runpy.run_path('code.py', {{}}, 'm')"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", start, "code.py", *arguments],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "llama, tied": {"family": "llama", "tied": True},
+    "qwen2, untied": {
+        "family": "qwen2",
+        "tied": False,
+        "unused": 5,  # as Qwen's, whose new tokens need no new rows
+        "layer": -2,
+        "projector": LinearConfig(),
+        "opening": "<|endoftext|>You see images.\n",
+        "between": "\n",
+    },
+    "qwen3, tied": {"family": "qwen3", "tied": True, "unused": 1},
+    "phi3": {"family": "phi3", "tied": False},
+    "mistral": {"family": "mistral", "tied": False},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fifty_answers_by_transformers_alone_are_those_of_ask(tmp_path: Path, kind: str) -> None:
+    bundle = write_llava_bundle(tmp_path / "bundle", **KINDS[kind])
+    exported = _export(tmp_path, bundle)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shown = images(COUNT)
+    for number, data in enumerate(shown):
+        (photos / f"{number:02}.png").write_bytes(data)
+    name, answers, moved = json.loads(_alone(tmp_path, ASK, str(exported), str(photos)))
+    assistant = load_assistant(bundle)
+    expected = [assistant.ask(data, f"What is in image {n:02}?") for n, data in enumerate(shown)]
+    assert name == "LlavaForConditionalGeneration"
+    assert answers == expected
+    assert len(set(expected)) > COUNT // 4  # the image decides
+    assert 0 < moved < COUNT // 2
+
+
+def test_the_processor_writes_the_ids_of_training(tmp_path: Path) -> None:
+    bundle = write_llava_bundle(
+        tmp_path / "bundle", opening="<|endoftext|>You see.\n", between="\n"
+    )
+    template = Assistant(bundle).template
+    processor, tokens = build_processor(bundle, template)
+    history = [("What is\n this?", "A dog."), ("How many?", "2 of them")]
+    one, two = torch.zeros(3, 60, 90, dtype=torch.uint8), torch.ones(3, 70, 60, dtype=torch.uint8)
+    for turns in range(3):
+        for shown in ([one], [one, two]):
+            text = processor.apply_chat_template(
+                messages("Which  colour?", history[:turns], len(shown)), tokenize=False
+            )
+            found = processor(images=shown, text=text).input_ids[0]
+            ours = asked_ids(template, "Which  colour?", history[:turns], 1, 1000)
+            assert found == ([tokens.image] * 49 + [tokens.separator]) * len(shown) + ours
+    alone = [{"role": "user", "content": "Which  colour?"}]
+    text = processor.apply_chat_template(alone, tokenize=False)
+    assert processor.tokenizer(text).input_ids == [
+        tokens.separator,
+        *asked_ids(template, "Which  colour?", (), 1, 1000),
+    ]
+
+
+def test_a_tokenizer_that_splits_differently_after_control_tokens_is_refused(
+    tmp_path: Path,
+) -> None:
+    bundle = write_llava_bundle(tmp_path / "bundle")
+    path = bundle / "lm" / "tokenizer.json"
+    stated = json.loads(path.read_text())
+    stated["normalizer"] = {"type": "Prepend", "prepend": "!"}  # like Llama 2's blank
+    path.write_text(json.dumps(stated))
+    template = Assistant(bundle).template
+    processor, tokens = build_processor(bundle, template)
+    template.tokenizer.normalizer = None
+    with pytest.raises(ModelError, match="splits a text after a control token"):
+        check_ids(processor, tokens, template)
+
+
+def test_the_text_alone_is_an_ordinary_conversation(tmp_path: Path) -> None:
+    bundle = write_llava_bundle(tmp_path / "bundle")
+    card = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps(card | {"text_only": True}))
+    exported = _export(tmp_path, bundle)
+    code = f"""
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AutoModelForImageTextToText.from_pretrained({str(exported)!r})
+processor = AutoProcessor.from_pretrained({str(exported)!r})
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": [{{"type": "text", "text": "What is red?"}}]}}],
+    tokenize=True, return_dict=True, return_tensors="pt",
+)
+answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1]:]
+print(ascii(processor.decode(answer, skip_special_tokens=True).strip()))
+"""
+    expected = load_assistant(bundle).ask(None, "What is red?")
+    assert _alone(tmp_path, code).strip() == ascii(expected)
+
+
+def test_the_card_shows_code_that_gives_the_answer_of_ask(tmp_path: Path) -> None:
+    bundle = write_llava_bundle(tmp_path / "bundle")
+    exported = _export(tmp_path, bundle)
+    (tmp_path / "alone").mkdir()
+    data = next(d for d in images(1, seed=7))
+    (tmp_path / "alone" / "photo.jpg").write_bytes(data)
+    card = ModelCard.load(exported / "README.md")
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    assert "phivision" not in code
+    printed = _alone(tmp_path, code.replace("OWNER/NAME", str(exported)))
+    assert printed.strip() == load_assistant(bundle).ask(data, "What is in the image?")
+    assert card.data.pipeline_tag == "image-text-to-text"
+    assert (exported / "provenance.json").is_file()
+    assert SEPARATOR in (exported / "chat_template.jinja").read_text()
+
+
+def test_a_bfloat16_language_model_keeps_its_weights_and_computes_in_float32(
+    tmp_path: Path,
+) -> None:
+    from safetensors import safe_open
+    from transformers import AutoModelForImageTextToText
+
+    exported = _export(tmp_path, write_llava_bundle(tmp_path / "bundle", dtype=torch.bfloat16))
+    with safe_open(exported / "model.safetensors", "pt") as stored:
+        kinds = {n: stored.get_slice(n).get_dtype() for n in stored.keys()}  # noqa: SIM118
+    assert {k for n, k in kinds.items() if "language_model" in n} == {"BF16"}
+    assert {k for n, k in kinds.items() if "language_model" not in n} == {"F32"}
+    loaded = AutoModelForImageTextToText.from_pretrained(exported)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def _refusal(root: Path, bundle: Path, **changes: Any) -> str:
+    with pytest.raises(PipelineError) as refused:
+        _export(root, bundle, **changes)
+    assert not (root / "out").exists()
+    return str(refused.value)
+
+
+def test_what_does_not_fit_is_refused_with_the_field_to_change(tmp_path: Path) -> None:
+    bundle = write_llava_bundle(tmp_path / "mixture", projector=MIXTURE)
+    shutil.copytree(bundle / "clip", bundle / "second")
+    clip = json.loads((bundle / "clip" / "open_clip_config.json").read_text())
+    clip["model_cfg"]["vision_cfg"]["ls_init_value"] = 0.1
+    (bundle / "clip" / "open_clip_config.json").write_text(json.dumps(clip))
+    said = _refusal(tmp_path / "one", bundle, second_name="ViT-B-16")
+    for words in (
+        "pretrain.projector.kind is mixture",
+        "choose mlp2x_gelu or linear",
+        'backbones.second_name is ViT-B-16, and LLaVA has one encoder: set it to ""',
+        "backbones.clip_name: its tower has ls_init_value",
+    ):
+        assert words in said
+    assert "lm_repository" not in said
+
+
+def test_phi_is_refused_and_adapters_beside_too(tmp_path: Path) -> None:
+    settings = Settings(store=str(tmp_path / "store"), device="cpu")
+    publish_tiny(ArtifactStore(settings.store, settings.work / "cache"), tmp_path / "made")
+    out = tmp_path / "out"
+    with pytest.raises(PipelineError, match=r"backbones.kind is tiny.*output layer has a bias"):
+        export_to(settings, str(out), "merged", 0, public=False, style="llava")
+    with pytest.raises(PipelineError, match="--lora merged"):
+        export_to(settings, str(out), "beside", 0, public=False, style="llava")
+    assert not out.exists()
+
+
+def test_plan_says_before_training_what_to_change() -> None:
+    fits = {"pretrain.projector": {"kind": "mlp2x_gelu"}}
+    small = preset("small").override(fits)
+    assert obstacles_of_recipe(small) == []
+    assert "nothing in the recipe is against it" in plan_line(small)
+    coco = preset("coco").override(fits)
+    (phi,) = obstacles_of_recipe(coco)
+    assert "backbones.lm_repository: the language model is a Phi" in phi
+    timm = small.override(
+        {
+            "backbones.clip_name": "timm/vit_small_patch14_dinov2",
+            "backbones.clip_pretrained": "hf://timm/vit_small_patch14_dinov2.lvd142m",
+        }
+    )
+    (encoder,) = obstacles_of_recipe(timm)
+    assert "backbones.clip_name is timm/vit_small" in encoder
+    assert "backbones.kind is tiny" in plan_line(preset("demo"))
