@@ -17,9 +17,7 @@ _TOWER = frozenset(
 # Fields that say nothing where they have these values.
 _UNSET = (None, False, 0, 0.0)
 _INSTEAD = "choose a vision transformer such as ViT-B-32-quickgelu or ViT-L-14-336-quickgelu"
-_LANGUAGE_INSTEAD = (
-    "set backbones.lm_repository to a Llama or Qwen, e.g. HuggingFaceTB/SmolLM2-360M-Instruct"
-)
+_LANGUAGE_INSTEAD = "choose a Llama or Qwen, e.g. HuggingFaceTB/SmolLM2-360M-Instruct"
 
 
 def projector_obstacle(kind: str) -> str:
@@ -57,20 +55,23 @@ def tower_obstacle(config: Mapping[str, Any]) -> str:
     return ""
 
 
-def language_obstacle(family: str, field: str = "backbones.lm_repository") -> str:
-    """Return what is against a language model by its `model_type`, "" for nothing.
-
-    Args:
-        family: The type.
-        field: The recipe's field that chose it.
-    """
+def language_obstacle(family: str) -> str:
+    """Return what is against a published language model by its `model_type`, "" for nothing."""
     if family in LANGUAGE_FAMILIES:
         return ""
     if family == "phi":
         reason = "is a Phi, whose output layer has a bias, which LLaVA's cannot have"
     else:
         reason = f"is a '{family}', and LLaVA takes {', '.join(LANGUAGE_FAMILIES)}"
-    return f"{field}: the language model {reason}: {_LANGUAGE_INSTEAD}"
+    return f"backbones.lm_repository {reason}: {_LANGUAGE_INSTEAD}"
+
+
+def tiny_obstacle() -> str:
+    """Return what is against a language model that is trained with the assistant."""
+    return (
+        "backbones.kind is tiny, which trains a Phi, whose output layer has a bias, which LLaVA's "
+        "cannot have: choose hub, with a Llama or Qwen in backbones.lm_repository"
+    )
 
 
 def second_obstacle(name: str) -> str:

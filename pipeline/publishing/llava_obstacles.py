@@ -7,10 +7,12 @@ from typing import Any
 from model.encoder_table import SECOND
 from model.language_table import line_of
 from model.llava_fit import (
+    LANGUAGE_FAMILIES,
     encoder_obstacle,
     language_obstacle,
     projector_obstacle,
     second_obstacle,
+    tiny_obstacle,
     tower_obstacle,
 )
 from pipeline.recipe.recipe import Recipe
@@ -25,7 +27,7 @@ def obstacles_of_recipe(recipe: Recipe) -> list[str]:
     found = [projector_obstacle(recipe.pretrain.projector.kind)]
     backbones = recipe.backbones
     if backbones.kind == "tiny":
-        found.append(language_obstacle("phi", "backbones.kind is tiny"))
+        found.append(tiny_obstacle())
     else:
         found += [encoder_obstacle(backbones.clip_name), second_obstacle(backbones.second_name)]
         line = line_of(backbones.lm_repository)
@@ -35,10 +37,13 @@ def obstacles_of_recipe(recipe: Recipe) -> list[str]:
 
 
 def plan_line(recipe: Recipe) -> str:
-    """Return the line of `plan` about the export, "" where only the language model decides."""
+    """Return the line of `plan` about the export."""
     obstacles = obstacles_of_recipe(recipe)
     if not obstacles:
-        return "export --format llava: nothing in the recipe is against it"
+        backbones = recipe.backbones
+        known = backbones.kind == "tiny" or line_of(backbones.lm_repository) is not None
+        families = "" if known else f", if the language model is {', '.join(LANGUAGE_FAMILIES)}"
+        return f"export --format llava: possible{families}"
     return f"export --format llava: not with this recipe: {'; '.join(obstacles)}"
 
 
@@ -57,13 +62,13 @@ def obstacles_of_bundle(published: Artifact, recipe: dict[str, Any]) -> list[str
         return stated
 
     backbones = recipe.get("backbones", {})
-    tiny = backbones.get("kind") == "tiny"
-    field = "backbones.kind is tiny" if tiny else "backbones.lm_repository"
+    family = read("lm/config.json")["model_type"]
+    trained_here = backbones.get("kind") == "tiny" and family == "phi"
     joined = any(name.startswith(f"{SECOND}/") for name in published.names)
     found = [
         projector_obstacle(read("vision_prefix.json")["projector"]["kind"]),
         tower_obstacle(read("clip/open_clip_config.json")),
         second_obstacle(backbones.get("second_name", SECOND) if joined else ""),
-        language_obstacle(read("lm/config.json")["model_type"], field),
+        tiny_obstacle() if trained_here else language_obstacle(family),
     ]
     return [each for each in found if each]

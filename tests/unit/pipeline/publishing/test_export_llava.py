@@ -258,10 +258,12 @@ def test_plan_says_before_training_what_to_change() -> None:
     fits = {"pretrain.projector": {"kind": "mlp2x_gelu"}}
     small = preset("small").override(fits)
     assert obstacles_of_recipe(small) == []
-    assert "nothing in the recipe is against it" in plan_line(small)
+    assert plan_line(small) == "export --format llava: possible"
+    other = small.override({"backbones.lm_repository": "somebody/model"})
+    assert "possible, if the language model is llama" in plan_line(other)
     coco = preset("coco").override(fits)
     (phi,) = obstacles_of_recipe(coco)
-    assert "backbones.lm_repository: the language model is a Phi" in phi
+    assert "backbones.lm_repository is a Phi" in phi
     timm = small.override(
         {
             "backbones.clip_name": "timm/vit_small_patch14_dinov2",
