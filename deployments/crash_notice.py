@@ -6,6 +6,7 @@ the server learns that from the worker, or from deployments/lost_runs.py. The ad
 the automation and the block. Running this again changes nothing.
 """
 
+from datetime import timedelta
 from uuid import UUID
 
 from prefect.automations import Automation
@@ -40,6 +41,9 @@ def crash_notice(block: UUID) -> Automation:
             for_each={"prefect.resource.id"},
             posture=Posture.Reactive,
             threshold=1,
+            # It fires at the first event, and then not again for the same run: a worker and
+            # deployments/lost_runs.py may both find a run crashed.
+            within=timedelta(minutes=10),
         ),
         actions=[CallWebhook(block_document_id=block, payload=_TEXT)],
     )
