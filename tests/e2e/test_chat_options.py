@@ -111,7 +111,7 @@ def copied(page: Any) -> str:
         "navigator.clipboard.readText().then("
         "text => text && text === document.querySelector('#curl textarea').value)"
     )
-    return page.evaluate("navigator.clipboard.readText()")
+    return shown.input_value()  # the same, and never read while it is being written
 
 
 def test_two_models_answer_side_by_side_and_curl_gives_the_same_answers(
