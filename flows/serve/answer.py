@@ -42,7 +42,8 @@ class Answer:
     ) -> None:
         self._decode, self._longest, self._stops, self._send = decode, longest, stops, send
         self._ids: list[int] = []
-        self._sent, self._stopped, self.left = 0, False, False
+        self._sent, self._stopped = 0, False
+        self.left = self.ended = False
 
     def leave(self) -> None:
         """Say that nobody waits for the answer any more."""
@@ -50,6 +51,7 @@ class Answer:
 
     def fail(self, reason: str) -> None:
         """Say that the answer cannot be written."""
+        self.ended = True
         self._send(Piece("", len(self._ids), "stop", reason))
 
     def take(self, token: int | None) -> bool:
@@ -61,6 +63,7 @@ class Answer:
         if places:
             text, self._stopped = text[: min(places)], True
         if token is None:
+            self.ended = True
             cut = len(self._ids) >= self._longest and not self._stopped
             self._put(text, "length" if cut else "stop")
             return False

@@ -1,14 +1,18 @@
 """The thread that writes all answers: requests wait in a bounded queue and join at any token."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 
 from flows.serve.answer import Answer
 from model.assistant import Assistant
 from model.batching import Batcher, TextRequest
 from model.errors import ModelError
+
+_LOG = logging.getLogger(__name__)
 
 
 class FullError(Exception):
@@ -25,7 +29,9 @@ class Engine:
     """
 
     def __init__(self, assistant: Assistant, at_once: int, waiting: int) -> None:
-        self._batcher = Batcher(assistant.vlm, assistant.template.eos_id, at_once)
+        self._made = partial(Batcher, assistant.vlm, assistant.template.eos_id, at_once)
+        self._batcher = self._made()
+        self._writing: list[Answer] = []
         self._most = waiting
         self._queue: deque[tuple[TextRequest, Answer]] = deque()
         self._changed = threading.Condition()
@@ -75,10 +81,23 @@ class Engine:
                 if self._closed:
                     break
                 ready = self._ready()
-            self._join(ready)
-            self._batcher.step()
-        for _, answer in self._queue:
-            answer.fail("the server is stopping")
+            self._writing += [answer for _, answer in ready]
+            try:
+                self._join(ready)
+                self._batcher.step()
+            except Exception as error:
+                _LOG.exception("these answers cannot be written")
+                self._fail(f"the answer cannot be written: {type(error).__name__}")
+                self._batcher = self._made()
+            self._writing = [answer for answer in self._writing if not answer.ended]
+        self._writing += [answer for _, answer in self._queue]
+        self._fail("the server is stopping")
+
+    def _fail(self, reason: str) -> None:
+        """Tell everybody whose answer has begun, so that nobody waits for ever."""
+        for answer in self._writing:
+            if not answer.ended:
+                answer.fail(reason)
 
     def _ready(self) -> list[tuple[TextRequest, Answer]]:
         """Return the requests that join now; those that nobody waits for are left out."""
