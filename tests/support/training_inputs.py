@@ -314,6 +314,8 @@ def run_stage(
 def _run_in_process(
     root: str, work: str, choices: Choices, stop: int, wandb: str, pipe: Connection
 ) -> None:
+    # A killed machine takes wandb's service along; the tests' own process may have named its own.
+    os.environ.pop("WANDB_SERVICE", None)
     choices.run(context_of(Path(root), Path(work), Stopping(pipe, stop), wandb))
     pipe.send("done")
 

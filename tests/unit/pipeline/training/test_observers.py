@@ -155,13 +155,15 @@ def test_training_ends_when_validation_has_not_improved_for_some_rounds(
 def test_wandb_goes_on_with_the_same_run_after_a_kill(inputs: Path, tmp_path: Path) -> None:
     choices = Choices(epochs=2.5)
     run_stage(inputs, tmp_path, choices, stop=7, wandb="offline")
-    context = context_of(inputs, tmp_path, wandb="offline")
+    report = Recording()
+    context = context_of(inputs, tmp_path, report, wandb="offline")
     choices.run(context)
-    folder = context.settings.work / "wandb/wandb"
-    runs = {path.name for path in folder.iterdir() if path.name.startswith("offline-run")}
-    # Both in one folder where they began within the same second.
-    assert len(runs) in (1, 2)
-    assert {name.rsplit("-", 1)[-1] for name in runs} == {context.scratch.parent.name}
+    assert not any("wandb" in line for line in report.said)
+    written = (context.settings.work / "wandb/wandb").glob("offline-run-*/run-*.wandb")
+    # A folder is named after the second in which it was begun, and numbered where that is taken.
+    folders, names = zip(*[(path.parent, path.stem) for path in written], strict=True)
+    assert len(set(folders)) == 2
+    assert set(names) == {f"run-{context.scratch.parent.name}"}
 
 
 def test_a_training_outlives_an_image_that_wandb_cannot_keep(
