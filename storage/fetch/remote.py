@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from storage.clouds import explain, open_url
 from storage.errors import MissingError, StorageError, TransientError, redact
 from storage.fetch.streams import Stream, agrees
 from storage.fetch.web import is_http, open_http, probe_http
@@ -140,7 +140,7 @@ def read_file(url: str, name: str) -> bytes:
 
 def _place(url: str) -> tuple[Any, str]:
     """Return the filesystem of `url` and the path in it."""
-    fs, path = url_to_fs(url)
+    fs, path = open_url(url)
     # fsspec takes file:// paths literally; Path.as_uri() writes %20 for a space.
     if isinstance(fs, LocalFileSystem) and url.startswith("file:") and not fs.exists(path):
         path = unquote(path)
@@ -201,14 +201,16 @@ def _naming(url: str) -> Generator[None, None, None]:
         raise
     except FileNotFoundError:
         raise MissingError(f"{shown} does not exist", "Check the address") from None
-    except PermissionError:
-        raise StorageError(f"{shown} may not be read", "Check the credentials or rights") from None
-    except ImportError as error:
-        raise StorageError(f"{shown} needs a package: {error}", "Install it") from None
-    except OSError as error:  # timeouts and lost connections among them
-        raise TransientError(f"{shown} cannot be read: {_reason(error)}") from None
     except Exception as error:
-        if _is_broken_body(error):
+        if failure := explain(url, error):
+            joint = "" if isinstance(error, ImportError) else "may not be read: "
+            raise StorageError(f"{shown} {joint}{failure.reason}", failure.remedy) from None
+        if isinstance(error, PermissionError):
+            raise StorageError(
+                f"{shown} may not be read", "Check the credentials or rights"
+            ) from None
+        # Timeouts and lost connections are OSErrors.
+        if isinstance(error, OSError) or _is_broken_body(error):
             raise TransientError(f"{shown} cannot be read: {_reason(error)}") from None
         raise StorageError(f"{shown} cannot be read: {_reason(error)}", "Check the URL") from None
 

@@ -1,4 +1,4 @@
-"""Any fsspec filesystem as a place for artifacts: S3, `memory://` and others.
+"""Any fsspec filesystem as a place for artifacts: S3, GCS, Azure, `memory://` and others.
 
 Errors of the libraries below become one `StorageError` that names the object, with the secrets of
 URLs masked, and without its chain, because a chained traceback would print them.
@@ -11,8 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fsspec.core import url_to_fs
-
+from storage.clouds import explain, is_refused, open_url, status_of
 from storage.errors import StorageError, redact
 from storage.filesystem import CHUNK, FileState
 
@@ -21,6 +20,8 @@ _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 PAUSES = (1.0, 4.0, 16.0)
 _LOOKS = 20  # listings of a folder whose names keep vanishing, before that is an error
 _LONGEST_REASON = 200  # characters of a library's own text
+_NOT_FOUND = 404
+_NO_CONNECTION = "check the address and the connection, then run again: finished work is kept"
 
 
 class ObjectFiles:
@@ -41,7 +42,7 @@ class ObjectFiles:
         self.uri = redact(uri)
         self._pauses = pauses
         with self._naming("open", ""):
-            self._fs, root = url_to_fs(uri)
+            self._fs, root = open_url(uri)
         self._root = str(root).rstrip("/")
 
     def url(self, name: str) -> str:
@@ -109,6 +110,8 @@ class ObjectFiles:
         with self._naming("list", folder):
             self._fs.invalidate_cache()
             found = self._fs.find(base, detail=True)
+            if not isinstance(found, dict):  # adlfs gives names where `base` is an object
+                found = {path: self._fs.info(path) for path in found}
         start = len(base.lstrip("/")) + 1
         return {
             str(path).lstrip("/")[start:]: FileState(info["size"], _modified(info), 0)
@@ -157,9 +160,11 @@ class ObjectFiles:
         for pause in self._pauses:
             try:
                 return write()
-            except (FileExistsError, FileNotFoundError, PermissionError):
+            except (FileExistsError, FileNotFoundError):
                 raise
-            except Exception:  # each library has classes of its own for "no connection"
+            except Exception as error:  # each library has classes of its own for "no connection"
+                if is_refused(error):
+                    raise
                 time.sleep(pause)
         return write()
 
@@ -168,21 +173,18 @@ class ObjectFiles:
         place = f"{self.uri.rstrip('/')}/{name}" if name else self.uri
         try:
             yield
-        except ImportError as error:
-            raise StorageError(f"{place} needs a package: {error}", "install it") from None
-        except FileNotFoundError:
-            raise StorageError(
-                f"cannot {verb} {place}: there is no such bucket or object", "check the address"
-            ) from None
-        except PermissionError:
-            raise StorageError(
-                f"cannot {verb} {place}: permission denied", "check the credentials or rights"
-            ) from None
-        except Exception as error:  # each library has classes of its own for "no connection"
-            raise StorageError(
-                f"cannot {verb} {place}: {_reason(error)}",
-                "check the address and the connection, then run again: finished work is kept",
-            ) from None
+        except Exception as error:  # each library has classes of its own
+            if isinstance(error, ImportError) and (failure := explain(self.uri, error)):
+                raise StorageError(f"{place} {failure.reason}", failure.remedy) from None
+            if isinstance(error, FileNotFoundError) or status_of(error) == _NOT_FOUND:
+                reason, remedy = "there is no such bucket or object", "check the address"
+            elif failure := explain(self.uri, error):
+                reason, remedy = failure
+            elif isinstance(error, PermissionError):
+                reason, remedy = "permission denied", "check the credentials or rights"
+            else:
+                reason, remedy = _reason(error), _NO_CONNECTION
+            raise StorageError(f"cannot {verb} {place}: {reason}", remedy) from None
 
 
 def _reason(error: Exception) -> str:
@@ -192,5 +194,7 @@ def _reason(error: Exception) -> str:
 
 def _modified(info: dict[str, Any]) -> int:
     found = next((info[key] for key in _TIMES if info.get(key) is not None), 0)
+    if isinstance(found, str):  # GCS
+        found = datetime.fromisoformat(found)
     seconds = found.timestamp() if isinstance(found, datetime) else float(found)
     return int(seconds * 1e9)

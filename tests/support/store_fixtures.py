@@ -1,4 +1,4 @@
-"""Real places for artifacts: a folder, `memory://`, and an S3 server over loopback HTTP."""
+"""Real places for artifacts: a folder, `memory://`, and three clouds' servers on loopback."""
 
 import hashlib
 import json
@@ -11,11 +11,20 @@ from typing import Any
 
 import pytest
 
+from storage.clouds import open_url
 from storage.store.artifacts import ArtifactStore
 from storage.store.commits import Provenance, commit
 from storage.store.manifest import Manifest, canonical, fingerprint_of
+from tests.support.cloud_servers import azure_server, gcs_server
 
-PLACES = ["local", "memory", pytest.param("s3", marks=pytest.mark.s3)]
+PLACES = [
+    "local",
+    "memory",
+    pytest.param("s3", marks=pytest.mark.s3),
+    pytest.param("gcs", marks=pytest.mark.gcs),
+    pytest.param("azure", marks=pytest.mark.azure),
+]
+_SCHEMES = {"s3": "s3", "gcs": "gs", "azure": "abfs"}
 NOTHING = Provenance(summary={}, packages={}, commit="", seconds=0.0)
 _AWS = {
     "AWS_ACCESS_KEY_ID": "test-key-of-nobody",
@@ -57,6 +66,20 @@ def s3_server() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def gcs_place() -> Iterator[None]:
+    """Point gcsfs at a server on loopback."""
+    with gcs_server() as values, environment(values):
+        yield
+
+
+@pytest.fixture(scope="session")
+def azure_place() -> Iterator[None]:
+    """Point adlfs at a server on loopback."""
+    with azure_server() as values, environment(values):
+        yield
+
+
 def _given(names: Iterable[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in names if name in os.environ}
 
@@ -68,11 +91,9 @@ def new_uri(place: str, folder: Path, request: pytest.FixtureRequest) -> str:
         return str(folder / name)
     if place == "memory":
         return f"memory://{name}"
-    request.getfixturevalue("s3_server")
-    import s3fs
-
-    s3fs.S3FileSystem().mkdir(name)
-    return f"s3://{name}/below/here"
+    request.getfixturevalue("s3_server" if place == "s3" else f"{place}_place")
+    open_url(f"{_SCHEMES[place]}://{name}")[0].mkdir(name)
+    return f"{_SCHEMES[place]}://{name}/below/here"
 
 
 @pytest.fixture(params=PLACES)
