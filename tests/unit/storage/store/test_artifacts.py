@@ -371,11 +371,6 @@ def test_an_unknown_scheme_is_one_clear_line(tmp_path: Path) -> None:
         ArtifactStore("nope://x", tmp_path)
 
 
-def test_a_scheme_whose_package_is_missing_names_it(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"needs a package: .*adlfs"):
-        ArtifactStore("abfs://container/x", tmp_path)
-
-
 @pytest.mark.parametrize("scheme", ["file://", "local://", ""])
 def test_a_local_store_has_three_spellings(scheme: str, tmp_path: Path) -> None:
     store = ArtifactStore(f"{scheme}{tmp_path}/s", tmp_path / "cache")
