@@ -81,7 +81,8 @@ def run(
     settings = _settings(
         store, device=device, threads=threads, wandb=wandb, publish_anyway=publish_anyway
     )
-    run_pipeline(*_preset_and_changes(preset, recipe, set_, data, start), settings, rerun or [])
+    named = _preset_and_changes(preset, recipe, set_, data, start, store)
+    run_pipeline(*named, settings, rerun or [])
 
 
 @app.command
@@ -114,17 +115,18 @@ def plan(
         from flows.commands.hardware import print_hardware
 
         style = "json" if format == "json" else "table"
-        print_hardware(_recipe(preset, set_, recipe, data, start), hardware, peak, mfu, style)
+        chosen = _recipe(preset, set_, recipe, data, start, store)
+        print_hardware(chosen, hardware, peak, mfu, style)
         return
     if export is not None:
         from pipeline.publishing.llava_obstacles import plan_line
 
-        print(plan_line(_recipe(preset, set_, recipe, data, start)))
+        print(plan_line(_recipe(preset, set_, recipe, data, start, store)))
         return
     from pipeline.engine.plan import plan as make_plan
 
     settings = _settings(store)
-    chosen = _recipe(preset, set_, recipe, data, start)
+    chosen = _recipe(preset, set_, recipe, data, start, store)
     steps = make_plan(chosen, settings.open_store(), rerun or ())
     _print_plan(chosen, steps, format)
 

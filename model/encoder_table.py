@@ -8,11 +8,12 @@ own configuration.
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class EncoderLine(NamedTuple):
@@ -103,15 +104,30 @@ def encoder_line(name: str) -> EncoderLine:
     return ENCODERS[name] if name in ENCODERS else _from_config(name)
 
 
+def name_of_config(config: Mapping[str, Any]) -> str | None:
+    """Return the name of an encoder whose configuration is `config`, None if there is none.
+
+    Args:
+        config: `model_cfg` of an `open_clip_config.json`.
+    """
+    for path in sorted(_configs().glob("*.json")):
+        with suppress(KeyError):  # an architecture that a recipe cannot name
+            if json.loads(path.read_text()) == config:
+                encoder_line(path.stem)
+                return path.stem
+    return None
+
+
+def _configs() -> Path:
+    """Return open_clip's folder of configurations, a JSON file for each name."""
+    spec = find_spec("open_clip")
+    places = spec.submodule_search_locations if spec else None
+    return Path(places[0] if places else "") / "model_configs"
+
+
 @cache
 def _from_config(name: str) -> EncoderLine:
-    spec = find_spec("open_clip")
-    folder = (
-        Path(spec.submodule_search_locations[0])
-        if spec and spec.submodule_search_locations
-        else Path()
-    )
-    path = folder / "model_configs" / f"{name}.json"
+    path = _configs() / f"{name}.json"
     if Path(name).name != name or not path.is_file():
         raise KeyError(name)
     config = json.loads(path.read_text())

@@ -32,6 +32,26 @@ def find_bundle(settings: Settings, run: str | None, bundle: str | None) -> Mani
     return published_manifest(store) if run is None else _of_run(store, run)
 
 
+def start_address(settings: Settings, start: str) -> str:
+    """Return the path or address of the bundle that `--start` names.
+
+    Args:
+        settings: Where the store is.
+        start: A bundle's folder, URL or `hf://` address, or a run of the store: its name, the
+            start of it, or its tag.
+
+    Raises:
+        PipelineError: There is no such folder and no such run, or the run's bundle is gone.
+    """
+    if "://" in start or Path(start).expanduser().exists():
+        return start
+    if start.startswith(("/", "~", ".")):
+        raise PipelineError(f"No such folder: {start}", "`phivision export DIR` writes a bundle")
+    store = settings.open_store()
+    artifact = store.artifact(_of_run(store, start))
+    return artifact.address
+
+
 def _of_run(store: ArtifactStore, name: str) -> Manifest:
     record = find_run(store, name)
     made = record["stages"].get(STAGE)

@@ -150,6 +150,7 @@ def recipe(
     data: Data = None,
     start: Start = None,
     set_: Set = None,
+    store: Store = None,
     diff: Annotated[tuple[str, str] | None, Many] = None,
     format: Literal["table", "yaml", "json"] = "table",  # noqa: A002 - the option's name
 ) -> None:
@@ -165,7 +166,7 @@ def recipe(
     if diff is not None:
         print_difference(*diff)
     else:
-        print_recipe(*preset_and_changes(preset, recipe, set_, data, start), style=format)
+        print_recipe(*preset_and_changes(preset, recipe, set_, data, start, store), style=format)
 
 
 def runs(

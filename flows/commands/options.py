@@ -28,7 +28,10 @@ Data = Annotated[
 ]
 Start = Annotated[
     str | None,
-    Parameter(name="--start", help="Go on training from a bundle: its models and its projector."),
+    Parameter(
+        name="--start",
+        help="Go on training from an assistant: a run, a bundle's folder or URL, or hf://owner/name.",
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -91,8 +94,11 @@ def preset_and_changes(
     assignments: Sequence[str] | None,
     data: str | None = None,
     start: str | None = None,
+    store: str | None = None,
 ) -> tuple[str, dict[str, object]]:
     """Return the preset's name, and the changes of a bundle, data, a file and `--set`, in order.
+
+    The store is where `start` may name a run.
 
     How the data was interpreted is printed on standard error.
 
@@ -110,9 +116,10 @@ def preset_and_changes(
         )
     guessed: dict[str, object] = {}
     if start is not None:
+        from flows.commands.bundle_place import start_address
         from pipeline.training.start import fields_of_bundle
 
-        guessed |= fields_of_bundle(start)
+        guessed |= fields_of_bundle(start_address(settings_of(store), start))
     if data is not None:
         guessed |= _guessed(data)
     return preset or named or "demo", {**guessed, **changes, **changes_of(assignments)}
@@ -139,11 +146,12 @@ def recipe_of(
     file: Path | None = None,
     data: str | None = None,
     start: str | None = None,
+    store: str | None = None,
 ) -> "Recipe":
     """Return a preset with the changes of a bundle, of data, of a file and of `--set` applied."""
     from pipeline.recipe.presets import preset as load_preset
 
-    name, changes = preset_and_changes(preset, file, assignments, data, start)
+    name, changes = preset_and_changes(preset, file, assignments, data, start, store)
     return load_preset(name).override(changes)
 
 

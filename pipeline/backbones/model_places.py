@@ -115,34 +115,39 @@ class HubPlace:
 
     def has(self, name: str) -> bool:
         """Return whether the place has a file."""
-        return name in self._names
+        return self._inside(name) in self._names
 
     def bring(self, names: Collection[str], folder: Path) -> None:
         """Fetch missing files into the Hub's cache, and link or copy all of them."""
         snapshot = cached_snapshot(self._repository)
-        if snapshot is None or not all((snapshot / name).is_file() for name in names):
-            snapshot = self._download(names)
+        files = {name: self._inside(name) for name in names}
+        if snapshot is None or not all((snapshot / file).is_file() for file in files.values()):
+            snapshot = self._download(files.values())
         self.commit = snapshot.name
         note_commit(self._repository, self.commit)
-        for name in names:
-            if not (snapshot / name).is_file():
+        for name, file in files.items():
+            if not (snapshot / file).is_file():
                 raise PipelineError(
-                    f"the cache {snapshot} lacks {name}",
+                    f"the cache {snapshot} lacks {file}",
                     f"fill it on a machine with a network: hf download {self._repository.name}",
                 )
-            _check_blob(snapshot / name)
-            clone_file(snapshot / name, folder / name, may_link=name.endswith(".safetensors"))
+            _check_blob(snapshot / file)
+            clone_file(snapshot / file, folder / name, may_link=name.endswith(".safetensors"))
 
-    def _download(self, names: Collection[str]) -> Path:
+    def _inside(self, name: str) -> str:
+        """Return the name in the repository of a file of the folder that is meant."""
+        return f"{self._repository.folder}/{name}" if self._repository.folder else name
+
+    def _download(self, files: Collection[str]) -> Path:
         from huggingface_hub import snapshot_download
 
-        name, revision, kind, commit = self._repository
+        name, revision, kind, commit = self._repository[:4]
         with fetching(self.title, self._remedy, name):
             snapshot = snapshot_download(
                 name,
                 repo_type=kind,
                 revision=commit or revision,
-                allow_patterns=[escape(file) for file in names],
+                allow_patterns=[escape(file) for file in files],
             )
         return Path(snapshot)
 
@@ -151,7 +156,7 @@ class HubPlace:
         """Names of the files, from the Hub, else from its cache."""
         from huggingface_hub import HfApi
 
-        name, revision, _, commit = self._repository
+        name, revision, _, commit = self._repository[:4]
         try:
             with fetching(self.title, self._remedy, name):
                 info = HfApi().model_info(name, revision=commit or revision, timeout=PATIENCE)
@@ -160,7 +165,7 @@ class HubPlace:
             cached = cached_snapshot(self._repository)
             if cached is None:
                 raise
-            return frozenset(path.name for path in cached.iterdir())
+            return frozenset(str(path.relative_to(cached)) for path in cached.rglob("*"))
 
 
 def _check_blob(path: Path) -> None:

@@ -55,17 +55,17 @@ def find_source(text: str, revision: str) -> Source:
     transformers.
 
     Args:
-        text: `owner/name`, `hf://owner/name[@revision]`, a path, or any fsspec URL.
+        text: `owner/name`, `hf://owner/name[@revision][/folder]`, a path, or any fsspec URL.
         revision: Revision of a repository whose address names none.
 
     Raises:
         PipelineError: An `hf://` address names no repository of a model.
     """
     if text.startswith(HUB):
-        repository, file = parse_address(text, revision)
-        if file or repository.kind != "model":
-            raise PipelineError(f"not a model: {text}", "write hf://owner/name[@revision]")
-        return repository
+        repository, folder = parse_address(text, revision)
+        if repository.kind != "model" or is_one_file(folder):
+            raise PipelineError(f"not a model: {text}", "write hf://owner/name[@revision][/folder]")
+        return repository._replace(folder=folder)
     local = local_folder(text)
     if local is None:
         return text
@@ -73,6 +73,26 @@ def find_source(text: str, revision: str) -> Source:
     if is_path or is_one_file(text) or local.exists():
         return local
     return Repository(text, revision)
+
+
+def inside(source: Source, folder: str) -> Source:
+    """Return a folder of a source."""
+    match source:
+        case Repository():
+            return source._replace(folder=f"{source.folder}/{folder}".lstrip("/"))
+        case Path():
+            return source / folder
+    return f"{source.rstrip('/')}/{folder}"
+
+
+def address_of(source: Source) -> str:
+    """Return the text with which a recipe names a source, from any working directory."""
+    match source:
+        case Repository():
+            return source.address
+        case Path():
+            return str(source.resolve())
+    return source
 
 
 def is_one_file(source: Source) -> bool:

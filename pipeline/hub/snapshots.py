@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pipeline.engine.stage import SourceState
 from pipeline.errors import PipelineError, UnreachableError
@@ -35,17 +35,28 @@ class Repository(NamedTuple):
         revision: Commit, branch or tag.
         kind: As the Hub calls it.
         commit: The commit of the revision, "" if it is not known yet.
+        folder: The folder in it that is meant, "" for the whole.
     """
 
     name: str
     revision: str
     kind: Literal["model", "dataset"] = "model"
     commit: str = ""
+    folder: str = ""
 
     @property
     def title(self) -> str:
         """The name to show to users."""
-        return f"{self.name} at {self.revision}"
+        inside = f"/{self.folder}" if self.folder else ""
+        return f"{self.name}{inside} at {self.revision}"
+
+    @property
+    def address(self) -> str:
+        """The `hf://` address, at the commit where that is known."""
+        kind = "datasets/" if self.kind == "dataset" else ""
+        revision = quote(self.commit or self.revision, safe="")
+        inside = f"/{self.folder}" if self.folder else ""
+        return f"{HUB}{kind}{self.name}@{revision}{inside}"
 
 
 def is_name(text: str) -> bool:
@@ -103,7 +114,7 @@ def commit_of(repository: Repository) -> str | None:
     """
     from huggingface_hub import HfApi, constants
 
-    name, revision, kind, _ = repository
+    name, revision, kind = repository[:3]
     if _COMMIT.fullmatch(revision):
         return revision
     if constants.HF_HUB_OFFLINE:
@@ -141,7 +152,7 @@ def hub_file(
 
 def repository_file(repository: Repository, filename: str) -> Path:
     """Return the local path of one file of a repository at its commit, as `hub_file` does."""
-    name, revision, kind, commit = repository
+    name, revision, kind, commit = repository[:4]
     path = hub_file(name, filename, commit or revision, kind)
     note_commit(repository, commit)
     return path

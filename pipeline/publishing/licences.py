@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, get_args
 
 from model.encoder_table import encoder_line, is_timm
-from pipeline.hub.snapshots import is_name
+from pipeline.hub.snapshots import HUB, is_name, parse_address
 from pipeline.recipe.data_sources import APACHE, UNKNOWN, OneImageSource
 
 
@@ -15,7 +16,8 @@ class Origin:
     """Where one part of an assistant comes from.
 
     Attributes:
-        part: images, conversations, encoder, second encoder or language model.
+        part: images, conversations, encoder, second encoder, language model, or start: the
+            assistant with which training began.
         what: Its name.
         licence: Its licence, in words.
         repository: Its repository on the Hugging Face Hub, if it has one.
@@ -58,8 +60,8 @@ def origins(recipe: Mapping[str, Any]) -> list[Origin]:
         models.append(_language_model(backbones))
     talk = recipe["conversations"]["source"]
     spoken = [_conversations(each) for each in _each(talk) if each["kind"] != "none"]
-    begun = [Origin("projector", "trained further from an earlier bundle", UNKNOWN)]
-    begun = begun if recipe.get("pretrain", {}).get("start") else []
+    start = recipe.get("pretrain", {}).get("start")
+    begun = [_start(start)] if start else []
     seen = [_images(each) for each in _each(recipe["images"]["source"])]
     return [*seen, *spoken, *models, *begun]
 
@@ -67,6 +69,16 @@ def origins(recipe: Mapping[str, Any]) -> list[Origin]:
 def _each(source: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     """Return the sources of a mixture, or the one source."""
     return source["sources"].values() if source["kind"] == "mixture" else (source,)
+
+
+def _start(place: str) -> Origin:
+    """Return the assistant that training began with; of a path only the last folder is shown."""
+    if not place.startswith(HUB):
+        name = PurePosixPath(place).name
+        return Origin("start", f"an earlier assistant, the bundle {name}", UNKNOWN)
+    repository, _ = parse_address(place, "main")
+    named = f"{repository.name} at {repository.revision}"
+    return Origin("start", named, _licence(repository.name), repository.name)
 
 
 def _encoder(part: str, name: str, weights: str) -> Origin:
@@ -78,7 +90,7 @@ def _encoder(part: str, name: str, weights: str) -> Origin:
 
 
 def _language_model(backbones: Mapping[str, Any]) -> Origin:
-    name = backbones["lm_repository"].removeprefix("hf://").partition("@")[0]
+    name = backbones["lm_repository"].removeprefix(HUB).partition("@")[0]
     if not is_name(name):
         return Origin("language model", "a language model from elsewhere", UNKNOWN)
     return Origin("language model", name, _licence(name), name)

@@ -3,18 +3,29 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from model.encoder_table import ENCODERS, SECOND
-from pipeline.backbones.model_sources import Source, find_source, state_of
+from model.encoder_table import SECOND, name_of_config
+from pipeline.backbones.model_sources import (
+    CLIP_CONFIG,
+    CONFIG,
+    Source,
+    address_of,
+    find_source,
+    inside,
+    state_of,
+)
 from pipeline.engine.stage import SourceState, StageContext
 from pipeline.errors import PipelineError
-from pipeline.hub.snapshots import Repository, at_commit
+from pipeline.hub.snapshots import Repository, at_commit, commit_of
+from pipeline.progress import ConsoleReporter
 from pipeline.recipe.parts import PretrainPart
 from pipeline.recipe.recipe import Recipe
+from storage.errors import redact
 
 _LABEL = "start"
-_PREFIX, _CONFIG = "vision_prefix.safetensors", "vision_prefix.json"
+_CARD, _PREFIX, _CONFIG = "bundle.json", "vision_prefix.safetensors", "vision_prefix.json"
 
 
 def probe_start(recipe: Recipe) -> SourceState:
@@ -78,29 +89,40 @@ def bring_prefix(
     return load_file(folder / _PREFIX)
 
 
-def fields_of_bundle(path: str) -> dict[str, object]:
-    """Return the recipe fields with which training continues from a bundle on this machine.
+def fields_of_bundle(address: str) -> dict[str, object]:
+    """Return the recipe fields with which training continues from a bundle.
+
+    Only its small files are read. A revision of the Hub becomes the commit that it means now, so
+    that the recipe stays repeatable.
+
+    Args:
+        address: Path, fsspec URL, or `hf://owner/name[@revision]`.
 
     Raises:
-        PipelineError: It is not a bundle, or a recipe cannot name its encoders.
+        PipelineError: It is not a bundle, it cannot be reached, or a recipe cannot name its
+            encoders.
+        StorageError: The URL cannot be read.
     """
-    folder = Path(path).expanduser()
-    if not (folder / "bundle.json").is_file():
+    source = find_source(address, "main")
+    if isinstance(source, Repository):
+        source = source._replace(commit=commit_of(source) or "")
+    card, prefix = _read(source, _CARD), _read(source, _CONFIG)
+    if card is None or prefix is None:
+        missing = _CARD if card is None else _CONFIG
         raise PipelineError(
-            f"--start: {path} is not a bundle, it has no bundle.json",
-            "give the folder of `phivision export`, or of a download of it",
+            f"--start: {redact(address)} is not a bundle, it has no {missing}",
+            "name a run, or what `phivision export` wrote: its folder, or hf://owner/name",
         )
-    card = json.loads((folder / "bundle.json").read_text())
-    prefix = json.loads((folder / _CONFIG).read_text())
     template: Mapping[str, Any] = card["template"]
-    second = folder / SECOND
+    clip, lm, second = (inside(source, name) for name in ("clip", "lm", SECOND))
+    other = _encoder(second)
     return {
         "backbones.kind": "hub",
-        "backbones.clip_name": _encoder(folder / "clip"),
-        "backbones.clip_pretrained": _place(folder / "clip"),
-        "backbones.second_name": _encoder(second) if second.is_dir() else "",
-        "backbones.second_pretrained": _place(second) if second.is_dir() else "",
-        "backbones.lm_repository": _place(folder / "lm"),
+        "backbones.clip_name": _encoder(clip),
+        "backbones.clip_pretrained": address_of(clip),
+        "backbones.second_name": other,
+        "backbones.second_pretrained": address_of(second) if other else "",
+        "backbones.lm_repository": address_of(lm),
         "backbones.lm_revision": "main",
         "features.layer": card["layer"],
         "features.second_layer": card.get("second_layer", card["layer"]),
@@ -110,7 +132,7 @@ def fields_of_bundle(path: str) -> dict[str, object]:
         "examples.assistant_prefix": template["assistant_prefix"],
         "examples.caption_question": template.get("caption_question", ""),
         **{f"pretrain.projector.{name}": value for name, value in prefix["projector"].items()},
-        "pretrain.start": _place(folder),
+        "pretrain.start": address_of(source),
     }
 
 
@@ -124,23 +146,33 @@ def _source(start: str) -> Source:
     return find_source(start, "main")
 
 
-def _place(folder: Path) -> str:
-    return str(folder.resolve())
+def _read(source: Source, name: str) -> dict[str, Any] | None:
+    """Return a JSON file of a place, None where there is no such file."""
+    from pipeline.backbones.model_files import read_json
+    from pipeline.backbones.model_places import place_of
+
+    with TemporaryDirectory(prefix="phivision-") as folder:
+        try:
+            place = place_of(source, Path(folder) / "fetched", ConsoleReporter())
+        except PipelineError:  # no such folder
+            return None
+        if not place.has(name):
+            return None
+        place.bring([name], Path(folder))
+        return read_json(Path(folder) / name, place.title)
 
 
-def _encoder(folder: Path) -> str:
-    """Return how a recipe names the encoder in a folder of a bundle."""
-    by_timm = folder / "config.json"
-    if by_timm.is_file():
-        return f"timm/{json.loads(by_timm.read_text())['architecture']}"
-    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-    tower = config["vision_cfg"]
-    quick = bool(config.get("quick_gelu"))
-    for name, line in ENCODERS.items():
-        size = (tower.get("image_size"), tower.get("patch_size"), tower.get("width"))
-        if size == (line.image, line.patch, line.width) and quick == name.endswith("quickgelu"):
-            return name
-    raise PipelineError(
-        "--start: a recipe cannot name the bundle's encoder, for example the demo's tiny one",
-        "start from a bundle with a published encoder",
-    )
+def _encoder(source: Source) -> str:
+    """Return how a recipe names the encoder in a folder of a bundle, "" where there is none."""
+    if by_timm := _read(source, CONFIG):
+        return f"timm/{by_timm['architecture']}"
+    written = _read(source, CLIP_CONFIG)
+    if written is None:
+        return ""
+    name = name_of_config(written["model_cfg"])
+    if name is None:
+        raise PipelineError(
+            "--start: a recipe cannot name the bundle's encoder, for example the demo's tiny one",
+            "start from a bundle with a published encoder",
+        )
+    return name

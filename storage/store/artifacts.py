@@ -48,6 +48,12 @@ class Artifact:
         """Names of the files, sorted."""
         return sorted(self._records)
 
+    @property
+    def address(self) -> str:
+        """Where its files are: a folder of this machine, or a URL."""
+        files, folder = self._store.files, self.manifest.folder
+        return str(files.path(folder)) if isinstance(files, LocalFiles) else files.url(folder)
+
     def path(self, name: str) -> Path:
         """Return a local path of one file.
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import timm
@@ -20,20 +21,24 @@ from model.assistant import Assistant
 from model.errors import ModelError
 from pipeline.engine.dag import BY_NAME, DAG
 from pipeline.engine.materialize import Outcome
+from pipeline.engine.runs import record_run
 from pipeline.engine.stage import Stage
 from pipeline.errors import PipelineError, RecipeError
+from pipeline.publishing.licences import origins
 from pipeline.recipe.presets import preset
 from pipeline.recipe.recipe import Recipe
 from pipeline.settings import Settings
 from pipeline.training.start import probe_start
 from storage.store.artifacts import ArtifactStore
 from storage.tables import read_table
+from tests.support.fake_hub import FakeHub
 from tests.support.fake_stages import make
 from tests.unit.model.test_gguf_model import tiny_llama, write_gguf
 
 pytestmark = pytest.mark.timeout(900)
 
 TRAINED = ("examples", "pretrain", "finetune", "evaluate")  # parts of a recipe made small here
+STILL = {"pretrain.learning_rate": 1e-12, "pretrain.separator_learning_rate": 1e-12}
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 220)}
 
 
@@ -302,12 +307,11 @@ def test_training_goes_on_from_a_bundle_with_new_images(
     _, fields = preset_and_changes("photos", None, None, str(new_images), str(bundle))
     kept = {name: value for name, value in recipe.leaves() if name.split(".")[0] in TRAINED}
     small = {k: v for k, v in kept.items() if k not in fields and "source" not in k}
-    still = {"pretrain.learning_rate": 1e-12, "pretrain.separator_learning_rate": 1e-12}
     going_on = preset("photos").override(
         {
             **small,
             **fields,
-            **still,
+            **STILL,
             "images.validation_share": 0.25,
             "images.source.test_share": 0.25,
         }
@@ -323,6 +327,65 @@ def test_training_goes_on_from_a_bundle_with_new_images(
         torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-6)
     texts = {row["text"] for row in rows_of(tmp_path / "store", made["examples"], "examples")}
     assert texts == {f"a {name}, rather plain thing" for name in COLOURS}
+
+
+def test_a_run_names_its_bundle(
+    bundle: Path, again: dict[str, Outcome], recipe: Recipe, store: Path
+) -> None:
+    uri = str(store / "store")
+    name = record_run(ArtifactStore(uri, store / "cache"), recipe, list(again.values()))
+    _, fields = preset_and_changes("photos", None, None, None, str(bundle))
+    for start in (name, name[:6], "latest"):
+        assert preset_and_changes("photos", None, None, None, start, uri)[1] == fields
+    with pytest.raises(PipelineError, match="0 runs match 'my-assistant'"):
+        preset_and_changes("photos", None, None, None, "my-assistant", uri)
+    with pytest.raises(PipelineError, match=r"No such folder: \./my-assistant"):
+        preset_and_changes("photos", None, None, None, "./my-assistant", uri)
+
+
+def test_training_goes_on_from_a_bundle_on_the_hub(
+    bundle: Path, recipe: Recipe, fake_hub: FakeHub, tmp_path: Path
+) -> None:
+    files = {str(p.relative_to(bundle)): p.read_bytes() for p in bundle.rglob("*") if p.is_file()}
+    commit = fake_hub.publish("owner/mine", files)
+    _, fields = preset_and_changes("photos", None, None, None, "hf://owner/mine")
+    for field, place in (
+        ("backbones.clip_pretrained", "/clip"),
+        ("backbones.lm_repository", "/lm"),
+        ("pretrain.start", ""),
+    ):
+        assert fields[field] == f"hf://owner/mine@{commit}{place}"
+    begun = recipe.override({**fields, **STILL})
+    upto = DAG[: DAG.index(BY_NAME["pretrain"]) + 1]
+    made = run(begun, tmp_path, upto)
+    summary = made["backbones"].manifest.summary
+    assert (summary["clip_commit"], summary["lm_commit"]) == (commit, commit)
+    kept = ArtifactStore(str(tmp_path / "store"), tmp_path / "cache")
+    for stage, name in (
+        ("backbones", "clip/model.safetensors"),
+        ("backbones", "lm/model.safetensors"),
+        ("pretrain", "vision_prefix.safetensors"),
+    ):
+        ours = kept.artifact(made[stage].manifest).path(name)
+        theirs, found = load_file(bundle / name.removeprefix("backbones/")), load_file(ours)
+        assert found.keys() == theirs.keys()
+        for key, value in theirs.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4)
+    shown = {each.part: each for each in origins(begun.model_dump(mode="json"))}
+    assert shown["start"].what == f"owner/mine at {commit}"
+    assert shown["language model"].repository == "owner/mine"
+    with pytest.raises(PipelineError, match=r"owner/mine/clip is not a bundle, it has no bundle"):
+        preset_and_changes("photos", None, None, None, "hf://owner/mine/clip")
+
+
+def test_a_bundle_behind_a_url_gives_the_same_fields(bundle: Path, tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}/mine"
+    fsspec.filesystem("memory").put(f"{bundle}/", url, recursive=True)
+    _, fields = preset_and_changes("photos", None, None, None, url)
+    _, known = preset_and_changes("photos", None, None, None, str(bundle))
+    assert {k: str(v).replace(url, str(bundle)) for k, v in fields.items()} == {
+        k: str(v) for k, v in known.items()
+    }
 
 
 def test_a_changed_bundle_is_noticed_and_another_projector_refused(

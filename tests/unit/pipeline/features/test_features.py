@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from model.encoder import CONFIG, WEIGHTS, PatchEncoder, save_clip
-from model.encoder_table import ENCODERS, encoder_line
+from model.encoder_table import ENCODERS, encoder_line, name_of_config
 from model.tiny_clip import MEAN_STD, tiny_clip_config
 from pipeline.data.schemas import IMAGE_FILES, IMAGES
 from pipeline.engine.materialize import materialize
@@ -392,6 +392,17 @@ def stage_with_four_patches(
 
 
 # -- the table of encoders --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_is_named_by_its_configuration(name: str) -> None:
+    assert name_of_config(open_clip.get_model_config(name)) == name
+
+
+def test_a_configuration_of_our_own_has_no_name() -> None:
+    config = open_clip.get_model_config("ViT-B-32")
+    config["vision_cfg"]["layers"] = 3
+    assert name_of_config(config) is None
 
 
 @pytest.mark.parametrize("name", ENCODERS)
