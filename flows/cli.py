@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App, CycloptsError
 
-from flows.commands.bundle_commands import ask, caption, chat, export, serve
+from flows.commands.bundle_commands import ask, caption, chat, export, pull, serve
 from flows.commands.looking_commands import LOOKING
 from flows.commands.options import (
     Count,
@@ -286,7 +286,7 @@ def gc(
     collect_garbage(_open_own(settings), settings, keep, days, dry_run=dry_run, downloads=downloads)
 
 
-for command in (ask, caption, chat, serve, export, *LOOKING):
+for command in (ask, caption, chat, serve, export, pull, *LOOKING):
     app.command(command)
 
 

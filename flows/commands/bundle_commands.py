@@ -179,3 +179,15 @@ def export(
         from flows.commands.export import export_to
 
     print(export_to(settings_of(store), target, lora, images, public=public, style=format))
+
+
+def pull(address: str, folder: Path, /) -> None:
+    """Fetch an exported assistant from the Hugging Face Hub into a folder, verified by digest.
+
+    Args:
+        address: hf://owner/name, or hf://owner/name@revision, such as the name of a run.
+        folder: A new folder; one that holds the assistant already is verified.
+    """
+    from flows.commands.pull import pull_to
+
+    print(pull_to(address, folder))

@@ -9,10 +9,13 @@ from typing import Literal
 from flows.commands.example_images import write_examples
 from flows.waiting import waiting
 from pipeline.errors import PipelineError
+from pipeline.hub.checksums import write_sums
+from pipeline.hub.uploads import send_folder
 from pipeline.publishing.export import Adapters, new_folder, trace, write_repository
 from pipeline.publishing.export_llava import write_llava
 from pipeline.publishing.gate import published_manifest
 from pipeline.settings import Settings
+from storage.store.published import published, read_history
 
 HUB = "hf://"
 Format = Literal["bundle", "llava"]
@@ -50,8 +53,11 @@ def export_to(
     if target.startswith(HUB):
         name, token = hub_name(target), hub_token()
         with tempfile.TemporaryDirectory(prefix="phivision-export-") as folder:
-            _write(settings, Path(folder) / "repository", adapters, images, name, style)
-            return upload(Path(folder) / "repository", name, token, "model", public=public)
+            run = _write(settings, Path(folder) / "repository", adapters, images, name, style)
+            place = upload(
+                Path(folder) / "repository", name, token, "model", public=public, tag=run
+            )
+            return f"{place}\nthis revision is {HUB}{name}@{run}"
     _write(settings, Path(target), adapters, images, None, style)
     return f"{target} is a model repository; its README.md says how to load it"
 
@@ -63,7 +69,8 @@ def _write(
     images: int,
     name: str | None,
     style: Format,
-) -> None:
+) -> str:
+    """Write the repository and return the name of the run that made the assistant."""
     store = settings.open_store()
     lineage = trace(store, published_manifest(store))
     with waiting("writing the repository"), new_folder(target) as folder:
@@ -73,6 +80,9 @@ def _write(
             write_repository(lineage, folder, adapters, name)
         if images > 0:
             write_examples(lineage, folder / "examples", images)
+        write_sums(folder)
+    now = published(read_history(store))
+    return now.run if now is not None else ""
 
 
 def hub_name(target: str) -> str:
@@ -102,9 +112,23 @@ def hub_token() -> str:
 
 
 def upload(
-    folder: Path, name: str, token: str, kind: Literal["model", "space"], *, public: bool
+    folder: Path,
+    name: str,
+    token: str,
+    kind: Literal["model", "space"],
+    *,
+    public: bool,
+    tag: str = "",
 ) -> str:
     """Make a repository on the hub if it is not there, upload a folder, and return its address.
+
+    Args:
+        folder: What to upload.
+        name: owner/name.
+        token: A token that may write there.
+        kind: As the hub calls it.
+        public: Whether a new repository is open to everybody.
+        tag: Name of the uploaded revision, "" for none.
 
     Raises:
         PipelineError: The hub refused, or could not be reached.
@@ -120,13 +144,12 @@ def upload(
         made = hub.create_repo(
             name, repo_type=kind, private=not public, exist_ok=True, space_sdk=sdk
         )
-        hub.upload_folder(
-            repo_id=name, repo_type=kind, folder_path=folder, commit_message="Upload by phivision"
-        )
+        send_folder(hub, folder, name, kind, tag)
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0].replace(token, "***")
         raise PipelineError(
             f"hf://{name} was not uploaded: {reason}",
-            f"check the network, the name and whether {TOKEN} may write there, then try again",
+            f"check the network, the name and whether {TOKEN} may write there, then try again: "
+            "what has arrived is not sent again",
         ) from None
     return str(made)

@@ -79,7 +79,11 @@ def export_card(readme: str, provenance: Mapping[str, Any], loading: HowToLoad) 
 
 def _header(found: Sequence[Origin]) -> dict[str, Any]:
     """Return the metadata that the hub shows and searches."""
-    header: dict[str, Any] = {"pipeline_tag": "image-text-to-text", "language": "en"}
+    header: dict[str, Any] = {
+        "pipeline_tag": "image-text-to-text",
+        "language": "en",
+        "tags": ["phivision", "vision-language-model"],
+    }
     if all(origin.is_ours for origin in found):
         header["license"] = "apache-2.0"
     else:

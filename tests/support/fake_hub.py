@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -25,14 +26,26 @@ class Repository:
 
     def __init__(self, name: str, made: dict[str, Any], access: Access = "private") -> None:
         self.name, self.made, self.access = name, made, access
-        self.files: dict[str, bytes] = {}
         self.messages: list[str] = []
-        self.head, self.commits = COMMIT, {COMMIT: self.files}
+        self.head, self.commits = COMMIT, dict[str, dict[str, bytes]]({COMMIT: {}})
+        self.tags: dict[str, str] = {}
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files of the newest commit."""
+        return self.commits[self.head]
 
     def commit(self, revision: str) -> str | None:
         """Return the commit of a revision, None where there is none."""
-        commit = self.head if revision == "main" else revision
+        commit = self.head if revision == "main" else self.tags.get(revision, revision)
         return commit if commit in self.commits else None
+
+    def add(self, files: Mapping[str, bytes]) -> str:
+        """Make `files` the newest commit and return it."""
+        known = json.dumps({file: hashlib.sha1(data).hexdigest() for file, data in files.items()})
+        self.head = hashlib.sha1(known.encode()).hexdigest()
+        self.commits[self.head] = dict(files)
+        return self.head
 
 
 class FakeHub(LoopbackServer):
@@ -41,6 +54,10 @@ class FakeHub(LoopbackServer):
     Attributes:
         hold: Name of a file of which half is sent and no more, until the hub ends.
         halfway: Set once that half was sent.
+        lfs: Whether large files are taken by git's LFS protocol, one request each.
+        blobs: Large files that were taken, by SHA-256.
+        ranges: The `Range` of each request for a file's content, "" for all of it.
+        hold_after: Number of large files after which one is taken half and no more.
 
     Args:
         token: The only token that may write, or read what is private.
@@ -51,16 +68,17 @@ class FakeHub(LoopbackServer):
         self.repositories: dict[str, Repository] = {}
         self.asked: list[tuple[str, str]] = []
         self.hold, self.halfway = "", threading.Event()
+        self.lfs, self.hold_after, self.puts = False, -1, 0
+        self.counting = threading.Lock()
+        self.blobs: dict[str, bytes] = {}
+        self.ranges: list[tuple[str, str]] = []
         super().__init__(_Handler)
 
     def publish(self, name: str, files: Mapping[str, bytes], access: Access = "public") -> str:
         """Make `files` the newest commit of a repository's branch `main` and return the commit."""
-        known = json.dumps({file: hashlib.sha1(data).hexdigest() for file, data in files.items()})
-        commit = hashlib.sha1(known.encode()).hexdigest()
         repository = self.repositories.setdefault(name, Repository(name, {}))
-        repository.access, repository.head = access, commit
-        repository.commits[commit] = dict(files)
-        return commit
+        repository.access = access
+        return repository.add(files)
 
     def fetched(self) -> list[str]:
         """Return the names of the files whose content was asked for, in order."""
@@ -89,18 +107,83 @@ class _Handler(QuietHandler):
         if repository is None:
             return self._answer(404, {"error": "Repository not found"})
         if "/preupload/" in path:
-            paths = [file["path"] for file in json.loads(body)["files"]]
-            regular = {"uploadMode": "regular", "shouldIgnore": False}
-            return self._answer(200, {"files": [{"path": each} | regular for each in paths]})
+            return self._answer(200, {"files": self._modes(repository, json.loads(body)["files"])})
+        if path.endswith("/info/lfs/objects/batch"):
+            return self._answer(200, {"objects": self._wanted(json.loads(body)["objects"])})
+        if tag := re.search(r"/tag/([^/]+)$", path):
+            repository.tags[json.loads(body)["tag"]] = repository.commit(tag[1]) or ""
+            return self._answer(200, {})
+        commit = repository.add(self._changed(repository, body))
+        address = f"{self.server.url}/{repository.name}/commit/{commit}"
+        return self._answer(200, {"commitUrl": address, "commitOid": commit})
+
+    def do_DELETE(self) -> None:
+        path = self._path()
+        repository = self._repository(path)
+        assert repository is not None
+        assert self._is_known()
+        del repository.tags[path.rpartition("/tag/")[2]]
+        self._answer(200, {})
+
+    def do_PUT(self) -> None:
+        """Take a large file; the address names its digest, as the batch answer gave it."""
+        oid, length = self._path().rpartition("/")[2], int(self.headers["Content-Length"])
+        with self.server.counting:
+            self.server.puts += 1
+            is_held = 0 <= self.server.hold_after < self.server.puts
+        if is_held:
+            self.rfile.read(length // 2)
+            while len(self.server.blobs) < self.server.hold_after:
+                time.sleep(0.01)  # the ones before it
+            self.server.halfway.set()
+            self.server.stopping.wait()
+            self.close_connection = True
+            return
+        data = self.rfile.read(length)
+        assert hashlib.sha256(data).hexdigest() == oid
+        self.server.blobs[oid] = data
+        self._answer(200, {})
+
+    def _modes(self, repository: Repository, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return how each file is to be sent, and its digest if it is there already."""
+        answers = []
+        for file in asked:
+            name = file["path"]
+            is_large = self.server.lfs and name.endswith(".safetensors")
+            answer = {"path": name, "uploadMode": "lfs" if is_large else "regular"}
+            if name in repository.files:
+                answer["oid"] = _blob(name if is_large else "", repository.files[name])
+            answers.append(answer | {"shouldIgnore": False})
+        return answers
+
+    def _wanted(self, objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return where to send each large file that is not here yet."""
+        return [
+            {"oid": each["oid"], "size": each["size"]}
+            | (
+                {}
+                if each["oid"] in self.server.blobs
+                else {"actions": {"upload": {"href": f"{self.server.url}/lfs/{each['oid']}"}}}
+            )
+            for each in objects
+        ]
+
+    def _changed(self, repository: Repository, body: bytes) -> dict[str, bytes]:
+        """Return the files after a commit, which is one JSON object a line."""
+        files = dict(repository.files)
         for line in body.splitlines():
             entry = json.loads(line)
-            if entry["key"] == "header":
-                repository.messages.append(entry["value"]["summary"])
-            elif entry["key"] == "file":
-                content = base64.b64decode(entry["value"]["content"])
-                repository.files[entry["value"]["path"]] = content
-        address = f"{self.server.url}/{repository.name}/commit/{COMMIT}"
-        return self._answer(200, {"commitUrl": address, "commitOid": COMMIT})
+            value = entry["value"]
+            match entry["key"]:
+                case "header":
+                    repository.messages.append(value["summary"])
+                case "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    files[value["path"]] = self.server.blobs[value["oid"]]
+                case "deletedFile":
+                    del files[value["path"]]
+        return files
 
     def do_GET(self) -> None:
         path = self._path()
@@ -155,8 +238,18 @@ class _Handler(QuietHandler):
             self.wfile.write(data)
 
     def _give(self, name: str, data: bytes, commit: str) -> None:
-        self.send_response(200)
-        self.send_header("ETag", f'"{_blob(name, data)}"')
+        etag = _blob(name, data)
+        asked = self.headers.get("Range", "")
+        if self.command == "GET":
+            self.server.ranges.append((name, asked))
+        if asked:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            data = data[start:]
+        else:
+            self.send_response(200)
+        self.send_header("ETag", f'"{etag}"')
         self.send_header("X-Repo-Commit", commit)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

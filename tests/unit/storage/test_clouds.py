@@ -44,7 +44,14 @@ class _Refusal(QuietHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def do_PUT(self) -> None:
+        self.do_GET()
 
 
 @pytest.fixture

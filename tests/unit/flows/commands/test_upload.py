@@ -1,9 +1,7 @@
 """Uploading to a hub that speaks the hub's own protocol, in a process that nothing holds back."""
 
-import os
+import hashlib
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +9,14 @@ import pytest
 
 from flows.commands.assistant import open_assistant
 from model.bundle import BUNDLE
+from pipeline.hub.checksums import SUMS
 from pipeline.settings import Settings
 from storage.store.artifacts import ArtifactStore
-from tests.e2e.chat_server import ROOT
+from storage.store.published import read_history
 from tests.support.fake_hub import FakeHub
+from tests.support.hub_commands import TOKEN, run, start
 from tests.support.tiny_bundle import image, publish_tiny
 
-TOKEN = "hf_planted4Uk8WzQs2Lm"
 ADDRESS = "hf://somebody/my-model"
 ASK = """import sys
 from pathlib import Path
@@ -41,34 +40,21 @@ def hub() -> Iterator[FakeHub]:
         yield hub
 
 
-def run(
-    folder: Path, endpoint: str, *arguments: str, token: str = TOKEN
-) -> subprocess.CompletedProcess[str]:
-    """Run a module of ours with a hub's address, noting every host outside this machine it asks."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HOME": str(folder / "home")}
-    watched = [sys.executable, str(ROOT / "tests/e2e/chat_server.py"), str(folder / "asked")]
-    return subprocess.run(
-        [*watched, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_an_export_is_private_whole_and_comes_back_equal(
     store: Path, hub: FakeHub, tmp_path: Path
 ) -> None:
     export = ["flows.cli", "export", ADDRESS, "--store", str(store)]
     done = run(tmp_path, hub.url, *export)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"{hub.url}/somebody/my-model"
+    [name] = [entry.run for entry in read_history(ArtifactStore(str(store), tmp_path / "cache"))]
+    told = f"{hub.url}/somebody/my-model\nthis revision is {ADDRESS}@{name}"
+    assert done.stdout.strip() == told
     made = hub.repositories["somebody/my-model"]
     assert made.made["visibility"] == "private"
     assert {BUNDLE, "README.md", "provenance.json", "lm/model.safetensors"} <= set(made.files)
-    assert all(Path(name).suffix in {".json", ".md", ".safetensors"} for name in made.files)
+    kinds = {Path(name).suffix for name in made.files if name != SUMS}
+    assert kinds <= {".json", ".md", ".safetensors"}
+    assert made.tags == {name: made.head}
     card = made.files["README.md"].decode()
     assert 'load_assistant("hf://somebody/my-model")' in card
     assert "OWNER/NAME" not in card
@@ -87,7 +73,52 @@ def test_an_export_is_private_whole_and_comes_back_equal(
     again = run(tmp_path, hub.url, *export, "--public")
     assert again.returncode == 0, again.stderr
     assert made.made["visibility"] == "private"
-    assert len(made.messages) == 2
+    assert len(made.messages) == 1  # nothing has changed, so there is no second commit
+    assert made.tags == {name: made.head}
+
+
+def test_an_upload_that_broke_off_sends_only_what_is_missing(
+    store: Path, hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.lfs, hub.hold_after = True, 2
+    export = ["flows.cli", "export", ADDRESS, "--store", str(store)]
+    with start(tmp_path, hub.url, *export, HF_HUB_DISABLE_XET="1") as broken:
+        assert hub.halfway.wait(120)
+        broken.kill()
+    first = dict(hub.blobs)
+    assert len(first) == 2
+    made = hub.repositories["somebody/my-model"]
+    assert made.files == {}  # nothing is visible before all is there
+    assert made.tags == {}
+    hub.hold_after, asked = -1, len(hub.asked)
+    done = run(tmp_path, hub.url, *export, HF_HUB_DISABLE_XET="1")
+    assert done.returncode == 0, done.stderr
+    sent = [path.rpartition("/")[2] for path, _ in hub.asked[asked:] if path.startswith("PUT ")]
+    assert len(sent) >= 2
+    assert sorted([*sent, *first]) == sorted(hub.blobs)
+    large = [data for file, data in made.files.items() if file.endswith(".safetensors")]
+    assert {hashlib.sha256(data).hexdigest() for data in large} == set(hub.blobs)
+    # A third time there is nothing to send.
+    asked = len(hub.asked)
+    again = run(tmp_path, hub.url, *export, HF_HUB_DISABLE_XET="1")
+    assert again.returncode == 0, again.stderr
+    assert not [path for path, _ in hub.asked[asked:] if path.startswith("PUT ")]
+    assert len(made.messages) == 1
+
+
+def test_another_export_replaces_the_first_and_leaves_what_is_not_ours(
+    store: Path, hub: FakeHub, tmp_path: Path
+) -> None:
+    export = ["flows.cli", "export", ADDRESS, "--store", str(store)]
+    assert run(tmp_path, hub.url, *export, "--lora", "beside").returncode == 0
+    made = hub.repositories["somebody/my-model"]
+    assert "adapter/adapter_config.json" in made.files
+    [name] = made.tags
+    made.add({**made.files, "LICENSE": b"theirs", ".gitattributes": b"*.bin filter=lfs"})
+    assert run(tmp_path, hub.url, *export).returncode == 0
+    assert not [file for file in made.files if file.startswith("adapter/")]
+    assert made.files["LICENSE"] == b"theirs"
+    assert made.tags == {name: made.head}  # the tag follows the newest export of its run
 
 
 def test_a_new_repository_is_public_only_by_request(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -152,8 +153,17 @@ def test_a_failure_midway_leaves_nothing_and_the_next_try_works(
 
 
 def test_nothing_in_a_repository_is_code_or_a_pickle(repositories: dict[str, Path]) -> None:
-    suffixes = {p.suffix for f in repositories.values() for p in f.rglob("*") if p.is_file()}
-    assert suffixes <= {".json", ".safetensors", ".md"}
+    files = {p.name: p for f in repositories.values() for p in f.rglob("*") if p.is_file()}
+    del files["SHA256SUMS"]
+    assert {path.suffix for path in files.values()} <= {".json", ".safetensors", ".md"}
+
+
+def test_sha256sum_checks_a_repository(repositories: dict[str, Path]) -> None:
+    for folder in repositories.values():
+        check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+        done = subprocess.run(check, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "lm/model.safetensors: OK" in done.stdout
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])

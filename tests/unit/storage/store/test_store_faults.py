@@ -138,7 +138,9 @@ def test_forbidden_is_told_and_is_not_taken_for_missing(
 ) -> None:
     made = add(store, tmp_path, FILES)
     proxy.faults = [Fault(times=100, status=403)]
-    with pytest.raises(StorageError, match=r"permission denied\. check the rights, and the credentials: AWS_"):
+    with pytest.raises(
+        StorageError, match=r"permission denied\. check the rights, and the credentials: AWS_"
+    ):
         store.find("numbers", made.fingerprint)
     with pytest.raises(StorageError, match=r"permission denied|403|Forbidden"):
         add(store, tmp_path, FILES)
