@@ -8,6 +8,7 @@ from flows.example_scores import MAIN, MEASURES, Row, scored_predictions
 from flows.pages import report_before, report_looking, report_scores, report_training
 from flows.pages.page import figure, own_script, render
 from flows.pages.shown_images import images_of
+from flows.pages.stage_graph import stage_graph
 from flows.pages.vega import chart_library
 from pipeline.catalog.catalog import Catalog
 from pipeline.evaluation.shown_metrics import SHOWN_METRICS
@@ -81,6 +82,7 @@ def write_report(
         training=report_training.training_curves(ask(catalog, ("training",), _TRAINING), curves),
         **_data(catalog),
         cost=report_training.cost_rows(manifests, record["made"]),
+        stage_graph=stage_graph(manifests, record["made"]),
         cost_chart=report_training.cost_chart(manifests) if manifests else None,
         others=report_before.against(store, run, others),
         recipe=list(flatten(record["recipe"])),
