@@ -105,9 +105,7 @@ def print_hardware(
         print("\n" + fill(note, LINE))
 
 
-def gpu_hours(
-    recipe: Recipe, hardware: str, peak: float | None, mfu: float
-) -> dict[str, float]:
+def gpu_hours(recipe: Recipe, hardware: str, peak: float | None, mfu: float) -> dict[str, float]:
     """Return the hours of each training and of evaluation on one device, by stage.
 
     They are those of `print_hardware`: operations over peak; none where it gives no time.

@@ -14,7 +14,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-
 FOLDER = "status"  # in the folder of workspaces; a file is named after its process
 INTERVAL = 1.0  # seconds between two writes
 
