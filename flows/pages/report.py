@@ -81,9 +81,7 @@ def write_report(
         looked=report_looking.looked(catalog, report_looking.EXAMPLES if images else 0),
         training=report_training.training_curves(ask(catalog, ("training",), _TRAINING), curves),
         **_data(catalog),
-        cost=report_training.cost_rows(manifests, record["made"]),
-        stage_graph=stage_graph(manifests, record["made"]),
-        cost_chart=report_training.cost_chart(manifests) if manifests else None,
+        **_cost(manifests, record["made"]),
         others=report_before.against(store, run, others),
         recipe=list(flatten(record["recipe"])),
     )
@@ -114,6 +112,14 @@ def _data(catalog: Catalog) -> dict[str, Any]:
         "drop_chart": report_training.drop_chart(drops) if drops else None,
         "splits": [list(row.values()) for row in ask(catalog, ("images",), _SPLITS)],
         "examples": [list(row.values()) for row in ask(catalog, ("examples",), _EXAMPLES)],
+    }
+
+
+def _cost(manifests: Mapping[str, Manifest], made: Sequence[str]) -> dict[str, Any]:
+    return {
+        "cost": report_training.cost_rows(manifests, made),
+        "cost_chart": report_training.cost_chart(manifests) if manifests else None,
+        "stage_graph": stage_graph(manifests, made),
     }
 
 
