@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cyclopts import App, CycloptsError
 
@@ -37,10 +37,6 @@ from flows.commands.options import settings_of as _settings
 from flows.interrupts import end_on_request
 from flows.surroundings import print_anything, spare_loopback
 from pipeline.interpreter import child_environment, leave_quickly
-
-if TYPE_CHECKING:
-    from pipeline.engine.plan import Step
-    from pipeline.recipe.recipe import Recipe
 
 STOPPED = "stopped; finished work is kept, run again to go on"
 
@@ -101,50 +97,33 @@ def plan(
     export: Literal["llava"] | None = None,
     format: Literal["table", "json", "mermaid"] = "table",  # noqa: A002 - the option's name
 ) -> None:
-    """Say which stages would run, and why; nothing runs.
+    """Say which stages would run, why, and how long they will take; nothing runs.
 
     Args:
         hardware: Print instead the memory and time that training takes on a GPU: H100, 80GB, …
+            In a graph, add the GPU hours.
         peak: Its peak in TFLOP/s of bf16, instead of the known one.
         mfu: Share of the peak that training is assumed to reach.
         export: Print instead whether the trained model could be exported in this format.
         format: A table for people, JSON for programs, or a graph in Mermaid, with what fresh stages
-            took in seconds and bytes.
+            took in seconds and bytes, and what others will take.
     """
+    chosen, hours = _recipe(preset, set_, recipe, data, start, store), None
     if hardware is not None:
-        from flows.commands.hardware import print_hardware
+        from flows.commands.hardware import gpu_hours, print_hardware
 
-        style = "json" if format == "json" else "table"
-        chosen = _recipe(preset, set_, recipe, data, start, store)
-        print_hardware(chosen, hardware, peak, mfu, style)
-        return
+        if format != "mermaid":
+            print_hardware(chosen, hardware, peak, mfu, format)
+            return
+        hours = gpu_hours(chosen, hardware, peak, mfu)
     if export is not None:
         from pipeline.publishing.llava_obstacles import plan_line
 
-        print(plan_line(_recipe(preset, set_, recipe, data, start, store)))
+        print(plan_line(chosen))
         return
-    from pipeline.engine.plan import plan as make_plan
+    from flows.commands.plan import print_plan
 
-    settings = _settings(store)
-    chosen = _recipe(preset, set_, recipe, data, start, store)
-    steps = make_plan(chosen, settings.open_store(), rerun or ())
-    _print_plan(chosen, steps, format)
-
-
-def _print_plan(recipe: "Recipe", steps: "list[Step]", style: str) -> None:
-    if style == "mermaid":
-        from flows.plan_graph import mermaid
-
-        print(mermaid(recipe, steps))
-    elif style == "json":
-        import json
-
-        rows = [{"stage": s.stage, "status": s.status, "reason": s.reason} for s in steps]
-        print(json.dumps(rows, indent=1))
-    else:
-        from flows.printing import print_rows
-
-        print_rows(["stage", "status", "reason"], [[s.stage, s.status, s.reason] for s in steps])
+    print_plan(chosen, _settings(store), rerun or (), format, hours)
 
 
 @app.command

@@ -19,8 +19,9 @@ from flows.run_signal import told_on_signal
 from flows.runner.parameters import Overrides, Preset, SettingValues, StageName
 from flows.runner.stage_task import make_stages
 from flows.runner.ui_artifacts import run_title, show_plan
+from pipeline.costs.stage_seconds import forecast
 from pipeline.engine.plan import Step, plan
-from pipeline.engine.run_status import RunStatus, expected_seconds, showing
+from pipeline.engine.run_status import RunStatus, showing
 from pipeline.errors import PipelineError
 from pipeline.recipe.presets import preset as load_preset
 from pipeline.recipe.recipe import Recipe
@@ -70,7 +71,8 @@ def _run(recipe: Recipe, preset: str, chosen: Settings, rerun: Sequence[str]) ->
         from pipeline.engine.devices import check_quantization  # imports torch
 
         check_quantization(chosen)  # before hours of other work
-    status = RunStatus(chosen.work, store.uri, preset, expected_seconds(store, steps))
+    expected = forecast(recipe, store, steps, chosen).seconds
+    status = RunStatus(chosen.work, store.uri, preset, expected)
     with (
         presence(store, chosen.work / "locks"),
         showing(status),

@@ -1,7 +1,9 @@
 """The plan as a graph in Mermaid, which GitHub, GitLab and many editors draw."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from flows.run_view import duration
+from flows.stage_arrows import arrows
 from pipeline.engine.dag import BY_NAME
 from pipeline.engine.plan import Step
 from pipeline.recipe.recipe import Recipe
@@ -14,38 +16,41 @@ _COLOURS = {
 }
 
 
-def mermaid(recipe: Recipe, steps: Sequence[Step]) -> str:
-    """Return a flowchart: one node for each stage with its status, and what made it fresh.
-
-    An input that another input was made of has no arrow of its own.
+def mermaid(
+    recipe: Recipe,
+    steps: Sequence[Step],
+    seconds: Mapping[str, float | None],
+    hours: Mapping[str, float],
+) -> str:
+    """Return a flowchart: a node for each stage with its status and what it took or will take.
 
     Args:
         recipe: The recipe, which decides some of the inputs.
         steps: The verdict on each stage.
+        seconds: What each stage will take, None where that is not known.
+        hours: GPU hours of stages that were computed for a device.
     """
-    before: dict[str, set[str]] = {}  # all that a stage was made of, directly or not
-    nodes, arrows = [], []
-    for step in steps:
-        inputs = BY_NAME[step.stage].inputs_with(recipe)
-        implied = {name for each in inputs for name in before[each]}
-        before[step.stage] = implied | set(inputs)
-        label = "<br/>".join(_label(step))
-        nodes.append(f'    {step.stage}["{label}"]:::{step.status}')
-        arrows += [f"    {name} --> {step.stage}" for name in inputs if name not in implied]
+    inputs = {step.stage: BY_NAME[step.stage].inputs_with(recipe) for step in steps}
+    nodes = [
+        f'    {step.stage}["{"<br/>".join(_label(step, seconds, hours))}"]:::{step.status}'
+        for step in steps
+    ]
+    lines = [f"    {source} --> {target}" for source, target in arrows(inputs)]
     styles = [
         f"    classDef {status} fill:{fill},stroke:{border},color:#1c1c24"
         for status, (fill, border) in _COLOURS.items()
     ]
-    return "\n".join(["flowchart TD", *nodes, *arrows, *styles])
+    return "\n".join(["flowchart TD", *nodes, *lines, *styles])
 
 
-def _label(step: Step) -> list[str]:
-    made = step.manifest
-    if step.status != "fresh" or made is None:
-        return [f"<b>{step.stage}</b>", step.status]
-    size = sum(record.bytes for record in made.files)
-    return [
-        f"<b>{step.stage}</b>",
-        f"{step.status}, {made.seconds:,.1f} s, {size / 1e6:,.1f} MB",
-        made.digest[:12],
-    ]
+def _label(
+    step: Step, seconds: Mapping[str, float | None], hours: Mapping[str, float]
+) -> list[str]:
+    name, made = f"<b>{step.stage}</b>", step.manifest
+    if step.status == "fresh" and made is not None:
+        size = sum(record.bytes for record in made.files)
+        took = f"{step.status}, {made.seconds:,.1f} s, {size / 1e6:,.1f} MB"
+        return [name, took, made.digest[:12]]
+    expected = seconds.get(step.stage)
+    lines = [name, step.status if expected is None else f"{step.status}, ≈ {duration(expected)}"]
+    return [*lines, f"{hours[step.stage]:.3g} GPU hours"] if step.stage in hours else lines

@@ -24,13 +24,13 @@ def view(snapshot: Snapshot, memory: int | None = None) -> Group:
     if memory is not None:
         head += f" · {memory / 1e9:.1f} GB"
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("stage", "state", "took", "last time"):
-        table.add_column(name, justify="right" if name in ("took", "last time") else "left")
+    for name in ("stage", "state", "took", "expected"):
+        table.add_column(name, justify="right" if name in ("took", "expected") else "left")
     for stage in snapshot.stages:
         took = "" if stage.seconds is None else duration(stage.seconds)
-        before = duration(stage.expected) if stage.expected else ""
+        expected = duration(stage.expected) if stage.expected else ""
         style = _STYLES.get(stage.state, "")
-        table.add_row(*(Text(each, style) for each in (stage.name, stage.state, took, before)))
+        table.add_row(*(Text(each, style) for each in (stage.name, stage.state, took, expected)))
     lines = [Text(head), table]
     if snapshot.label:
         lines.append(Text(_work(snapshot)))

@@ -76,10 +76,8 @@ def print_hardware(
     Raises:
         PipelineError: There is no such device, or the share is not between 0 and 1.
     """
-    if not 0 < mfu <= 1:
-        raise PipelineError(f"--mfu {mfu} is not a share of the peak", "give 0.4, for example")
     device = device_of(hardware, peak)
-    rows = [*rows_of(recipe, device, mfu), *writing_rows(recipe, device, mfu)]
+    rows = _rows(recipe, device, mfu)
     if style == "json":
         print(json.dumps(rows, indent=1))
         return
@@ -87,6 +85,9 @@ def print_hardware(
     print_rows([*COLUMNS], [[_shown(cell(row)) for cell in COLUMNS.values()] for row in rows])
     for line in advice(rows, recipe):
         print(f"→ {line}")
+    if hours := _hours(rows):
+        parts = ", ".join(f"{stage} {each:.3g}" for stage, each in hours.items())
+        print(f"→ GPU hours of this recipe: {sum(hours.values()):.3g} ({parts})")
     micro = {row["training"].split()[0]: row["micro_batch"] for row in rows}
     notes = (
         f"* the recipe's choice; ckpt: gradient checkpointing; state: gradients and AdamW's "
@@ -102,6 +103,28 @@ def print_hardware(
     )
     for note in notes:
         print("\n" + fill(note, LINE))
+
+
+def gpu_hours(recipe: Recipe, hardware: str, peak: float | None, mfu: float) -> dict[str, float]:
+    """Return the hours of each training and of evaluation on one device, by stage.
+
+    They are those of `print_hardware`: operations over peak; none where it gives no time.
+
+    Raises:
+        PipelineError: There is no such device, or the share is not between 0 and 1.
+    """
+    return _hours(_rows(recipe, device_of(hardware, peak), mfu))
+
+
+def _rows(recipe: Recipe, device: Device, mfu: float) -> list[dict[str, Any]]:
+    if not 0 < mfu <= 1:
+        raise PipelineError(f"--mfu {mfu} is not a share of the peak", "give 0.4, for example")
+    return [*rows_of(recipe, device, mfu), *writing_rows(recipe, device, mfu)]
+
+
+def _hours(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    chosen = [row for row in rows if row["in_recipe"] and row["hours"] is not None]
+    return {row["training"].split()[0]: row["hours"] for row in chosen}
 
 
 def _encoders(recipe: Recipe) -> str:

@@ -8,6 +8,7 @@ from flows.example_scores import MAIN, MEASURES, Row, scored_predictions
 from flows.pages import report_before, report_looking, report_scores, report_training
 from flows.pages.page import figure, own_script, render
 from flows.pages.shown_images import images_of
+from flows.pages.stage_graph import stage_graph
 from flows.pages.vega import chart_library
 from pipeline.catalog.catalog import Catalog
 from pipeline.evaluation.shown_metrics import SHOWN_METRICS
@@ -80,8 +81,7 @@ def write_report(
         looked=report_looking.looked(catalog, report_looking.EXAMPLES if images else 0),
         training=report_training.training_curves(ask(catalog, ("training",), _TRAINING), curves),
         **_data(catalog),
-        cost=report_training.cost_rows(manifests, record["made"]),
-        cost_chart=report_training.cost_chart(manifests) if manifests else None,
+        **_cost(manifests, record["made"]),
         others=report_before.against(store, run, others),
         recipe=list(flatten(record["recipe"])),
     )
@@ -112,6 +112,14 @@ def _data(catalog: Catalog) -> dict[str, Any]:
         "drop_chart": report_training.drop_chart(drops) if drops else None,
         "splits": [list(row.values()) for row in ask(catalog, ("images",), _SPLITS)],
         "examples": [list(row.values()) for row in ask(catalog, ("examples",), _EXAMPLES)],
+    }
+
+
+def _cost(manifests: Mapping[str, Manifest], made: Sequence[str]) -> dict[str, Any]:
+    return {
+        "cost": report_training.cost_rows(manifests, made),
+        "cost_chart": report_training.cost_chart(manifests) if manifests else None,
+        "stage_graph": stage_graph(manifests, made),
     }
 
 

@@ -257,7 +257,7 @@ class _Work:
         if self.force:
             return
         for manifest in self.store.manifests(self.stage.name):
-            if _model_code(manifest.payload) == _model_code(self.payload):
+            if model_code(manifest.payload) == model_code(self.payload):
                 yield self.store.artifact(manifest)
 
     def _call(self, space: Workspace) -> Summary:
@@ -275,7 +275,7 @@ class _Work:
             raise
 
 
-def _model_code(payload: Mapping[str, Any]) -> list[str]:
+def model_code(payload: Mapping[str, Any]) -> list[str]:
     """Return digests of the code that computes, apart from the code that handles files."""
     code = payload.get("code", {})
     return sorted(digest for path, digest in code.items() if path.startswith("model/"))

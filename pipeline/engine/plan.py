@@ -19,6 +19,7 @@ from pipeline.recipe.recipe import Recipe, flatten
 from storage.store.artifacts import ArtifactStore
 from storage.store.manifest import Manifest, fingerprint_of
 
+FORCED = "forced by --rerun"
 SHOWN = 4  # differences named, and files of changed code
 
 
@@ -58,7 +59,7 @@ def plan(
     for stage in stages:
         pending = [name for name in stage.inputs_with(recipe) if steps[name].status != "fresh"]
         if stage.name in rerun:
-            steps[stage.name] = Step(stage.name, "stale", "forced by --rerun")
+            steps[stage.name] = Step(stage.name, "stale", FORCED)
         elif pending:
             reason = f"depends on {', '.join(pending)}"
             steps[stage.name] = Step(stage.name, "unknown", reason)

@@ -7,15 +7,12 @@ artifact: nothing depends on it, and what a killed run left is recognised by its
 import json
 import os
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-
-from pipeline.engine.plan import Step
-from storage.store.artifacts import ArtifactStore
 
 FOLDER = "status"  # in the folder of workspaces; a file is named after its process
 INTERVAL = 1.0  # seconds between two writes
@@ -30,7 +27,7 @@ class StageStatus(BaseModel):
         name: The stage.
         state: What becomes of it.
         seconds: What it took, or takes so far; None before it begins.
-        expected: What it took when it was made last, None if it never was; 0 where it is fresh.
+        expected: What it will take by earlier artifacts, None if none says; 0 where it is fresh.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -212,16 +209,6 @@ def showing(status: RunStatus) -> Generator[None]:
     finally:
         _current = None
         status.remove()
-
-
-def expected_seconds(store: ArtifactStore, steps: Sequence[Step]) -> dict[str, float | None]:
-    """Return how long each stage of a plan took when it was made last; 0 where it is fresh."""
-    found: dict[str, float | None] = {}
-    for step in steps:
-        known = [] if step.status == "fresh" else store.manifests(step.stage)
-        newest = max(known, key=lambda each: each.created, default=None)
-        found[step.stage] = newest.seconds if newest else 0.0 if step.status == "fresh" else None
-    return found
 
 
 def read_snapshots(folder: Path) -> list[Snapshot]:

@@ -230,6 +230,13 @@ def test_costs_are_told_with_a_rate(report: str) -> None:
     assert "features made 2.5 8.0 images/s" in Page(report).words
 
 
+def test_the_stages_are_drawn_with_what_they_took(report: str) -> None:
+    drawn = re.search(r"<svg viewBox=.*?</svg>", report, re.DOTALL)
+    assert drawn
+    assert drawn[0].count("<rect") == 7
+    assert re.search(r"features made 2.5 s · \S+ MB \w{12} ", Page(drawn[0]).words + " ")
+
+
 def test_equal_figures_give_equal_drawings() -> None:
     curves = [Curve("a", [1, 2, 3], [0.5, 0.2, 0.1]), Curve("b", [1, 3], [0.1, 0.4])]
     assert lines("t", curves, "x", "y") == lines("t", curves, "x", "y")

@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from flows.cli import main
 from flows.plan_graph import mermaid
 from pipeline.engine.dag import DAG
 from pipeline.engine.plan import Step, plan
@@ -13,7 +16,8 @@ from tests.support.small_store import build_store
 
 def test_every_stage_has_a_node_and_arrows_from_what_it_is_made_of(tmp_path: Path) -> None:
     recipe = preset("demo")
-    graph = mermaid(recipe, plan(recipe, ArtifactStore(str(tmp_path / "s"), tmp_path / "c")))
+    steps = plan(recipe, ArtifactStore(str(tmp_path / "s"), tmp_path / "c"))
+    graph = mermaid(recipe, steps, {}, {})
     assert graph.startswith("flowchart TD\n")
     nodes = re.findall(r'^    (\w+)\["<b>\1</b>', graph, re.MULTILINE)
     assert nodes == [stage.name for stage in DAG]
@@ -26,12 +30,28 @@ def test_every_stage_has_a_node_and_arrows_from_what_it_is_made_of(tmp_path: Pat
     assert reached == set(nodes) - {"conversations"}
 
 
-def test_a_fresh_stage_says_what_it_took(tmp_path: Path) -> None:
+def test_a_stage_says_what_it_took_or_will_take(tmp_path: Path) -> None:
     store = build_store(tmp_path, runs=1)
     (manifest,) = store.manifests("features")
-    steps = [Step("features", "fresh", "", manifest)]
+    steps = [Step("features", "fresh", "", manifest), Step("pretrain", "stale", "new")]
     before = [Step(name, "stale", "new") for name in ("images", "conversations", "backbones")]
-    graph = mermaid(preset("demo"), [*before, *steps])
+    expected = {"images": 150.0, "conversations": None}
+    graph = mermaid(preset("demo"), [*before, *steps], expected, {"pretrain": 2.5})
     assert "fresh, 2.5 s" in graph
     assert manifest.digest[:12] in graph
-    assert graph.count("<br/>stale") == 3
+    assert "<b>images</b><br/>stale, ≈ 2 min" in graph
+    assert '"<b>conversations</b><br/>stale"' in graph
+    assert "<b>pretrain</b><br/>stale<br/>2.5 GPU hours" in graph
+
+
+def test_the_command_draws_gpu_hours_where_hardware_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["plan", "--store", str(tmp_path / "s"), "--format", "mermaid"]
+    half = ["--set", "pretrain.precision=bf16", "--set", "finetune.precision=bf16"]
+    main([*where, *half, "--hardware", "H100"])
+    drawn = capsys.readouterr().out
+    named = re.findall(r"<b>(\w+)</b><br/>unknown<br/>\S+ GPU hours", drawn)
+    assert named == ["pretrain", "finetune", "evaluate"]
+    main(where)
+    assert "GPU hours" not in capsys.readouterr().out

@@ -333,6 +333,9 @@ def test_the_command_prints_every_training_and_imports_nothing_heavy(
     assert [" * " in line for line in lines[1:9]] == [False, True, False, True, *[False] * 4]
     main([*arguments, "--format", "json"])
     rows = json.loads(capsys.readouterr().out)
+    hours = [row["hours"] for row in rows if row["in_recipe"] and row["hours"]]
+    assert len(hours) == 3  # pretrain, finetune, evaluate; a chat has no end
+    assert f"→ GPU hours of this recipe: {sum(hours):.3g} (pretrain {hours[0]:.3g}, " in text
     chosen = [False, True, False, True, *[False] * 4, True, True]
     assert [row["in_recipe"] for row in rows] == chosen
     assert [row["training"] for row in rows[8:]] == ["evaluate", "chat"]

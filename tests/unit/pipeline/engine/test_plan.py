@@ -320,17 +320,19 @@ def test_the_command_imports_nothing_heavy(tmp_path: Path) -> None:
     assert command(*arguments, cache=tmp_path / "pyc")[2] == []
     rows = json.loads(command(*arguments, cache=tmp_path / "pyc")[0])
     assert [row["stage"] for row in rows][:3] == ["images", "conversations", "backbones"]
-    assert all(set(row) == {"stage", "status", "reason"} for row in rows)
-    assert rows[0] == {"stage": "images", "status": "stale", "reason": "never made"}
+    told = {"stage": "images", "status": "stale", "reason": "never made"}
+    assert rows[0] == {**told, "seconds": None, "made": None}
+    assert all(row.keys() == rows[0].keys() for row in rows)
     assert rows[2]["reason"] == "depends on images, conversations"
 
 
 def test_the_table_says_the_same(tmp_path: Path) -> None:
     text = command("plan", "--store", str(tmp_path / "s"), cache=tmp_path / "pyc")[0]
-    lines = [line.strip().split(maxsplit=2) for line in text.splitlines()]
-    assert lines[0] == ["stage", "status", "reason"]
-    assert lines[1] == ["images", "stale", "never made"]
+    *lines, last = [line.strip().split(maxsplit=3) for line in text.splitlines()]
+    assert lines[0] == ["stage", "status", "will", "take  reason"]
+    assert lines[1] == ["images", "stale", "unknown", "never made"]
     assert len(lines) == 10
+    assert " ".join(last).startswith("→ how long it takes is unknown")
 
 
 def test_a_stage_of_another_preset_is_told_in_one_line() -> None:

@@ -9,17 +9,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine import run_status
-from pipeline.engine.plan import Step
 from pipeline.engine.run_status import (
     FOLDER,
     RunStatus,
     current,
-    expected_seconds,
     read_snapshots,
     showing,
 )
-from storage.store.artifacts import ArtifactStore
-from tests.support.small_store import build_store
 
 EXPECTED = {"images": 0.0, "features": 30.0, "pretrain": 100.0, "publish": None}
 
@@ -104,17 +100,3 @@ def test_a_folder_that_cannot_be_written_stops_no_run(tmp_path: Path, clock: Clo
     status = RunStatus(tmp_path / "file", "here", "demo", EXPECTED)
     status.begin("images")
     status.remove()
-
-
-def test_stages_are_expected_to_take_what_they_took_last(tmp_path: Path) -> None:
-    store: ArtifactStore = build_store(tmp_path)
-    steps = [
-        Step("images", "fresh", ""),
-        Step("pretrain", "stale", "new"),
-        Step("backbones", "unknown", ""),
-    ]
-    found = expected_seconds(store, steps)
-    assert found["images"] == 0
-    newest = max(store.manifests("pretrain"), key=lambda each: each.created)
-    assert found["pretrain"] == newest.seconds
-    assert list(found) == ["images", "pretrain", "backbones"]
