@@ -10,6 +10,7 @@ from prefect.runtime import deployment
 from prefect.states import Completed
 
 from flows.failures import may_pass
+from flows.lineage import lineage
 from flows.notifications import tell_decision
 from flows.runner.fan_out import fan_out
 from flows.runner.report_attach import attach_report
@@ -49,28 +50,7 @@ def make_stages(
     """
     if deployment.id:  # a worker started this process for the run alone
         leave_quickly()
-    outcomes: dict[str, Outcome] = {}
-    states: dict[str, State] = {}
-    for stage in DAG:
-        inputs = stage.inputs_with(recipe)
-        note_begin(stage.name)
-        state = run_stage.with_options(
-            name=stage.name,
-            task_run_name=stage.name,
-            retries=2 if stage.network else 0,
-            retry_delay_seconds=[2, 20],
-        )(
-            stage.name,
-            recipe.model_dump(mode="json"),
-            {name: outcomes[name].manifest.model_dump(mode="json") for name in inputs},
-            settings.model_dump(mode="json"),
-            force=stage.name in rerun,
-            wait_for=[states[name] for name in inputs],  # draws the DAG in the UI
-            return_state=True,
-        )
-        states[stage.name] = state
-        outcomes[stage.name] = _outcome(state)
-    every = list(outcomes.values())
+    every = _make_all(recipe, settings, store, rerun)
     run = record_run(store, recipe, every)
     decision = decide(store, recipe, run, settings, tell_decision)
     get_run_logger().info(status_line(decision))
@@ -81,6 +61,37 @@ def make_stages(
     label = NOT_PUBLISHED if decision is not None and decision.action == "refused" else label
     message = f"{summary_line(run, changed, every)}; {status_line(decision)}"
     return Completed(name=label, message=message, data=(run, decision))
+
+
+def _make_all(
+    recipe: Recipe, settings: Settings, store: ArtifactStore, rerun: Sequence[str]
+) -> list[Outcome]:
+    """Return what became of every stage, in the order of the DAG."""
+    outcomes: dict[str, Outcome] = {}
+    states: dict[str, State] = {}
+    with lineage(store.uri) as events:
+        for stage in DAG:
+            inputs = {name: outcomes[name].manifest for name in stage.inputs_with(recipe)}
+            note_begin(stage.name)
+            with events.stage(stage.name, inputs) as tell:
+                state = run_stage.with_options(
+                    name=stage.name,
+                    task_run_name=stage.name,
+                    retries=2 if stage.network else 0,
+                    retry_delay_seconds=[2, 20],
+                )(
+                    stage.name,
+                    recipe.model_dump(mode="json"),
+                    {name: each.model_dump(mode="json") for name, each in inputs.items()},
+                    settings.model_dump(mode="json"),
+                    force=stage.name in rerun,
+                    wait_for=[states[name] for name in inputs],  # draws the DAG in the UI
+                    return_state=True,
+                )
+                states[stage.name] = state
+                outcomes[stage.name] = _outcome(state)
+                tell(outcomes[stage.name].manifest)
+    return list(outcomes.values())
 
 
 def _worth_a_retry(task: Task, run: TaskRun, state: State) -> bool:

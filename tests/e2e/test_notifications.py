@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.engine.dag import DAG
 from tests.conftest import Cli, ForkedCli, assignments
 from tests.e2e.prefect_service import AUTH, ROOT, Service, descendants
 from tests.e2e.secret_search import files_with, traces
@@ -34,9 +35,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Generator[Service]:
 def test_a_run_tells_what_became_of_it_once_and_never_the_address(
     service: Service, tiny: Mapping[str, object], tmp_path: Path
 ) -> None:
-    with WebhookServer(500) as hook:
+    with WebhookServer(500) as hook, WebhookServer() as lineage:
         cli = ForkedCli(
             tmp_path / "store",
+            OPENLINEAGE_URL=lineage.url,
             PREFECT_API_URL=f"{service.url}/api",
             PREFECT_API_AUTH_STRING=AUTH,
             PREFECT_HOME=str(tmp_path / "home"),
@@ -48,6 +50,10 @@ def test_a_run_tells_what_became_of_it_once_and_never_the_address(
         assert [run.returncode for run in runs] == [3, 3], runs[0].stderr
         refused, again = hook.texts  # the first was answered with 500, so it came again
         assert refused == again
+        told = [(each["eventType"], each["job"]["name"]) for each in lineage.received]
+        ends = [(kind, stage.name) for stage in DAG for kind in ("START", "COMPLETE")]
+        assert told == ends  # once: the second run had nothing to do
+        assert [each["name"] for each in lineage.received[-1]["outputs"]] == ["publish"]
         assert refused.startswith("phivision did not publish run ")
         assert ": cider_d with the real image is " in refused
         assert " · cider_d " in refused  # the scores
@@ -58,6 +64,7 @@ def test_a_run_tells_what_became_of_it_once_and_never_the_address(
         runs.append(cli("run", *assignments(held)))
         assert runs[-1].returncode == 1
         assert "the run of preset demo failed: no caption is about a validation" in hook.texts[3]
+        assert lineage.received[-1]["eventType"] == "FAIL"
         shutil.rmtree(tmp_path / "store" / "published")
         runs.append(retrained(cli, tiny))
         assert runs[-1].returncode == 0, runs[-1].stderr

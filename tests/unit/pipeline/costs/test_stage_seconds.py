@@ -180,6 +180,13 @@ def test_a_stage_that_was_never_made_like_this_is_unknown(
     assert expected(store, change).unknown == unknown
 
 
+def test_a_run_without_an_example_is_no_measurement(
+    store: ArtifactStore, remember: Remember
+) -> None:
+    remember(images=0)
+    assert expected(store, {}).unknown == [*TOOK]
+
+
 def test_an_empty_store_knows_nothing(store: ArtifactStore) -> None:
     found = expected(store, {})
     assert found.unknown == [*TOOK]
