@@ -28,7 +28,7 @@ from model.decoding import decode_image
 from model.errors import ModelError
 from model.generation import generate, stream
 from model.generation_configs import BeamConfig, GenerationConfig
-from model.joined_encoders import JoinedEncoders
+from model.joined_encoders import JoinedEncoders, Pixels
 from model.language import forbid_ids, saved_dtype
 from model.prompt import PromptTemplate
 from model.training_reference import load_reference
@@ -80,8 +80,15 @@ class Assistant:
         Raises:
             BadImageError: The image cannot be used.
         """
-        image = decode_image(data, self.card["max_pixels"])
-        return self.encoders.encode([image])[0]
+        return self.encoders.encode_shrunk([self.pixels(data)])[0]
+
+    def pixels(self, data: bytes) -> Pixels:
+        """Return an image as `encoders.encode_shrunk` takes it; safe for use by several threads.
+
+        Raises:
+            BadImageError: The image cannot be used.
+        """
+        return self.encoders.shrink(decode_image(data, self.card["max_pixels"]))
 
     def warning(self, patches: torch.Tensor) -> str:
         """Return a sentence if an image is unlike the training images, "" where it is like them.

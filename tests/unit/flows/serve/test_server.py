@@ -129,6 +129,50 @@ def test_a_stream_adds_up_to_the_answer(client: openai.OpenAI, assistant: Assist
     assert chunks[-1].usage.completion_tokens == assistant.card["max_new_tokens"]
 
 
+def test_an_image_can_be_uploaded(client: openai.OpenAI, assistant: Assistant) -> None:
+    file = client.files.create(file=("disc.png", image("red")), purpose="vision")
+    assert (file.bytes, file.filename) == (len(image("red")), "disc.png")
+    assert file.id in [each.id for each in client.files.list()]
+    assert client.files.retrieve(file.id).purpose == "vision"
+    part: Any = {"type": "file", "file": {"file_id": file.id}}
+    for _ in range(2):  # an upload serves several questions
+        made = client.chat.completions.create(
+            model=name_of(client),
+            messages=[{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}],
+        )
+        assert made.choices[0].message.content == assistant.ask(image("red"), "What is it?")
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError, match="upload it again"):
+        client.chat.completions.create(
+            model=name_of(client),
+            messages=[{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}],
+        )
+
+
+def test_an_upload_that_is_no_image_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="not an image"):
+        client.files.create(file=("a.png", b"text"), purpose="vision")
+    with pytest.raises(openai.BadRequestError, match="purpose must be"):
+        client.files.create(file=("a.png", image("red")), purpose="batch")
+    answer = httpx.post(f"{client.base_url}files", data={"purpose": "vision"})
+    assert (answer.status_code, "file" in answer.json()["error"]["message"]) == (400, True)
+    assert client.files.list().data == []
+
+
+def test_an_answer_in_two_packets_does_not_wait(address: str) -> None:
+    place = httpx.URL(address)
+    connection = http.client.HTTPConnection(place.host, place.port or 80)
+    seconds = []
+    for _ in range(20):
+        begun = time.monotonic()
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        seconds.append(time.monotonic() - begun)
+    connection.close()
+    # Where Nagle's algorithm meets delayed acknowledgements, every answer takes at least 40 ms.
+    assert min(seconds) < 0.035
+
+
 def test_length_stop_and_temperature_are_heard(client: openai.OpenAI, assistant: Assistant) -> None:
     name, messages = name_of(client), asking("What is it?", "red")
     whole = assistant.ask(image("red"), "What is it?")
@@ -195,6 +239,7 @@ def test_a_client_that_leaves_frees_its_place(address: str, client: openai.OpenA
     assert figure(address, "phivision_tokens_total") >= written + made.usage.completion_tokens
 
 
+FILE = {"type": "file", "file": {"file_id": "file-0"}}
 REFUSED: Mapping[str, tuple[int, Any, str]] = {
     "no JSON": (400, b"{", "JSON"),
     "no messages": (400, {}, "messages"),
@@ -223,6 +268,11 @@ REFUSED: Mapping[str, tuple[int, Any, str]] = {
             ]
         },
         "data: URIs only",
+    ),
+    "a file that was not uploaded": (
+        404,
+        {"messages": [{"role": "user", "content": [FILE, {"type": "text", "text": "a"}]}]},
+        "no such file",
     ),
     "no image file": (
         400,
