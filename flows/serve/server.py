@@ -68,6 +68,7 @@ def serve(
         # asyncio sets it only for sockets that name their protocol, which uvicorn's does not: an
         # answer in two packets would wait 40 ms for the acknowledgement of the first.
         socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        socket.listen(config.backlog)  # who has read the line below is not refused
         where = f"[{host}]" if ":" in host else host
         name, taken = assistant.card["name"], socket.getsockname()[1]
         print(f"{name} answers at http://{where}:{taken}/v1  (Ctrl-C stops it)", flush=True)
