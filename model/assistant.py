@@ -191,10 +191,16 @@ class Assistant:
         """Tokens that a question and its history may have, between one image and the answer."""
         return int(self.vlm.max_positions) - self.prefix - self.card["max_new_tokens"]
 
-    @property
-    def most_tokens(self) -> int:
-        """Tokens that an answer may be asked to have: half of what is behind the image."""
-        return (self.room + self.card["max_new_tokens"]) // 2
+    def most_tokens(self, limit: int) -> int:
+        """Return how many tokens an answer may be asked to have.
+
+        That is half of what is behind the image, and the card's own number in any case.
+
+        Args:
+            limit: No more than this, unless the card says more.
+        """
+        own = self.card["max_new_tokens"]
+        return max(own, min(limit, (self.room + own) // 2))
 
     @cached_property
     def prefix(self) -> int:

@@ -141,10 +141,7 @@ class Service:
 
     def _longest(self, body: ChatBody) -> int:
         asked = body.max_completion_tokens or body.max_tokens
-        most = max(
-            min(self.limits.answer_tokens, self.assistant.most_tokens),
-            self.assistant.card["max_new_tokens"],
-        )
+        most = self.assistant.most_tokens(self.limits.answer_tokens)
         if asked is not None and asked > most:
             raise RequestError(f"this assistant writes {most} tokens at most", param="max_tokens")
         return asked or self.assistant.card["max_new_tokens"]
