@@ -55,24 +55,7 @@ def build_app(service: Service) -> FastAPI:
         if body.model and body.model != name:
             told = f"there is no model '{body.model}', only '{name}'"
             raise RequestError(told, 404, param="model", code="model_not_found")
-        delivery = Delivery(service.metrics, whole=not body.stream)
-        prepared = await run_in_threadpool(service.begin, body, delivery)
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
-        pieces = delivery.pieces()
-        try:
-            # A refusal has its own status only before anything is sent.
-            first = await _first(request, pieces)
-        except BaseException:
-            prepared.answer.leave()
-            raise
-        if first is None:
-            prepared.answer.leave()
-            return Response(status_code=499)
-        service.metrics.requests.labels("200").inc()
-        if not body.stream:
-            return _whole(head, prepared, first[-1])
-        events = _events(head, prepared, first, pieces, with_usage=body.with_usage)
-        return StreamingResponse(events, media_type="text/event-stream")
+        return await _complete(service, body, request)
 
     return app
 
@@ -91,6 +74,29 @@ def _add_refusals(app: FastAPI, service: Service) -> None:
         first = error.errors()[0]
         field = ".".join(str(step) for step in first["loc"][1:])
         return await refused(request, RequestError(f"{field}: {first['msg']}", param=field))
+
+
+async def _complete(service: Service, body: ChatBody, request: Request) -> Response:
+    """Answer a request, streamed or at once."""
+    name = str(service.assistant.card["name"])
+    delivery = Delivery(service.metrics, whole=not body.stream)
+    prepared = await run_in_threadpool(service.begin, body, delivery)
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+    pieces = delivery.pieces()
+    try:
+        # A refusal has its own status only before anything is sent.
+        first = await _first(request, pieces)
+    except BaseException:
+        prepared.answer.leave()
+        raise
+    if first is None:
+        prepared.answer.leave()
+        return Response(status_code=499)
+    service.metrics.requests.labels("200").inc()
+    if not body.stream:
+        return _whole(head, prepared, first[-1])
+    events = _events(head, prepared, first, pieces, with_usage=body.with_usage)
+    return StreamingResponse(events, media_type="text/event-stream")
 
 
 async def _first(request: Request, pieces: Pieces) -> list[Piece] | None:

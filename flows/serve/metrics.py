@@ -19,7 +19,10 @@ class Metrics:
         self._registry = CollectorRegistry()
         registry = self._registry
         self.requests = Counter(
-            "phivision_requests", "Chat completions by status.", ["status"], registry=registry
+            "phivision_requests",
+            "Chat completions, and refused requests, by status.",
+            ["status"],
+            registry=registry,
         )
         self.tokens = Counter("phivision_tokens", "Tokens written.", registry=registry)
         self.first_token = Histogram(
