@@ -28,7 +28,7 @@ from model.decoding import decode_image
 from model.errors import ModelError
 from model.generation import generate, stream
 from model.generation_configs import BeamConfig, GenerationConfig
-from model.joined_encoders import JoinedEncoders
+from model.joined_encoders import JoinedEncoders, Pixels
 from model.language import forbid_ids, saved_dtype
 from model.prompt import PromptTemplate
 from model.training_reference import load_reference
@@ -80,8 +80,15 @@ class Assistant:
         Raises:
             BadImageError: The image cannot be used.
         """
-        image = decode_image(data, self.card["max_pixels"])
-        return self.encoders.encode([image])[0]
+        return self.encoders.encode_shrunk([self.pixels(data)])[0]
+
+    def pixels(self, data: bytes) -> Pixels:
+        """Return an image as `encoders.encode_shrunk` takes it; safe for use by several threads.
+
+        Raises:
+            BadImageError: The image cannot be used.
+        """
+        return self.encoders.shrink(decode_image(data, self.card["max_pixels"]))
 
     def warning(self, patches: torch.Tensor) -> str:
         """Return a sentence if an image is unlike the training images, "" where it is like them.
@@ -184,10 +191,16 @@ class Assistant:
         """Tokens that a question and its history may have, between one image and the answer."""
         return int(self.vlm.max_positions) - self.prefix - self.card["max_new_tokens"]
 
-    @property
-    def most_tokens(self) -> int:
-        """Tokens that an answer may be asked to have: half of what is behind the image."""
-        return (self.room + self.card["max_new_tokens"]) // 2
+    def most_tokens(self, limit: int) -> int:
+        """Return how many tokens an answer may be asked to have.
+
+        That is half of what is behind the image, and the card's own number in any case.
+
+        Args:
+            limit: No more than this, unless the card says more.
+        """
+        own = self.card["max_new_tokens"]
+        return max(own, min(limit, (self.room + own) // 2))
 
     @cached_property
     def prefix(self) -> int:

@@ -9,16 +9,17 @@ as products of another shape round alike.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from model.errors import ModelError
 from model.generation import chooser, left_padded, without_images
-from model.generation_configs import GenerationConfig
+from model.generation_configs import GenerationConfig, GreedyConfig
 from model.language_parts import body_of
 from model.vlm import VisionLanguageModel
 
@@ -50,7 +51,7 @@ class _Row:
     """A text in the batch."""
 
     request: TextRequest
-    choose: Callable[[Tensor], Tensor]
+    draw: Callable[[Tensor], Tensor] | None  # None: greedy
     written: int = 0
 
 
@@ -82,7 +83,7 @@ class Batcher:
         """Texts that may join."""
         return self.most - len(self._rows)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def join(self, requests: Sequence[TextRequest]) -> None:
         """Read prompts and write the first token of each.
 
@@ -106,12 +107,11 @@ class Batcher:
         seen = torch.where(pictured[:, None], seen, without_images(seen, prompts))
         cache = DynamicCache()
         states = self._read(embeddings, seen, cache)
-        device = embeddings.device
-        rows = [_Row(each, chooser(self.vlm, each.decoding, device)) for each in requests]
+        rows = [self._row(each, embeddings.device) for each in requests]
         self._add(rows, cache, seen)
         self._write(rows, states)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> None:
         """Write the next token of every text in the batch."""
         if self._rows and self._cache is not None and self._seen is not None:
@@ -120,6 +120,11 @@ class Batcher:
             states = self._read(self._next, self._seen, self._cache)
             self._next = None
             self._write(self._rows, states)
+
+    def _row(self, request: TextRequest, device: torch.device) -> _Row:
+        if isinstance(request.decoding, GreedyConfig):
+            return _Row(request, None)
+        return _Row(request, chooser(self.vlm, request.decoding, device))
 
     def _read(
         self,
@@ -141,8 +146,7 @@ class Batcher:
     def _write(self, rows: Sequence[_Row], states: Float[Tensor, "row language"]) -> None:
         """Choose the next token of rows that are the last of the batch; drop those that ended."""
         logits = self.vlm.logits(states)
-        tokens = [row.choose(logits[at : at + 1]) for at, row in enumerate(rows)]
-        chosen = torch.cat(tokens)
+        chosen = self._chosen(rows, logits)
         goes_on = [
             self._deliver(row, token)
             for row, token in zip(rows, chosen.flatten().tolist(), strict=True)
@@ -151,6 +155,21 @@ class Batcher:
         self._next = made if self._next is None else torch.cat([self._next, made])
         before = len(self._rows) - len(rows)
         self._keep([*range(before), *(before + at for at, on in enumerate(goes_on) if on)])
+
+    def _chosen(
+        self, rows: Sequence[_Row], logits: Float[Tensor, "row word"]
+    ) -> Int[Tensor, "row 1"]:
+        """Choose a token for each row: all greedy ones at once, others by their own draws."""
+        chosen = self._greedy(logits)
+        for at, row in enumerate(rows):
+            if row.draw is not None:
+                chosen[at] = row.draw(logits[at : at + 1])[0]
+        return chosen
+
+    @cached_property
+    def _greedy(self) -> Callable[[Tensor], Tensor]:
+        device = self.vlm.language_model.device
+        return chooser(self.vlm, GreedyConfig(), device)
 
     def _deliver(self, row: _Row, token: int) -> bool:
         """Hand a token over and return whether the text goes on."""

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from math import isqrt
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float16, Float32
+from jaxtyping import Float16, Float32, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
 from model.encoder import PatchEncoder
 from model.encoder_table import SECOND
+
+Pixels = tuple[UInt8[np.ndarray, "height width 3"], ...]  # one image, for each encoder
 
 
 class JoinedEncoders:
@@ -45,12 +48,23 @@ class JoinedEncoders:
         self.first = self._encoders[0]
         self._patches, self._device = patches, device
 
+    def shrink(self, image: Image.Image) -> Pixels:
+        """Return an RGB image as each encoder takes it; see `PatchEncoder.shrink`."""
+        return tuple(encoder.shrink(image) for encoder in self._encoders)
+
     def encode(self, images: Sequence[Image.Image]) -> Float32[Tensor, "image patch vision"]:
         """Return the patch embeddings of RGB images, rounded as in the feature store.
 
         The model was trained on embeddings that went through float16.
         """
-        made = [encoder.encode_images(images).patches.half() for encoder in self._encoders]
+        return self.encode_shrunk([self.shrink(image) for image in images])
+
+    def encode_shrunk(self, images: Sequence[Pixels]) -> Float32[Tensor, "image patch vision"]:
+        """Return what `encode` gives, of images from `shrink`."""
+        made = [
+            encoder.encode_shrunk(np.stack(pixels), len(images)).patches.half()
+            for encoder, pixels in zip(self._encoders, zip(*images, strict=True), strict=True)
+        ]
         return (made[0] if len(made) == 1 else join(made, self._patches)).float().to(self._device)
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import gradio as gr
 
-from flows.chat.settings import most_tokens
 from flows.chat.talk import Talk
 
 NONE = ("no other", "")
@@ -14,7 +13,7 @@ NONE = ("no other", "")
 def setting_inputs(talk: Talk) -> list[Any]:
     """Return temperature, longest answer, beams and seed, not yet on the page."""
     card, limits = talk.card, talk.limits
-    longest = most_tokens(talk.models.get(), limits)
+    longest = talk.models.get().most_tokens(limits.answer_tokens)
     return [
         gr.Slider(
             0,
@@ -88,6 +87,8 @@ def own_settings(talk: Talk, model: str) -> Sequence[Any]:
     assistant = talk.models.get(model)
     card = assistant.card
     return (
-        gr.Slider(maximum=most_tokens(assistant, talk.limits), value=card["max_new_tokens"]),
+        gr.Slider(
+            maximum=assistant.most_tokens(talk.limits.answer_tokens), value=card["max_new_tokens"]
+        ),
         gr.Slider(maximum=max(talk.limits.beams, card["beams"]), value=card["beams"]),
     )

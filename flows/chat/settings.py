@@ -52,18 +52,13 @@ def settings_for(
         ChatError: One is not a number, or outside its limits.
     """
     card = assistant.card
-    longest, widest = most_tokens(assistant, limits), max(limits.beams, card["beams"])
+    longest, widest = assistant.most_tokens(limits.answer_tokens), max(limits.beams, card["beams"])
     return AnswerSettings(
         temperature=_number("temperature", temperature, 0, 0, limits.temperature),
         tokens=_whole("longest answer in tokens", tokens, card["max_new_tokens"], 1, longest),
         beams=_whole("number of beams", beams, card["beams"], 1, widest),
         seed=_whole("seed", seed, secrets.randbelow(SEEDS), 0, SEEDS - 1),
     )
-
-
-def most_tokens(assistant: Assistant, limits: Limits) -> int:
-    """Return the longest answer that a model may be asked for, in tokens."""
-    return max(assistant.card["max_new_tokens"], min(limits.answer_tokens, assistant.most_tokens))
 
 
 def _number(what: str, value: Any, own: float, least: float, most: float) -> float:

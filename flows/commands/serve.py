@@ -42,4 +42,4 @@ def serve_assistant(
     refuse_taken(host, port, "choose another port with --port; 0 takes a free one")
     with waiting("loading the assistant"):
         assistant = open_assistant(settings, bundle)
-    serve(assistant, host, port, key, hosts)
+    serve(assistant, host, port, key, hosts, threads=settings.threads)

@@ -5,7 +5,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,10 +14,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.concurrency import run_in_threadpool
 
 from flows.serve.answer import Piece
-from flows.serve.completions import Prepared, Service, usage
+from flows.serve.completions import Delivery, Prepared, Service, usage
 from flows.serve.errors import RequestError
+from flows.serve.file_routes import file_routes
 from flows.serve.messages import ChatBody
 
+Pieces = AsyncGenerator[list[Piece]]
 _LOOK_SECONDS = 0.5  # how often it is looked whether a client is still there
 
 
@@ -33,6 +35,7 @@ def build_app(service: Service) -> FastAPI:
     name = str(service.assistant.card["name"])
 
     _add_refusals(app, service)
+    app.include_router(file_routes(service))
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -52,15 +55,7 @@ def build_app(service: Service) -> FastAPI:
         if body.model and body.model != name:
             told = f"there is no model '{body.model}', only '{name}'"
             raise RequestError(told, 404, param="model", code="model_not_found")
-        prepared = await run_in_threadpool(service.prepare, body)
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
-        pieces = service.pieces(body, prepared)
-        if not body.stream:
-            return await _whole(service, request, head, prepared, pieces)
-        first = await anext(pieces)  # a refusal has its own status only before anything is sent
-        service.metrics.requests.labels("200").inc()
-        events = _events(head, prepared, first, pieces, with_usage=body.with_usage)
-        return StreamingResponse(events, media_type="text/event-stream")
+        return await _complete(service, body, request)
 
     return app
 
@@ -81,66 +76,80 @@ def _add_refusals(app: FastAPI, service: Service) -> None:
         return await refused(request, RequestError(f"{field}: {first['msg']}", param=field))
 
 
-async def _whole(
-    service: Service,
-    request: Request,
-    head: Mapping[str, Any],
-    prepared: Prepared,
-    pieces: AsyncGenerator[Piece],
-) -> Response:
-    """Return an answer at once; a client that has left frees its place before the end."""
-    texts, last = [], Piece("", 0)
-    async with aclosing(pieces):
-        coming = asyncio.ensure_future(anext(pieces, None))
-        while True:
-            done, _ = await asyncio.wait({coming}, timeout=_LOOK_SECONDS)
-            if not done:
-                if await request.is_disconnected():
-                    coming.cancel()
-                    await asyncio.wait({coming})
-                    return Response(status_code=499)
-                continue
-            piece = coming.result()
-            if piece is None:
-                break
-            texts.append(piece.text)
-            last = piece
-            coming = asyncio.ensure_future(anext(pieces, None))
+async def _complete(service: Service, body: ChatBody, request: Request) -> Response:
+    """Answer a request, streamed or at once."""
+    name = str(service.assistant.card["name"])
+    delivery = Delivery(service.metrics, whole=not body.stream)
+    prepared = await run_in_threadpool(service.begin, body, delivery)
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+    pieces = delivery.pieces()
+    try:
+        # A refusal has its own status only before anything is sent.
+        first = await _first(request, pieces)
+    except BaseException:
+        prepared.answer.leave()
+        raise
+    if first is None:
+        prepared.answer.leave()
+        return Response(status_code=499)
     service.metrics.requests.labels("200").inc()
-    message = {"role": "assistant", "content": "".join(texts)}
-    choice = {"index": 0, "message": message, "finish_reason": last.reason, "logprobs": None}
+    if not body.stream:
+        return _whole(head, prepared, first[-1])
+    events = _events(head, prepared, first, pieces, with_usage=body.with_usage)
+    return StreamingResponse(events, media_type="text/event-stream")
+
+
+async def _first(request: Request, pieces: Pieces) -> list[Piece] | None:
+    """Return the first pieces of an answer, None where the client has left before."""
+    coming = asyncio.ensure_future(anext(pieces))
+    try:
+        while not (await asyncio.wait({coming}, timeout=_LOOK_SECONDS))[0]:
+            if await request.is_disconnected():
+                return None
+        return coming.result()
+    finally:
+        coming.cancel()
+
+
+def _whole(head: Mapping[str, Any], prepared: Prepared, piece: Piece) -> Response:
+    """Return an answer at once."""
+    message = {"role": "assistant", "content": piece.text}
+    choice = {"index": 0, "message": message, "finish_reason": piece.reason, "logprobs": None}
     told = {**head, "object": "chat.completion", "choices": [choice]}
-    return JSONResponse({**told, "usage": usage(prepared, last.tokens)})
+    return JSONResponse({**told, "usage": usage(prepared, piece.tokens)})
 
 
 async def _events(
     head: Mapping[str, Any],
     prepared: Prepared,
-    first: Piece,
-    pieces: AsyncGenerator[Piece],
+    first: list[Piece],
+    pieces: Pieces,
     *,
     with_usage: bool,
 ) -> AsyncGenerator[str]:
-    """Yield an answer as server-sent events."""
+    """Yield an answer as server-sent events, those that are there together in one text.
+
+    A client that leaves closes the generator, which frees its place.
+    """
 
     def event(delta: Mapping[str, str], reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
         told = {**head, "object": "chat.completion.chunk", "choices": [choice], **more}
         return f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
 
-    async with aclosing(pieces):
-        yield event({"role": "assistant", "content": ""})
-        piece: Piece | None = first
-        try:
-            while piece is not None:
-                if piece.text:
-                    yield event({"content": piece.text})
-                if piece.reason:
-                    yield event({}, piece.reason)
-                    if with_usage:
-                        yield event({}, choices=[], usage=usage(prepared, piece.tokens))
-                piece = await anext(pieces, None)
-        except RequestError as error:
-            yield f"data: {json.dumps(error.body())}\n\n"
-            return
-        yield "data: [DONE]\n\n"
+    def events(piece: Piece) -> str:
+        text = event({"content": piece.text}) if piece.text else ""
+        if not piece.reason:
+            return text
+        counts = event({}, choices=[], usage=usage(prepared, piece.tokens)) if with_usage else ""
+        return f"{text}{event({}, piece.reason)}{counts}data: [DONE]\n\n"
+
+    begin = event({"role": "assistant", "content": ""})
+    try:
+        yield begin + "".join(map(events, first))
+        async for found in pieces:
+            yield "".join(map(events, found))
+    except RequestError as error:
+        yield f"data: {json.dumps(error.body())}\n\n"
+    finally:
+        prepared.answer.leave()

@@ -5,13 +5,13 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
-
 from flows.serve.answer import Answer, Piece
-from flows.serve.engine import Engine, FullError
+from flows.serve.engine import Engine, FullError, Waiting
 from flows.serve.errors import RequestError
+from flows.serve.files import PREFIX, Files
 from flows.serve.images import read_image
 from flows.serve.limits import ServeLimits
 from flows.serve.messages import ChatBody, asked_by
@@ -24,21 +24,62 @@ from model.generation_configs import GenerationConfig, GreedyConfig, TopPConfig
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that can be written.
+    """A request that is being written.
 
     Attributes:
-        patches: Its images [image, patch, vision].
-        prompt: Token ids after the first image.
-        images: How many images there are.
-        longest: Tokens after which the answer is cut.
+        answer: Gets its tokens.
         prompt_tokens: Positions that were read before the answer.
     """
 
-    patches: torch.Tensor
-    prompt: list[int]
-    images: int
-    longest: int
+    answer: Answer
     prompt_tokens: int
+
+
+class Delivery:
+    """Carries an answer from the thread that writes to the event loop in which it was made.
+
+    Args:
+        metrics: Counts.
+        whole: Whether it is delivered at once when it has ended, rather than piece by piece.
+    """
+
+    def __init__(self, metrics: Metrics, *, whole: bool) -> None:
+        self._metrics, self._whole = metrics, whole
+        self._loop, self._begun = asyncio.get_running_loop(), time.monotonic()
+        self._arrived: asyncio.Queue[Piece] = asyncio.Queue()
+        self._text, self._first = "", True
+
+    def send(self, piece: Piece) -> None:
+        """Take a piece, in the thread that writes."""
+        if self._first and not piece.error:
+            self._first = False
+            self._metrics.first_token.observe(time.monotonic() - self._begun)
+        self._text += piece.text
+        if self._whole:
+            if not piece.reason:
+                return
+            piece = piece._replace(text=self._text)
+        self._loop.call_soon_threadsafe(self._arrived.put_nowait, piece)
+
+    async def pieces(self) -> AsyncGenerator[list[Piece]]:
+        """Yield pieces in their order, all that have come at a time.
+
+        Raises:
+            RequestError: The answer cannot be written.
+        """
+        while True:
+            found = [await self._arrived.get()]
+            while not self._arrived.empty():
+                found.append(self._arrived.get_nowait())
+            last = found[-1]
+            if last.error:
+                raise RequestError(last.error, 500)
+            if last.reason:
+                self._metrics.tokens.inc(last.tokens)
+                self._metrics.whole.observe(time.monotonic() - self._begun)
+            yield found
+            if last.reason:
+                return
 
 
 @dataclass
@@ -51,6 +92,7 @@ class Service:
         metrics: Counts.
         limits: What a request may ask.
         hosts: Hosts from which images may be fetched.
+        files: Uploaded images.
     """
 
     assistant: Assistant
@@ -58,79 +100,51 @@ class Service:
     metrics: Metrics
     limits: ServeLimits
     hosts: Collection[str]
+    files: Files
 
-    def prepare(self, body: ChatBody) -> Prepared:
-        """Read the images and make the prompt; it takes a while, so it is called in a thread.
+    def begin(self, body: ChatBody, delivery: Delivery) -> Prepared:
+        """Read the images, make the prompt and let the answer be written.
+
+        It takes a while, so it is called in a thread.
 
         Raises:
-            RequestError: The request cannot be answered.
+            RequestError: The request cannot be answered, or too many wait.
         """
         asked = asked_by(body.messages, self.limits)
         if len(body.stops) > self.limits.stops:
             raise RequestError(f"at most {self.limits.stops} stops are taken", param="stop")
-        assistant = self.assistant
-        longest = self._longest(body)
+        assistant, longest = self.assistant, self._longest(body)
         try:
             prompt = assistant.prompt(asked.question, asked.history, longest, len(asked.urls))
-            files = [read_image(url, self.hosts, self.limits) for url in asked.urls]
-            patches = assistant.shown(files)
+            images = [self.engine.embeddings.prepare(self._image(url)) for url in asked.urls]
         except ModelError as error:
             raise RequestError(str(error), param="messages") from None
-        read = len(prompt) + assistant.prefix * max(len(asked.urls), 1)
-        return Prepared(patches, prompt, len(asked.urls), longest, read)
+        answer = Answer(assistant.template.decode, longest, body.stops, delivery.send)
+        write = partial(
+            TextRequest,
+            prompt=prompt,
+            max_new_tokens=longest,
+            decoding=decoding_of(body),
+            take=answer.take,
+            has_image=bool(images),
+        )
+        try:
+            self.engine.submit(Waiting(images, write, answer))
+        except FullError:
+            raise RequestError("too many requests wait, try again later", 429) from None
+        return Prepared(answer, len(prompt) + assistant.prefix * max(len(images), 1))
+
+    def _image(self, url: str) -> bytes:
+        if url.startswith(PREFIX):
+            return self.files.get(url).data
+        return read_image(url, self.hosts, self.limits)
 
     def _longest(self, body: ChatBody) -> int:
         asked = body.max_completion_tokens or body.max_tokens
-        most = max(
-            min(self.limits.answer_tokens, self.assistant.most_tokens),
-            self.assistant.card["max_new_tokens"],
-        )
+        most = self.assistant.most_tokens(self.limits.answer_tokens)
         if asked is not None and asked > most:
             raise RequestError(f"this assistant writes {most} tokens at most", param="max_tokens")
         return asked or self.assistant.card["max_new_tokens"]
-
-    async def pieces(self, body: ChatBody, prepared: Prepared) -> AsyncGenerator[Piece]:
-        """Yield the answer; a caller that stops listening frees its place.
-
-        Raises:
-            RequestError: Too many requests wait, or the answer cannot be written.
-        """
-        loop, begun = asyncio.get_running_loop(), time.monotonic()
-        arrived: asyncio.Queue[Piece] = asyncio.Queue()
-
-        def send(piece: Piece) -> None:
-            loop.call_soon_threadsafe(arrived.put_nowait, piece)
-
-        decode, longest = self.assistant.template.decode, prepared.longest
-        answer = Answer(decode, longest, body.stops, send)
-        request = TextRequest(
-            prepared.patches,
-            prepared.prompt,
-            longest,
-            decoding_of(body),
-            answer.take,
-            has_image=prepared.images > 0,
-        )
-        try:
-            self.engine.submit(request, answer)
-        except FullError:
-            raise RequestError("too many requests wait, try again later", 429) from None
-        first = True
-        try:
-            while True:
-                piece = await arrived.get()
-                if piece.error:
-                    raise RequestError(piece.error, 500)
-                if first:
-                    self.metrics.first_token.observe(time.monotonic() - begun)
-                    first = False
-                yield piece
-                if piece.reason:
-                    self.metrics.tokens.inc(piece.tokens)
-                    self.metrics.whole.observe(time.monotonic() - begun)
-                    return
-        finally:
-            answer.leave()
 
 
 def decoding_of(body: ChatBody) -> GenerationConfig:

@@ -18,7 +18,11 @@ class ServeLimits:
         messages: Messages of a request, at most.
         characters: Characters of all texts of a request.
         answer_tokens: Longest answer that may be asked for; a model may have room for less.
+        kept_bytes: Embeddings of images that are kept for later questions about them.
         stops: Texts that end an answer, at most.
+        files: Uploaded images that are kept, at most.
+        files_bytes: All of them together.
+        file_seconds: How long each is kept.
         fetch_seconds: How long an image at another address may take.
     """
 
@@ -30,5 +34,9 @@ class ServeLimits:
     messages: int = 64
     characters: int = 20_000
     answer_tokens: int = 512
+    kept_bytes: int = 256 * MEGABYTE
     stops: int = 4
+    files: int = 1000
+    files_bytes: int = 256 * MEGABYTE
+    file_seconds: int = 3600
     fetch_seconds: float = 10.0

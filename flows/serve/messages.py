@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.serve.errors import RequestError
+from flows.serve.files import PREFIX
 from flows.serve.limits import ServeLimits
 from model.prompt import MARKER
 
@@ -21,12 +22,19 @@ class ImageUrl(BaseModel):
     url: str
 
 
+class UploadedFile(BaseModel):
+    """An image that was uploaded before."""
+
+    file_id: str = ""
+
+
 class ContentPart(BaseModel):
     """A part of a message: text or an image."""
 
-    type: Literal["text", "image_url"]
+    type: Literal["text", "image_url", "file"]
     text: str = ""
     image_url: ImageUrl | str | None = None
+    file: UploadedFile | None = None
 
 
 class Message(BaseModel):
@@ -73,7 +81,7 @@ class Asked(NamedTuple):
     Attributes:
         question: The newest question.
         history: Earlier questions about the same images, with their answers.
-        urls: The images, in order.
+        urls: The images, in order; an uploaded one by its id.
     """
 
     question: str
@@ -117,7 +125,7 @@ def _read(message: Message) -> tuple[str, list[str]]:
     """Return a message's text, with a marker for each of several images, and its images."""
     if isinstance(message.content, str) or message.content is None:
         return message.content or "", []
-    urls = [_url(part) for part in message.content if part.type == "image_url"]
+    urls = [_url(part) for part in message.content if part.type != "text"]
     if urls and message.role != "user":
         raise RequestError(f"a message of {message.role} cannot have images", param="messages")
     pieces = []
@@ -130,6 +138,10 @@ def _read(message: Message) -> tuple[str, list[str]]:
 
 
 def _url(part: ContentPart) -> str:
+    if part.type == "file":
+        if part.file is None or not part.file.file_id.startswith(PREFIX):
+            raise RequestError("a part of type file needs the file_id of an upload", param="file")
+        return part.file.file_id
     if part.image_url is None:
         raise RequestError("a part of type image_url has no image_url", param="messages")
     return part.image_url if isinstance(part.image_url, str) else part.image_url.url

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
@@ -19,7 +19,10 @@ class Metrics:
         self._registry = CollectorRegistry()
         registry = self._registry
         self.requests = Counter(
-            "phivision_requests", "Chat completions by status.", ["status"], registry=registry
+            "phivision_requests",
+            "Chat completions, and refused requests, by status.",
+            ["status"],
+            registry=registry,
         )
         self.tokens = Counter("phivision_tokens", "Tokens written.", registry=registry)
         self.first_token = Histogram(

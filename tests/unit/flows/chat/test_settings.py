@@ -10,7 +10,7 @@ from flows.chat.errors import ChatError
 from flows.chat.history import Subject
 from flows.chat.limits import Limits
 from flows.chat.models import only
-from flows.chat.settings import most_tokens, settings_for
+from flows.chat.settings import settings_for
 from flows.chat.talk import Talk
 from model.assistant import Assistant
 from model.generation_configs import BeamConfig, GreedyConfig, TopPConfig
@@ -93,8 +93,8 @@ def test_an_answer_leaves_room_for_the_question_and_the_cards_own_length_is_alwa
 ) -> None:
     assistant = talk.models.get()
     behind = assistant.room + assistant.card["max_new_tokens"]
-    assert most_tokens(assistant, Limits(answer_tokens=10**6)) == behind // 2
-    assert most_tokens(assistant, Limits(answer_tokens=1)) == assistant.card["max_new_tokens"]
+    assert assistant.most_tokens(10**6) == behind // 2
+    assert assistant.most_tokens(1) == assistant.card["max_new_tokens"]
     longest = Talk(talk.models, talk.folder, Limits(answer_tokens=10**6))
     assert answer(longest, tokens=behind // 2)
     words = "why " * (behind // 2 + 10)

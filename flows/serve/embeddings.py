@@ -1,0 +1,81 @@
+"""Patch embeddings of images: those of several requests together, those that are known not again.
+
+A conversation sends its images anew with each question, so their embeddings are kept by digest.
+"""
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from cachetools import LRUCache
+
+from model.assistant import Assistant
+from model.joined_encoders import Pixels
+
+
+class Shown(NamedTuple):
+    """An image that is ready to be embedded, or has been.
+
+    Attributes:
+        digest: SHA-256 of the file.
+        pixels: What the encoder takes; None where the patches are known.
+        patches: Its patch embeddings [patch, vision].
+    """
+
+    digest: bytes
+    pixels: Pixels | None
+    patches: torch.Tensor | None = None
+
+
+class Embeddings:
+    """Embeds images and keeps what was used last.
+
+    Args:
+        assistant: Whose encoders are used.
+        kept_bytes: Embeddings that are kept, at most.
+    """
+
+    def __init__(self, assistant: Assistant, kept_bytes: int) -> None:
+        self._assistant = assistant
+        self._kept: LRUCache[bytes, torch.Tensor] = LRUCache(kept_bytes, lambda kept: kept.nbytes)
+        self._lock = threading.Lock()
+
+    def prepare(self, data: bytes) -> Shown:
+        """Return an image file, decoded unless its embeddings are known; safe for several threads.
+
+        Raises:
+            BadImageError: The image cannot be used.
+        """
+        digest = hashlib.sha256(data).digest()
+        with self._lock:
+            patches = self._kept.get(digest)
+        return Shown(digest, self._assistant.pixels(data) if patches is None else None, patches)
+
+    def of(self, requests: Sequence[Sequence[Shown]]) -> list[torch.Tensor]:
+        """Return for each request the embeddings of its images [image, patch, vision].
+
+        All that are not known are embedded in one forward pass. A request without images has the
+        zeros of one.
+        """
+        made: dict[bytes, torch.Tensor] = {}
+        new: dict[bytes, Pixels] = {}
+        for image in (image for images in requests for image in images):
+            if image.patches is not None:
+                made[image.digest] = image.patches
+            elif image.pixels is not None:
+                new[image.digest] = image.pixels
+        if new:
+            encoded = self._assistant.encoders.encode_shrunk(list(new.values()))
+            for digest, patches in zip(new, encoded, strict=True):
+                made[digest] = patches.clone()  # a slice would keep all of them in memory
+                self._keep(digest, made[digest])
+        return [
+            self._assistant.shown([made[each.digest] for each in images]) for images in requests
+        ]
+
+    def _keep(self, digest: bytes, patches: torch.Tensor) -> None:
+        with self._lock:
+            if patches.nbytes <= self._kept.maxsize:
+                self._kept[digest] = patches

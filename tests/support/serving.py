@@ -1,0 +1,59 @@
+"""`phivision serve` in a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Server(NamedTuple):
+    """A running server.
+
+    Attributes:
+        address: Where it answers, `/v1` included.
+        pid: Its process.
+    """
+
+    address: str
+    pid: int
+
+    @property
+    def place(self) -> str:
+        """Host and port."""
+        return self.address.removeprefix("http://").removesuffix("/v1")
+
+    def figures(self) -> dict[str, float]:
+        """Return its metrics by name and labels."""
+        text = httpx.get(self.address.replace("/v1", "/metrics")).text
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in lines}
+
+
+@contextmanager
+def running(bundle: Path, *options: str, key: str = "") -> Iterator[Server]:
+    """Serve a bundle until the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "serve", "--bundle", str(bundle), "--port=0", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PHIVISION_API_KEY": key},
+    )
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found is not None
+        yield Server(found[0], process.pid)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        if process.stdout is not None:
+            process.stdout.close()

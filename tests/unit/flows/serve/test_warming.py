@@ -1,0 +1,31 @@
+"""Before the first request: as many threads as given, else what is quicker; fast collections."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from flows.serve.warming import warm
+from model.assistant import Assistant
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    gc.unfreeze()
+
+
+def test_given_threads_are_taken(assistant: Assistant) -> None:
+    for number in (2, 1):
+        warm(assistant, number)
+        assert torch.get_num_threads() == number
+
+
+def test_one_thread_or_all_are_chosen(assistant: Assistant) -> None:
+    torch.set_num_threads(3)
+    warm(assistant, None)
+    assert torch.get_num_threads() in (1, 3)
+    assert gc.get_freeze_count() > 10_000
