@@ -97,7 +97,7 @@ def plan(
     hardware: str | None = None,
     peak: float | None = None,
     mfu: float = 0.4,
-    export: Literal["llava"] | None = None,
+    export: Literal["llava", "gguf"] | None = None,
     format: Literal["table", "json", "mermaid"] = "table",  # noqa: A002 - the option's name
 ) -> None:
     """Say which stages would run, and why; nothing runs.
@@ -117,9 +117,9 @@ def plan(
         print_hardware(_recipe(preset, set_, recipe, data, start), hardware, peak, mfu, style)
         return
     if export is not None:
-        from pipeline.publishing.llava_obstacles import plan_line
+        from pipeline.publishing.export_obstacles import plan_line
 
-        print(plan_line(_recipe(preset, set_, recipe, data, start)))
+        print(plan_line(_recipe(preset, set_, recipe, data, start), export))
         return
     from pipeline.engine.plan import plan as make_plan
 

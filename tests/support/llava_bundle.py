@@ -1,4 +1,4 @@
-"""Bundles of random weights that transformers' LLaVA class can hold."""
+"""Bundles of random weights that transformers' LLaVA class or llama.cpp can hold."""
 
 import io
 import json
@@ -18,6 +18,8 @@ from transformers import (
     MistralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -39,6 +41,7 @@ Make = Callable[..., PreTrainedModel]
 FAMILIES: dict[str, tuple[Make, type]] = {
     "llama": (LlamaForCausalLM, LlamaConfig),
     "mistral": (MistralForCausalLM, MistralConfig),
+    "phi": (PhiForCausalLM, PhiConfig),
     "phi3": (Phi3ForCausalLM, Phi3Config),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config),
