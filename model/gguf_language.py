@@ -155,7 +155,8 @@ def interleaved(tensor: Tensor, heads: int) -> Tensor:
 
 def _rotation_factors(language_model: PreTrainedModel) -> Tensor:
     """Return by what Llama 3 divides each frequency of rotation."""
-    scaled: Tensor = language_model.base_model.rotary_emb.inv_freq.float()
+    body: Any = language_model.base_model
+    scaled: Tensor = body.rotary_emb.inv_freq.float()
     theta = language_model.config.rope_parameters["rope_theta"]
     plain = theta ** -(np.arange(len(scaled)) / len(scaled))
     return torch.from_numpy(plain).float() / scaled

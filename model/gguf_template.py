@@ -6,6 +6,7 @@ the text of a message; both templates move these marks to the front.
 """
 
 import json
+import re
 
 from model.gguf_tokenizer import SEPARATOR
 from model.prompt import PromptTemplate
@@ -90,8 +91,9 @@ def jinja_template(template: PromptTemplate) -> str:
 
 def go_template(template: PromptTemplate) -> str:
     """Return the template for ollama, in Go's language; pieces are Go's string literals."""
-    written = _GO
-    for name, text in _pieces(template).items():
-        literal = json.dumps(text, ensure_ascii=False) if text else '""'
-        written = written.replace(name, f"{{{{ {literal} }}}}")
-    return written
+    pieces = _pieces(template)
+
+    def literal(name: re.Match[str]) -> str:
+        return f"{{{{ {json.dumps(pieces[name[0]], ensure_ascii=False)} }}}}"
+
+    return re.sub("|".join(pieces), literal, _GO)

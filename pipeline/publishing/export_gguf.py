@@ -48,6 +48,11 @@ as_trained = Compose([resize, CenterCrop({{ side }})])
 photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
 as_trained(photo).save("photo.png")
 ```
+
+llama.cpp puts CLIP's class token behind the patches and not in front of them, which moves every
+patch by one position: [issue 25814](https://github.com/ggml-org/llama.cpp/issues/25814), present
+in llama-cpp-python 0.3.36. Until your llama.cpp has the one line of its pull request 25844, it
+answers about a shifted image, and the scores above do not apply.
 {% if beams > 1 %}
 
 llama.cpp has no beam search, and the scores above were measured with {{ beams }} beams.

@@ -11,6 +11,18 @@ from tests.support.llava_bundle import publish_bundle
 
 KINDS: dict[str, dict[str, Any]] = {
     "llama, tied": {"family": "llama", "tied": True},
+    "llama 3's rotation": {
+        "family": "llama",
+        "tied": True,
+        "rotation": {
+            "rope_type": "llama3",
+            "rope_theta": 10_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
     "qwen2, untied": {
         "family": "qwen2",
         "tied": False,

@@ -69,7 +69,8 @@ def test_all_weights_are_in_the_file_of_the_language_model(tmp_path: Path, kind:
     stored = {tensor.name: tensor.data for tensor in reader.tensors}
     assert all(tensor.tensor_type.name == "F32" for tensor in reader.tensors)
     tied = original.config.tie_word_embeddings
-    assert len(stored) == len(original.state_dict()) - tied
+    assert len(stored) == len(original.state_dict()) - tied + ("rope_freqs.weight" in stored)
+    assert ("rope_freqs.weight" in stored) == ("rotation" in KINDS[kind])
     layer = original.base_model.layers[1].mlp
     down = layer.fc2 if KINDS[kind]["family"] == "phi" else layer.down_proj
     assert np.array_equal(stored["blk.1.ffn_down.weight"], down.weight.detach().numpy())
@@ -181,6 +182,7 @@ def test_the_card_and_the_modelfile_say_how_to_use_the_files(tmp_path: Path) -> 
     card = ModelCard.load(exported / "README.md")
     assert "llama-mtmd-cli -m model.gguf --mmproj mmproj.gguf" in card.text
     assert "Resize(56, InterpolationMode.BICUBIC)" in card.text
+    assert "issue 25814" in card.text
     modelfile = (exported / "Modelfile").read_text()
     assert modelfile.startswith("FROM ./model.gguf\nFROM ./mmproj.gguf\nTEMPLATE")
     assert "PARAMETER num_predict 12" in modelfile
