@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import jinja2
 import numpy as np
 import pytest
 import torch
@@ -15,10 +14,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from model.asked import asked_ids
 from model.assistant import Assistant
 from model.errors import ModelError
-from model.gguf_template import jinja_template
+from model.gguf_template import go_template, jinja_template
 from model.gguf_tokenizer import SEPARATOR, split_name
 from model.llava import vision_weights
 from model.projectors import LinearConfig
@@ -135,44 +133,6 @@ def test_the_vision_file_holds_the_tower_and_the_projector(
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def _rendered(template: Any, said: list[tuple[str, Any]]) -> str:
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    messages = [{"role": role, "content": content} for role, content in said]
-    return environment.from_string(jinja_template(template)).render(messages=messages)
-
-
-@pytest.mark.parametrize("mark", ["<__media__>", "<__media_Ab09xY__>"])
-def test_the_chat_template_writes_the_ids_of_training(tmp_path: Path, mark: str) -> None:
-    bundle = write_llava_bundle(
-        tmp_path / "bundle", opening="<|endoftext|>You see.\n", between="\n"
-    )
-    template = Assistant(bundle).template
-    tokenizer = Tokenizer.from_file(str(bundle / "lm" / "tokenizer.json"))
-    tokenizer.add_special_tokens([mark, SEPARATOR])
-    history = [("What is\n this?", "A dog."), ("How many?", "2 of\n them")]
-    for turns in range(3):
-        for placed in (f"{mark}%s", f"%s{mark}", [{"text": mark}, {"text": "%s"}]):
-            asked = [*history[:turns], ("Which  colour?", "")]
-            said: list[tuple[str, Any]] = [("system", "You are helpful.")]
-            for number, (question, answer) in enumerate(asked):
-                content: Any = question
-                if number == 0:
-                    content = json.loads(
-                        json.dumps(placed).replace("%s", json.dumps(question)[1:-1])
-                    )
-                said.append(("user", content))
-                said += [("assistant", answer)] if answer else []
-            found = tokenizer.encode(_rendered(template, said), add_special_tokens=False).ids
-            ours = asked_ids(template, asked[-1][0], asked[:-1], 1, 1000)
-            assert found == [tokenizer.token_to_id(mark), tokenizer.token_to_id(SEPARATOR), *ours]
-    alone = _rendered(template, [("user", "Which  colour?")])
-    ids = tokenizer.encode(alone, add_special_tokens=False).ids
-    assert ids == [
-        tokenizer.token_to_id(SEPARATOR),
-        *asked_ids(template, "Which  colour?", (), 1, 1000),
-    ]
-
-
 def test_the_card_and_the_modelfile_say_how_to_use_the_files(tmp_path: Path) -> None:
     exported = export_gguf(tmp_path, write_llava_bundle(tmp_path / "bundle"))
     names = {path.name for path in exported.iterdir()}
@@ -186,6 +146,10 @@ def test_the_card_and_the_modelfile_say_how_to_use_the_files(tmp_path: Path) -> 
     modelfile = (exported / "Modelfile").read_text()
     assert modelfile.startswith("FROM ./model.gguf\nFROM ./mmproj.gguf\nTEMPLATE")
     assert "PARAMETER num_predict 12" in modelfile
+    template = Assistant(tmp_path / "bundle").template
+    assert f'"""{go_template(template)}"""' in modelfile
+    reader = GGUFReader(exported / "model.gguf")
+    assert _field(reader, "tokenizer.chat_template") == jinja_template(template)
 
 
 def test_a_bfloat16_language_model_keeps_its_matrices(tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def _misplaced(bundle: Path, assistant: Assistant, photo: bytes) -> Tensor:
 
 @pytest.mark.skipif(not LLAMA_CPP, reason="PHIVISION_LLAMA_CPP names no interpreter")
 @pytest.mark.parametrize("kind", KINDS)
-def test_llama_cpp_answers_as_ask_does_or_with_its_misplaced_class_token(tmp_path: Path, kind: str) -> None:
+def test_llama_cpp_answers_as_ask_does_or_with_its_misplaced_class_token(
+    tmp_path: Path, kind: str
+) -> None:
     bundle = write_llava_bundle(tmp_path / "bundle", **KINDS[kind])
     exported, photos = export_gguf(tmp_path, bundle), tmp_path / "photos"
     photos.mkdir()
