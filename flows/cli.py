@@ -94,7 +94,7 @@ def plan(
     hardware: str | None = None,
     peak: float | None = None,
     mfu: float = 0.4,
-    export: Literal["llava"] | None = None,
+    export: Literal["llava", "gguf"] | None = None,
     format: Literal["table", "json", "mermaid"] = "table",  # noqa: A002 - the option's name
 ) -> None:
     """Say which stages would run, why, and how long they will take; nothing runs.
@@ -117,9 +117,9 @@ def plan(
             return
         hours = gpu_hours(chosen, hardware, peak, mfu)
     if export is not None:
-        from pipeline.publishing.llava_obstacles import plan_line
+        from pipeline.publishing.export_obstacles import plan_line
 
-        print(plan_line(chosen))
+        print(plan_line(chosen, export))
         return
     from flows.commands.plan import print_plan
 

@@ -100,13 +100,20 @@ def _image_processor(config: dict[str, Any]) -> CLIPImageProcessor:
     """Return the image processor of an open_clip config."""
     side = config["model_cfg"]["vision_cfg"]["image_size"]
     preprocess = config.get("preprocess_cfg", {})
+    mean, deviation = image_statistics(config)
     return CLIPImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
         resample=_RESAMPLE[preprocess.get("interpolation", "bicubic")],
-        image_mean=list(preprocess.get("mean", _MEAN)),
-        image_std=list(preprocess.get("std", _STD)),
+        image_mean=mean,
+        image_std=deviation,
     )
+
+
+def image_statistics(config: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Return mean and deviation of an open_clip config, of red, green and blue from 0 to 1."""
+    preprocess = config.get("preprocess_cfg", {})
+    return list(preprocess.get("mean", _MEAN)), list(preprocess.get("std", _STD))
 
 
 def _chat_template(template: PromptTemplate, eos: str) -> str:

@@ -161,7 +161,7 @@ def export(
     /,
     *,
     store: Store = None,
-    format: Literal["bundle", "llava"] = "bundle",  # noqa: A002 - the option's name
+    format: Literal["bundle", "llava", "gguf"] = "bundle",  # noqa: A002 - the option's name
     lora: Literal["merged", "beside"] = "merged",
     images: Count = 0,
     public: bool = False,
@@ -170,7 +170,8 @@ def export(
 
     Args:
         target: A new folder, or hf://owner/name, which is uploaded with the token in HF_TOKEN.
-        format: phivision's own layout, or a LLaVA that transformers loads without phivision.
+        format: phivision's own layout, a LLaVA that transformers loads without phivision, or GGUF
+            files for llama.cpp and ollama.
         lora: Adapters merged into the language model, or beside it in peft's format.
         images: Test images to add as examples; mind their licence.
         public: Let everybody see a new hf:// repository; otherwise it is private.

@@ -12,13 +12,14 @@ from pipeline.errors import PipelineError
 from pipeline.hub.checksums import write_sums
 from pipeline.hub.uploads import send_folder
 from pipeline.publishing.export import Adapters, new_folder, trace, write_repository
+from pipeline.publishing.export_gguf import write_gguf
 from pipeline.publishing.export_llava import write_llava
 from pipeline.publishing.gate import published_manifest
 from pipeline.settings import Settings
 from storage.store.published import published, read_history
 
 HUB = "hf://"
-Format = Literal["bundle", "llava"]
+Format = Literal["bundle", "llava", "gguf"]
 TOKEN = "HF_TOKEN"  # noqa: S105 - the variable's name
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -40,15 +41,17 @@ def export_to(
         adapters: LoRA merged, or beside the language model.
         images: Test images to add as examples.
         public: Whether a new repository on the hub is open to everybody.
-        style: phivision's own layout, or transformers' LLaVA.
+        style: phivision's own layout, transformers' LLaVA, or GGUF for llama.cpp and ollama.
 
     Raises:
-        PipelineError: Nothing is published, LLaVA cannot hold it, the folder is not empty, or the
-            upload is refused.
+        PipelineError: Nothing is published, the format cannot hold it, the folder is not empty, or
+            the upload is refused.
     """
-    if style == "llava" and adapters == "beside":
+    if style != "bundle" and adapters == "beside":
+        what = "a LLaVA has" if style == "llava" else "GGUF files have"
         raise PipelineError(
-            "a LLaVA has no adapters beside it", "export with --lora merged, or --format bundle"
+            f"{what} no adapters beside the language model",
+            "export with --lora merged, or --format bundle",
         )
     if target.startswith(HUB):
         name, token = hub_name(target), hub_token()
@@ -76,6 +79,8 @@ def _write(
     with waiting("writing the repository"), new_folder(target) as folder:
         if style == "llava":
             write_llava(lineage, folder, name)
+        elif style == "gguf":
+            write_gguf(lineage, folder)
         else:
             write_repository(lineage, folder, adapters, name)
         if images > 0:

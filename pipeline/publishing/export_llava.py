@@ -1,22 +1,16 @@
 """The published assistant as a LLaVA of transformers: a folder that needs no code of phivision."""
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from model.errors import ModelError
-from pipeline.errors import PipelineError
 from pipeline.publishing.export import Lineage
-from pipeline.publishing.export_card import export_card
+from pipeline.publishing.export_converted import write_converted
 from pipeline.publishing.export_loading import UNKNOWN, pinned
-from pipeline.publishing.llava_obstacles import obstacles_of_bundle
 from pipeline.publishing.templates import TEMPLATES
-from storage.clones import clone_folder
-from storage.store.artifacts import Artifact
 
-_PLAIN = "or export without --format llava"
 _TEXT = """\
 ## Load it
 
@@ -94,32 +88,10 @@ def write_llava(lineage: Lineage, folder: Path, name: str | None = None) -> None
         PipelineError: LLaVA's class cannot hold the model, or its tokenizer does not fit.
         StorageError: An artifact is damaged or cannot be read.
     """
-    published = lineage.store.artifact(lineage.manifests["publish"])
-    obstacles = obstacles_of_bundle(published, lineage.recipe)
-    if obstacles:
-        raise PipelineError(
-            "transformers' LLaVA cannot hold this assistant",
-            f"{'; '.join(obstacles)}; train again with that, {_PLAIN}",
-        )
-    with tempfile.TemporaryDirectory(prefix=".llava-", dir=folder.parent) as work:
-        bundle = Path(work)
-        _copy_bundle(published, bundle)
-        loading = _convert(bundle, folder, name)
-        readme = (bundle / "README.md").read_text("utf-8")
-    provenance = lineage.provenance()
-    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True))
-    card = export_card(readme, provenance, loading)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_converted(lineage, folder, "llava", partial(_convert, name=name))
 
 
-def _copy_bundle(published: Artifact, bundle: Path) -> None:
-    for part in ("clip", "lm"):
-        clone_folder(published.directory(part), bundle / part)
-    for file in ("bundle.json", "vision_prefix.json", "vision_prefix.safetensors", "README.md"):
-        (bundle / file).write_bytes(Path(published.path(file)).read_bytes())
-
-
-def _convert(bundle: Path, folder: Path, name: str | None) -> LlavaLoading:
+def _convert(bundle: Path, folder: Path, *, name: str | None) -> LlavaLoading:
     """Write model and processor; return how they are loaded."""
     from model.llava import build_llava  # torch and transformers take seconds
     from model.llava_processor import build_processor, check_ids
@@ -127,13 +99,8 @@ def _convert(bundle: Path, folder: Path, name: str | None) -> LlavaLoading:
 
     card = json.loads((bundle / "bundle.json").read_text())
     template = PromptTemplate.load(bundle / "lm", **card["template"])
-    try:
-        processor, tokens = build_processor(bundle, template)
-        check_ids(processor, tokens, template)
-    except ModelError as error:
-        raise PipelineError(
-            str(error), f"choose another backbones.lm_repository, {_PLAIN}"
-        ) from None
+    processor, tokens = build_processor(bundle, template)
+    check_ids(processor, tokens, template)
     build_llava(bundle, card, tokens).save_pretrained(folder)
     processor.save_pretrained(folder)
     clip = json.loads((bundle / "clip" / "open_clip_config.json").read_text())

@@ -1,4 +1,4 @@
-"""Bundles of random weights that transformers' LLaVA class can hold."""
+"""Bundles of random weights that transformers' LLaVA class or llama.cpp can hold."""
 
 import io
 import json
@@ -18,6 +18,8 @@ from transformers import (
     MistralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -39,6 +41,7 @@ Make = Callable[..., PreTrainedModel]
 FAMILIES: dict[str, tuple[Make, type]] = {
     "llama": (LlamaForCausalLM, LlamaConfig),
     "mistral": (MistralForCausalLM, MistralConfig),
+    "phi": (PhiForCausalLM, PhiConfig),
     "phi3": (Phi3ForCausalLM, Phi3Config),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config),
@@ -52,6 +55,7 @@ def write_language_model(
     tied: bool,
     unused: int = 0,
     dtype: torch.dtype = torch.float32,
+    rotation: dict[str, Any] | None = None,
 ) -> int:
     """Write a small model with its tokenizer; return the id that ends a text.
 
@@ -61,6 +65,7 @@ def write_language_model(
         tied: Whether the output layer is the embedding.
         unused: Rows of the embedding without a token.
         dtype: Type of its weights.
+        rotation: How positions are rotated, as transformers' `rope_parameters`.
     """
     tokenizer = train_tokenizer(TEXTS * 3, 300, folder)
     eos = tokenizer.token_to_id("<|endoftext|>")
@@ -81,6 +86,7 @@ def write_language_model(
             eos_token_id=eos,
             pad_token_id=eos,
             tie_word_embeddings=tied,
+            **({} if rotation is None else {"rope_parameters": rotation}),
         )
     )
     made.to(dtype).save_pretrained(folder)
@@ -96,6 +102,7 @@ def write_llava_bundle(
     projector: ProjectorConfig | None = None,
     layer: int = -1,
     dtype: torch.dtype = torch.float32,
+    rotation: dict[str, Any] | None = None,
     **template: Any,
 ) -> Path:
     """Write a bundle and return its folder.
@@ -108,10 +115,13 @@ def write_llava_bundle(
         projector: `mlp2x_gelu` if None.
         layer: The encoder's layer.
         dtype: See `write_language_model`.
+        rotation: See `write_language_model`.
         template: Fields of the prompt template.
     """
     write_clip(folder / "clip")
-    eos = write_language_model(folder / "lm", family, tied=tied, unused=unused, dtype=dtype)
+    eos = write_language_model(
+        folder / "lm", family, tied=tied, unused=unused, dtype=dtype, rotation=rotation
+    )
     write_prefix(folder, folder / "lm", projector or Mlp2xGeluConfig())
     _centre(folder)
     write_card(folder, eos)

@@ -19,7 +19,7 @@ from model.errors import ModelError
 from model.llava_processor import SEPARATOR, build_processor, check_ids, messages
 from model.projectors import LinearConfig
 from pipeline.errors import PipelineError
-from pipeline.publishing.llava_obstacles import obstacles_of_recipe, plan_line
+from pipeline.publishing.export_obstacles import obstacles_of_recipe, plan_line
 from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
 from storage.store.artifacts import ArtifactStore
@@ -257,12 +257,12 @@ def test_phi_is_refused_and_adapters_beside_too(tmp_path: Path) -> None:
 def test_plan_says_before_training_what_to_change() -> None:
     fits = {"pretrain.projector": {"kind": "mlp2x_gelu"}}
     small = preset("small").override(fits)
-    assert obstacles_of_recipe(small) == []
-    assert plan_line(small) == "export --format llava: possible"
+    assert obstacles_of_recipe(small, "llava") == []
+    assert plan_line(small, "llava") == "export --format llava: possible"
     other = small.override({"backbones.lm_repository": "somebody/model"})
-    assert "possible, if the language model is llama" in plan_line(other)
+    assert "possible, if the language model is llama" in plan_line(other, "llava")
     coco = preset("coco").override(fits)
-    (phi,) = obstacles_of_recipe(coco)
+    (phi,) = obstacles_of_recipe(coco, "llava")
     assert "backbones.lm_repository is a Phi" in phi
     timm = small.override(
         {
@@ -270,6 +270,6 @@ def test_plan_says_before_training_what_to_change() -> None:
             "backbones.clip_pretrained": "hf://timm/vit_small_patch14_dinov2.lvd142m",
         }
     )
-    (encoder,) = obstacles_of_recipe(timm)
+    (encoder,) = obstacles_of_recipe(timm, "llava")
     assert "backbones.clip_name is timm/vit_small" in encoder
-    assert "backbones.kind is tiny" in plan_line(preset("demo"))
+    assert "backbones.kind is tiny" in plan_line(preset("demo"), "llava")

@@ -1,10 +1,11 @@
-"""Whether a model can be exported as transformers' LLaVA, before training and at export."""
+"""Whether a model can be exported in a format of others, before training and at export."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from model.encoder_table import SECOND
+from model.gguf_fit import ARCHITECTURES, gguf_language_obstacle
 from model.language_table import line_of
 from model.llava_fit import (
     LANGUAGE_FAMILIES,
@@ -18,41 +19,54 @@ from model.llava_fit import (
 from pipeline.recipe.recipe import Recipe
 from storage.store.artifacts import Artifact
 
+Foreign = Literal["llava", "gguf"]
+# What stands in the way of the same answers, though nothing of an export.
+_NOTES = {
+    "llava": "",
+    "gguf": "; llama.cpp gives the same answers once its issue 25814 is solved: see docs/export.md",
+}
+_FAMILIES = {"llava": LANGUAGE_FAMILIES, "gguf": tuple(ARCHITECTURES)}
 
-def obstacles_of_recipe(recipe: Recipe) -> list[str]:
-    """Return what a recipe's model has that a LLaVA has not: field and value to choose.
+
+def obstacles_of_recipe(recipe: Recipe, style: Foreign) -> list[str]:
+    """Return what a recipe's model has that a format has not: field and value to choose.
 
     A language model that the table does not know is looked at when it is exported.
     """
     found = [projector_obstacle(recipe.pretrain.projector.kind)]
     backbones = recipe.backbones
     if backbones.kind == "tiny":
-        found.append(tiny_obstacle())
+        found.append(tiny_obstacle() if style == "llava" else "")
     else:
         found += [encoder_obstacle(backbones.clip_name), second_obstacle(backbones.second_name)]
         line = line_of(backbones.lm_repository)
-        if line is not None and line.layout != "llama":
-            found.append(language_obstacle(line.layout))
+        if line is not None:
+            found.append(_language(line.layout, style))
     return [each for each in found if each]
 
 
-def plan_line(recipe: Recipe) -> str:
+def _language(family: str, style: Foreign) -> str:
+    return (language_obstacle if style == "llava" else gguf_language_obstacle)(family)
+
+
+def plan_line(recipe: Recipe, style: Foreign) -> str:
     """Return the line of `plan` about the export."""
-    obstacles = obstacles_of_recipe(recipe)
+    obstacles = obstacles_of_recipe(recipe, style)
     if not obstacles:
         backbones = recipe.backbones
         known = backbones.kind == "tiny" or line_of(backbones.lm_repository) is not None
-        families = "" if known else f", if the language model is {', '.join(LANGUAGE_FAMILIES)}"
-        return f"export --format llava: possible{families}"
-    return f"export --format llava: not with this recipe: {'; '.join(obstacles)}"
+        families = "" if known else f", if the language model is {', '.join(_FAMILIES[style])}"
+        return f"export --format {style}: possible{families}{_NOTES[style]}"
+    return f"export --format {style}: not with this recipe: {'; '.join(obstacles)}"
 
 
-def obstacles_of_bundle(published: Artifact, recipe: dict[str, Any]) -> list[str]:
-    """Return what a published model has that a LLaVA has not: field and value to choose.
+def obstacles_of_bundle(published: Artifact, recipe: dict[str, Any], style: Foreign) -> list[str]:
+    """Return what a published model has that a format has not: field and value to choose.
 
     Args:
         published: The artifact of `publish`.
         recipe: The parts of its recipe.
+        style: The format.
     """
 
     def read(name: str) -> dict[str, Any]:
@@ -63,12 +77,12 @@ def obstacles_of_bundle(published: Artifact, recipe: dict[str, Any]) -> list[str
 
     backbones = recipe.get("backbones", {})
     family = read("lm/config.json")["model_type"]
-    trained_here = backbones.get("kind") == "tiny" and family == "phi"
+    trained_here = style == "llava" and backbones.get("kind") == "tiny" and family == "phi"
     joined = any(name.startswith(f"{SECOND}/") for name in published.names)
     found = [
         projector_obstacle(read("vision_prefix.json")["projector"]["kind"]),
         tower_obstacle(read("clip/open_clip_config.json")),
         second_obstacle(backbones.get("second_name", SECOND) if joined else ""),
-        tiny_obstacle() if trained_here else language_obstacle(family),
+        tiny_obstacle() if trained_here else _language(family, style),
     ]
     return [each for each in found if each]

@@ -1,0 +1,137 @@
+"""The tokenizer of a bundle in a GGUF file: byte-level BPE, by llama.cpp's names.
+
+llama.cpp has a fixed list of ways to split text before BPE, each with a name. One that is not
+among those here is refused, because another would silently give other tokens than training had.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+from tokenizers import Tokenizer
+
+from model.errors import ModelError
+
+SEPARATOR = "<image_separator>"
+
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPLITS = {
+    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
+    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": (
+        "llama-bpe"
+    ),
+}
+
+
+class Vocabulary(NamedTuple):
+    """The tokens of a GGUF file.
+
+    Attributes:
+        split: llama.cpp's name of how text is split before BPE.
+        separator: Id of the learned embedding after an image's patches; the tokens below it are
+            the tokenizer's.
+        eos: Id that ends an answer.
+        chat_template: A Jinja text that writes conversations as the bundle was trained on them.
+    """
+
+    split: str
+    separator: int
+    eos: int
+    chat_template: str
+
+
+def read_vocabulary(lm: Path, eos: int, chat_template: str) -> Vocabulary:
+    """Return the vocabulary of a language model's folder.
+
+    Args:
+        lm: The folder.
+        eos: Id that ends an answer.
+        chat_template: See `Vocabulary`.
+
+    Raises:
+        ModelError: The tokenizer is not one that llama.cpp knows, or has a token of the
+            separator's name.
+    """
+    tokenizer = Tokenizer.from_file(str(lm / "tokenizer.json"))
+    if tokenizer.token_to_id(SEPARATOR) is not None:
+        raise ModelError(f"the language model's tokenizer has a token {SEPARATOR} of its own")
+    split = split_name(json.loads((lm / "tokenizer.json").read_text("utf-8")))
+    return Vocabulary(split, 1 + max(tokenizer.get_vocab().values()), eos, chat_template)
+
+
+def split_name(stated: dict[str, Any]) -> str:
+    """Return llama.cpp's name of how a tokenizer splits text.
+
+    Args:
+        stated: The content of its `tokenizer.json`.
+
+    Raises:
+        ModelError: It is none that is known here.
+    """
+    bpe, before = stated["model"], stated.get("pre_tokenizer") or {}
+    # Of these, NFC changes only text that is not composed, which llama.cpp leaves as it is.
+    normalized = (stated.get("normalizer") or {"type": "NFC"})["type"]
+    is_bytes = bpe["type"] == "BPE" and not bpe.get("byte_fallback") and normalized == "NFC"
+    steps = before.get("pretokenizers", [before])
+    name = _split_of(steps) if is_bytes else ""
+    # llama.cpp takes whole words out of the vocabulary with this name, and with no other.
+    if name and bool(bpe.get("ignore_merges")) == (name == "llama-bpe"):
+        return name
+    kinds = [step.get("type", "none") for step in steps]
+    raise ModelError(
+        f"the language model's tokenizer ({bpe['type']}, split by {', '.join(kinds)}) is not one "
+        "of the byte-level BPEs that the export to GGUF knows: GPT-2's, SmolLM's, Qwen2's, "
+        "Llama 3's"
+    )
+
+
+def _split_of(steps: list[dict[str, Any]]) -> str:
+    """Return the name of steps before BPE, "" where it is not known."""
+    *first, last = steps
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return ""
+    by_regex = last.get("use_regex", True)
+    match first:
+        case [] if by_regex:
+            return "gpt-2"
+        case [{"type": "Digits", "individual_digits": True}] if by_regex:
+            return "smollm"
+        case [{"type": "Split", "behavior": "Isolated", "pattern": {"Regex": pattern}}]:
+            plain = not first[0].get("invert") and not by_regex
+            start = f"{_CONTRACTIONS}|"
+            if plain and pattern.startswith(start):
+                return _SPLITS.get(pattern.removeprefix(start), "")
+    return ""
+
+
+def write_vocabulary(writer: gguf.GGUFWriter, lm: Path, vocabulary: Vocabulary, rows: int) -> None:
+    """Add tokens, merges, special tokens and the chat template.
+
+    Args:
+        writer: The file.
+        lm: Folder of the language model.
+        vocabulary: What `read_vocabulary` returned.
+        rows: Rows of the embedding; those without a token are unused.
+    """
+    tokenizer = Tokenizer.from_file(str(lm / "tokenizer.json"))
+    kinds = gguf.TokenType
+    tokens = [(f"[PAD{number}]", kinds.UNUSED) for number in range(rows)]
+    for text, number in tokenizer.get_vocab(with_added_tokens=False).items():
+        tokens[number] = (text, kinds.NORMAL)
+    for number, added in tokenizer.get_added_tokens_decoder().items():
+        tokens[number] = (added.content, kinds.CONTROL if added.special else kinds.USER_DEFINED)
+    tokens[vocabulary.separator] = (SEPARATOR, kinds.CONTROL)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(vocabulary.split)
+    writer.add_token_list([text for text, _ in tokens])
+    writer.add_token_types([kind for _, kind in tokens])
+    # What `ask` never writes either: the separator, and rows without a token.
+    never = [n for n, (_, kind) in enumerate(tokens) if kind == kinds.UNUSED]
+    writer.add_array("tokenizer.ggml.suppress_tokens", sorted({vocabulary.separator, *never}))
+    special = gguf.SpecialVocab(lm, load_merges=True, n_vocab=vocabulary.separator)
+    special.special_token_ids["eos"] = vocabulary.eos
+    special.special_token_ids.setdefault("bos", vocabulary.eos)
+    special.add_special_token = {"bos": False, "eos": False}  # the template has all of them
+    special.chat_template = vocabulary.chat_template
+    special.add_to_gguf(writer, quiet=True)
