@@ -37,8 +37,12 @@ realweights: $(DEV)  ## the tests with the pretrained weights of `make photos`
 	$(BIN)/python -m deployments.photo_weights .weights
 	$(BIN)/python -m pytest -m realweights tests/real
 
-test-services: $(DEV)  ## Prefect's server with workers, PostgreSQL and a browser, where installed
-	$(BIN)/python -m pytest -m "server or services or browser"
+# Azure's store on loopback, out of npm; without npm its tests are skipped.
+AZURITE := $(VENV)/azurite
+test-services: $(DEV)  ## Prefect's server with workers, PostgreSQL, Azurite and a browser, where installed
+	@test -d $(AZURITE) || ! command -v npm >/dev/null || \
+	  npm install --silent --no-audit --no-fund --prefix $(AZURITE) azurite@3.37.0
+	$(BIN)/python -m pytest -m "server or services or browser or azure"
 
 lint: $(DEV)  ## style, types and the layers
 	$(BIN)/ruff check .

@@ -36,6 +36,7 @@ INFRASTRUCTURE = (
     "pipeline.settings",
     "pipeline.training.observers",
     "storage.clones",
+    "storage.clouds",
     "storage.errors",
     "storage.fetch",
     "storage.filesystem",

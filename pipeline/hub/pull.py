@@ -62,27 +62,15 @@ def pull(address: str, target: Path) -> Pulled:
         if free is False:
             raise PipelineError(f"another process fetches {address} into {target}", "wait for it")
         sizes = _sizes(repository)
-        if SUMS not in sizes:
-            raise PipelineError(
-                f"{address} has no {SUMS}, so nothing says which files belong to it",
-                "export it again with this phivision, or use `hf download`",
-            )
-        if sizes[SUMS] > LONGEST:
-            raise PipelineError(f"{SUMS} of {address} is too long", "export the assistant again")
-        sums = read_sums(_fetch(repository, SUMS, sizes[SUMS], partial), address)
-        if lost := sorted(sums.keys() - sizes.keys()):
-            raise PipelineError(
-                f"{address} lacks {_listed(lost)}, of which {SUMS} tells",
-                "its upload was not finished, or files were removed: export it again",
-            )
+        sums = _sums(address, repository, sizes, partial)
         wanted = [*sums, *({CARD} & sizes.keys())]
         was_there = target.is_dir() and any(target.iterdir())
         if was_there:
+            shutil.rmtree(partial, ignore_errors=True)
             _check_target(address, target, sums)
         else:
             _collect(address, repository, partial, sums, {name: sizes[name] for name in wanted})
             partial.rename(target)
-        shutil.rmtree(partial, ignore_errors=True)
         left_out = sorted(sizes.keys() - {*wanted, SUMS} - _HUBS_OWN)
         total = sum(sizes[name] for name in sums)
         return Pulled(repository.title, len(sums), total, was_there, left_out)
@@ -110,6 +98,31 @@ def _sizes(repository: Repository) -> dict[str, int]:
             repository.name, recursive=True, revision=repository.commit
         )
         return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+
+
+def _sums(
+    address: str, repository: Repository, sizes: Mapping[str, int], partial: Path
+) -> dict[str, str]:
+    """Return what the export consists of, which the repository has all of."""
+    if SUMS not in sizes:
+        raise PipelineError(
+            f"{address} has no {SUMS}, so nothing says which files belong to it",
+            "export it again with this phivision, or use `hf download`",
+        )
+    if sizes[SUMS] > LONGEST:
+        raise PipelineError(f"{SUMS} of {address} is too long", "export the assistant again")
+    path = _fetch(repository, SUMS, sizes[SUMS], partial)
+    try:
+        sums = read_sums(path, address)
+    except PipelineError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if lost := sorted(sums.keys() - sizes.keys()):
+        raise PipelineError(
+            f"{address} lacks {_listed(lost)}, of which {SUMS} tells",
+            "its upload was not finished, or files were removed: export it again",
+        )
+    return sums
 
 
 def _check_target(address: str, target: Path, sums: Mapping[str, str]) -> None:

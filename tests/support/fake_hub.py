@@ -223,7 +223,9 @@ class _Handler(QuietHandler):
         return self.headers.get("Authorization") == f"Bearer {self.server.token}"
 
     def _repository(self, path: str) -> Repository | None:
-        found = (each for each in self.server.repositories if f"/{each}/" in f"{path}/")
+        found = (
+            each for each in self.server.repositories if re.search(rf"/{each}(\.git)?/", f"{path}/")
+        )
         return self.server.repositories.get(next(found, ""))
 
     def _answer(self, status: int, value: Any, code: str = "") -> None:

@@ -19,6 +19,7 @@ from pipeline.hub.pull import pull
 from pipeline.settings import Settings
 from pipeline.training.start import fields_of_bundle
 from storage.store.artifacts import ArtifactStore
+from storage.store.leases import try_lock
 from tests.support.fake_hub import FakeHub
 from tests.support.hub_commands import run, start
 from tests.support.hub_fixtures import go_offline, lose_network
@@ -167,7 +168,7 @@ def test_a_list_that_names_what_does_not_belong_there_is_refused(
     with pytest.raises(PipelineError, match=words):
         pull(ADDRESS, tmp_path / "sub" / "mine")
     assert not list(tmp_path.rglob("evil*"))
-    assert not (tmp_path / "sub" / "mine").exists()
+    assert not list((tmp_path / "sub").iterdir())
 
 
 def test_a_folder_with_other_files_is_left_alone(
@@ -183,8 +184,22 @@ def test_a_folder_with_other_files_is_left_alone(
     for words in (f"{WEIGHTS} (altered)", "bundle.json (missing)", "notes.txt (not in SHA256SUMS)"):
         assert words in str(caught.value)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
+    assert not list(tmp_path.glob(".*"))
     with pytest.raises(PipelineError, match="is a file"):
         pull(ADDRESS, tmp_path / "mine" / "notes.txt")
+
+
+def test_two_pulls_into_one_folder_do_not_mix(
+    fake_hub: FakeHub, exported: dict[str, bytes], tmp_path: Path
+) -> None:
+    commit = fake_hub.publish("ada/model", exported)
+    with (
+        try_lock(tmp_path / f".mine.{commit[:16]}.lock"),
+        pytest.raises(PipelineError, match="another process fetches"),
+    ):
+        pull(ADDRESS, tmp_path / "mine")
+    pull(ADDRESS, tmp_path / "mine")
+    assert content(tmp_path / "mine") == exported
 
 
 def test_a_full_disk_is_told_before_the_download(
