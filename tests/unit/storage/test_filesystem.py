@@ -267,3 +267,25 @@ def test_what_another_one_created_and_removed_at_once_was_not_ours(
 
     monkeypatch.setattr(files._fs, "pipe_file", taken)
     assert files.create("leases/3.json", b"mine") is False
+
+
+def test_a_listing_of_one_object_by_its_name_alone_is_understood(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Azure's filesystem gives it, which the store's suite meets where Azurite is installed."""
+    files = ObjectFiles("memory://alone")
+    files.write("a", b"12")
+    monkeypatch.setattr(files._fs, "find", lambda *_, **__: ["/alone/a"])
+    [state] = files.states("a").values()
+    assert state.bytes == 2
+
+
+def test_a_place_of_no_cloud_that_may_not_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ObjectFiles("memory://closed")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(files._fs, "cat_file", refuse)
+    with pytest.raises(StorageError, match=r"permission denied\. check the credentials or rights"):
+        files.read("a")
