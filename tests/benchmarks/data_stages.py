@@ -1,8 +1,8 @@
 """How time, memory and bytes of the data stages grow with the number of images.
 
-Run it from the repository root: `python tests/benchmarks/data_stages.py`. For each size a dataset in
-COCO's and LLaVA's formats is made, of five captions and one conversation per image. Each stage runs
-in a process of its own. Seconds are those of the stage's function; memory is the most that the
+Run it from the repository root: `python tests/benchmarks/data_stages.py`. For each size a dataset
+in COCO's and LLaVA's formats is made, of five captions and one conversation per image. Each stage
+runs in a process of its own. Seconds are those of the stage's function; memory is the most that the
 process held, imports included. The exponent is that of a power law fitted to processor seconds,
 which other load on the machine changes least. Goals: an exponent of at most 1.05, at most 2 GB.
 
@@ -75,7 +75,7 @@ def run_stage(name: str, dataset: Path, folder: Path) -> dict[str, float]:
     out, scratch = folder / name, folder / "scratch" / name
     for path in (out, scratch):
         path.mkdir(parents=True)
-    settings = Settings(store=str(folder), device="cpu", threads=1)
+    settings = Settings(store=str(folder), device="cpu")
     inputs = {each: files_of(folder / each) for each in stage.inputs_with(values)}
     function = getattr(import_module(stage.module), name)
     wall, processor = time.perf_counter(), _processor_seconds()
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--features", type=int, default=10_000, help="most images to embed")
     parser.add_argument("--folder", type=Path, help="keeps the datasets for the next call")
-    parser.add_argument("--one", nargs=3, metavar=("STAGE", "DATASET", "WORK"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         stage, *folders = given.one

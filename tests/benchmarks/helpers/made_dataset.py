@@ -1,8 +1,9 @@
 """A dataset of any size in COCO's and LLaVA's formats: small JPEGs, captions, conversations.
 
-A few bodies of JPEGs are drawn, and each file gets a comment of its own inside, so that all contents
-differ and hundreds of thousands are made in a minute. Words are drawn as in a language: a few are
-frequent, most are rare, because tokenizers are quick on words that they have just seen.
+A few bodies of JPEGs are drawn, and each file gets random bytes as a comment, so that all
+contents differ and do not compress, and hundreds of thousands are made in a minute. Words are drawn
+as in a language: a few are frequent, most are rare, because tokenizers are quick on words that they
+have just seen.
 """
 
 import io
@@ -18,19 +19,19 @@ import numpy as np
 from PIL import Image
 
 WIDTH, HEIGHT = 64, 48
-CAPTIONS, BODIES = 5, 16
+CAPTIONS, BODIES, NOISE = 5, 16, 1200
 TEST_SHARE = 0.04
-_NOUNS = (
-    "man woman child dog cat horse bus train truck boat bench kite umbrella pizza cake laptop clock "
-    "giraffe zebra elephant bear bird chair table bed sofa sink toilet oven book vase phone car bike "
-    "street field beach kitchen room building tree hill river station sign light ball racket board"
-).split()
-_OTHERS = (
-    "small large red white black blue green old young tall wooden open empty crowded bright striped "
-    "standing sitting riding holding eating walking playing looking waiting flying next behind under "
-    "near with on in at by over through across beside and the a of his her its their some two three"
-).split()
-_SYLLABLES = "ba con der el fan gra hol im jo ker lan mon nel or per ques ran sta tor un vil wes".split()
+_NOUNS = """
+man woman child dog cat horse bus train truck boat bench kite umbrella pizza cake laptop clock
+giraffe zebra elephant bear bird chair table bed sofa sink toilet oven book vase phone car bike
+street field beach kitchen room building tree hill river station sign light ball racket board
+"""
+_OTHERS = """
+small large red white black blue green old young tall wooden open empty crowded bright striped
+standing sitting riding holding eating walking playing looking waiting flying next behind under
+near with on in at by over through across beside and the a of his her its their some two three
+"""
+_SYLLABLES = "ba con der el fan gra hol im jo ker lan mon nel or per ques ran sta tor un vil wes"
 _QUESTIONS = (
     "What is the {0} doing near the {1}?",
     "How many {0}s are there?",
@@ -49,9 +50,11 @@ class Texts:
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
-        made = ("".join(self.random.choices(_SYLLABLES, k=length % 3 + 2)) for length in range(20_000))
+        made = [
+            "".join(self.random.choices(_SYLLABLES.split(), k=at % 3 + 2)) for at in range(20_000)
+        ]
         self.words = [*_OTHERS, *_NOUNS, *made]
-        # Zipf's law, a little steeper, as in COCO's captions: most words there are among a hundred.
+        # Zipf's law, a little steeper, as in COCO's captions, where most words are among a hundred.
         self._weights = [*accumulate(1 / (rank + 3) ** 1.25 for rank in range(len(self.words)))]
 
     def sentence(self, least: int, most: int) -> str:
@@ -64,7 +67,7 @@ class Texts:
         """Return a record in LLaVA's format, of two to four questions and answers."""
         turns: list[dict[str, str]] = []
         for turn in range(self.random.randint(2, 4)):
-            asked = self.random.choice(_QUESTIONS).format(*self.random.choices(_NOUNS, k=2))
+            asked = self.random.choice(_QUESTIONS).format(*self.random.choices(self.nouns, k=2))
             answer = " ".join(self.sentence(6, 20) for _ in range(self.random.randint(1, 4)))
             turns.append({"from": "human", "value": asked if turn else f"<image>\n{asked}"})
             turns.append({"from": "gpt", "value": answer})
@@ -81,8 +84,9 @@ def write_dataset(root: Path, images: int, seed: int = 0) -> None:
     """
     texts, tests = Texts(seed), max(int(images * TEST_SHARE), 1)
     (root / "annotations").mkdir(parents=True)
-    for split, first, count in (("train2017", 0, images - tests), ("val2017", images - tests, tests)):
-        ids = range(first + 1, first + count + 1)
+    first_test = images - tests + 1
+    parts = {"train2017": range(1, first_test), "val2017": range(first_test, images + 1)}
+    for split, ids in parts.items():
         _write_images(root / f"{split}.zip", split, ids, seed)
         with (root / f"annotations/captions_{split}.json").open("w") as stream:
             stream.write('{"info": {"year": 2017}, "images": [')
@@ -128,11 +132,11 @@ def _name(number: int) -> str:
 
 
 def _write_images(path: Path, split: str, ids: range, seed: int) -> None:
-    """Write a zip of JPEGs; a comment right after the first marker makes each file's bytes its own."""
-    bodies = [*_bodies(seed)]
+    """Write a zip of JPEGs; a comment right after its first marker makes each file differ."""
+    bodies, noise = [*_bodies(seed)], Random(f"{seed} {split}")
     with zipfile.ZipFile(path, "w") as archive:
         for number in ids:
-            body, note = bodies[number % BODIES], str(number).encode()
+            body, note = bodies[number % BODIES], noise.randbytes(NOISE)
             comment = b"\xff\xfe" + (len(note) + 2).to_bytes(2, "big") + note
             archive.writestr(f"{split}/{_name(number)}", body[:2] + comment + body[2:])
 
