@@ -158,7 +158,7 @@ def _unreadable(path: Path, error: Exception) -> StorageError:
     )
 
 
-def read_batches(path: Path, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def read_batches(path: Path, rows: int) -> Iterator[pa.Table]:
     """Yield a Parquet file in tables of at most `rows` rows, in order.
 
     Raises:
@@ -166,7 +166,7 @@ def read_batches(path: Path, rows: int, columns: Sequence[str] | None = None) ->
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(rows, columns=columns, use_threads=False):
+            for batch in file.iter_batches(rows, use_threads=False):
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from None

@@ -50,10 +50,9 @@ class Texts:
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
-        made = [
-            "".join(self.random.choices(_SYLLABLES.split(), k=at % 3 + 2)) for at in range(20_000)
-        ]
-        self.words = [*_OTHERS, *_NOUNS, *made]
+        parts, self.nouns = _SYLLABLES.split(), _NOUNS.split()
+        rare = ["".join(self.random.choices(parts, k=at % 3 + 2)) for at in range(20_000)]
+        self.words = [*_OTHERS.split(), *self.nouns, *rare]
         # Zipf's law, a little steeper, as in COCO's captions, where most words are among a hundred.
         self._weights = [*accumulate(1 / (rank + 3) ** 1.25 for rank in range(len(self.words)))]
 
