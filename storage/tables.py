@@ -101,7 +101,9 @@ class TableWriter:
 
     def write(self, table: pa.Table) -> None:
         """Add rows."""
-        table = pa.concat_tables([self._rest, table.replace_schema_metadata(None)])
+        table = table.replace_schema_metadata(None)
+        if len(self._rest):
+            table = pa.concat_tables([self._rest, table])
         whole = len(table) - len(table) % ROW_GROUP
         for start in range(0, whole, ROW_GROUP):
             # As one piece each: pages end where pieces do.
