@@ -1,7 +1,8 @@
 """Parquet tables with fixed writer options, so that equal rows give equal bytes."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from storage.errors import StorageError
 
 ROW_GROUP = 65_536
+_PIECE = 8192  # rows that become Arrow together
 _EXACT = 2**53  # above it, floats skip whole numbers
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 
@@ -52,28 +54,90 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
     Raises:
         StorageError: A row does not fit the schema.
     """
-    listed = list(rows)
-    try:
-        table = pa.Table.from_pylist(listed, schema=schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError, OverflowError) as error:
-        raise StorageError(f"rows for {path.name} do not fit their schema: {error}") from None
-    write_arrow(path, table)
-    return len(listed)
+    count = 0
+    with TableWriter(path, schema) as writer:
+        for some in _pieces(rows):
+            writer.write_rows(some)
+            count += len(some)
+    return count
+
+
+def _pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield the rows in lists of some thousand; the Arrow form is much smaller than the rows."""
+    left = iter(rows)
+    while some := list(islice(left, _PIECE)):
+        yield some
 
 
 def write_arrow(path: Path, table: pa.Table) -> None:
     """Write an Arrow table as one deterministic Parquet file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(
-        table.replace_schema_metadata(None),
-        temporary,
-        compression="zstd",
-        row_group_size=ROW_GROUP,
-        write_page_checksum=True,
-        store_schema=False,
-    )
-    temporary.replace(path)
+    with TableWriter(path, table.schema) as writer:
+        writer.write(table)
+
+
+class TableWriter:
+    """Writes one deterministic Parquet file piece by piece, and holds one row group at most.
+
+    The bytes depend on the rows alone, not on the pieces. The file is there once all is written,
+    and not at all after an error.
+
+    Args:
+        path: The file.
+        schema: Of all pieces.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._schema = path, schema.remove_metadata()
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._rest, self._is_empty = self._schema.empty_table(), True
+        self._writer = pq.ParquetWriter(
+            self._temporary,
+            self._schema,
+            compression="zstd",
+            write_page_checksum=True,
+            store_schema=False,
+        )
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows."""
+        table = table.replace_schema_metadata(None)
+        if len(self._rest):
+            table = pa.concat_tables([self._rest, table])
+        whole = len(table) - len(table) % ROW_GROUP
+        for start in range(0, whole, ROW_GROUP):
+            # As one piece each: pages end where pieces do.
+            group = table.slice(start, ROW_GROUP).combine_chunks()
+            self._writer.write_table(group, row_group_size=ROW_GROUP)
+            self._is_empty = False
+        self._rest = table.slice(whole).combine_chunks()
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows.
+
+        Raises:
+            StorageError: A row does not fit the schema.
+        """
+        try:
+            self.write(pa.Table.from_pylist(list(rows), schema=self._schema))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError, OverflowError) as error:
+            name = self._path.name
+            raise StorageError(f"rows for {name} do not fit their schema: {error}") from None
+
+    def __enter__(self) -> "TableWriter":
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *failure: object) -> None:
+        """Write the rest and put the file in its place, or remove it after an error."""
+        if kind is not None:
+            self._writer.close()
+            self._temporary.unlink(missing_ok=True)
+            return
+        if len(self._rest) or self._is_empty:  # a file without rows has one group without rows
+            self._writer.write_table(self._rest, row_group_size=ROW_GROUP)
+        self._writer.close()
+        self._temporary.replace(self._path)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -83,12 +147,31 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         StorageError: The file is not readable Parquet.
     """
     try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+        listed = None if columns is None else list(columns)
+        return pq.read_table(path, columns=listed, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
-        raise StorageError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}",
-            "run `phivision verify`, then `phivision run` to make it again",
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> StorageError:
+    return StorageError(
+        f"{path} cannot be read: {str(error).splitlines()[0]}",
+        "run `phivision verify`, then `phivision run` to make it again",
+    )
+
+
+def read_batches(path: Path, rows: int) -> Iterator[pa.Table]:
+    """Yield a Parquet file in tables of at most `rows` rows, in order.
+
+    Raises:
+        StorageError: The file is not readable Parquet.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(rows, use_threads=False):
+                yield pa.Table.from_batches([batch])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from None
 
 
 def where(table: pa.Table, **values: object) -> pa.Table:

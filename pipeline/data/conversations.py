@@ -1,13 +1,15 @@
 """Stage `conversations`: LLaVA-Instruct JSON becomes one table of multi-turn conversations.
 
-Rows are kept unfiltered, empty and odd ones included, because `examples` filters them in SQL and
+Records are read and written one after the other, so that memory does not grow with the file. Rows
+are kept unfiltered, empty and odd ones included, because `examples` filters them in SQL and
 gives a reason for each; only malformed records are dropped here.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -65,49 +67,59 @@ def _of_mixture(
     part: ConversationsPart,
     mixture: MixtureConversations,
     drops: list[dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """Return the conversations of all files, numbered as one table."""
-    found: list[dict[str, Any]] = []
+) -> Iterator[dict[str, Any]]:
+    """Yield the conversations of all files, numbered as one table."""
+    numbers = count()
     for name, source in sorted(mixture.sources.items()):
         scratch = context.scratch / name
         scratch.mkdir(exist_ok=True)
         state = {LABEL: context.source[name]} if name in context.source else {}
         inside = replace(context, scratch=scratch, source=state)
         lost: list[dict[str, Any]] = []
+        limit = mixture.limits.get(name)
         rows = _read(*_locate(inside, source, None, 0), name, part, lost)
-        for row in rows[: mixture.limits.get(name)]:
-            found.append({**row, "conversation_id": len(found)})
+        for place, row in enumerate(rows):  # to the end: what is dropped is told of the whole file
+            if limit is None or place < limit:
+                yield {**row, "conversation_id": next(numbers)}
         drops += [{**row, "file": name} for row in lost]
-    return found
 
 
 def _read(
     path: Path, name: str, source: str, part: ConversationsPart, drops: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return the conversations of a file; those without an image have no image name.
+) -> Iterator[dict[str, Any]]:
+    """Yield the conversations of a file; those without an image have no image name.
 
     Raises:
         PipelineError: It is not LLaVA-Instruct JSON, or holds no conversation.
     """
-    made = _rows(read_records(path, name), part, drops)
-    rows = [{**row, "source": source} for row in made]
-    if not rows:
+    is_empty = True
+    for row in _rows(read_records(path, name), part, drops):
+        is_empty = False
+        yield {**row, "source": source}
+    if is_empty:
         first = f"; the first: {drops[0]['reason']}, {drops[0]['detail']}" if drops else ""
         raise PipelineError(
             f"{redact(name)} holds no conversation about an image; "
             f"broken records: {len(drops)}{first}",
             "give a file in LLaVA-Instruct's format, or choose conversations.source.kind=none",
         )
-    return rows
 
 
 def _write(
-    context: StageContext, rows: list[dict[str, Any]], drops: list[dict[str, Any]]
+    context: StageContext, rows: Iterable[dict[str, Any]], drops: list[dict[str, Any]]
 ) -> Summary:
-    write_table(context.out / "conversations.parquet", rows, CONVERSATIONS)
+    """Write both tables; `drops` are complete when the last row has come."""
+    turns = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal turns
+        for row in rows:
+            turns += len(row["turns"])
+            yield row
+
+    written = write_table(context.out / "conversations.parquet", counted(), CONVERSATIONS)
     write_table(context.out / "drops.parquet", drops, DROPS)
-    turns = sum(len(row["turns"]) for row in rows)
-    return {"conversations": len(rows), "turns": turns // 2, "broken_records": len(drops)}
+    return {"conversations": written, "turns": turns // 2, "broken_records": len(drops)}
 
 
 def _locate(
@@ -152,7 +164,7 @@ def _hub_file(context: StageContext, repository: Repository, file: str) -> Path:
 
 
 def _rows(
-    records: list[Any], part: ConversationsPart, drops: list[dict]
+    records: Iterable[Any], part: ConversationsPart, drops: list[dict]
 ) -> Iterator[dict[str, Any]]:
     for number, record in enumerate(records):
         images = images_of(record)
@@ -169,8 +181,8 @@ def _rows(
                 key = record_id(record, number)
                 drops.append(drop("conversations", "conversation", key, "", "no image"))
             case {"conversations": list()} if images and len(images) > part.max_images:
-                key, count = record_id(record, number), len(images)
-                told = ("too many images", f"{count}; conversations.max_images={count} keeps it")
+                key, named = record_id(record, number), len(images)
+                told = ("too many images", f"{named}; conversations.max_images={named} keeps it")
                 drops.append(drop("conversations", "conversation", key, images[0], *told))
             case _:
                 told = ("broken record", f"{_fault(record)}: {json.dumps(record)[:200]}")

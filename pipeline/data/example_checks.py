@@ -1,8 +1,8 @@
 """Examples with which no training should begin: a split is empty, or shares an image with test."""
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,18 +13,65 @@ from storage.sql.queries import Database
 
 Row = dict[str, Any]
 _VALIDATING = 4  # images with such a text that the suggested validation share should hold out
+_USED = pa.schema(
+    [
+        ("split", pa.string()),
+        ("kind", pa.string()),
+        ("image_id", pa.int64()),
+        ("sha256", pa.string()),
+        ("text_id", pa.int64()),  # of a text without an image
+    ]
+)
+_IMAGES_SQL = """
+SELECT split, kind, count(DISTINCT coalesce(sha256, text_id::VARCHAR)) AS images
+FROM used WHERE kind <> '' GROUP BY ALL
+"""
 
 
-def refuse_empty(rows: list[Row], drops: list[Row], kinds: Sequence[str]) -> None:
-    """Raise if there is nothing to train on, to validate with or to test with."""
-    images: dict[tuple[str, str], set[str | int]] = defaultdict(set)
-    for row in rows:
-        images[row["split"], row["kind"]].add(row["sha256"] or row["source_id"])
-    for kind in kinds:
-        trained = len(images["train", kind])
+class Checks:
+    """Counts examples and drops as they come, and remembers which images examples show."""
+
+    def __init__(self) -> None:
+        self._examples: Counter[str] = Counter()
+        self._dropped: Counter[tuple[str, str]] = Counter()
+        self._used: list[pa.Table] = []
+
+    def add(self, rows: Sequence[Row], drops: Sequence[Row]) -> None:
+        """Count some examples and drops."""
+        self._examples.update(f"{row['split']}_{row['kind']}s" for row in rows)
+        self._dropped.update((row["kind"], row["reason"]) for row in drops)
+        used = {
+            (
+                row["split"],
+                row["kind"],
+                row["image_id"],
+                row["sha256"],
+                None if row["sha256"] else row["source_id"],
+            )
+            for row in rows
+        }
+        used |= {(row["split"], "", *image, None) for row in rows for image in row["further"]}
+        columns = [list(column) for column in zip(*used, strict=True)] or [[] for _ in _USED]
+        self._used.append(pa.table(columns, _USED))
+
+    def refuse_empty(self, kinds: Sequence[str]) -> None:
+        """Raise if there is nothing to train on, to validate with or to test with."""
+        with Database({"used": self._all()}) as database:
+            found = database.query(_IMAGES_SQL).to_pylist()
+        images = Counter({(row["split"], row["kind"]): row["images"] for row in found})
+        for kind in kinds:
+            self._refuse_empty_kind(kind, images)
+        if not images["test", kinds[0]]:  # captions, where there are any
+            raise PipelineError(
+                f"no {kinds[0]} is about a test image: the model could not be judged",
+                "hold out more test images, or relax the fields of examples.* that drop them",
+            )
+
+    def _refuse_empty_kind(self, kind: str, images: Mapping[tuple[str, str], int]) -> None:
+        trained = images["train", kind]
         if not trained:
             raise PipelineError(
-                f"no {kind} is left to train on; dropped: {_reasons(kind, drops)}",
+                f"no {kind} is left to train on; dropped: {self._reasons(kind)}",
                 "fix the source, or relax the fields of examples.* that drop them",
             )
         if not images["validation", kind]:
@@ -34,31 +81,35 @@ def refuse_empty(rows: list[Row], drops: list[Row], kinds: Sequence[str]) -> Non
                 f"one: training could not select its best checkpoint",
                 f"--set images.validation_share={share} holds more images out",
             )
-    if not images["test", kinds[0]]:  # captions, where there are any
-        raise PipelineError(
-            f"no {kinds[0]} is about a test image: the model could not be judged",
-            "hold out more test images, or relax the fields of examples.* that drop them",
-        )
 
+    def _reasons(self, kind: str) -> str:
+        counts = [
+            f"{count} {reason}" for (of, reason), count in self._dropped.most_common() if of == kind
+        ]
+        return ", ".join(counts) or "none, the source holds none"
 
-def _reasons(kind: str, drops: list[Row]) -> str:
-    counts = Counter(row["reason"] for row in drops if row["kind"] == kind)
-    told = (f"{count} {reason}" for reason, count in counts.most_common())
-    return ", ".join(told) or "none, the source holds none"
+    def refuse_leaks(self) -> None:
+        """Raise if an image, by content, is in training or validation and also in test."""
+        with Database({"used": self._all()}) as database:
+            leaks = database.query(LEAKS_SQL).to_pylist()
+        if leaks:
+            first = leaks[0]
+            raise PipelineError(
+                f"image {first['image_id']} ({first['split']}) and image {first['test_id']} (test) "
+                f"are the same image; {len(leaks)} such images in all",
+                "remove one of each pair from the dataset: a test image must not be trained on",
+            )
 
+    def summary(self) -> dict[str, Any]:
+        """Return how many examples there are, by split and kind, and drops by reason."""
+        dropped: Counter[str] = Counter()
+        for (_, reason), count in self._dropped.items():
+            dropped[reason] += count
+        return {
+            "examples": self._examples.total(),
+            **dict(sorted(self._examples.items())),
+            "dropped": dict(sorted(dropped.items())),
+        }
 
-def refuse_leaks(rows: list[Row]) -> None:
-    """Raise if an image, by content, is in training or validation and also in test."""
-    columns = ("split", "image_id", "sha256")
-    shown = [tuple(row[name] for name in columns) for row in rows]
-    shown += [(row["split"], *image) for row in rows for image in row["further"]]
-    used = pa.table({name: [row[at] for row in shown] for at, name in enumerate(columns)})
-    with Database({"used": used}) as database:
-        leaks = database.query(LEAKS_SQL).to_pylist()
-    if leaks:
-        first = leaks[0]
-        raise PipelineError(
-            f"image {first['image_id']} ({first['split']}) and image {first['test_id']} (test) "
-            f"are the same image; {len(leaks)} such images in all",
-            "remove one of each pair from the dataset: a test image must not be trained on",
-        )
+    def _all(self) -> pa.Table:
+        return pa.concat_tables([_USED.empty_table(), *self._used])

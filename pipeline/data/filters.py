@@ -44,44 +44,59 @@ CONVERSATION_FILTERS: tuple[Filter, ...] = (
     ("duplicate", "copy > 1"),
 )
 
-CAPTIONS_SQL = """
-WITH cleaned AS (
-    SELECT caption_id, image_id, tidy(caption) AS caption FROM captions
-), joined AS (
-    SELECT c.*, i.width, i.height, i.split, i.sha256, i.source,
-        row_number() OVER (
-            PARTITION BY c.image_id, lower(c.caption) ORDER BY c.caption_id
-        ) AS copy
-    FROM cleaned c LEFT JOIN images i USING (image_id)
-)
-SELECT caption_id, image_id, caption, split, sha256, source, {reason} AS reason
-FROM joined ORDER BY caption_id
+# Of `captions` with their `place` in the order of their ids: what was said of that image before.
+COPIES_SQL = """
+SELECT place FROM captions QUALIFY row_number() OVER (
+    PARTITION BY image_id, lower(tidy(caption)) ORDER BY place
+) > 1
 """
 
+# `captions` are some captions with their `place`, and `copy`: 2 for those of `COPIES_SQL`, else 1.
+CAPTIONS_SQL = """
+WITH cleaned AS (
+    SELECT place, copy, caption_id, image_id, tidy(caption) AS caption FROM captions
+)
+SELECT caption_id, image_id, caption, split, sha256, source, {reason} AS reason
+FROM cleaned LEFT JOIN images USING (image_id) ORDER BY place
+"""
+
+# The image of each conversation, null columns where it is not known or ambiguous. Needs no turns.
+SHOWN_SQL = """
+WITH {found}
+SELECT n.conversation_id, n.path, f.matches, i.image_id, i.width, i.height, i.split, i.sha256
+FROM named n LEFT JOIN found f USING (conversation_id)
+LEFT JOIN images i ON i.image_id = f.image_id AND f.matches = 1
+""".replace("{found}", FOUND_SQL)
+
+# Equal for conversations that say the same about the same image, and for no others.
+CONTENT_SQL = """
+SELECT md5(concat_ws(' ',
+    md5(coalesce('id ' || s.image_id, 'path ' || s.path, '')),
+    md5(coalesce(more_images::VARCHAR, '')),
+    md5(turns::VARCHAR)
+)) AS content
+FROM conversations JOIN shown s USING (conversation_id) ORDER BY conversation_id
+"""
+
+# `conversations` are some, with their `copy`: 2 if an earlier one has equal content, else 1.
 CONVERSATIONS_SQL = """
-WITH {found}, joined AS (
-    SELECT n.*, f.matches, i.image_id, i.width, i.height, i.sha256,
+WITH joined AS (
+    SELECT n.*, s.matches, s.image_id, s.width, s.height, s.sha256,
         -- A text without an image is held out from nothing: no image of the test is in it.
-        CASE WHEN n.image_name IS NULL THEN 'train' ELSE i.split END AS split,
+        CASE WHEN n.image_name IS NULL THEN 'train' ELSE s.split END AS split,
         list_sum([
             len(string_split(t.text, '<image>')) - 1 FOR t IN n.turns
         ]) AS markers,
         list_aggregate([
             t.speaker = CASE WHEN p % 2 = 1 THEN 'human' ELSE 'gpt' END FOR t, p IN n.turns
-        ], 'bool_and') AS alternating,
-        row_number() OVER (
-            PARTITION BY coalesce(i.image_id::VARCHAR, n.path), n.more_images::VARCHAR,
-                n.turns::VARCHAR
-            ORDER BY n.conversation_id
-        ) AS copy
-    FROM named n LEFT JOIN found f USING (conversation_id)
-    LEFT JOIN images i ON i.image_id = f.image_id AND f.matches = 1
+        ], 'bool_and') AS alternating
+    FROM conversations n JOIN shown s USING (conversation_id)
 )
 SELECT conversation_id, record_id, image_name, more_images, image_id, split, sha256, source,
     [CASE WHEN len(more_images) > 0 THEN tidy(t.text) ELSE bare(t.text) END FOR t IN turns]
         AS texts, {reason} AS reason
 FROM joined ORDER BY conversation_id
-""".replace("{found}", FOUND_SQL)
+"""
 
 # The image of each further name; `conversations` has one row for each.
 MORE_SQL = """

@@ -5,7 +5,7 @@ import io
 import json
 import zlib
 
-_GZIP = b"\x1f\x8b"
+GZIP = b"\x1f\x8b"
 LARGEST = 4 * 2**30  # unpacked bytes of one file
 
 
@@ -15,7 +15,7 @@ def json_text(data: bytes) -> str:
     Raises:
         ValueError: It is not text in any of them, or its gzip is damaged or too large.
     """
-    if data.startswith(_GZIP):
+    if data.startswith(GZIP):
         data = _unpacked(data)
     return data.decode(json.detect_encoding(data), "surrogatepass")
 

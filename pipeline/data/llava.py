@@ -1,29 +1,32 @@
 """LLaVA's JSON: records of an image and the turns of a conversation about it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.json_text import json_text
+from pipeline.data.json_stream import ListReader, text_chunks
 from pipeline.errors import PipelineError
 from storage.errors import redact
 from storage.tables import is_text
 
 
-def read_records(path: Path, name: str) -> list[Any]:
-    """Return the records of a JSON list, of an object around one, or of JSON lines.
+def read_records(path: Path, name: str) -> Iterator[Any]:
+    """Yield the records of a JSON list, of an object around one, or of JSON lines.
 
-    The suffix says nothing: published JSON lines are often named `.json`.
+    The suffix says nothing: published JSON lines are often named `.json`. A list and lines are read
+    record by record, an object whole.
 
     Raises:
-        PipelineError: It is none of them; the message calls the file `name`.
+        PipelineError: It is none of them, or damaged at the next record; the message calls the file
+            `name`.
     """
     try:
-        text = json_text(path.read_bytes())
-        if text.lstrip()[:1] == "[":
-            return json.loads(text)
-        return _read_lines(text)
+        reader = ListReader(text_chunks(path))
+        if reader.begins_list():
+            yield from reader.records()
+        else:
+            yield from _read_lines(path)
     except (ValueError, RecursionError) as error:
         raise PipelineError(
             f"{redact(name)} is neither a JSON list nor JSON lines: {error}",
@@ -31,24 +34,48 @@ def read_records(path: Path, name: str) -> list[Any]:
         ) from None
 
 
-def _read_lines(text: str) -> list[Any]:
-    """Return the values of JSON lines, or the records of one object on several lines.
+def _read_lines(path: Path) -> Iterator[Any]:
+    """Yield the values of JSON lines, or the records of one object on several lines.
 
     Raises:
         ValueError: It is neither, with the line of the file.
     """
-    found: list[Any] = []
-    # Not splitlines: it also cuts at characters that JSON allows inside a text (U+2028).
-    for number, line in enumerate(text.split("\n"), start=1):
+    first: list[Any] = []  # until there is a second one
+    count = 0
+    for number, line in enumerate(_lines(text_chunks(path)), start=1):
         if not line.strip():
             continue
         try:
-            found.append(json.loads(line))
+            value = json.loads(line)
         except json.JSONDecodeError as error:
-            if not found:  # perhaps one object on several lines; otherwise the error names the line
-                return _records_of(json.loads(text))
+            if not count:  # perhaps one object on several lines; otherwise the error names the line
+                yield from _records_of(json.loads("".join(text_chunks(path))))
+                return
             raise ValueError(f"line {number} column {error.colno}: {error.msg}") from None
-    return _records_of(found[0]) if len(found) == 1 else found
+        count += 1
+        if count == 1:
+            first = [value]
+            continue
+        yield from first
+        first = []
+        yield value
+    yield from _records_of(*first) if first else ()
+
+
+def _lines(chunks: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a text in pieces.
+
+    Not splitlines: it also cuts at characters that JSON allows inside a text (U+2028).
+    """
+    rest: list[str] = []
+    for chunk in chunks:
+        head, *others = chunk.split("\n")
+        rest.append(head)
+        if others:
+            yield "".join(rest)
+            yield from others[:-1]
+            rest = others[-1:]
+    yield "".join(rest)
 
 
 def _records_of(value: Any) -> list[Any]:

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.backbones.tiny import _documents, train_tiny_backbones
-from pipeline.data.filters import CONVERSATION_FILTERS, CONVERSATIONS_SQL, MACROS, first_reason
+from pipeline.data.filtered import filtered_conversations
 from pipeline.data.schemas import CAPTIONS, CONVERSATIONS, IMAGES
 from pipeline.errors import PipelineError
 from pipeline.recipe.backbone_parts import TinyBackbones
 from pipeline.recipe.presets import preset
-from storage.sql.queries import Database
 from storage.tables import read_table, write_table
 from tests.support.training_inputs import context_of
 
@@ -66,14 +65,11 @@ def write_talk(root: Path, names: Sequence[str], captions: Sequence[str]) -> Non
 def test_the_language_model_reads_the_talk_that_becomes_examples(tmp_path: Path) -> None:
     write_talk(tmp_path / "in", NAMES, ["A cat."])
     read = _documents(context_of(tmp_path / "in", tmp_path / "work"))
-    sources = {
-        "images": read_table(tmp_path / "in/images/images.parquet"),
-        "conversations": read_table(tmp_path / "in/conversations/conversations.parquet"),
-    }
-    sql = CONVERSATIONS_SQL.format(reason=first_reason(CONVERSATION_FILTERS))
-    with Database(sources, macros=MACROS) as database:
-        values = {"forbidden_answers": [], "max_aspect_ratio": 3.0}
-        kept = [r for r in database.query(sql, values).to_pylist() if r["reason"] is None]
+    images = read_table(tmp_path / "in/images/images.parquet")
+    talk = read_table(tmp_path / "in/conversations/conversations.parquet")
+    part = preset("demo").examples.model_copy(update={"forbidden_answers": ()})
+    (found,) = filtered_conversations(talk, [talk], images, part)
+    kept = [row for row in found.to_pylist() if row["reason"] is None]
     assert len(kept) == 5
     assert read == [["A cat.", *(f"{row['texts'][0]}\n {row['texts'][1]}" for row in kept)]]
 

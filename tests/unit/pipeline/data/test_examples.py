@@ -120,3 +120,45 @@ def test_a_template_that_cannot_be_used_is_told(tmp_path: Path, tiny_bundle: Pat
         examples(context_of(tmp_path / "in", tmp_path / "work"), part, 0)
     with pytest.raises(RecipeError, match="neither plain nor auto"):
         preset("demo").override({"examples.template": "chatml"})
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_the_files_do_not_depend_on_how_many_texts_are_made_at_once(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    write_dataset(tmp_path / "in", tiny_bundle, range(COUNT))
+    path = tmp_path / "in/images/captions.parquet"
+    captions = read_table(path).to_pylist()
+    more = ["A square  and 3 others.", "word", "a circle", "SHOUTED AT US", "no image here"]
+    extra = [
+        {"caption_id": 100 - at, "image_id": 3 if at < 4 else 404, "caption": text}
+        for at, text in enumerate(more)
+    ]
+    write_table(path, [*extra, *captions], CAPTIONS)  # not in the order of their ids
+    path = tmp_path / "in/conversations/conversations.parquet"
+    talk = read_table(path).to_pylist()
+    again = [{**talk[1], "conversation_id": 90}, {**talk[2], "conversation_id": 91}]
+    write_table(path, [*talk, *again], CONVERSATIONS)
+    filters = {"shouting": "text = upper(text)", "five": "image_id = 5"}
+    part = preset("demo").examples.model_copy(update={"filters": filters, "max_tokens": 500})
+    whole = context_of(tmp_path / "in", tmp_path / "whole")
+    summary = examples(whole, part, 0)
+    monkeypatch.setattr("pipeline.data.examples._AT_ONCE", size)
+    monkeypatch.setattr("pipeline.data.examples.CONVERSATIONS_AT_ONCE", size)
+    pieces = context_of(tmp_path / "in", tmp_path / "pieces")
+    assert examples(pieces, part, 0) == summary
+    for name in ("examples", "questions", "drops"):
+        file = f"{name}.parquet"
+        assert (pieces.out / file).read_bytes() == (whole.out / file).read_bytes()
+    drops = read_table(pieces.out / "drops.parquet").to_pylist()
+    told = [(row["kind"], row["record"], row["reason"]) for row in drops]
+    assert told == [
+        ("caption", "96", "image missing"),
+        ("caption", "99", "too few words"),
+        ("caption", "100", "duplicate"),
+        ("conversation", "90", "duplicate"),
+        ("conversation", "91", "duplicate"),
+        ("caption", "5", "five"),
+        ("caption", "97", "shouting"),
+        ("conversation", "5", "five"),
+    ]

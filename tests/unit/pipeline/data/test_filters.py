@@ -7,19 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.filters import (
-    CAPTION_FILTERS,
-    CAPTIONS_SQL,
-    CONVERSATION_FILTERS,
-    CONVERSATIONS_SQL,
-    MACROS,
-    first_reason,
-    parameters,
-)
+from pipeline.data.filtered import filtered_captions, filtered_conversations
+from pipeline.data.filters import CAPTION_FILTERS, CONVERSATION_FILTERS
 from pipeline.data.schemas import CAPTIONS, CONVERSATIONS, IMAGES
 from pipeline.data.spaceless import words
 from pipeline.recipe.presets import preset
-from storage.sql.queries import Database
 
 PART = preset("demo").examples.model_copy(
     update={
@@ -58,14 +50,9 @@ def captioned(captions: list[tuple[int, str]]) -> list[dict[str, Any]]:
         {"caption_id": number, "image_id": at, "caption": text}
         for number, (at, text) in enumerate(captions)
     ]
-    names = ("refusals", "caption_max_characters", "caption_min_words", "max_aspect_ratio")
-    sources = {
-        "images": pa.Table.from_pylist(IMAGE_ROWS, IMAGES),
-        "captions": pa.Table.from_pylist(rows, CAPTIONS),
-    }
-    with Database(sources, macros=MACROS, threads=1) as database:
-        sql = CAPTIONS_SQL.format(reason=first_reason(CAPTION_FILTERS))
-        return database.query(sql, parameters(PART, names)).to_pylist()
+    images = pa.Table.from_pylist(IMAGE_ROWS, IMAGES)
+    tables = filtered_captions(pa.Table.from_pylist(rows, CAPTIONS), images, PART, rows=2)
+    return [row for table in tables for row in table.to_pylist()]
 
 
 def spoken(
@@ -85,14 +72,11 @@ def spoken(
         }
         for number, (name, turns) in enumerate(talks)
     ]
-    sources = {
-        "images": pa.Table.from_pylist(images or IMAGE_ROWS, IMAGES),
-        "conversations": pa.Table.from_pylist(rows, CONVERSATIONS),
-    }
-    with Database(sources, macros=MACROS, threads=1) as database:
-        sql = CONVERSATIONS_SQL.format(reason=first_reason(CONVERSATION_FILTERS))
-        names = ("forbidden_answers", "max_aspect_ratio")
-        return database.query(sql, parameters(PART, names)).to_pylist()
+    talks_table = pa.Table.from_pylist(rows, CONVERSATIONS)
+    pieces = [talks_table.slice(start, 2) for start in range(0, len(talks_table), 2)]
+    known = pa.Table.from_pylist(images or IMAGE_ROWS, IMAGES)
+    tables = filtered_conversations(talks_table, pieces, known, PART)
+    return [row for table in tables for row in table.to_pylist()]
 
 
 def name(image_id: int) -> str:

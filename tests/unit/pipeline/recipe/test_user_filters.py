@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.example_checks import refuse_leaks
-from pipeline.data.examples import _user_filtered
+from pipeline.data.example_checks import Checks
 from pipeline.data.schemas import IMAGES
+from pipeline.data.user_filtered import UserFilters
 from pipeline.engine.stage import InputArtifact, StageContext
 from pipeline.errors import PipelineError, RecipeError
 from pipeline.progress import ConsoleReporter
@@ -139,7 +139,7 @@ def example(number: int, text: str, **changes: Any) -> dict[str, Any]:
     return {**made, **more, **changes}
 
 
-def test_dropped_examples_are_counted_and_the_rest_is_numbered_anew(tmp_path: Path) -> None:
+def test_examples_that_a_filter_of_the_recipe_drops_are_drops(tmp_path: Path) -> None:
     image = dict.fromkeys(IMAGES.names, 0) | dict.fromkeys(
         ("split", "source", "origin", "sha256"), ""
     )
@@ -159,8 +159,8 @@ def test_dropped_examples_are_counted_and_the_rest_is_numbered_anew(tmp_path: Pa
         example(3, "A dog"),
     ]
     drops: list[dict[str, Any]] = []
-    kept = _user_filtered(context, part, rows, drops)
-    assert [(row["example_id"], row["text"]) for row in kept] == [(0, "A cat"), (1, "A dog")]
+    kept = UserFilters(context, part).keep(rows, drops)
+    assert [row["text"] for row in kept] == ["A cat", "A dog"]
     assert [(d["record"], d["kind"], d["file"], d["reason"]) for d in drops] == [
         ("10", "caption", "a.jpg", "shouting"),
         ("12", "conversation", "a.jpg", "asked twice"),
@@ -168,9 +168,16 @@ def test_dropped_examples_are_counted_and_the_rest_is_numbered_anew(tmp_path: Pa
 
 
 def imaged(*images: tuple[int, str, str]) -> list[dict[str, Any]]:
-    return [
-        {"image_id": n, "split": split, "sha256": sha, "further": []} for n, split, sha in images
-    ]
+    shared = {"kind": "caption", "source_id": 0, "further": []}
+    return [{**shared, "image_id": n, "split": split, "sha256": sha} for n, split, sha in images]
+
+
+def refuse_leaks(rows: list[dict[str, Any]]) -> None:
+    """Look for leaks among rows that come one by one."""
+    checks = Checks()
+    for row in rows:
+        checks.add([row], [])
+    checks.refuse_leaks()
 
 
 def test_an_image_on_both_sides_stops_the_run() -> None:

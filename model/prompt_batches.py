@@ -1,0 +1,104 @@
+"""Tokenizing many examples at once, with exactly the tokens that a template gives one by one."""
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, cast
+
+from tokenizers import Tokenizer
+
+from model.prompt import PromptTemplate
+
+_OWN_THREADS = "TOKENIZERS_PARALLELISM"
+_AT_ONCE = 1024  # texts; each of these jobs holds one tokenizer
+
+
+class _Ids(NamedTuple):
+    ids: list[int]
+
+
+@dataclass
+class _Remembering:
+    """Stands for a tokenizer: remembers which texts are asked for, and later knows their ids."""
+
+    tokenizer: Tokenizer
+    known: dict[str, _Ids] = field(default_factory=dict)
+    asked: dict[str, None] | None = None  # while they are remembered
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> Any:
+        """Return the ids of a text, as the tokenizer does; none while texts are remembered."""
+        if self.asked is not None:
+            self.asked[text] = None
+            return _NONE
+        found = self.known.get(text)
+        return found or self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+_NONE = _Ids([])
+
+
+@contextmanager
+def one_thread_per_tokenizer() -> Generator[None]:
+    """Keep tokenizers from starting threads of their own, as `BatchTemplate` brings some."""
+    before = os.environ.get(_OWN_THREADS)
+    os.environ[_OWN_THREADS] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[_OWN_THREADS]
+        if before is not None:
+            os.environ[_OWN_THREADS] = before
+
+
+class BatchTemplate:
+    """A template that encodes the texts of many examples together, on several threads.
+
+    A tokenizer of its own for each thread: threads that share one wait for its cache of words, and
+    then two are slower than one.
+
+    Args:
+        template: The template.
+        executor: The threads.
+        threads: How many they are.
+    """
+
+    def __init__(self, template: PromptTemplate, executor: Executor, threads: int) -> None:
+        self._standing = _Remembering(template.tokenizer)
+        self.template = replace(template, tokenizer=cast("Tokenizer", self._standing))
+        self._executor = executor
+        self._free = [_copy(template.tokenizer) for _ in range(threads)]
+
+    def prepare(self, make: Callable[[], object]) -> None:
+        """Encode every text that `make` asks `template` for, so that asking again costs nothing.
+
+        What was encoded before is forgotten.
+        """
+        self._standing.known, self._standing.asked = {}, {}
+        try:
+            make()
+            texts = [*self._standing.asked]
+        finally:
+            self._standing.asked = None
+        jobs = [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
+        encoded = self._executor.map(self._encode, jobs)
+        ids = (each for some in encoded for each in some)
+        self._standing.known = dict(zip(texts, map(_Ids, ids), strict=True))
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        tokenizer = self._free.pop()
+        try:
+            found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in found]
+        finally:
+            self._free.append(tokenizer)
+
+
+def _copy(tokenizer: Tokenizer) -> Tokenizer:
+    made = Tokenizer.from_str(tokenizer.to_str())
+    made.encode_special_tokens = tokenizer.encode_special_tokens
+    return made

@@ -1,0 +1,70 @@
+"""Tables that are written piece by piece, and read so."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import tables
+from storage.errors import StorageError
+from storage.tables import TableWriter, read_batches, read_table, write_arrow, write_table
+
+SCHEMA = pa.schema([("number", pa.int64()), ("words", pa.list_(pa.string()))])
+
+
+def rows(count: int) -> list[dict[str, object]]:
+    return [{"number": at, "words": [str(at)] * (at % 3)} for at in range(count)]
+
+
+@pytest.fixture(scope="module")
+def small_groups() -> object:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(tables, "ROW_GROUP", 8)
+    patch.setattr(tables, "_PIECE", 3)
+    yield
+    patch.undo()
+
+
+@pytest.mark.usefixtures("small_groups")
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 20), max_size=5))
+def test_the_bytes_depend_on_the_rows_and_not_on_the_pieces(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("tables")
+    table = pa.Table.from_pylist(rows(sum(sizes)), SCHEMA)
+    with TableWriter(folder / "pieces.parquet", SCHEMA) as writer:
+        start = 0
+        for size in sizes:
+            writer.write(table.slice(start, size))
+            start += size
+    write_arrow(folder / "whole.parquet", table)
+    assert write_table(folder / "rows.parquet", iter(rows(len(table))), SCHEMA) == len(table)
+    options = {"compression": "zstd", "write_page_checksum": True, "store_schema": False}
+    pq.write_table(table, folder / "plain.parquet", row_group_size=8, **options)
+    contents = {path.read_bytes() for path in folder.iterdir()}
+    assert len(contents) == 1
+    assert read_table(folder / "pieces.parquet").to_pylist() == rows(len(table))
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_batches_are_the_table_in_order(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", rows(20), SCHEMA)
+    found = list(read_batches(tmp_path / "a.parquet", 6))
+    assert max(map(len, found)) == 6
+    assert pa.concat_tables(found).to_pylist() == rows(20)
+
+
+def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    with pytest.raises(StorageError, match=r"rows for a\.parquet do not fit"):
+        write_table(path, [*rows(2), {"number": "x"}], SCHEMA)
+    assert list(tmp_path.iterdir()) == []
+    path.write_bytes(b"PAR1 nothing")
+    with pytest.raises(StorageError, match="phivision verify"):
+        list(read_batches(path, 2))
+    with pytest.raises(StorageError, match="phivision verify"):
+        read_table(path)
