@@ -30,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 # Hundreds of processes are started; without kept byte code each would compile the project anew.
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(DEV) lint  ## all tests from units to the whole demo, but those in a browser
-	$(PYTEST) -m "not browser and not services"
+	$(PYTEST) -m "not browser and not services and not gcs and not azure"
 
 # PHIVISION_REALDATA names the images; without it only what needs none of them runs.
 realweights: $(DEV)  ## the tests with the pretrained weights of `make photos`

@@ -99,14 +99,25 @@ def _prefixes(folder: Path, examples: ExamplesPart) -> dict[str, Any]:
 
 def _filtered(context: StageContext, examples: ExamplesPart) -> Iterator[list[Row]]:
     """Yield captions, then conversations, each with its `reason` to be dropped or None."""
-    inputs = context.inputs["images"], context.inputs["conversations"]
-    images = read_table(inputs[0].path("images.parquet")).drop_columns(["bytes", "url"])
-    captions = read_table(inputs[0].path("captions.parquet"))
+    images = read_table(context.inputs["images"].path("images.parquet"))
+    images = images.drop_columns(["bytes", "url"])
+    yield from _captions(context, images, examples)
+    yield from _conversations(context, images, examples)
+
+
+def _captions(
+    context: StageContext, images: pa.Table, examples: ExamplesPart
+) -> Iterator[list[Row]]:
+    captions = read_table(context.inputs["images"].path("captions.parquet"))
     for table in filtered_captions(captions, images, examples):
         for start in range(0, len(table), _AT_ONCE):
             yield _rows(table.slice(start, _AT_ONCE), "caption")
-    del captions, table
-    path = inputs[1].path("conversations.parquet")
+
+
+def _conversations(
+    context: StageContext, images: pa.Table, examples: ExamplesPart
+) -> Iterator[list[Row]]:
+    path = context.inputs["conversations"].path("conversations.parquet")
     names = read_table(path, ["conversation_id", "source", "image_name"])
     pieces = read_batches(path, CONVERSATIONS_AT_ONCE)
     for table in filtered_conversations(names, pieces, images, examples):

@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 ELSEWHERE = ("run --preset coco", "run --preset small", "my-data")
 # Commands of the prose that run for minutes, wait for a person, move what is published, or need
 # other code than that of the run; tests of their own run them.
-NOT_HERE = ("run", "compare", "chat", "serve", "explore", "sql", "rollback", "accept")
+NOT_HERE = ("run", "compare", "chat", "serve", "explore", "sql", "rollback", "accept", "pull")
 # What the prose leaves open, or would write beside the reader's own files.
 OPEN = {
     "RUN_A": "latest",

@@ -135,13 +135,14 @@ def test_an_image_can_be_uploaded(client: openai.OpenAI, assistant: Assistant) -
 
 
 def test_an_upload_that_is_no_image_is_refused(client: openai.OpenAI) -> None:
+    before = client.files.list().data
     with pytest.raises(openai.BadRequestError, match="not an image"):
         client.files.create(file=("a.png", b"text"), purpose="vision")
     with pytest.raises(openai.BadRequestError, match="purpose must be"):
         client.files.create(file=("a.png", image("red")), purpose="batch")
     answer = httpx.post(f"{client.base_url}files", data={"purpose": "vision"})
     assert (answer.status_code, "file" in answer.json()["error"]["message"]) == (400, True)
-    assert client.files.list().data == []
+    assert client.files.list().data == before
 
 
 def test_an_answer_in_two_packets_does_not_wait(address: str) -> None:
@@ -156,8 +157,8 @@ def test_an_answer_in_two_packets_does_not_wait(address: str) -> None:
         connection.getresponse().read()
         seconds.append(time.monotonic() - begun)
     connection.close()
-    # Where Nagle's algorithm meets delayed acknowledgements, every answer takes at least 40 ms.
-    assert min(seconds[30:]) < 0.035
+    # Where Nagle's algorithm meets delayed acknowledgements, later answers take 40 ms more.
+    assert min(seconds[30:]) < min(seconds[:10]) + 0.03
 
 
 def test_length_stop_and_temperature_are_heard(client: openai.OpenAI, assistant: Assistant) -> None:
