@@ -98,8 +98,8 @@ def choice_scores(
     for start in range(0, count, batch):
         here = np.arange(start, min(start + batch, count))
         offered = (here[:, None] - np.arange(choices)) % count  # captions scored with this image
-        ids = [np.array(captions[at].input_ids, np.int64) for at in offered.ravel()]
-        judged = [np.array(captions[at].supervised, np.bool_) for at in offered.ravel()]
+        ids = [np.array(captions[at].input_ids, np.int64) for at in offered.ravel().tolist()]
+        judged = [np.array(captions[at].supervised, np.bool_) for at in offered.ravel().tolist()]
         seen = shown.show(images[here], condition)
         with torch.inference_mode():
             texts = collate(seen, ids, judged, [choices] * len(here)).to(device)

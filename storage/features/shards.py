@@ -100,7 +100,7 @@ def patch_norms(patches: NDArray[np.float16]) -> NDArray[np.float32]:
     norms = np.empty(len(patches), np.float32)
     for at, row in enumerate(patches):
         wide = row.astype(np.float64)
-        norms[at] = np.sqrt(np.square(wide, out=wide).sum(axis=1)).mean()
+        norms[at] = np.sqrt(np.square(wide).sum(axis=1)).mean()
     return norms
 
 
