@@ -45,10 +45,11 @@ test-services: $(DEV)  ## Prefect's server, PostgreSQL, cloud stores and a brows
 	  npm install --silent --no-audit --no-fund --prefix $(AZURITE) azurite@3.37.0
 	$(BIN)/python -m pytest -m "server or services or browser or gcs or azure"
 
+# Types are those of the Python that runs: numpy's stubs differ between versions.
 lint: $(DEV)  ## style, types and the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/ty check
+	$(BIN)/ty check --python-version $$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 	$(BIN)/lint-imports
 
 format: $(DEV)  ## format the code
