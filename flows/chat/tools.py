@@ -103,7 +103,7 @@ def _show_where(button: gr.Button, talk: Talk, chat: gr.ChatInterface, used: gr.
         api_name="look",
         concurrency_limit=1,
     )
-    _hide_with_the_next_message(chat, shown)
+    _hide_with_its_answer(chat, shown)
 
 
 def _show_curl(
@@ -146,13 +146,14 @@ def _show_curl(
         js=_HERE,
         api_visibility="private",
     ).success(None, shown, None, js=_COPY, api_visibility="private")
-    _hide_with_the_next_message(chat, shown)
+    _hide_with_its_answer(chat, shown)
 
 
-def _hide_with_the_next_message(chat: gr.ChatInterface, shown: Any) -> None:
-    """Hide what is about one answer when the next one begins."""
+def _hide_with_its_answer(chat: gr.ChatInterface, shown: Any) -> None:
+    """Hide what is about one answer when another one becomes the newest."""
+    bot = chat.chatbot
     gr.on(
-        [chat.textbox.submit, chat.chatbot.clear],
+        [chat.textbox.submit, bot.clear, bot.undo, bot.retry],
         lambda: type(shown)(visible=False),
         None,
         shown,
