@@ -102,5 +102,5 @@ def _event(
         job=v2.Job(os.environ.get("OPENLINEAGE_NAMESPACE", "phivision"), stage),
         inputs=[v2.InputDataset(store, made.stage, facets=facets(made)) for made in inputs],
         outputs=[v2.OutputDataset(store, made.stage, facets=facets(made)) for made in outputs],
-        producer="https://pypi.org/project/phivision",
+        producer="urn:phivision",
     )
