@@ -17,7 +17,7 @@ from pipeline.engine.dag import DAG
 from tests.e2e.prefect_service import AUTH, Service
 from tests.e2e.secret_search import files_with
 
-pytestmark = [pytest.mark.e2e, pytest.mark.server, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.e2e, pytest.mark.services, pytest.mark.timeout(3000)]
 
 PASSWORD = "planted-database-Xk4Tq9"
 

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -97,14 +98,14 @@ def test_a_run_has_its_server_whatever_lies_around_it(
     assert done.returncode == 1
     assert "captions_train2017.json is JSON but not COCO's format" in done.stderr
     assert "Traceback" not in done.stderr
-    with sqlite3.connect(home / "prefect.db") as database:
+    with closing(sqlite3.connect(home / "prefect.db")) as database, database:
         [runs] = database.execute("SELECT count(*) FROM flow_run").fetchall()
     assert runs == (1,)  # its server really was one of Prefect's
 
 
 def newer(home: Path) -> Mapping[str, str]:
     """A home whose database a later Prefect has changed."""
-    with sqlite3.connect(home / "prefect.db") as database:
+    with closing(sqlite3.connect(home / "prefect.db")) as database, database:
         database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
         database.execute("INSERT INTO alembic_version VALUES ('ffffffffffff')")
     return {}
