@@ -29,7 +29,7 @@ PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 # Hundreds of processes are started; without kept byte code each would compile the project anew.
 test: export PYTHONDONTWRITEBYTECODE =
-test: $(DEV) lint  ## all tests from units to the whole demo, but those in a browser
+test: $(DEV) lint  ## all tests from units to the whole demo, but those of test-services
 	$(PYTEST) -m "not browser and not services and not gcs and not azure"
 
 # PHIVISION_REALDATA names the images; without it only what needs none of them runs.
