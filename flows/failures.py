@@ -1,12 +1,16 @@
-"""Turn an exception into one clear line that names the cause and the remedy."""
+"""Turn an exception into text for the user: what is wrong, and the remedy."""
 
 import errno
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from model.errors import ModelError
-from pipeline.errors import PipelineError, UnreachableError
-from storage.errors import StorageError, TransientError
+from pipeline.errors import UnreachableError
+from storage.errors import ExpectedError, TransientError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space and run again, finished work is kept",
@@ -30,22 +34,22 @@ _NOBODY = {
 
 
 def explain(error: BaseException) -> str | None:
-    """Return a line for an expected error, or None for a defect that deserves its traceback."""
-    if isinstance(error, PipelineError | StorageError | ModelError):
+    """Return what is wrong and the remedy; None for a defect, which deserves its traceback."""
+    if isinstance(error, ExpectedError | ModelError):
         return str(error)
     if isinstance(error, RuntimeError | KeyError | OSError):
-        for words, told in _NOBODY.items():
+        for words, text in _NOBODY.items():
             if words in str(error):
-                return told
+                return text
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror}\n  → {_REMEDIES[error.errno]}"
-    if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):
-        return _invalid(getattr(error, "title", ""), error.errors()[0])  # ty: ignore[not-callable]
+    if isinstance(error, ValidationError):
+        return _invalid(error.title, error.errors()[0])
     return None
 
 
-def _invalid(title: str, first: Mapping[str, Any]) -> str:
+def _invalid(title: str, first: "ErrorDetails") -> str:
     """Return what pydantic refused, and for a setting where its value may come from."""
     place = ".".join(str(step) for step in first["loc"])
     line = f"{place}: {first['msg']} (got {str(first['input'])[:80]!r})"

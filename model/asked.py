@@ -34,8 +34,8 @@ def asked_ids(
         turns[0] = (first, turns[0][1])
     if (named := more + first.count(IMAGE_MARK)) != further:
         raise ModelError(
-            f"the question says {MARKER} {named + 1} times and there are {images} images: say it "
-            "once for each, or not at all"
+            f"the question says {MARKER} {named + 1} times and there are {images} images",
+            "say it once for each, or not at all",
         )
     ids: list[int] = []
     for oldest in range(len(turns)):
@@ -45,6 +45,6 @@ def asked_ids(
             break
     if len(ids) > room:
         raise ModelError(
-            f"the question is too long: it has {len(ids)} tokens and {room} fit, shorten it"
+            f"the question is too long: it has {len(ids)} tokens and {room} fit", "shorten it"
         )
     return ids

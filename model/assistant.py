@@ -228,18 +228,19 @@ class Assistant:
         """
         if not images and not self.text_only:
             raise ModelError(
-                "this assistant was never trained on texts alone: ask about an image, or train one "
-                "with conversations.text_only=keep"
+                "this assistant was never trained on texts alone",
+                "ask about an image, or train one with conversations.text_only=keep",
             )
         if images > self.most_images:
             raise ModelError(
                 f"{images} images, but this assistant has learned to see {self.most_images} at a "
-                "time: ask about fewer"
+                "time",
+                "ask about fewer",
             )
         if not question.strip():
-            raise ModelError("the question is empty: ask something about the image")
+            raise ModelError("the question is empty", "ask something about the image")
         if not all(map(is_text, (question, *chain.from_iterable(history)))):
-            raise ModelError("the question has an incomplete character: write it as UTF-8 text")
+            raise ModelError("the question has an incomplete character", "write it as UTF-8 text")
         longer = 0 if max_new_tokens is None else max_new_tokens - self.card["max_new_tokens"]
         room = self.room - max(images - 1, 0) * self.prefix - longer
         return asked_ids(self.template, question, history, images, room)

@@ -38,7 +38,7 @@ def augmented(
     if config.mirrored:
         side = math.isqrt(count)
         if side * side != count:
-            raise ModelError(f"{count} patches are not a square grid: set augment.mirrored to 0")
+            raise ModelError(f"{count} patches are not a square grid", "set augment.mirrored to 0")
         chosen = torch.rand(rows, generator=generator) < config.mirrored
         mirrored = patches.view(rows, side, side, width).flip(2).reshape(rows, count, width)
         patches = torch.where(chosen.to(patches.device)[:, None, None], mirrored, patches)

@@ -61,12 +61,12 @@ class Batch:
         if self.attention.device.type != "cpu":
             return  # each check would make the CPU wait
         if (self.attention[:, 1:] & ~self.attention[:, :-1]).any():
-            raise ModelError("a token follows padding: pad training text on the right")
+            raise ModelError("a token follows padding", "pad training text on the right")
         if (self.supervised & ~self.attention).any():
-            raise ModelError("padding is marked as supervised: supervise real tokens only")
+            raise ModelError("padding is marked as supervised", "supervise real tokens only")
         if not self.supervised.any():
             raise ModelError(
-                "no token of the batch is supervised: drop examples whose answer was cut off"
+                "no token of the batch is supervised", "drop examples whose answer was cut off"
             )
         if self.slots is not None and (self.slots & self.supervised).any():
             raise ModelError("the place of an image is marked as supervised")

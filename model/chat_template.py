@@ -52,7 +52,7 @@ def chat_pieces(folder: Path, template: str | None = None) -> ChatPieces | None:
     parts = _around(tokenizer, used)
     first, assistant, second, _, third, last = parts
     if second != third or assistant != last or parts[3] != assistant:
-        raise ModelError("the chat template writes later turns differently: give a plainer one")
+        raise ModelError("the chat template writes later turns differently", "give a plainer one")
     end = _end(tokenizer, second)
     eos_id = tokenizer.convert_tokens_to_ids(end)
     assert isinstance(eos_id, int)

@@ -1,8 +1,27 @@
-"""Errors of the model: one clear line that says what is wrong and what to do."""
+"""Errors of the model, in the form of all layers: what is wrong, and what to do about it."""
 
 
 class ModelError(ValueError):
-    """A model, batch or configuration that cannot work; the message names the remedy."""
+    """A model, batch or configuration that cannot work.
+
+    It has the form of `storage.errors.ExpectedError`, which `model` may not import.
+
+    Args:
+        message: What is wrong.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message, remedy)
+        self.message, self.remedy = message, remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  → {self.remedy}" if self.remedy else self.message
+
+    @property
+    def sentence(self) -> str:
+        """Message and remedy in one line, for a page or a response."""
+        return f"{self.message}: {self.remedy}" if self.remedy else self.message
 
 
 class NotFiniteError(ModelError):

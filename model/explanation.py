@@ -57,7 +57,7 @@ def explain(
     if not answer.strip():
         raise ModelError("the answer has no word that could be explained")
     if not is_text(answer):
-        raise ModelError("the answer has an incomplete character: write it as UTF-8 text")
+        raise ModelError("the answer has an incomplete character", "write it as UTF-8 text")
     template = assistant.template
     if question is None:
         prompt, ids = template.caption_prompt, template.captioned(answer)

@@ -113,7 +113,7 @@ def stream(
         ModelError: Beam search was asked for, or the text might outgrow the model.
     """
     if isinstance(decoding, BeamConfig) and decoding.beams > 1:
-        raise ModelError("beam search knows its text only at the end: stream greedy or top_p")
+        raise ModelError("beam search knows its text only at the end", "stream greedy or top_p")
     with torch.no_grad():
         shown = patches.reshape(-1, *patches.shape[-2:])
         embeddings, attention = left_padded(vlm, shown, [prompt])

@@ -36,8 +36,8 @@ def write_gguf_model(path: Path, folder: Path, title: str) -> int:
     """
     if find_spec("gguf") is None:
         raise ModelError(
-            f"{title} is a GGUF file, for which the package gguf is missing: "
-            "pip install 'phivision[gguf]'"
+            f"{title} is a GGUF file, for which the package gguf is missing",
+            "pip install 'phivision[gguf]'",
         )
     _check_magic(path, title)
     from transformers import GgufConfig  # only in newer versions than other code here needs

@@ -8,7 +8,7 @@ the text of a message; both templates move these marks to the front.
 import json
 import re
 
-from model.gguf_tokenizer import SEPARATOR
+from model.exported_template import jinja_definitions, template_pieces
 from model.prompt import PromptTemplate
 
 # llama.cpp's mark is `<__media__>`, its server's `<__media_…__>` with random letters. Its own Jinja
@@ -65,33 +65,14 @@ USER{{ template "text" .Content }}ASSISTANT{{ else if eq .Role "assistant" -}}
 BLANK{{ .Content }}EOS{{ end }}{{ end }}"""
 
 
-def _pieces(template: PromptTemplate) -> dict[str, str]:
-    """Return the texts between questions and answers, by their names in both templates."""
-    eos = template.tokenizer.id_to_token(template.eos_id)
-    assert eos is not None
-    return {
-        "SEPARATOR": SEPARATOR,
-        "OPENING": template.opening,
-        "BETWEEN": template.between,
-        "USER": template.user_prefix,
-        "ASSISTANT": template.assistant_prefix,
-        "BLANK": template._blank,
-        "EOS": eos,
-    }
-
-
 def jinja_template(template: PromptTemplate) -> str:
     """Return the chat template for llama.cpp."""
-    lines = (
-        f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n"
-        for name, text in _pieces(template).items()
-    )
-    return "".join(lines) + _JINJA
+    return jinja_definitions(template_pieces(template)) + _JINJA
 
 
 def go_template(template: PromptTemplate) -> str:
     """Return the template for ollama, in Go's language; pieces are Go's string literals."""
-    pieces = _pieces(template)
+    pieces = template_pieces(template)
 
     def literal(name: re.Match[str]) -> str:
         return f"{{{{ {json.dumps(pieces[name[0]], ensure_ascii=False)} }}}}"

@@ -12,8 +12,7 @@ import gguf
 from tokenizers import Tokenizer
 
 from model.errors import ModelError
-
-SEPARATOR = "<image_separator>"
+from model.exported_template import SEPARATOR, refuse_own_separator
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPLITS = {
@@ -54,8 +53,7 @@ def read_vocabulary(lm: Path, eos: int, chat_template: str) -> Vocabulary:
             separator's name.
     """
     tokenizer = Tokenizer.from_file(str(lm / "tokenizer.json"))
-    if tokenizer.token_to_id(SEPARATOR) is not None:
-        raise ModelError(f"the language model's tokenizer has a token {SEPARATOR} of its own")
+    refuse_own_separator(tokenizer)
     split = split_name(json.loads((lm / "tokenizer.json").read_text("utf-8")))
     return Vocabulary(split, 1 + max(tokenizer.get_vocab().values()), eos, chat_template)
 

@@ -181,8 +181,8 @@ def _check_targets(targets: Sequence[str], linears: Sequence[str]) -> None:
     lost = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in linears)]
     if lost or not targets:
         raise ModelError(
-            f"finetune.lora_targets: no linear layer has the name {', '.join(lost) or '(none)'}; "
-            f"use some of {', '.join(sorted(known))}, or {ALL_LINEAR} for all of them"
+            f"finetune.lora_targets: no linear layer has the name {', '.join(lost) or '(none)'}",
+            f"use some of {', '.join(sorted(known))}, or {ALL_LINEAR} for all of them",
         )
 
 

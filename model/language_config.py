@@ -83,8 +83,8 @@ def line_of_gguf(path: Path) -> LanguageLine:
         from gguf import GGUFReader
     except ImportError:
         raise ModelError(
-            f"{path.name} is a GGUF file, for which the package gguf is missing: "
-            "pip install 'phivision[gguf]'"
+            f"{path.name} is a GGUF file, for which the package gguf is missing",
+            "pip install 'phivision[gguf]'",
         ) from None
     try:
         reader = GGUFReader(path)

@@ -55,12 +55,12 @@ def check_parts(language_model: PreTrainedModel) -> None:
     head = language_model.get_output_embeddings()
     if body_of(language_model) is language_model or not isinstance(head, nn.Linear):
         raise ModelError(
-            f"{name} is not a body with a linear output layer: use a causal language model of "
-            "transformers such as PhiForCausalLM"
+            f"{name} is not a body with a linear output layer",
+            "use a causal language model of transformers such as PhiForCausalLM",
         )
     scales = [field for field in _SCALES if getattr(config, field, None) not in (None, 1, 1.0)]
     if scales:
         raise ModelError(
-            f"{name} scales its scores ({', '.join(scales)}), which is not supported: "
-            "use another language model"
+            f"{name} scales its scores ({', '.join(scales)}), which is not supported",
+            "use another language model",
         )

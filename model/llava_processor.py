@@ -18,10 +18,15 @@ from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizer
 from model.asked import Turn, asked_ids
 from model.encoder import CONFIG
 from model.errors import ModelError
+from model.exported_template import (
+    SEPARATOR,
+    jinja_definitions,
+    refuse_own_separator,
+    template_pieces,
+)
 from model.llava import NewTokens
 from model.prompt import MARKER, PromptTemplate
 
-SEPARATOR = "<image_separator>"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 # OpenAI's, which open_clip takes where a config says nothing.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -70,8 +75,7 @@ def build_processor(folder: Path, template: PromptTemplate) -> tuple[LlavaProces
     tokenizer.no_truncation()
     tokenizer.post_processor = ByteLevel(trim_offsets=False)
     words = tokenizer.get_vocab_size()
-    if tokenizer.token_to_id(SEPARATOR) is not None:
-        raise ModelError(f"the language model's tokenizer has a token {SEPARATOR} of its own")
+    refuse_own_separator(tokenizer)
     tokenizer.add_special_tokens(
         [AddedToken(text, special=True, normalized=False) for text in (MARKER, SEPARATOR)]
     )
@@ -91,7 +95,7 @@ def build_processor(folder: Path, template: PromptTemplate) -> tuple[LlavaProces
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # CLIP's class token, which `default` leaves out again
         image_token=MARKER,
-        chat_template=_chat_template(template, eos),
+        chat_template=_chat_template(template),
     )
     return processor, NewTokens(image, separator, words)
 
@@ -116,22 +120,10 @@ def image_statistics(config: dict[str, Any]) -> tuple[list[float], list[float]]:
     return list(preprocess.get("mean", _MEAN)), list(preprocess.get("std", _STD))
 
 
-def _chat_template(template: PromptTemplate, eos: str) -> str:
+def _chat_template(template: PromptTemplate) -> str:
     """Return a Jinja text that writes conversations as the bundle was trained on them."""
-    pieces = {
-        "IMAGE": MARKER + SEPARATOR,
-        "SEPARATOR": SEPARATOR,
-        "OPENING": template.opening,
-        "BETWEEN": template.between,
-        "USER": template.user_prefix,
-        "ASSISTANT": template.assistant_prefix,
-        "BLANK": template._blank,
-        "EOS": eos,
-    }
-    lines = (
-        f"{{%- set {n} = {json.dumps(t, ensure_ascii=False)} -%}}\n" for n, t in pieces.items()
-    )
-    return "".join(lines) + _CHAT
+    pieces = {"IMAGE": MARKER + SEPARATOR, **template_pieces(template)}
+    return jinja_definitions(pieces) + _CHAT
 
 
 _QUESTIONS = ("What is in the image?", "How many  are\nthere: 2 or 3?", "Wo ist die Tür — links?")

@@ -46,7 +46,8 @@ class ScheduledSamplingConfig(FrozenModel):
         if self.end_rate > self.start_rate:
             raise ModelError(
                 f"end_rate {self.end_rate} is above start_rate {self.start_rate}: "
-                "scheduled sampling moves from true tokens to the model's own, swap them"
+                "scheduled sampling moves from true tokens to the model's own",
+                "swap them",
             )
         return self
 

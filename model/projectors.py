@@ -111,15 +111,15 @@ class ReducingConfig(FrozenModel):
         """
         given = f"the encoder gives {patches} patches and the projector's tokens is {self.tokens}"
         if self.reducer == "none" and self.tokens != patches:
-            raise ModelError(f"{given}: set tokens to {patches}, or choose a reducer")
+            raise ModelError(given, f"set tokens to {patches}, or choose a reducer")
         if self.tokens > patches:
-            raise ModelError(f"{given}: a reducer cannot add tokens, set at most {patches}")
+            raise ModelError(f"{given}: a reducer cannot add tokens", f"set at most {patches}")
         if self.reducer == "pool":
             for name, count in (("patches", patches), ("tokens", self.tokens)):
                 if math.isqrt(count) ** 2 != count:
                     raise ModelError(
-                        f"{given}: pooling needs square numbers, which {count} {name} is not; "
-                        "choose the linear reducer or another number of tokens"
+                        f"{given}: pooling needs square numbers, which {count} {name} is not",
+                        "choose the linear reducer or another number of tokens",
                     )
 
 

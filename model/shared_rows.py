@@ -100,8 +100,8 @@ def mask_for(
         hidden = torch.finfo(dtype).min
         return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, hidden).unsqueeze(1)
     raise ModelError(
-        f"attention {implementation!r} takes no mask per pair of positions: "
-        "load the language model with sdpa, or put one example in each row"
+        f"attention {implementation!r} takes no mask per pair of positions",
+        "load the language model with sdpa, or put one example in each row",
     )
 
 

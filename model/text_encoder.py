@@ -28,14 +28,14 @@ class TextEncoder:
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         if not (folder / CONFIG).is_file():
             raise ModelError(
-                "the encoder is one of timm's, which has no text tower: set "
-                "features.clip_scores=false"
+                "the encoder is one of timm's, which has no text tower",
+                "set features.clip_scores=false",
             )
         text = json.loads((folder / CONFIG).read_text())["model_cfg"]["text_cfg"]
         if "hf_tokenizer_name" in text:  # it would be looked for on the Hub
             raise ModelError(
-                f"the encoder's tokenizer, {text['hf_tokenizer_name']}, is not in the store: set "
-                "features.clip_scores=false"
+                f"the encoder's tokenizer, {text['hf_tokenizer_name']}, is not in the store",
+                "set features.clip_scores=false",
             )
         clip, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         self._clip: Any = clip.eval().requires_grad_(False).to(device)

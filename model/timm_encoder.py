@@ -89,8 +89,9 @@ def features(trunk: Any, pixels: Tensor, layer: int) -> tuple[Tensor, Tensor]:
     depth = _depth(trunk)
     if -layer > depth:
         raise ModelError(
-            f"the encoder has {depth} layers, and layer {layer} was asked for: set features.layer "
-            f"(of a second encoder features.second_layer) to -{depth} or nearer to the last"
+            f"the encoder has {depth} layers, and layer {layer} was asked for",
+            "set features.layer (of a second encoder features.second_layer) "
+            f"to -{depth} or nearer to the last",
         )
     last = trunk.forward_features(pixels)
     pooled = trunk.forward_head(last, pre_logits=True)

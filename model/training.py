@@ -159,8 +159,8 @@ class TrainingModule(L.LightningModule):
             parts += [words, head]
         elif words.weight.requires_grad:
             raise ModelError(
-                "fsdp cannot shard this language model, whose embeddings are tied and trained: "
-                "use finetune.method=lora, or the strategy ddp"
+                "fsdp cannot shard this language model, whose embeddings are tied and trained",
+                "use finetune.method=lora, or the strategy ddp",
             )
         for part in parts:
             fully_shard(part, mesh=mesh["data_parallel"])

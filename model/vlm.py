@@ -272,8 +272,8 @@ class VisionLanguageModel(nn.Module):
         """
         if positions > self.max_positions:
             raise ModelError(
-                f"{positions} positions, but the language model takes {self.max_positions}: "
-                "lower examples.max_tokens, max_new_tokens or the projector's tokens"
+                f"{positions} positions, but the language model takes {self.max_positions}",
+                "lower examples.max_tokens, max_new_tokens or the projector's tokens",
             )
 
     @property
@@ -323,9 +323,9 @@ def check_precision(precision: str) -> None:
     """
     if precision in {"fp16", "float16", "half", "16", "16-mixed", "16-true"}:
         raise ModelError(
-            f"precision {precision!r}: Phi-2's attention overflows in fp16 and gives NaN; "
-            "use bf16 or fp32"
+            f"precision {precision!r}: Phi-2's attention overflows in fp16 and gives NaN",
+            "use bf16 or fp32",
         )
     known = ("fp32", "bf16", "32", "32-true", "bf16-mixed", "bf16-true")
     if precision not in known:
-        raise ModelError(f"precision {precision!r} is unknown: use one of {', '.join(known)}")
+        raise ModelError(f"precision {precision!r} is unknown", f"use one of {', '.join(known)}")

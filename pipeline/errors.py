@@ -1,17 +1,10 @@
-"""Errors a user can act on: one line says what is wrong, and one how to fix it."""
+"""Errors of runs and recipes."""
+
+from storage.errors import ExpectedError
 
 
-class PipelineError(Exception):
-    """A run cannot continue, for a reason that its user can fix.
-
-    Args:
-        message: What is wrong, naming the file, record or field.
-        remedy: What to do about it.
-    """
-
-    def __init__(self, message: str, remedy: str = "") -> None:
-        self.remedy = remedy
-        super().__init__(f"{message}\n  → {remedy}" if remedy else message)
+class PipelineError(ExpectedError):
+    """A run cannot continue, for a reason that its user can fix."""
 
 
 class UnreachableError(PipelineError):

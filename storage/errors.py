@@ -1,4 +1,4 @@
-"""Errors of storage: one line that names the object and the remedy, without secrets."""
+"""The base of expected errors, and the errors of storage, whose texts hold no secrets."""
 
 import errno
 import re
@@ -73,23 +73,30 @@ def _fields(query: str) -> list[tuple[str, str, str]]:
     return [field.partition("=") for field in query.split("&")]
 
 
-class StorageError(Exception):
-    """Something stored could not be read, written or fetched.
+class ExpectedError(Exception):
+    """Something went wrong that its user can mend; any other error is a defect of the code.
 
-    The text is one line, "message. remedy", with the secrets of URLs masked. The two parts stay
-    separate in ``args``, so that the error survives pickling between processes.
+    The text is what is wrong and, on a line of its own after an arrow, what to do about it. The two
+    stay separate in `args` too, so that the error survives pickling between processes.
 
     Args:
-        message: What happened, and to which object.
-        remedy: What the reader can do about it.
+        message: What is wrong, naming the file, record or field.
+        remedy: What to do about it.
     """
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(_line(message), _line(remedy))
+        super().__init__(message, remedy)
+        self.message, self.remedy = message, remedy
 
     def __str__(self) -> str:
-        message, remedy = self.args
-        return f"{message.rstrip('.')}. {remedy}" if remedy else message
+        return f"{self.message}\n  → {self.remedy}" if self.remedy else self.message
+
+
+class StorageError(ExpectedError):
+    """Something stored could not be read, written or fetched; secrets of URLs are masked."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(_line(message).rstrip("."), _line(remedy))
 
 
 def _line(text: str) -> str:

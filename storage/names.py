@@ -29,7 +29,7 @@ def resolve_member(root_name: str, file_name: str) -> str:
     reason = name_fault(file_name) if isinstance(file_name, str) else "not a text"
     if reason:
         told = shown(str(file_name))
-        raise UnsafeArchiveError(f"file_name {told!r}: {reason}", "Correct the annotation file")
+        raise UnsafeArchiveError(f"file_name {told!r}: {reason}", "correct the annotation file")
     return normal(f"{root_name}/{file_name}")
 
 

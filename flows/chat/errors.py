@@ -29,7 +29,7 @@ def explained() -> Generator[None]:
         yield
     except ModelError as error:
         reason = getattr(error, "reason", "")
-        raise ChatError(_REASONS.get(reason, sentence(str(error)))) from None
+        raise ChatError(_REASONS.get(reason, sentence(error.sentence))) from None
 
 
 def sentence(text: str) -> str:

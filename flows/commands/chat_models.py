@@ -7,10 +7,9 @@ from flows.chat.models import Models, Offer, only
 from flows.commands.assistant import open_assistant
 from model.assistant import Assistant
 from model.errors import ModelError
-from pipeline.errors import PipelineError
 from pipeline.publishing.gate import STAGE, published_manifest
 from pipeline.settings import Settings
-from storage.errors import StorageError
+from storage.errors import ExpectedError
 from storage.store.artifacts import ArtifactStore
 from storage.store.manifest import Manifest
 from storage.store.published import published, read_history
@@ -66,6 +65,6 @@ def _runs(store: ArtifactStore, first: Manifest) -> list[tuple[str, str, Manifes
 def _load(settings: Settings, manifest: Manifest) -> Assistant:
     try:
         return open_assistant(settings, manifest)
-    except (PipelineError, StorageError) as error:
+    except ExpectedError as error:
         print(error, file=sys.stderr, flush=True)  # a visitor is not shown the store's paths
         raise ModelError("this model cannot be loaded: the server's terminal says why") from None

@@ -20,9 +20,8 @@ from flows.explore.queries import (
 from flows.pages.page import MOST_PIXELS
 from flows.similar_images import find_similar
 from pipeline.catalog.catalog import Catalog
-from pipeline.errors import PipelineError
 from pipeline.settings import Settings
-from storage.errors import StorageError
+from storage.errors import ExpectedError, StorageError
 
 PAGE = 48  # images in the gallery at once
 FEW_FILES = 4  # of images, read before anything is shown; each takes some 50 ms
@@ -95,7 +94,7 @@ class Explorer:
     def _similar(self, image_id: int) -> tuple[list[tuple[Image.Image, str]], list[int]]:
         try:
             rows = find_similar(self.catalog, str(image_id), SIMILAR, self.settings)
-        except (PipelineError, StorageError):  # the run has no embeddings yet
+        except ExpectedError:  # the run has no embeddings yet
             return [], []
         by_id = {row["image_id"]: row for row in rows}
         stored = hashes_of(self.catalog, by_id)

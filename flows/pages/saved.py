@@ -63,7 +63,8 @@ def report_after_run(store: ArtifactStore, run: str) -> str | None:
     try:
         return leave_report(store, run)
     except Exception as error:
-        print(f"no report ({type(error).__name__}: {error}); `phivision report` tries again")
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        print(f"no report ({reason}); `phivision report` tries again")
         return None
 
 

@@ -118,7 +118,7 @@ class Service:
             prompt = assistant.prompt(asked.question, asked.history, longest, len(asked.urls))
             images = [self.engine.embeddings.prepare(self._image(url)) for url in asked.urls]
         except ModelError as error:
-            raise RequestError(str(error), param="messages") from None
+            raise RequestError(error.sentence, param="messages") from None
         answer = Answer(assistant.template.decode, longest, body.stops, delivery.send)
         write = partial(
             TextRequest,

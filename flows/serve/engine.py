@@ -147,7 +147,7 @@ class Engine:
             self._batcher.join(made)
         except ModelError as error:
             if len(ready) == 1:
-                ready[0].answer.fail(str(error))
+                ready[0].answer.fail(error.sentence)
                 return
             for each in ready:  # one of them is at fault
                 self._join([each])

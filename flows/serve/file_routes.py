@@ -21,7 +21,7 @@ def file_routes(service: Service) -> APIRouter:
         try:
             await run_in_threadpool(service.engine.embeddings.prepare, data)
         except ModelError as error:
-            raise RequestError(str(error), param="file") from None
+            raise RequestError(error.sentence, param="file") from None
         return files.told(files.add((file.filename or "")[:255], data, purpose))
 
     @router.get("")

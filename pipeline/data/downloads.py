@@ -144,11 +144,11 @@ def _opened(
     try:
         archive = RemoteZip(url, image_limits(images.max_bytes), patience)
     except NoRangeError as error:
-        context.report.say(f"{error.args[0]}: the whole archive is fetched")
+        context.report.say(f"{error.message}: the whole archive is fetched")
         return None
     if size not in {None, archive.size_bytes}:
         raise StorageError(
-            f"{archive.title} has {archive.size_bytes} bytes, expected {size}", "Check the address"
+            f"{archive.title} has {archive.size_bytes} bytes, expected {size}", "check the address"
         )
     return archive
 

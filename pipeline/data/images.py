@@ -192,7 +192,7 @@ def _reason(error: BadImageError | StorageError) -> tuple[str, str]:
     if isinstance(error, BadImageError):
         return error.reason, error.detail
     unsafe = isinstance(error, UnsafeArchiveError)
-    return "unsafe file name" if unsafe else "unreadable member", str(error)
+    return "unsafe file name" if unsafe else "unreadable member", error.message
 
 
 def _row(

@@ -1,8 +1,8 @@
 """What one source file defines and imports, read from its syntax tree and cached.
 
 Parsing takes a third of the second that `plan` takes. Like Python's byte code, the facts are cached
-beside the code, in a file named after Python's version. They are keyed by the source's hash, so the
-cache can be missing but never out of date.
+beside the code, in a file named after Python's version. They are keyed by the hashes of the source
+and of this file, so the cache can be missing but never out of date.
 """
 
 import ast
@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from functools import cache
 from importlib.util import cache_from_source
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 EFFECTS = ""  # key of a module's import effects: what it does besides defining names
 _KEPT = 500  # cached sources, several times as many as there are modules
 
-# The messages of these errors are shown to users and never enter an artifact.
-_ERRORS = frozenset({"PipelineError", "RecipeError", "ModelError"})
+# The texts of the errors in these modules are for users and never enter an artifact.
+_ERRORS = frozenset({"pipeline.errors", "model.errors"})
 _PROGRESS = frozenset({"say", "track"})  # methods of a reporter
 _Import = ast.Import | ast.ImportFrom
 _Defined = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -70,8 +70,9 @@ def read_facts(source: bytes, module: str, path: str) -> Facts:
         imports[name].append((origin, original))
         modules |= {origin, f"{origin}.{original}"} if original else {origin}
     parts: dict[str, list[_Text]] = defaultdict(list)
+    errors = {name for name, of in imports.items() if all(home in _ERRORS for home, _ in of)}
     for statement in _run(tree.body):
-        text = _Text(statement)
+        text = _Text(statement, errors)
         names = _bound(statement)
         # A loop or a `try:` may do more than define names.
         if not names or not isinstance(statement, _Binding):
@@ -131,9 +132,15 @@ def _run(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 class _Text:
-    """A syntax tree as text, without the parts that affect no result, and the names in it."""
+    """A syntax tree as text, without the parts that affect no result, and the names in it.
 
-    def __init__(self, tree: ast.AST) -> None:
+    Args:
+        tree: A statement.
+        errors: Names of errors whose messages only users see.
+    """
+
+    def __init__(self, tree: ast.AST, errors: Set[str]) -> None:
+        self._errors = errors
         self.written: list[str] = []
         self.names: set[str] = set()
         self._owners: set[int] = set()  # name nodes already recorded with their attribute
@@ -172,9 +179,16 @@ class _Text:
                 self.names |= _names_of_type(value)
             elif not _is_speech(node, field):
                 self.written.append(f" {field}=")
-                self._write(_speechless(value) if isinstance(node, ast.Raise) else value)
+                self._write(self._speechless(value) if isinstance(node, ast.Raise) else value)
         self.written.append(")")
         self._in_class = outside
+
+    def _speechless(self, raised: object) -> object:
+        """Return an exception without its message, where only users see the message."""
+        match raised:
+            case ast.Call(func=ast.Name(id=name)) if name in self._errors:
+                return raised.func
+        return raised
 
     def _note(self, node: ast.AST) -> None:
         match node:
@@ -205,22 +219,19 @@ def _is_speech(node: ast.AST, field: str) -> bool:
     return False
 
 
-def _speechless(raised: object) -> object:
-    """Return an exception without its message, where only users see the message."""
-    match raised:
-        case ast.Call(func=ast.Name(id=name)) if name in _ERRORS:
-            return raised.func
-    return raised
-
-
 def remembered_facts(source: bytes, module: str, path: str) -> Facts:
     """Return the same as `read_facts`, from the cache if this source was read before."""
     known = _remembered()
-    key = hashlib.sha256(source + module.encode() + path.encode()).hexdigest()
+    key = hashlib.sha256(_own_hash() + source + module.encode() + path.encode()).hexdigest()
     if key not in known:
         known[key] = read_facts(source, module, path)
         _remember(known)
     return known[key]
+
+
+@cache
+def _own_hash() -> bytes:
+    return hashlib.sha256(Path(__file__).read_bytes()).digest()
 
 
 def _memory() -> Path:

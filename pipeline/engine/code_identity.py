@@ -26,6 +26,7 @@ PACKAGES = ("pipeline", "model", "storage")
 # part of an identity.
 INFRASTRUCTURE = (
     "model.encoder_table",
+    "model.errors",
     "pipeline.engine",
     "pipeline.errors",
     "pipeline.hub",

@@ -110,7 +110,7 @@ def look_up(store: ArtifactStore, stage: str, fingerprint: str) -> Found:
     try:
         manifest = store.find(stage, fingerprint)
     except DamagedManifestError as error:
-        return Found(None, f"damaged: {error.args[0]}")
+        return Found(None, f"damaged: {error.message}")
     if manifest is None:
         return Found(None, NEVER_MADE)
     damage = store.damage(manifest)

@@ -170,7 +170,8 @@ def _wait(running: Sequence[subprocess.Popen[Any]], folder: Path) -> None:
     if said:
         # A non-finite loss on one device makes the gradients of all non-finite; the others would
         # blame the wrong examples.
-        raise PipelineError(min(said, key=lambda each: each["hearsay"])["message"])
+        first = min(said, key=lambda failure: failure["hearsay"])
+        raise PipelineError(first["message"], first["remedy"])
     rank = failed[0]
     name = "the launcher" if len(running) == 1 else f"training process {rank} of {len(running)}"
     raise PipelineError(

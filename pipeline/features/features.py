@@ -200,7 +200,7 @@ def _is_whole(context: StageContext, folder: Path, number: int) -> bool:
     try:
         verify_shard(folder, number)
     except ShardError as error:
-        context.report.say(f"  shard {number} is made again: {error}".partition("; delete")[0])
+        context.report.say(f"  shard {number} is made again: {error.message}")
         return False
     return True
 

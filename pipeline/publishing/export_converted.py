@@ -50,7 +50,7 @@ def write_converted(
             loading = convert(bundle, folder)
         except ModelError as error:
             raise PipelineError(
-                str(error), f"choose another backbones.lm_repository, {plain}"
+                error.message, f"choose another backbones.lm_repository, {plain}"
             ) from None
         readme = (bundle / "README.md").read_text("utf-8")
     provenance = lineage.provenance()

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from model.encoder_table import encoder_line, is_timm
+from model.errors import ModelError
 from pipeline.errors import RecipeError
 from pipeline.recipe.backbone_parts import BackbonesChoice, TinyBackbones, positions_of
 from pipeline.recipe.data_sources import has_captions
@@ -283,7 +284,9 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         path, siblings = _place(item["loc"])
         place = path or "recipe"
-        message = item["msg"].removeprefix("Value error, ")
+        cause = item.get("ctx", {}).get("error")
+        known = isinstance(cause, ModelError)
+        message = cause.sentence if known else item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             lines.append(str(_unknown(place, siblings, place)))
         elif item["type"] == "missing":

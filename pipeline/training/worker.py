@@ -85,7 +85,7 @@ def main() -> None:
         work(folder)
     except (PipelineError, ModelError) as error:
         hearsay = isinstance(error.__cause__, NotFiniteError) and not error.__cause__.own
-        said = {"message": str(error), "hearsay": hearsay}
+        said = {"message": error.message, "remedy": error.remedy, "hearsay": hearsay}
         (folder / f"error-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(said))
         sys.stdout.flush()
         if hearsay:

@@ -52,7 +52,7 @@ def open_archive(path: Path, *, limits: ArchiveLimits | None = None, own: bool =
         kind = _kind(path)
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be opened: {error.strerror or error}", "Check the path"
+            f"{path} cannot be opened: {error.strerror or error}", "check the path"
         ) from error
     if kind is _Folder and own:
         kind = _OwnFolder
@@ -74,7 +74,7 @@ def _kind(path: Path) -> type[Archive]:
     if tarfile.is_tarfile(path):
         return _Tar
     raise StorageError(
-        f"{path} is not a zip, tar or tar.gz: it starts with {head[:16]!r}", "Download it again"
+        f"{path} is not a zip, tar or tar.gz: it starts with {head[:16]!r}", "download it again"
     )
 
 
@@ -169,7 +169,7 @@ def refuse_encrypted(title: str, member: Member) -> None:
     if member.key.flag_bits & _ENCRYPTED:
         raise StorageError(
             f"{title} member {member.name} is encrypted",
-            "Unpack it with its password and pack it without one",
+            "unpack it with its password and pack it without one",
         )
 
 
@@ -268,13 +268,13 @@ class _PackedTar(_Tar):
             if not is_full(error):
                 raise StorageError(
                     f"cannot unpack {self.path.name} in {folder}: {error.strerror or error}",
-                    "Unpack it elsewhere and give the folder",
+                    "unpack it elsewhere and give the folder",
                 ) from error
             raise StorageError(
                 f"not enough disk space in {folder} to unpack {self.path.name}, of "
                 f"{self.path.stat().st_size} bytes and more when unpacked; "
                 f"{shutil.disk_usage(folder).free} are free",
-                "Free space, or unpack it elsewhere and give the folder",
+                "free space, or unpack it elsewhere and give the folder",
             ) from error
 
 

@@ -127,7 +127,7 @@ class Archive(ABC):
     def _find(self, name: str) -> Member:
         if name not in self._members:
             reason = self.refused.get(shown(name), "there is no such file")
-            raise StorageError(f"{self.title} member {shown(name)}: {reason}", "Check the name")
+            raise StorageError(f"{self.title} member {shown(name)}: {reason}", "check the name")
         return self._members[name]
 
     @contextmanager
@@ -143,7 +143,7 @@ class Archive(ABC):
     def _damaged(self, name: str, reason: str) -> StorageError:
         where = f"{self.title} member {shown(name)}" if name else self.title
         message = f"{where} is damaged or cut short ({shown(reason)})"
-        return StorageError(message, "Download or pack the archive again")
+        return StorageError(message, "download or pack the archive again")
 
     def _admit(self, members: Iterable[Member | None], packed: int | None = None) -> None:
         """Sort members into those served and those refused; None stands for a folder.
@@ -192,5 +192,5 @@ class Archive(ABC):
     def _too_large(self, reason: str) -> UnsafeArchiveError:
         return UnsafeArchiveError(
             f"{self.title} has {reason}",
-            "If its source can be trusted, raise that limit; otherwise do not use it",
+            "if its source can be trusted, raise that limit; otherwise do not use it",
         )

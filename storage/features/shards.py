@@ -42,6 +42,7 @@ _METADATA = (SHAPE, "phivision.dtype", "phivision.encoder")
 
 
 # Errors that do not mean that the file is damaged.
+_REMEDY = "delete both files and write the shard again"
 _NOT_THE_FILE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM})
 
 
@@ -233,7 +234,7 @@ def reading(path: Path) -> Generator[None]:
     except (pa.ArrowException, OSError, KeyError, ValueError, ShardError) as error:
         if isinstance(error, OSError) and error.errno in _NOT_THE_FILE:
             raise  # the handler that reports it has its own remedy
-        raise ShardError(f"{path}: {error}; delete both files and write the shard again") from error
+        raise ShardError(f"{path}: {error}", _REMEDY) from error
 
 
 def read_group(file: pq.ParquetFile, group: int, width: int) -> NDArray[np.uint8]:

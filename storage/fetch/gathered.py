@@ -118,7 +118,7 @@ class GatheredTar:
             raise StorageError(
                 f"not enough disk space in {self.target.parent} for {self.target.name}: {needed} "
                 f"more bytes are needed, {free} are free",
-                "Free space or choose another folder, then run again: the files so far are kept",
+                "free space or choose another folder, then run again: the files so far are kept",
             )
 
     def publish(self) -> None:
@@ -152,7 +152,7 @@ class GatheredTar:
                 self.check_room(shutil.disk_usage(self.target.parent).free + 1)
             raise StorageError(
                 f"cannot write {self.target}: {error.strerror or error}",
-                "Check that the folder exists and may be written",
+                "check that the folder exists and may be written",
             ) from error
 
 

@@ -39,7 +39,7 @@ def locked(target: Path) -> Generator[None]:
     except OSError as error:
         raise StorageError(
             f"cannot write in {target.parent}: {error.strerror or error}",
-            "Choose a folder that may be written",
+            "choose a folder that may be written",
         ) from error
     try:
         yield
@@ -182,7 +182,7 @@ class PartialFile:
         raise ChecksumError(
             f"{self.name} has the wrong checksum: expected {self.algorithm}:{self.wanted}, "
             f"found {self.algorithm}:{self._hash.hexdigest()} over {self.offset} bytes",
-            "The download was removed: run again, and if it differs again the source has "
+            "the download was removed: run again, and if it differs again the source has "
             "changed and the recipe needs its new checksum",
         )
 
@@ -204,7 +204,7 @@ class PartialFile:
         return StorageError(
             f"not enough disk space in {self.target.parent} for {self.target.name}: {needed} "
             f"more bytes are needed, {self._free()} are free",
-            "Free space or choose another folder, then run again: the bytes so far are kept",
+            "free space or choose another folder, then run again: the bytes so far are kept",
         )
 
     def _cannot_write(self, error: OSError, pending: int) -> StorageError:
@@ -213,7 +213,7 @@ class PartialFile:
             return self._no_room(max(pending, total - self.offset))
         return StorageError(
             f"cannot write {self.target}: {error.strerror or error}",
-            "Check that the folder exists and may be written",
+            "check that the folder exists and may be written",
         )
 
 

@@ -183,7 +183,7 @@ def _open_file(url: str, offset: int, version: Mapping[str, str]) -> Stream:
     fs.invalidate_cache(path)
     info = fs.info(path)
     if info["type"] == "directory":
-        raise StorageError(f"{redact(url)} is a folder", "Name one file in it")
+        raise StorageError(f"{redact(url)} is a folder", "name one file in it")
     found, total = _version(info), info.get("size")
     start = offset if agrees(version, found) and offset <= (total or 0) else 0
     handle = fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead")
@@ -200,19 +200,19 @@ def _naming(url: str) -> Generator[None, None, None]:
     except StorageError:
         raise
     except FileNotFoundError:
-        raise MissingError(f"{shown} does not exist", "Check the address") from None
+        raise MissingError(f"{shown} does not exist", "check the address") from None
     except Exception as error:
         if failure := explain(url, error):
             joint = "" if isinstance(error, ImportError) else "may not be read: "
             raise StorageError(f"{shown} {joint}{failure.reason}", failure.remedy) from None
         if isinstance(error, PermissionError):
             raise StorageError(
-                f"{shown} may not be read", "Check the credentials or rights"
+                f"{shown} may not be read", "check the credentials or rights"
             ) from None
         # Timeouts and lost connections are OSErrors.
         if isinstance(error, OSError) or _is_broken_body(error):
             raise TransientError(f"{shown} cannot be read: {_reason(error)}") from None
-        raise StorageError(f"{shown} cannot be read: {_reason(error)}", "Check the URL") from None
+        raise StorageError(f"{shown} cannot be read: {_reason(error)}", "check the URL") from None
 
 
 def _is_broken_body(error: Exception) -> bool:

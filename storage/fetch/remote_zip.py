@@ -152,7 +152,7 @@ class _Window:
         self._position, self._start, self._held = 0, 0, b""
         self._fill(0, 1)
         if "size" not in self.version:
-            raise NoRangeError(f"{redact(url)} does not report its size", "Fetch it whole")
+            raise NoRangeError(f"{redact(url)} does not report its size", "fetch it whole")
         self.size = int(self.version["size"])
         self._fill(max(0, self.size - _TAIL), self.size)
 
@@ -175,7 +175,7 @@ class _Window:
             if end - start > _LARGEST_DIRECTORY:
                 raise StorageError(
                     f"{redact(self.url)} has a directory of {end - start} bytes",
-                    "That is too large for a zip of images: check the address",
+                    "that is too large for a zip of images: check the address",
                 )
             self._fill(start, end)
         self._position = end
@@ -183,7 +183,7 @@ class _Window:
 
     def _fill(self, start: int, end: int) -> None:
         """Hold the bytes from `start` up to `end`."""
-        retries = Retries(self.patience, "Check the network and run again")
+        retries = Retries(self.patience, "check the network and run again")
         while True:
             try:
                 self._start, self._held = start, self._fetch(start, end)

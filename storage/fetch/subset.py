@@ -23,7 +23,7 @@ from storage.fetch.web import is_http
 
 _Job = Callable[[threading.Event], None]
 _Read = Callable[[], bytes | StorageError]
-_REMEDY = "Check the network and run again: the files so far are kept"
+_REMEDY = "check the network and run again: the files so far are kept"
 
 
 def fetch_members(
@@ -237,7 +237,7 @@ def _body(url: str, largest: int, timeout: float) -> bytes | StorageError:
         TransientError: A retry may help.
     """
     if not is_http(url):
-        return StorageError(f"{url!r} is not an HTTP address", "Fix the annotation file")
+        return StorageError(f"{url!r} is not an HTTP address", "fix the annotation file")
     held = bytearray()
     try:
         with closing(open_stream(url, timeout=timeout)) as stream:

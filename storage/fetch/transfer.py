@@ -19,7 +19,7 @@ from storage.filesystem import hash_file
 
 __all__ = ["download", "probe", "redact"]
 
-_REMEDY = "Check the network and run again: the transfer resumes where it stopped"
+_REMEDY = "check the network and run again: the transfer resumes where it stopped"
 _CHECKSUM = re.compile(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}")
 # The first bytes of the formats that we fetch; a web page served instead starts differently.
 _MAGIC = {
@@ -65,7 +65,7 @@ def download(
             room on disk.
     """
     if checksum is not None and not _CHECKSUM.fullmatch(checksum):
-        raise StorageError(f"checksum {checksum!r} is malformed", "Write md5:HEX or sha256:HEX")
+        raise StorageError(f"checksum {checksum!r} is malformed", "write md5:HEX or sha256:HEX")
     with locked(target):
         if _is_there(target, checksum, size):
             remove_parts(target)
@@ -79,7 +79,7 @@ def download(
 
 def _is_there(target: Path, checksum: str | None, size: int | None) -> bool:
     if target.is_dir():
-        raise StorageError(f"{target} is a folder, not a file to write", "Name another target")
+        raise StorageError(f"{target} is a folder, not a file to write", "name another target")
     if not target.is_file() or (size is not None and target.stat().st_size != size):
         return False
     algorithm, _, wanted = (checksum or "").partition(":")
@@ -137,7 +137,7 @@ def _fill(part: PartialFile, size: int | None, timeout: float) -> None:
 def _wrong_size(part: PartialFile, expected: int, found: str) -> StorageError:
     return StorageError(
         f"{part.name} has the wrong size: expected {expected} bytes, found {found}",
-        "Check the address; a new version of the source needs its own size and checksum",
+        "check the address; a new version of the source needs its own size and checksum",
     )
 
 
@@ -152,5 +152,5 @@ def _refuse_page(part: PartialFile, kind: str, head: bytes) -> None:
     if tagged or (kind.startswith("text/html") and not start.startswith(_MAGIC.get(suffix, ()))):
         raise StorageError(
             f"{part.name} gave a web page (HTML, status 200) in place of {part.target.name}",
-            "Open the address in a browser: a login, a proxy or a moved file is likely",
+            "open the address in a browser: a login, a proxy or a moved file is likely",
         )

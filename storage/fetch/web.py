@@ -74,13 +74,13 @@ def open_range(
     answer.close()
     if not version:
         raise NoRangeError(
-            f"{redact(url)} does not support Range (HTTP {answer.status_code})", "Fetch it whole"
+            f"{redact(url)} does not support Range (HTTP {answer.status_code})", "fetch it whole"
         )
     page = answer.headers.get("Content-Type", "").startswith("text/html")
     if answer.status_code != 416 and (page or agrees(version, found)):
         raise TransientError(f"{redact(url)} gave another range than was asked for")
     raise StorageError(
-        f"{redact(url)} changed while it was read", "Run again: files that still match are kept"
+        f"{redact(url)} changed while it was read", "run again: files that still match are kept"
     )
 
 
@@ -191,7 +191,7 @@ def _version(answer: "httpx.Response") -> dict[str, str]:
 def _packed(url: str, how: str) -> StorageError:
     return StorageError(
         f"{redact(url)} arrives compressed as {how} although it was requested uncompressed",
-        "Use another mirror, or download the file by hand and give its local path",
+        "use another mirror, or download the file by hand and give its local path",
     )
 
 
@@ -203,6 +203,6 @@ def _refusal(url: str, answer: "httpx.Response") -> StorageError:
         error.pause = float(wait) if wait.isdecimal() else 0.0
         return error
     if answer.status_code in {401, 403}:
-        return StorageError(message, "Check the credentials, or whether a signed URL has expired")
+        return StorageError(message, "check the credentials, or whether a signed URL has expired")
     kind = MissingError if answer.status_code in {404, 410} else StorageError
     return kind(message, "Check the address in a browser")

@@ -52,7 +52,7 @@ def table_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[s
         if column not in known:
             raise StorageError(
                 f"{paths[0].name} has no column {column!r}",
-                f"Name one of its columns: {', '.join(known)}",
+                f"name one of its columns: {', '.join(known)}",
             )
     chosen = ", ".join('"' + column.replace('"', '""') + '"' for column in columns)
     with _connection() as connection:
@@ -75,7 +75,7 @@ def _run(
     suffix = table_suffix(paths[0].name).removesuffix(".gz")
     if not suffix:
         raise StorageError(
-            f"{paths[0].name} is not a table", f"Give a file that ends in {', '.join(_READERS)}"
+            f"{paths[0].name} is not a table", f"give a file that ends in {', '.join(_READERS)}"
         )
     reader = _READERS[suffix]
     try:
@@ -86,4 +86,4 @@ def _run(
 
 def _unreadable(paths: Sequence[Path], error: duckdb.Error) -> StorageError:
     told = " ".join(str(error).split())[:400]
-    return StorageError(f"{paths[0].name} cannot be read: {told}", "Repair the file")
+    return StorageError(f"{paths[0].name} cannot be read: {told}", "repair the file")

@@ -87,7 +87,7 @@ def verify(store: ArtifactStore, known: Committed, advance: Callable[[int], None
     """
     faults = _hash_all(store, known, advance)
     found = [
-        Damage(stage, fingerprint, {"": str(error)})
+        Damage(stage, fingerprint, {"": error.message})
         for (stage, fingerprint), error in known.unreadable.items()
     ]
     for manifest in known.manifests.values():
@@ -145,7 +145,7 @@ def _damaged_pages(
                 verify_shard(folder, int(shard[1]))
                 detail = "no row is damaged"
             except (ShardError, OSError) as error:
-                detail = str(error).partition("; delete both")[0]
+                detail = error.message if isinstance(error, ShardError) else str(error)
                 detail = detail.removeprefix(f"{folder}/").removeprefix(f"{name}: ")
             found[name] = f"{fault}: shard {int(shard[1])}: {detail}"
     return found
@@ -171,7 +171,7 @@ def _fault(
         # If its manifest is gone, gc removed it meanwhile; else an unreachable store is no damage.
         if not store.local and store.find(manifest.stage, manifest.fingerprint) == manifest:
             raise
-        return str(error)  # a bad sector is damage like any other
+        return error.message  # a bad sector is damage like any other
     return "" if whole.hexdigest() == record.sha256 else ALTERED
 
 

@@ -122,7 +122,8 @@ def _records(
             found = (_captions(archive.read(each), each) for each in beside if each in known)
             texts = next((texts for texts in found if texts), ())
         except (ValueError, StorageError) as error:
-            drops.append(drop("images", "image", name, name, "unreadable captions", str(error)))
+            fault = error.message if isinstance(error, StorageError) else str(error)
+            drops.append(drop("images", "image", name, name, "unreadable captions", fault))
             continue
         yield Captioned(name, name, texts)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from flows.cli import main
 from flows.failures import explain, may_pass
+from model.errors import ModelError
 from pipeline.errors import PipelineError, RecipeError, UnreachableError
 from pipeline.hub.snapshots import fetching, hub_file
-from storage.errors import ChecksumError, StorageError, TransientError
+from storage.errors import ChecksumError, ExpectedError, StorageError, TransientError
+from storage.features.shards import ShardError
 from storage.fetch.retries import Patience
 from storage.fetch.transfer import download
 from tests.support.fault_server import Fault, FaultServer
@@ -36,6 +39,14 @@ from tests.support.small_store import build_store
 )
 def test_only_what_may_pass_is_tried_again(error: object, *, again: bool) -> None:
     assert may_pass(error) is again
+
+
+@pytest.mark.parametrize("kind", [ModelError, PipelineError, RecipeError, StorageError, ShardError])
+def test_errors_of_all_layers_have_one_form(kind: type[ModelError | ExpectedError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("x.png is empty", "give another file")))
+    assert explain(error) == "x.png is empty\n  → give another file"
+    assert (error.message, error.remedy) == ("x.png is empty", "give another file")
+    assert explain(kind("x.png is empty")) == "x.png is empty"
 
 
 def answer(status: int) -> HfHubHTTPError:

@@ -234,7 +234,7 @@ def test_training_goes_on_from_a_bundle_of_two_encoders(
 
 
 def test_a_layer_that_an_encoder_lacks_is_told(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"6 layers, and layer -9 .*features\.second_layer"):
+    with pytest.raises(ModelError, match=r"6 layers, and layer -9 .*\n.*features\.second_layer"):
         run(recipe.override({"features.second_layer": -9}), tmp_path, STAGES)
 
 

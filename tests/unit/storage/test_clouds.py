@@ -120,7 +120,7 @@ def test_missing_credentials_are_told_as_such(
             lambda: ObjectFiles(uri).list("a"),
             lambda: open_stream(f"{uri}/a"),
         ):
-            with pytest.raises(StorageError, match=r"there are no credentials\. set ") as caught:
+            with pytest.raises(StorageError, match=r"there are no credentials\n  → set ") as caught:
                 use()
             assert variable in str(caught.value)
             assert "check the address" not in str(caught.value)
@@ -140,7 +140,7 @@ def test_refused_credentials_are_told_as_such(
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
         monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", CONNECTION.format(server.url))
         files = ObjectFiles(f"{scheme}://bucket/x", pauses=(3600.0,))
-        with pytest.raises(StorageError, match=r"permission denied\. check the rights, and the"):
+        with pytest.raises(StorageError, match=r"permission denied\n  → check the rights, and the"):
             files.write("a", b"1")
 
 

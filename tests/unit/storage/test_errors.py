@@ -36,9 +36,9 @@ def test_redact_takes_any_text(text: str) -> None:
     assert redact(redact(text)) == redact(text)
 
 
-def test_an_error_is_one_line_and_survives_pickling() -> None:
-    error = StorageError("http://u:p@h/x is\nbroken.", "Mend it")
-    assert str(error) == "http://***@h/x is broken. Mend it"
+def test_a_message_and_a_remedy_are_one_line_each_and_survive_pickling() -> None:
+    error = StorageError("http://u:p@h/x is\nbroken.", "mend\nit")
+    assert str(error) == "http://***@h/x is broken\n  → mend it"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert str(StorageError("alone")) == "alone"
 

@@ -139,7 +139,7 @@ def test_errors_name_the_file_and_a_remedy(files: LocalFiles) -> None:
         lambda: files.list("a"),
         lambda: files.remove("a/b"),
     ):
-        with pytest.raises(StorageError, match=r"root/a.*: Not a directory. check that") as caught:
+        with pytest.raises(StorageError, match=r"root/a.*: Not a directory\n  → check that") as caught:
             action()
         assert str(files.root) in str(caught.value)
 
@@ -147,7 +147,7 @@ def test_errors_name_the_file_and_a_remedy(files: LocalFiles) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_told_as_such(number: int) -> None:
     error = local_error("write", Path("/x/y"), OSError(number, os.strerror(number)))
-    assert str(error).startswith("cannot write /x/y: no space left. free some space")
+    assert str(error).startswith("cannot write /x/y: no space left\n  → free some space")
 
 
 def test_a_killed_write_leaves_the_old_content(tmp_path: Path) -> None:
@@ -287,5 +287,7 @@ def test_a_place_of_no_cloud_that_may_not_be_read_is_told(monkeypatch: pytest.Mo
         raise PermissionError(errno.EACCES, "no")
 
     monkeypatch.setattr(files._fs, "cat_file", refuse)
-    with pytest.raises(StorageError, match=r"permission denied\. check the credentials or rights"):
+    with pytest.raises(
+        StorageError, match=r"permission denied\n  → check the credentials or rights"
+    ):
         files.read("a")

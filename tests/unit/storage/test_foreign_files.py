@@ -177,7 +177,7 @@ def test_a_project_folder_is_refused_in_one_line(
     told = capsys.readouterr().err
     assert told.startswith(f"phivision: {NO_STORE}")
     assert "check --store and PHIVISION_STORE" in told
-    assert told.count("\n") == 1
+    assert told.count("\n  → ") == told.count("\n") - 1 == 1
     # An empty variable counts as unset, so the store is `.phivision`, which is not there.
     assert (str(tmp_path / ".phivision") in told) == (said == "by an empty variable")
     assert look(tmp_path, [*before]) == before
@@ -422,7 +422,7 @@ def test_no_store_is_made_where_other_files_are_in_the_way(
 ) -> None:
     store.files.write("src/main.c", b"precious")  # in nobody's way
     store.files.write("reports/q3.pdf", b"precious")
-    with pytest.raises(StorageError, match=r"holds other files, such as reports/q3\.pdf.*empty"):
+    with pytest.raises(StorageError, match=r"holds other files, such as reports/q3\.pdf\n.*empty"):
         add(store, tmp_path, FILES)
     assert store.files.states("artifacts") == {}
     assert store.read(MARK) is None
@@ -445,7 +445,7 @@ def test_a_file_that_bears_the_marks_name_is_no_mark(store: ArtifactStore, tmp_p
 def test_a_layout_of_a_newer_version_is_left_alone(store: ArtifactStore, tmp_path: Path) -> None:
     add(store, tmp_path, FILES)
     store.files.write(MARK, b'{"format": "phivision store", "layout": 2}')
-    with pytest.raises(StorageError, match=r"has layout 2, this phivision knows 1\. use the"):
+    with pytest.raises(StorageError, match=r"has layout 2, this phivision knows 1\n  → use the"):
         require_store(store.files)
     with pytest.raises(StorageError, match="has layout 2"):
         again(store, tmp_path / "other").write("refs/x", b"")

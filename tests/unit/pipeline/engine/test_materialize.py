@@ -292,7 +292,7 @@ def failing(error: Exception) -> FakeStage:
 def test_no_room_is_one_clear_line_whoever_noticed(
     local: ArtifactStore, chosen: Settings, error: Exception
 ) -> None:
-    with pytest.raises(StorageError, match=r"failing found no space left in .* free some space"):
+    with pytest.raises(StorageError, match=r"failing found no space left in .*\n.*free some space"):
         make(local, chosen, DEMO, stages=[failing(error)])
 
 

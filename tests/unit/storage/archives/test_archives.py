@@ -192,7 +192,7 @@ def test_resolve_member(root: str, name: str, member: str) -> None:
 
 @pytest.mark.parametrize("name", [*BAD_NAMES, "", ".", "a/", "..", "a/..", "\0", None, 9, ["a"]])
 def test_resolve_member_refuses(name: str) -> None:
-    with pytest.raises(UnsafeArchiveError, match=r"file_name .*annotation file"):
+    with pytest.raises(UnsafeArchiveError, match=r"file_name .*\n.*annotation file"):
         resolve_member("train2017", name)
 
 
@@ -204,7 +204,7 @@ def test_a_resolved_name_stays_below_its_root(name: str) -> None:
     try:
         member = resolve_member("train2017", name)
     except UnsafeArchiveError as error:
-        told = str(error)
+        told = error.message
         assert told.isprintable()
         return
     place = Path(os.path.normpath(root / member))
@@ -358,7 +358,7 @@ def test_an_archive_over_its_limits_is_refused_whole(
     tmp_path: Path, kind: str, limits: ArchiveLimits, reason: str
 ) -> None:
     path = pack(tmp_path, kind, FILES)
-    with pytest.raises(UnsafeArchiveError, match=rf"set\.{kind} has {reason}\. If"):
+    with pytest.raises(UnsafeArchiveError, match=rf"set\.{kind} has {reason}\n  → if"):
         open_archive(path, limits=limits)
 
 
@@ -515,7 +515,7 @@ def test_an_encrypted_member_is_named(tmp_path: Path) -> None:
     path.write_bytes(data)
     with (
         open_archive(path) as archive,
-        pytest.raises(StorageError, match=r"9\.jpg is encrypted\. Unpack it with its password"),
+        pytest.raises(StorageError, match=r"9\.jpg is encrypted\n  → unpack it with its password"),
     ):
         archive.read("train2017/000000000009.jpg")
 
@@ -537,7 +537,7 @@ def test_damage_anywhere_gives_our_error_or_the_truth(
                 assert resolve_member("", name) == name
                 archive.read(name)
     except StorageError as error:
-        told = str(error)
+        told = error.message
         assert told.isprintable()
         assert str(path) in told
 
@@ -560,7 +560,7 @@ def test_no_room_to_unpack_names_the_folder(tmp_path: Path) -> None:
     )
     assert (
         f"StorageError: not enough disk space in {tmp_path} to unpack set.tar.gz"
-        in done.stderr.splitlines()[-1]
+        in done.stderr.splitlines()[-2]
     )
 
 

@@ -457,7 +457,7 @@ def test_a_flipped_bit_in_a_row_is_found_and_named(which: int, tmp_path: Path) -
     damaged = bytearray(path.read_bytes())
     damaged[3000] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(ShardError, match=f"{path.name}.*write the shard again"):
+    with pytest.raises(ShardError, match=f"{path.name}.*\n.*write the shard again"):
         verify_shard(tmp_path, 0)
 
 
@@ -467,7 +467,7 @@ def test_a_truncated_file_is_found_and_named(which: int, keep: int, tmp_path: Pa
     files = written(tmp_path, made_rows(20))
     path = files[0][which]
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ShardError, match=f"{path.name}.*write the shard again"):
+    with pytest.raises(ShardError, match=f"{path.name}.*\n.*write the shard again"):
         verify_shard(tmp_path, 0)
     with pytest.raises(ShardError, match=path.name):
         PatchTable(files)
@@ -485,7 +485,7 @@ def test_a_shard_that_does_not_read_back_is_taken_away(
     publish_shard(tmp_path, 0, made_rows(5), ENCODER)
     verify_shard(tmp_path, 0)
     monkeypatch.setattr(os, "fsync", spoil)
-    with pytest.raises(ShardError, match=r"patches-00000\.parquet.*write the shard again"):
+    with pytest.raises(ShardError, match=r"patches-00000\.parquet.*\n.*write the shard again"):
         publish_shard(tmp_path, 0, made_rows(5), ENCODER)
     assert not shard_paths(tmp_path, 0)[0].exists()  # without its index there is no shard
 

@@ -119,7 +119,7 @@ def test_members_without_room_are_not_begun(
     with (
         RemoteZip(server.serve("/a.zip", packed(FILES)), LIMITS, QUICK) as archive,
         pytest.raises(
-            StorageError, match=f"{needed} more bytes are needed, 10 are free.*run again"
+            StorageError, match=f"{needed} more bytes are needed, 10 are free\n.*run again"
         ),
     ):
         fetch_members(archive, CHOSEN, tmp_path / "a", advance=lambda _: None, patience=QUICK)

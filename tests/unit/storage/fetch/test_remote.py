@@ -124,7 +124,7 @@ def test_a_file_that_may_not_be_read_is_told(
 
     with monkeypatch.context() as closed:  # by hand, because root may read everything
         closed.setattr("builtins.open", refuse)
-        with pytest.raises(StorageError, match=r"/a may not be read\. Check the credentials"):
+        with pytest.raises(StorageError, match=r"/a may not be read\n  → check the credentials"):
             open_stream(str(tmp_path / "a"))
 
 

@@ -266,7 +266,7 @@ def test_a_corrupt_manifest_is_named_and_can_be_replaced(
     add(store, tmp_path, FILES)
     name = f"manifests/numbers/{key()}.json"
     overwrite(store, name, (store.read(name) or b"")[:-20])
-    with pytest.raises(DamagedManifestError, match=r"is not a manifest\. `phivision run`"):
+    with pytest.raises(DamagedManifestError, match=r"is not a manifest\n  → `phivision run`"):
         store.find("numbers", key())
     assert store.manifests("numbers") == []
     made = add(store, tmp_path, FILES)

@@ -207,7 +207,7 @@ def test_a_remote_file_that_is_not_what_was_committed_is_marked(
 ) -> None:
     (made,) = artifacts(remote, tmp_path, 1)
     remote.write(f"{made.folder}/a", b"\x02" * SIZE)
-    with pytest.raises(StorageError, match=r"a was altered\. `phivision run` makes it again"):
+    with pytest.raises(StorageError, match=r"a was altered\n  → `phivision run` makes it again"):
         read(remote, made)
     assert not list((tmp_path / "cache" / "files").rglob("a"))
     assert again(remote, tmp_path / "x").damage(made) == "a"

@@ -76,7 +76,7 @@ def test_a_write_outlasts_a_longer_outage_and_gives_up_in_the_end(
         assert files.create("a", b"1")
         assert proxy.faults[0].times == 0
         proxy.faults = [Fault(times=100, method="PUT", status=500)]
-        with pytest.raises(StorageError, match=r"cannot write s3://.*/b: .*finished work is kept"):
+        with pytest.raises(StorageError, match=r"cannot write s3://.*/b: .*\n.*finished work is kept"):
             files.write("b", b"2")
     assert files.read("b") is None
 
@@ -139,7 +139,7 @@ def test_forbidden_is_told_and_is_not_taken_for_missing(
     made = add(store, tmp_path, FILES)
     proxy.faults = [Fault(times=100, status=403)]
     with pytest.raises(
-        StorageError, match=r"permission denied\. check the rights, and the credentials: AWS_"
+        StorageError, match=r"permission denied\n  → check the rights, and the credentials: AWS_"
     ):
         store.find("numbers", made.fingerprint)
     with pytest.raises(StorageError, match=r"permission denied|403|Forbidden"):
