@@ -23,11 +23,7 @@ REFUSED = (
 
 
 class Guard:
-    """Refuse requests that another site's page makes in a browser of this machine.
-
-    Args:
-        app: The server.
-    """
+    """Refuse requests that another site's page makes in a browser of this machine."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -40,9 +40,6 @@ def notifying(title: str) -> Generator[None]:
 
     Within another one it does nothing: `phivision run` and the flow that it runs are one run.
 
-    Args:
-        title: What the run is called in a message.
-
     Raises:
         PipelineError: The address of the webhook is not valid.
     """
@@ -76,13 +73,7 @@ def tell_decision(store: ArtifactStore, entry: Entry) -> None:
 def watching_disks(
     settings: Settings, share: float = SHARE, size: float = BYTES
 ) -> Generator[None]:
-    """Tell the webhook, if there is one, once that a disk of the store or work is nearly full.
-
-    Args:
-        settings: Where store and work folder lie.
-        share: As in `nearly_full`.
-        size: As in `nearly_full`.
-    """
+    """Tell the webhook, if there is one, once that a disk of the store or work is nearly full."""
     webhook = _active
     if webhook is None:
         yield

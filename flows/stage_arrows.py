@@ -4,11 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 
 def arrows(inputs: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
-    """Yield each arrow as a stage and one that is made of it.
-
-    Args:
-        inputs: What each stage is made of, in the order of the DAG.
-    """
+    """Yield each arrow as a stage and one that is made of it."""
     before: dict[str, set[str]] = {}  # all that a stage is made of, directly or not
     for stage, names in inputs.items():
         implied = {name for each in names for name in before.get(each, ())}

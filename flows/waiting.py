@@ -7,11 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def waiting(text: str) -> Generator[None]:
-    """Print on stderr what is waited for: beside a spinner on a terminal, as one line elsewhere.
-
-    Args:
-        text: What is being done, e.g. `loading the assistant`.
-    """
+    """Print on stderr what is waited for: beside a spinner on a terminal, as one line elsewhere."""
     from rich.console import Console
 
     console = Console(file=sys.stderr, highlight=False)

@@ -95,9 +95,6 @@ ENCODERS = MappingProxyType(
 def encoder_line(name: str) -> EncoderLine:
     """Return what is known of an encoder of open_clip.
 
-    Args:
-        name: open_clip's name of the architecture.
-
     Raises:
         KeyError: open_clip has no vision transformer of that name.
     """

@@ -5,10 +5,6 @@ class ModelError(ValueError):
     """A model, batch or configuration that cannot work.
 
     It has the form of `storage.errors.ExpectedError`, which `model` may not import.
-
-    Args:
-        message: What is wrong.
-        remedy: What to do about it.
     """
 
     def __init__(self, message: str, remedy: str = "") -> None:

@@ -12,14 +12,7 @@ _VECTOR = gguf.GGMLQuantizationType.F32
 
 
 def new_writer(path: Path, architecture: str, kind: str, name: str) -> gguf.GGUFWriter:
-    """Return a writer of a file.
-
-    Args:
-        path: The file.
-        architecture: llama.cpp's name of what it holds.
-        kind: `model` or `mmproj`.
-        name: The assistant's name.
-    """
+    """Return a writer of a GGUF file of a kind: `model` or `mmproj`."""
     logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(kind)

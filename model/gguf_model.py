@@ -25,11 +25,6 @@ def write_gguf_model(path: Path, folder: Path, title: str) -> int:
     Weights are kept in bfloat16, whose rounding (8 bits) is finer than that of the usual
     quantizations to 4 to 6 bits, and which takes half the space of float32.
 
-    Args:
-        path: The file.
-        folder: Gets config, safetensors and tokenizer.
-        title: Name of the file in messages.
-
     Raises:
         ModelError: The package `gguf` is missing, or the file holds no language model that
             transformers knows.

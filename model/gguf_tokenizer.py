@@ -43,11 +43,6 @@ class Vocabulary(NamedTuple):
 def read_vocabulary(lm: Path, eos: int, chat_template: str) -> Vocabulary:
     """Return the vocabulary of a language model's folder.
 
-    Args:
-        lm: The folder.
-        eos: Id that ends an answer.
-        chat_template: See `Vocabulary`.
-
     Raises:
         ModelError: The tokenizer is not one that llama.cpp knows, or has a token of the
             separator's name.
@@ -60,9 +55,6 @@ def read_vocabulary(lm: Path, eos: int, chat_template: str) -> Vocabulary:
 
 def split_name(stated: dict[str, Any]) -> str:
     """Return llama.cpp's name of how a tokenizer splits text.
-
-    Args:
-        stated: The content of its `tokenizer.json`.
 
     Raises:
         ModelError: It is none that is known here.

@@ -28,11 +28,6 @@ def write_vision_gguf(folder: Path, path: Path, card: dict[str, Any]) -> None:
     """Write encoder and projector of a bundle that `obstacles_of_bundle` has nothing against.
 
     Layers after the one that patches are taken from are left out; all weights are float32.
-
-    Args:
-        folder: The bundle.
-        path: The file to write.
-        card: Its `bundle.json`.
     """
     prefix = load_file(folder / PREFIX)
     config: Any = vision_config(folder / "clip")

@@ -65,10 +65,6 @@ def saved_dtype(folder: Path) -> torch.dtype:
 def check_language_model(folder: Path, title: str) -> None:
     """Check a model's config alone, before its weights are moved.
 
-    Args:
-        folder: Folder with `config.json`.
-        title: Name of the model in messages.
-
     Raises:
         ModelError: It is not a causal language model of transformers' own; a repository's code is
             never run.

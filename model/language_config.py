@@ -41,10 +41,6 @@ _GGUF_NAMES: Mapping[str, str] = MappingProxyType(
 def line_of_config(config: Mapping[str, Any], title: str) -> LanguageLine:
     """Return the dimensions of a language model.
 
-    Args:
-        config: The content of its config.json.
-        title: Name of the model in messages.
-
     Raises:
         ModelError: The family is not one of `LAYOUTS`, or a size is missing.
     """

@@ -55,11 +55,6 @@ def build_llava(folder: Path, card: dict[str, Any], tokens: NewTokens) -> PreTra
 
     A LLaVA computes in one type, and its config says float32: that widens a language model in
     bfloat16 and rounds nothing. The saved weights keep their types.
-
-    Args:
-        folder: A bundle that `obstacles_of_bundle` has nothing against.
-        card: Its `bundle.json`.
-        tokens: The ids that the processor gives.
     """
     language_model = load_language_model(folder / "lm", saved_dtype(folder / "lm"))
     language_model.config.dtype = torch.float32

@@ -63,10 +63,6 @@ _CHAT = """\
 def build_processor(folder: Path, template: PromptTemplate) -> tuple[LlavaProcessor, NewTokens]:
     """Return the processor of a bundle, and the ids of its two new tokens.
 
-    Args:
-        folder: The bundle.
-        template: Its layout of text.
-
     Raises:
         ModelError: The tokenizer has a token of the separator's name.
     """

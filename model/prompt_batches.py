@@ -60,11 +60,6 @@ class BatchTemplate:
 
     A tokenizer of its own for each thread: threads that share one wait for its cache of words, and
     then two are slower than one.
-
-    Args:
-        template: The template.
-        executor: The threads.
-        threads: How many they are.
     """
 
     def __init__(self, template: PromptTemplate, executor: Executor, threads: int) -> None:

@@ -17,10 +17,6 @@ from model.errors import ModelError
 class TextEncoder:
     """Texts in, embeddings in the space of the pooled image embeddings out (CLIP, Radford 2021).
 
-    Args:
-        folder: Folder in open_clip's layout.
-        device: Where to compute.
-
     Raises:
         ModelError: The model has no text tower, or its tokenizer is not open_clip's own.
     """

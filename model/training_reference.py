@@ -86,12 +86,7 @@ def make_reference(pooled: Float32[Tensor, "image vision"], what: str) -> Traini
 
 
 def load_reference(folder: Path, card: Mapping[str, Any]) -> TrainingReference | None:
-    """Return the reference of a bundle, None where it has none.
-
-    Args:
-        folder: The bundle.
-        card: Its `bundle.json`.
-    """
+    """Return the reference of a bundle, None where it has none."""
     stated = card.get("trained_on") or {}
     if "least_similarity" not in stated:
         return None

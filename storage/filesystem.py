@@ -210,13 +210,7 @@ def unseen(amount: int) -> None:
 
 
 def hash_file(path: Path, algorithm: "_Hash", advance: Callable[[int], None] = unseen) -> str:
-    """Return the hexadecimal hash of a local file, read in chunks.
-
-    Args:
-        path: The file.
-        algorithm: A new hash.
-        advance: Called with the bytes read.
-    """
+    """Return the hexadecimal hash of a local file, read in chunks."""
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):
             algorithm.update(chunk)

@@ -80,10 +80,6 @@ class TableWriter:
 
     The bytes depend on the rows alone, not on the pieces. The file is there once all is written,
     and not at all after an error.
-
-    Args:
-        path: The file.
-        schema: Of all pieces.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:

@@ -79,10 +79,6 @@ def read_writing(asked: Mapping[str, Any], beams: int, max_new_tokens: int, room
 def one_image(visuals: Any, task: str) -> bytes:
     """Return the one image of a request as file content, so that it is decoded like any other.
 
-    Args:
-        visuals: What the task's `doc_to_visual` returned.
-        task: Name of the task.
-
     Raises:
         PipelineError: It is not exactly one image.
     """

@@ -19,11 +19,6 @@ def write_examples(lineage: Lineage, folder: Path, count: int) -> int:
 
     The store's later runs are not used: their held-out images may be ones that this assistant was
     trained on.
-
-    Args:
-        lineage: The assistant.
-        folder: Gets the images and `examples.json`.
-        count: How many images, at most.
     """
     images, examples = (lineage.manifests.get(stage) for stage in ("images", "examples"))
     if images is None or examples is None:

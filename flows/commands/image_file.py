@@ -30,12 +30,6 @@ def split_question(
 ) -> tuple[list[Path], str]:
     """Return the images and the question of `ask`, where a single argument is a question alone.
 
-    Args:
-        image: The first argument.
-        question: The second one, None where it was left out.
-        also: Further images.
-        why: Whether the answer is to be explained by the image.
-
     Raises:
         PipelineError: The question is missing, or the image that `why` needs.
     """

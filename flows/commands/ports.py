@@ -7,12 +7,7 @@ from pipeline.errors import PipelineError
 
 
 def refuse_taken(host: str, port: int, remedy: str) -> None:
-    """Raise if no server could listen there.
-
-    Args:
-        host: Address of a network interface.
-        port: Port; 0, which means any free one, is always fine.
-        remedy: How another port is chosen.
+    """Raise if no server could listen there; port 0, any free one, is always fine.
 
     Raises:
         PipelineError: The port is in use, or not open to this user, or the address is not one of

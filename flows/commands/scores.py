@@ -29,10 +29,6 @@ ORDER BY metric, source
 def print_scores(catalog: Catalog, *, every: bool = False) -> None:
     """Print the scores of each model under every condition, with their intervals.
 
-    Args:
-        catalog: Catalog of the store.
-        every: Print all metrics, not just the main ones.
-
     Raises:
         PipelineError: No run has finished.
     """

@@ -9,12 +9,6 @@ from pipeline.settings import Settings
 def print_similar(catalog: Catalog, image: str, count: int, settings: Settings) -> None:
     """Print the nearest images of the store, the nearest first.
 
-    Args:
-        catalog: Where the embeddings are.
-        image: An image id of the store, or an image file.
-        count: How many.
-        settings: Device of the encoder, which only an image new to the store needs.
-
     Raises:
         PipelineError: There are no embeddings yet, or no such image.
     """

@@ -25,11 +25,7 @@ KEPT = 1000  # lines of history
 
 
 class Shell:
-    """Reads statements and commands from the terminal; an error does not end it.
-
-    Args:
-        catalog: What to query.
-    """
+    """Reads statements and commands from the terminal; an error does not end it."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog

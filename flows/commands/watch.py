@@ -15,12 +15,7 @@ INTERVAL = 1.0  # seconds between two looks
 
 
 def watch_run(settings: Settings, *, once: bool) -> None:
-    """Show the newest run of a store that is at work on this machine, until it ends.
-
-    Args:
-        settings: Name the store.
-        once: Print it once, as where the output is no terminal.
-    """
+    """Show the newest run of a store that is at work on this machine, until it ends."""
     shown = _newest(settings)
     if shown is None:
         print(f"no run is at work in {settings.store} on this machine")

@@ -35,15 +35,7 @@ def check_why(output: Path | None, also: Sequence[Path], *, why: bool) -> None:
 def print_why(
     assistant: "Assistant", data: bytes, question: str, answer: str, output: Path | None
 ) -> None:
-    """Print a grid for each word of an answer, and draw them where a file is named.
-
-    Args:
-        assistant: The assistant that answered.
-        data: The image file's content.
-        question: The question.
-        answer: The answer.
-        output: A PNG file to write, None for none.
-    """
+    """Print a grid for each word of an answer, and draw them where a file is named."""
     from flows.commands.heat_text import heat_text, shows_shades
     from flows.overlay import png, sheet
     from model.decoding import decode_image

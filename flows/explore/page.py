@@ -127,12 +127,7 @@ def _label(row: dict[str, Any]) -> str:
 
 
 def build_page(explorer: Explorer, title: str) -> gr.Blocks:
-    """Return the page.
-
-    Args:
-        explorer: What answers.
-        title: The run's name.
-    """
+    """Return the page."""
     known = choices(explorer.catalog)
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}")

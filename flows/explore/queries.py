@@ -155,14 +155,7 @@ def hashes_of(catalog: Catalog, image_ids: Collection[int]) -> dict[int, str]:
 def find_images(
     catalog: Catalog, filters: Filters, start: int, count: int
 ) -> tuple[list[Row], int, str]:
-    """Return some of the images that match, how many match in all, and the SQL.
-
-    Args:
-        catalog: The catalog of a run.
-        filters: Which images.
-        start: Number of the first one, from 0.
-        count: How many, at most.
-    """
+    """Return some of the images that match, how many match in all, and the SQL."""
     with catalog.open(names=VIEWS) as database:
         sql, values = matching(filters, database.names)
         page = {**values, "start": start, "count": count}

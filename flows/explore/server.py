@@ -14,11 +14,6 @@ LIMITS = Limits(image_bytes=MEGABYTE, folder_bytes=1024 * MEGABYTE)
 def serve_explorer(catalog: Catalog, settings: Settings, port: int) -> None:
     """Serve until interrupted.
 
-    Args:
-        catalog: The catalog of a run.
-        settings: Of its store.
-        port: Port on loopback; 0 takes a free one.
-
     Raises:
         PipelineError: No run has finished.
         OSError: The port is in use.

@@ -76,11 +76,6 @@ _CATEGORIES = (
 def write_browse(catalog: Catalog, images: int, drops: int) -> str:
     """Return the page of the dataset as one HTML text.
 
-    Args:
-        catalog: The catalog of the dataset.
-        images: How many images the page holds.
-        drops: How many dropped records are shown for each reason.
-
     Raises:
         PipelineError: The store holds no images yet.
     """

@@ -21,13 +21,7 @@ def previous_run(runs: Sequence[Mapping[str, Any]], run: str) -> str | None:
 
 
 def against(store: ArtifactStore, run: str, others: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return for each other run how the scores moved and what differs.
-
-    Args:
-        store: Where the runs are.
-        run: The run of the report.
-        others: Names of other runs, by what they are called.
-    """
+    """Return for each other run how the scores moved and what differs."""
     return [
         {
             "name": name,

@@ -29,10 +29,6 @@ def looked(catalog: Catalog, count: int = EXAMPLES) -> list[dict[str, Any]]:
     """Return texts about held-out images, each with overlays for its most image-dependent words.
 
     There is one text for each image, captions and answers in turn where there are both.
-
-    Args:
-        catalog: The catalog whose run is shown.
-        count: Texts, at most.
     """
     with catalog.open(names=("importance", "predictions")) as database:
         if not {"importance", "predictions"} <= set(database.names) or not count:

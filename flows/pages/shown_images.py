@@ -34,10 +34,6 @@ def contents_of(catalog: Catalog, wanted: Iterable[str]) -> Iterator[tuple[str, 
     Files are read one at a time, and only the hashes of a file that has none of the images: a
     query over all files would read, and hold, the bytes of every image.
 
-    Args:
-        catalog: The catalog whose run is shown.
-        wanted: Hashes; those that are in no file are left out.
-
     Raises:
         StorageError: A file cannot be read.
     """

@@ -26,11 +26,6 @@ ORDER BY kind DESC, image_id, question
 def generations(catalog: Catalog, count: int, side: int) -> list[list[Any]]:
     """Return rows of `COLUMNS`; the first is an image, None where it is lost.
 
-    Args:
-        catalog: The catalog of a run.
-        count: Texts of each kind, at most.
-        side: Pixels of an image's longer side.
-
     Raises:
         StorageError: A file cannot be read.
     """

@@ -17,11 +17,7 @@ INTERVAL = 5.0  # seconds between two updates of the bar; shorter work shows non
 
 
 class PrefectReporter(ConsoleReporter):
-    """Shows on the console what `ConsoleReporter` shows, and the same in Prefect's UI.
-
-    Args:
-        stage: The stage at work; its bars are Prefect artifacts named `STAGE-progress`.
-    """
+    """Shows on the console what `ConsoleReporter` shows, and the same in Prefect's UI."""
 
     def __init__(self, stage: str) -> None:
         super().__init__()

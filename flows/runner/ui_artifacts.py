@@ -118,13 +118,7 @@ def _metrics(store: ArtifactStore, outcomes: Sequence[Outcome]) -> list[Mapping[
 
 
 def _scores(metrics: Sequence[Mapping[str, Any]], title: str, *, main: bool) -> str:
-    """Return a section with a table of scores, "" where there are none.
-
-    Args:
-        metrics: Rows of the metrics.
-        title: Title of the section.
-        main: Whether the table has the main metrics only.
-    """
+    """Return a section with a table of scores, "" where there are none."""
     cells: dict[str, dict[str, float]] = {}
     for row in metrics:
         shown = SHOWN_METRICS.get(row["metric"])

@@ -12,12 +12,6 @@ _SCORES = "SELECT metric, condition, value FROM metrics WHERE stage = 'finetune'
 def wandb_report(catalog: Catalog, run: str, page: str, place: str) -> RunReport:
     """Return what is kept of a run.
 
-    Args:
-        catalog: The catalog of that run.
-        run: Its name.
-        page: The report, as HTML.
-        place: Where the report lies.
-
     Raises:
         StorageError: A file cannot be read.
     """

@@ -39,11 +39,6 @@ def bring_language_model(place: Place, folder: Path, say: Callable[[str], None])
 
     The small files come first, so that an unusable model is reported before gigabytes are moved.
 
-    Args:
-        place: Where the model is.
-        folder: The target folder.
-        say: Prints a warning.
-
     Raises:
         PipelineError: A file is missing or is not what it should be.
         ModelError: transformers cannot load such a model without the repository's code.
@@ -71,11 +66,6 @@ def bring_language_model(place: Place, folder: Path, say: Callable[[str], None])
 
 def bring_clip(place: Place, folder: Path, names: tuple[str, str] = CLIP_FILES) -> None:
     """Put an encoder's weights into a folder, and its config where it has one.
-
-    Args:
-        place: Where the encoder is.
-        folder: The target folder.
-        names: Names of config and weights, open_clip's or timm's.
 
     Raises:
         PipelineError: The weights are missing or broken.
@@ -143,10 +133,6 @@ def _shards(index: Path, place: Place) -> list[str]:
 
 def read_json(path: Path, title: str) -> dict[str, Any]:
     """Return the JSON object in a file.
-
-    Args:
-        path: The file.
-        title: Name of its model in messages.
 
     Raises:
         PipelineError: The file holds something else.

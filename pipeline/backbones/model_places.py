@@ -47,11 +47,6 @@ class Place(Protocol):
 def place_of(source: Source, scratch: Path, report: Reporter) -> Place:
     """Return the place that a source names.
 
-    Args:
-        source: What `find_source` returned.
-        scratch: Folder for files fetched from a URL; it survives a kill.
-        report: Progress.
-
     Raises:
         PipelineError: It is a local folder that does not exist.
     """

@@ -103,11 +103,6 @@ def is_one_file(source: Source) -> bool:
 def state_of(label: str, source: Source, names: Sequence[str]) -> SourceState:
     """Return the state of a source, so that a new version is noticed.
 
-    Args:
-        label: Name of the state.
-        source: What `find_source` returned.
-        names: Files to check if a place cannot be listed.
-
     Raises:
         PipelineError: The Hub refuses, and its cache does not know the branch.
         StorageError: It does not exist.

@@ -142,10 +142,6 @@ class Catalog:
     def query(self, sql: str, *, printable: bool) -> pa.Table:
         """Return the result of a statement that only reads.
 
-        Args:
-            sql: The statement.
-            printable: Whether types that nothing can print become text.
-
         Raises:
             StorageError: The statement is wrong; a misspelt view is told with the nearest one.
         """

@@ -85,10 +85,6 @@ def as_last_seen(store: ArtifactStore, payload: dict[str, Any]) -> dict[str, Any
     """Return a payload in which unreachable sources are in the state the newest artifact saw.
 
     So a complete store is recognized as complete without a network.
-
-    Args:
-        store: The store.
-        payload: What `payload_of` returned.
     """
     unseen = [name for name, state in payload["source"].items() if not state]
     if unseen:
@@ -185,11 +181,7 @@ class _Work:
     fan_out: FanOut | None
 
     def make_unless_made(self, before: Found) -> tuple[Found, Literal["made", "cached"]]:
-        """Wait for any process that makes the same artifact, then use that one or make it.
-
-        Args:
-            before: What the store held before waiting.
-        """
+        """Wait for any process that makes the same artifact, then use that one or make it."""
         from storage.store.leases import lease
 
         self.store.claim()  # before hours of work

@@ -44,12 +44,6 @@ def plan(
 ) -> list[Step]:
     """Return the verdict on every stage, in the order of the DAG.
 
-    Args:
-        recipe: The recipe.
-        store: Where artifacts live.
-        rerun: Stages to make again although they are fresh.
-        stages: The DAG.
-
     Raises:
         PipelineError: `rerun` names an unknown stage.
         StorageError: The store or an outside source cannot be read.

@@ -87,14 +87,7 @@ class Snapshot(BaseModel):
 
 
 class RunStatus:
-    """Keeps the status of the run of this process.
-
-    Args:
-        folder: Folder of workspaces.
-        store: Address of the store.
-        title: The preset.
-        expected: Seconds by stage, in the order of the DAG; see `StageStatus`.
-    """
+    """Keeps the status of the run of this process."""
 
     def __init__(
         self, folder: Path, store: str, title: str, expected: Mapping[str, float | None]

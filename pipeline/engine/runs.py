@@ -121,12 +121,7 @@ def _metrics(store: ArtifactStore, run: dict[str, Any]) -> dict[str, object]:
 
 
 def metric_rows(store: ArtifactStore, run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the metrics of a run; none where they are gone or were never made.
-
-    Args:
-        store: The store.
-        run: Its record.
-    """
+    """Return the rows of the metrics of a run; none where they are gone or were never made."""
     made = run["stages"].get("evaluate")
     manifest = store.find("evaluate", made["fingerprint"]) if made else None
     if manifest is None:

@@ -13,12 +13,6 @@ def by_source(stage: str, rows: Sequence[Row], resamples: int, seed: int) -> lis
     """Return rows like those of `metrics`, each with its `source`; none for a single source.
 
     CIDEr-D weighs words by how rare they are among the captions of the same source.
-
-    Args:
-        stage: The stage.
-        rows: All predictions of its model, with `source` and `condition`.
-        resamples: Bootstrap resamples.
-        seed: Seed of the bootstrap.
     """
     written = [row for row in rows if row["kind"] in ("caption", "answer")]
     sources = sorted({row["source"] for row in written})

@@ -185,9 +185,6 @@ def pointing_metrics(rows: Sequence[Row]) -> dict[str, list[Metric]]:
     `pointing` is the share of the positive importance that is inside the boxes, summed over all
     mentions, so that words with little importance have little weight. `pointing_game` is how often
     the most important patch is inside.
-
-    Args:
-        rows: What `look` returned.
     """
     found: dict[str, list[Metric]] = {}
     for condition in CONDITIONS:

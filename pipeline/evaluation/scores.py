@@ -25,12 +25,6 @@ def summarize(
     """Return the rows of one stage, conditions in the given order, each metric before its gaps.
 
     A metric without a value, such as the precision of a model that never says yes, has no row.
-
-    Args:
-        stage: The stage.
-        metrics: Metrics by condition; gaps are computed if `real` is among them.
-        resamples: Bootstrap resamples.
-        seed: Seed of the bootstrap.
     """
     drawn = _Drawn(metrics, resamples, seed)
     rows: list[Row] = []

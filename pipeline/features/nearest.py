@@ -41,11 +41,6 @@ def nearest_images(paths: Sequence[Path], device: str, tick: Callable[[int], Non
     most similar image of the same split with a smaller hash, so that a limit keeps one image of
     each group; `test_similarity` is that of the most similar test image, null for test images.
     Either is null where there is none.
-
-    Args:
-        paths: The index files of all shards.
-        device: Where to compare.
-        tick: Called with the number of images compared.
     """
     index = read_indexes(paths)
     hashes, splits = index["sha256"].to_pylist(), np.array(index["split"].to_pylist(), object)

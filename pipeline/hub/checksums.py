@@ -39,10 +39,6 @@ def write_sums(folder: Path) -> None:
 def read_sums(path: Path, title: str) -> dict[str, str]:
     """Return the SHA-256 of each file by name, from a list that somebody else may have written.
 
-    Args:
-        path: The list.
-        title: Whose list it is, for messages.
-
     Raises:
         PipelineError: It is no such list, or names what does not belong into an export.
     """

@@ -14,11 +14,7 @@ from model.encoder_table import SECOND
 
 
 def bundle_parts(folder: Path) -> dict[str, str]:
-    """Return a phrase for each of a bundle's models, by its role.
-
-    Args:
-        folder: A bundle; its `bundle.json` is not needed.
-    """
+    """Return a phrase for each of a bundle's models, by its role."""
     prefix = json.loads((folder / PREFIX_CONFIG).read_text())
     language = json.loads((folder / "lm" / "config.json").read_text())
     projector = f"{prefix['projector']['kind']}, {_count([folder / PREFIX])} parameters"

@@ -96,9 +96,6 @@ def trace(store: ArtifactStore, published: Manifest) -> Lineage:
 def new_folder(target: Path) -> Generator[Path]:
     """Yield a folder to write into; it is moved to the target at the end, unless there is an error.
 
-    Args:
-        target: A folder that does not exist, or is empty.
-
     Raises:
         PipelineError: The target is not empty.
     """

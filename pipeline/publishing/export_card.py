@@ -57,13 +57,7 @@ class HowToLoad(Protocol):
 
 
 def export_card(readme: str, provenance: Mapping[str, Any], loading: HowToLoad) -> str:
-    """Return the card of a repository, as Markdown with the hub's header.
-
-    Args:
-        readme: The bundle's own card.
-        provenance: The content of `provenance.json`.
-        loading: How the repository is loaded.
-    """
+    """Return the card of a repository, as Markdown with the hub's header."""
     found = origins(provenance["recipe"])
     card = ModelCard(readme)
     for name, value in _header(found).items():

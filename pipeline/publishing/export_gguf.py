@@ -80,11 +80,7 @@ class GgufLoading:
     beams: int
 
     def text(self, packages: Mapping[str, str]) -> str:
-        """Return the section, as Markdown.
-
-        Args:
-            packages: Versions of the libraries that the assistant was made with.
-        """
+        """Return the section, as Markdown."""
         return TEMPLATES.from_string(_TEXT).render(
             short=self.short,
             side=self.side,
@@ -95,10 +91,6 @@ class GgufLoading:
 
 def write_gguf(lineage: Lineage, folder: Path) -> None:
     """Write the published assistant as GGUF files into an empty folder.
-
-    Args:
-        lineage: The assistant.
-        folder: The folder.
 
     Raises:
         PipelineError: The package `gguf` is missing, or llama.cpp cannot hold the model or its

@@ -62,11 +62,7 @@ class LlavaLoading:
     interpolation: str
 
     def text(self, packages: Mapping[str, str]) -> str:
-        """Return the section, as Markdown.
-
-        Args:
-            packages: Versions of the libraries that the assistant was made with.
-        """
+        """Return the section, as Markdown."""
         needed = ("torch", "torchvision", "transformers", "tokenizers")
         return TEMPLATES.from_string(_TEXT).render(
             name=self.name or UNKNOWN,
@@ -78,11 +74,6 @@ class LlavaLoading:
 
 def write_llava(lineage: Lineage, folder: Path, name: str | None = None) -> None:
     """Write the published assistant as a LLaVA into an empty folder.
-
-    Args:
-        lineage: The assistant.
-        folder: The folder.
-        name: Its owner/name on the hub, where that is known.
 
     Raises:
         PipelineError: LLaVA's class cannot hold the model, or its tokenizer does not fit.

@@ -112,11 +112,7 @@ class Loading:
     beside: bool
 
     def text(self, packages: Mapping[str, str]) -> str:
-        """Return the section, as Markdown.
-
-        Args:
-            packages: Versions of the libraries that the assistant was made with.
-        """
+        """Return the section, as Markdown."""
         name = self.name or UNKNOWN
         needed = ["torch", "transformers", "tokenizers"]
         needed += ["peft"] if self.beside else []

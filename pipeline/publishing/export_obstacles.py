@@ -61,13 +61,7 @@ def plan_line(recipe: Recipe, style: Foreign) -> str:
 
 
 def obstacles_of_bundle(published: Artifact, recipe: dict[str, Any], style: Foreign) -> list[str]:
-    """Return what a published model has that a format has not: field and value to choose.
-
-    Args:
-        published: The artifact of `publish`.
-        recipe: The parts of its recipe.
-        style: The format.
-    """
+    """Return what a published model has that a format has not: field and value to choose."""
 
     def read(name: str) -> dict[str, Any]:
         if name not in published.names:

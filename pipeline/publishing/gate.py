@@ -178,12 +178,7 @@ def status_line(entry: Entry | None) -> str:
 
 
 def vision_fault(rows: list[dict[str, Any]], metric: str) -> str:
-    """Return why metrics do not prove that the image is used, or an empty string.
-
-    Args:
-        rows: Rows of `metrics.json`.
-        metric: The main metric.
-    """
+    """Return why metrics do not prove that the image is used, or an empty string."""
     found = {
         row["condition"]: row
         for row in rows
@@ -203,12 +198,7 @@ def vision_fault(rows: list[dict[str, Any]], metric: str) -> str:
 
 
 def baseline_fault(rows: list[dict[str, Any]], metric: str) -> str:
-    """Return which baseline caption beats the model, or an empty string.
-
-    Args:
-        rows: Rows of `metrics.json`.
-        metric: The main metric; only captions have baselines.
-    """
+    """Return which baseline caption beats the model, or an empty string."""
     found = {
         (row["condition"], row["metric"]): row["value"]
         for row in rows

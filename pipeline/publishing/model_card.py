@@ -100,11 +100,7 @@ _AGAINST = ("shuffled", "blind", "most_frequent", "nearest_neighbour")
 
 
 def model_card(card: dict[str, Any]) -> str:
-    """Return a bundle's card as Markdown.
-
-    Args:
-        card: The content of `bundle.json`.
-    """
+    """Return a bundle's card as Markdown."""
     values = {(row["metric"], row["condition"]): row for row in card["metrics"]}
     return TEMPLATES.from_string(_CARD).render(
         name=card["name"],

@@ -23,12 +23,7 @@ def seal(new: Path, target: Path) -> None:
 
 
 def drop_altered(folder: Path, say: Callable[[str], None]) -> None:
-    """Remove a folder of checkpoints if one of them was altered, and say so.
-
-    Args:
-        folder: The folder; it need not exist.
-        say: Prints that the training starts over.
-    """
+    """Remove a folder of checkpoints if one of them was altered, and say so."""
     for path in sorted(folder.glob("*.ckpt")):
         if hash_file(path, hashlib.sha256()) not in _known(path):
             say(f"  {path.name} was altered since it was written: the training starts over")

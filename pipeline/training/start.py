@@ -95,9 +95,6 @@ def fields_of_bundle(address: str) -> dict[str, object]:
     Only its small files are read. A revision of the Hub becomes the commit that it means now, so
     that the recipe stays repeatable.
 
-    Args:
-        address: Path, fsspec URL, or `hf://owner/name[@revision]`.
-
     Raises:
         PipelineError: It is not a bundle, it cannot be reached, or a recipe cannot name its
             encoders.

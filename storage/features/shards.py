@@ -108,12 +108,6 @@ def patch_norms(patches: NDArray[np.float16]) -> NDArray[np.float32]:
 def write_shard(folder: Path, number: int, rows: ShardRows, encoder: str) -> None:
     """Write one shard atomically: equal rows give equal bytes, under one version of pyarrow.
 
-    Args:
-        folder: Directory of the shard; made when absent.
-        number: The shard's number.
-        rows: What to store, in this order.
-        encoder: Fingerprint of the encoder that made the rows.
-
     Raises:
         ShardError: Rows that disagree in length, shape or dtype, a value that is not finite, a
             malformed or repeated sha256. Nothing is written then.

@@ -83,9 +83,6 @@ class RemoteZip(Archive):
     def stream(self, spans: Sequence[Span]) -> Iterator[tuple[str, bytes]]:
         """Yield the raw bytes of each span out of one request, as they arrive.
 
-        Args:
-            spans: Of members, in the order of their bytes.
-
         Raises:
             TransientError: The connection broke; what was yielded is complete.
             StorageError: The object changed, or is gone.

@@ -31,13 +31,7 @@ PATIENCE = Patience()
 
 
 class Retries:
-    """Counts the failures in a row of one transfer and waits between its attempts.
-
-    Args:
-        patience: How often, and how long to wait.
-        remedy: What to do when all attempts have failed.
-        wait: Sleeps for the given seconds.
-    """
+    """Counts the failures in a row of one transfer and waits between its attempts."""
 
     def __init__(
         self, patience: Patience, remedy: str, wait: Callable[[float], object] = time.sleep
@@ -51,10 +45,6 @@ class Retries:
 
     def failed(self, error: StorageError, note: str = "") -> None:
         """Wait before the next attempt.
-
-        Args:
-            error: Why this one failed.
-            note: Text added to the last error.
 
         Raises:
             StorageError: No attempts are left; it has the class of `error`.

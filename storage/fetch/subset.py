@@ -78,13 +78,6 @@ def fetch_objects(
 ) -> dict[str, str]:
     """Fetch files of a remote folder into the tar `target`; does nothing if it is complete.
 
-    Args:
-        folder: The folder.
-        names: Files, as `RemoteFolder.names` has them.
-        target: Local file to make.
-        advance: Called with the bytes of each finished file.
-        patience: How often to try, and with how many connections.
-
     Returns:
         Why a file is not in the tar, by name.
 

@@ -8,13 +8,7 @@ import pyarrow as pa
 
 
 def boxed(table: pa.Table, width: int, rows: int) -> str:
-    """Return a result as text no wider than `width` characters.
-
-    Args:
-        table: The result.
-        width: Characters of a line, at most.
-        rows: Rows to show, at most.
-    """
+    """Return a result as text no wider than `width` characters."""
     text = io.StringIO()
     with duckdb.connect(":memory:") as connection, redirect_stdout(text):
         shown = connection.from_arrow(table)

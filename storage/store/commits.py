@@ -172,10 +172,6 @@ def _made(manifest: Manifest) -> str:
 def scan(folder: Path, advance: Callable[[int], None] = unseen) -> tuple[FileRecord, ...]:
     """Return a record of every file below a folder, sorted by name.
 
-    Args:
-        folder: The folder.
-        advance: Called with the bytes hashed.
-
     Raises:
         StorageError: A file cannot be read, or has an unsafe name.
     """

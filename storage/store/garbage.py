@@ -23,7 +23,7 @@ from storage.store.commits import read_listing, write_listing
 from storage.store.leases import last_holder, try_lock
 from storage.store.manifest import DamagedManifestError, Manifest
 from storage.store.notes import rests, useless_notes
-from storage.store.survey import DAY, Key, Survey, take_survey
+from storage.store.survey import DAY, Key, Survey
 from storage.store.workspaces import FOLDER, clear, is_deserted, owner_of, replaced_by
 
 _PREFIX = 16  # characters of the fingerprint with which attempts and workspaces begin
@@ -44,22 +44,6 @@ class Garbage:
     name: str
     bytes: int
     remove: Callable[[], None]
-
-
-def find_garbage(store: ArtifactStore, work: Path, *, keep: int, grace: float) -> list[Garbage]:
-    """Return what can be removed, in the order in which it must happen.
-
-    Args:
-        store: The store.
-        work: Folder of workspaces and locks of this machine.
-        keep: How many of the newest runs keep their artifacts.
-        grace: Seconds for which anything made or used stays; see `take_survey`.
-
-    Raises:
-        UnknownManifestError: A newer version uses this store; only that knows what it needs.
-        StorageError: The place is not a store, or cannot be read.
-    """
-    return garbage_of(take_survey(store, work, keep=keep, grace=grace))
 
 
 def garbage_of(survey: Survey) -> list[Garbage]:

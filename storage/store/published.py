@@ -95,13 +95,7 @@ def previous(history: list[Entry]) -> Entry | None:
 
 
 def add_entry(store: ArtifactStore, history: list[Entry], **values: Any) -> Entry | None:
-    """Write the next entry of a history and return it, None if another writer was faster.
-
-    Args:
-        store: The store.
-        history: What was decided so far, newest first.
-        **values: Fields of the entry, without number and time.
-    """
+    """Write the next entry of a history and return it, None if another writer was faster."""
     number = history[0].number + 1 if history else 1
     entry = Entry(number=number, created=time.time(), **values)
     data = json.dumps(asdict(entry), indent=1).encode()

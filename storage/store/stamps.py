@@ -16,11 +16,7 @@ from storage.store.manifest import FileRecord
 
 
 class Stamps:
-    """Records of verified local files; losing one only costs another hash.
-
-    Args:
-        folder: Where the records are, one file per artifact.
-    """
+    """Records of verified local files; losing one only costs another hash."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -28,11 +24,6 @@ class Stamps:
 
     def fault(self, key: str, path: Path, record: FileRecord) -> str:
         """Return what is wrong with a file, "" if it is intact; hash it if that is not known.
-
-        Args:
-            key: Names the artifact, in file names.
-            path: The file.
-            record: What it should be.
 
         Raises:
             OSError: The file cannot be read.

@@ -77,11 +77,6 @@ def committed(store: ArtifactStore) -> Committed:
 def verify(store: ArtifactStore, known: Committed, advance: Callable[[int], None]) -> list[Damage]:
     """Hash every committed file, mark what is damaged and unmark what is intact again.
 
-    Args:
-        store: The store.
-        known: What to check.
-        advance: Called with the bytes hashed since the last call.
-
     Raises:
         StorageError: A remote store cannot be reached; that is not damage.
     """

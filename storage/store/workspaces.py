@@ -42,13 +42,7 @@ def replaced_by(folder: Path) -> str:
 
 
 class Workspace:
-    """The folder in which one process makes one artifact.
-
-    Args:
-        work: Local folder of workspaces and locks.
-        key: What `workspace_key` gives.
-        exclusive: Whether this process holds the lock of the artifact.
-    """
+    """The folder in which one process makes one artifact."""
 
     def __init__(self, work: Path, key: str, *, exclusive: bool) -> None:
         self._own = not exclusive

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.store.garbage import find_garbage
+from storage.store.garbage import garbage_of
+from storage.store.survey import take_survey
 from storage.store.verify import committed, verify
 from tests.conftest import assignments
 from tests.faults.conftest import ROOT, Pipeline, Reference, digests, environment, opened
@@ -55,7 +56,7 @@ def kill(pipeline: Pipeline, store: Path, reference: Reference, chance: random.R
 def check(store: Path, reference: Reference) -> None:
     """Fail unless a store holds just what the undisturbed run made, and that whole."""
     found = opened(store)
-    for garbage in find_garbage(found, store / "work", keep=1, grace=-10.0):
+    for garbage in garbage_of(take_survey(found, store / "work", keep=1, grace=-10.0)):
         garbage.remove()  # folders of killed attempts; a workspace killed after its commit
     assert not list((store / "work" / "workspaces").iterdir())
     assert digests(found) == reference.digests

@@ -18,9 +18,6 @@ class ObjectNames:
     """Finds categories in captions, by name, synonym and plural.
 
     A category of COCO has the synonyms of `COCO_SYNONYMS`; any other only its own name.
-
-    Args:
-        categories: Names of a dataset's categories.
     """
 
     def __init__(self, categories: Collection[str]) -> None:

@@ -143,9 +143,6 @@ def tokenize(caption: str) -> list[str]:
     In a caption with characters of a script without blanks (:mod:`pipeline.data.spaceless`), for
     which the Treebank has no words, each such character is a token, and punctuation is dropped.
 
-    Args:
-        caption: one caption.
-
     Returns:
         The tokens that are not in :data:`PUNCTUATION`; empty for a caption without words.
     """

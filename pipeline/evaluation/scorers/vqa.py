@@ -71,10 +71,6 @@ def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
     With several people's answers it is the challenge's accuracy: each person is left out once,
     and a prediction that n of the others gave counts min(1, n / 3). With one answer, as in
     LLaVA-Instruct, it is 1 if the two are the same after normalization.
-
-    Args:
-        prediction: What the model said.
-        answers: What people said, at least one answer.
     """
     said = normalize_answer(prediction)
     same = [normalize_answer(answer) == said for answer in answers]

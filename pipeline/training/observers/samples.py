@@ -42,11 +42,6 @@ class SamplesCallback(Callback):
     """Logs a table of free-running generations a few times per training, the last at its end.
 
     Every process generates, since FSDP shards the weights over all of them; one logs.
-
-    Args:
-        context: Its inputs hold the images and the tokenizer.
-        validation: Examples to show.
-        rounds: Rounds of the training.
     """
 
     def __init__(self, context: StageContext, validation: ExampleSet, rounds: int) -> None:

@@ -22,11 +22,6 @@ def open_wandb(
 
     The run keeps its id across a resume. Host name, executable, packages and source are not
     recorded; the metrics are in the artifact in any case.
-
-    Args:
-        context: Settings, folders, reporter.
-        label: Name of the training.
-        choices: The recipe's part, which wandb shows as the config of the run.
     """
     settings = context.settings
     if settings.wandb == "disabled":
@@ -78,13 +73,7 @@ class RunReport:
 
 
 def log_report(settings: Settings, report: RunReport, say: Callable[[str], None]) -> None:
-    """Log a report as a run of its own; a failure is reported and has no other effect.
-
-    Args:
-        settings: Mode, project and folder.
-        report: What is logged.
-        say: Prints a line.
-    """
+    """Log a report as a run of its own; a failure is reported and has no other effect."""
     if settings.wandb == "disabled":
         return
     try:

@@ -21,12 +21,7 @@ _SPEED = "speed/"
 
 
 class PatientLogger(WandbLogger):
-    """A `WandbLogger` whose failures stop nothing.
-
-    Args:
-        say: Prints a line.
-        options: What `WandbLogger` takes.
-    """
+    """A `WandbLogger` whose failures stop nothing."""
 
     def __init__(self, say: Callable[[str], None], **options: Any) -> None:
         super().__init__(**options)

@@ -25,13 +25,13 @@ from model.objectives import (
     ObjectiveLoss,
     objective_loss,
     scheduled_sampling,
-    scheduled_sampling_reference,
     standard,
     true_token_coins,
     with_replaced_tokens,
 )
 from model.projectors import LinearConfig, SparseMixtureConfig
 from model.vlm import Batch, VisionLanguageModel, build_vlm, freeze
+from tests.support.sampling_reference import scheduled_sampling_reference
 
 VISION, PATCHES, VOCABULARY = 12, 4, 97
 DECAYS: tuple[Decay, ...] = ("linear", "exponential", "inverse_sigmoid")

@@ -12,10 +12,10 @@ from model.batch import Batch
 from model.errors import ModelError
 from model.generation import generate, stream
 from model.generation_configs import BeamConfig, GreedyConfig
-from model.objectives import scheduled_sampling_reference
 from model.prompt import IMAGE
 from model.vlm import VisionLanguageModel
 from pipeline.training.collate import collate, widened
+from tests.support.sampling_reference import scheduled_sampling_reference
 from tests.unit.model.test_shared_rows import PATCHES, VISION, tiny_vlm
 
 PREFIX = PATCHES + 1

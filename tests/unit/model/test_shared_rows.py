@@ -15,10 +15,11 @@ from transformers import PhiConfig, PhiForCausalLM
 
 from model.batch import Batch
 from model.errors import ModelError
-from model.objectives import scheduled_sampling, scheduled_sampling_reference, standard
+from model.objectives import scheduled_sampling, standard
 from model.projectors import MixtureConfig
 from model.vlm import VisionLanguageModel, build_vlm, freeze
 from pipeline.training.collate import collate
+from tests.support.sampling_reference import scheduled_sampling_reference
 
 VISION, PATCHES, VOCABULARY = 12, 4, 97
 each_attention = pytest.mark.parametrize("attention", ["sdpa", "eager"])

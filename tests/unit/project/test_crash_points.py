@@ -15,7 +15,8 @@ import pytest
 from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
 from storage.store.artifacts import ArtifactStore
-from storage.store.garbage import find_garbage
+from storage.store.garbage import garbage_of
+from storage.store.survey import take_survey
 from storage.store.verify import committed, verify
 from tests.support import fake_stages
 from tests.support.fake_stages import FAKE_DAG, make
@@ -81,7 +82,7 @@ def check(store: ArtifactStore, folder: Path, digests: dict[str, str]) -> None:
     forget_leases(store)
     made = make(store, settings(folder), DEMO, stages=STAGES)
     assert {name: outcome.manifest.digest for name, outcome in made.items()} == digests
-    for garbage in find_garbage(store, folder / "work", keep=1, grace=-10.0):
+    for garbage in garbage_of(take_survey(store, folder / "work", keep=1, grace=-10.0)):
         garbage.remove()
     assert verify(store, committed(store), lambda _: None) == []
     assert [len(store.list(f"artifacts/{stage.name}")) for stage in STAGES] == [1] * len(STAGES)

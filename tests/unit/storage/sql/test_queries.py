@@ -109,7 +109,7 @@ def test_a_refused_statement_says_what_can_be_run(database: Database) -> None:
 
 
 def test_a_pivot_without_values_says_what_it_needs(database: Database) -> None:
-    with pytest.raises(StorageError, match=r"creates a type.* PIVOT t ON c IN \('a', 'b'\)"):
+    with pytest.raises(StorageError, match=r"creates a type.*\n.* PIVOT t ON c IN \('a', 'b'\)"):
         database.read_only("PIVOT captions ON image_id USING count(*)")
 
 
@@ -246,5 +246,5 @@ def test_a_torn_table_names_the_file_and_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "captions.parquet"
     write_arrow(path, ROWS)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(StorageError, match=r"captions\.parquet cannot be read: .*\n.*phivision verify"):
+    with pytest.raises(StorageError, match=r"captions\.parquet cannot .*\n.*phivision verify"):
         read_table(path)

@@ -9,8 +9,9 @@ import pytest
 from pipeline.recipe.presets import preset
 from pipeline.settings import Settings
 from storage.store.artifacts import ArtifactStore
-from storage.store.garbage import find_garbage
+from storage.store.garbage import garbage_of
 from storage.store.leases import presence
+from storage.store.survey import take_survey
 from tests.support.fake_stages import FAKE_DAG, make
 from tests.support.store_fixtures import again
 
@@ -30,7 +31,7 @@ class Sweeper(threading.Thread):
     def run(self) -> None:
         try:
             while not self.stop.is_set():
-                for garbage in find_garbage(self.store, self.work, keep=0, grace=0.0):
+                for garbage in garbage_of(take_survey(self.store, self.work, keep=0, grace=0.0)):
                     garbage.remove()
                     self.removed += garbage.kind in ("manifest", "attempt")
                 self.rounds += 1

@@ -13,11 +13,11 @@ from filelock import FileLock
 from storage.errors import StorageError
 from storage.features.shards import write_shard
 from storage.store.artifacts import ArtifactStore
-from storage.store.garbage import Garbage, find_garbage
+from storage.store.garbage import Garbage, garbage_of
 from storage.store.leases import Pace, lease, presence
 from storage.store.manifest import Manifest, UnknownManifestError
 from storage.store.runs import next_number, read_refs, read_run, read_runs, write_ref
-from storage.store.survey import DAY, is_busy
+from storage.store.survey import DAY, is_busy, take_survey
 from storage.store.verify import committed, verify
 from storage.store.workspaces import Workspace, workspace_key
 from tests.support.store_fixtures import add, again, flip, overwrite, payload, sealed
@@ -202,7 +202,7 @@ def record(
 
 
 def later(store: ArtifactStore, work: Path, keep: int = 1, **changes: Any) -> list[Garbage]:
-    return find_garbage(store, work, **{"keep": keep, "grace": -10.0, **changes})
+    return garbage_of(take_survey(store, work, **{"keep": keep, "grace": -10.0, **changes}))
 
 
 def sweep(garbage: list[Garbage]) -> None:
