@@ -38,14 +38,7 @@ class ProjectorCosts(NamedTuple):
 
 
 def projector_costs(config: ProjectorConfig, vision: int, patches: int, lm: int) -> ProjectorCosts:
-    """Return what a projector costs.
-
-    Args:
-        config: The projector.
-        vision: Width of a patch embedding.
-        patches: Patches of an image.
-        lm: Width of the language model.
-    """
+    """Return what a projector costs, given the widths of patch embeddings and language model."""
     if isinstance(config, LinearConfig):
         return ProjectorCosts(vision * lm, 2 * lm, vision, 0)
     if isinstance(config, Mlp2xGeluConfig):

@@ -23,14 +23,7 @@ def print_plan(
     style: Literal["table", "json", "mermaid"],
     hours: Mapping[str, float] | None = None,
 ) -> None:
-    """Print the plan of a recipe.
-
-    Args:
-        recipe: The recipe.
-        settings: Name the store, and the device if that is decided.
-        rerun: Stages to make again although they are fresh.
-        style: A table for people, JSON for programs, or a graph.
-        hours: GPU hours by stage, for the graph.
+    """Print the plan of a recipe; GPU hours by stage are shown in the graph only.
 
     Raises:
         PipelineError: `rerun` names an unknown stage.

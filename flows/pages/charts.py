@@ -14,6 +14,7 @@ from typing import Any
 from flows.pages.vega import COLOURS, PLAIN, Chart, chart, colours_of, legend, opacity, tips, zoom
 
 _ROW = 24  # pixels of one bar with its space
+_BINS = 30  # bars of a histogram, at most
 
 
 @dataclass(frozen=True)
@@ -131,20 +132,11 @@ def stacked(title: str, groups: Mapping[str, Mapping[str, float]]) -> Chart:
     return chart(title, {"data": {"values": values}, **layers})
 
 
-def histogram(
-    title: str, counts: Mapping[str, Mapping[float, int]], x: str, bins: int = 30
-) -> Chart:
-    """Return how often values occur, by name; whole numbers get one bar each where they fit.
-
-    Args:
-        title: What the chart shows.
-        counts: How often each value occurs, by name.
-        x: Unit of the values.
-        bins: Bars, at most.
-    """
+def histogram(title: str, counts: Mapping[str, Mapping[float, int]], x: str) -> Chart:
+    """Return how often values of a unit `x` occur, by name; whole numbers have a bar each."""
     everything = [value for each in counts.values() for value in each]
     low, high = min(everything), max(everything)
-    whole = high - low < bins and all(float(value).is_integer() for value in everything)
+    whole = high - low < _BINS and all(float(value).is_integer() for value in everything)
     several = len(counts) > 1
     axis = {"tickMinStep": 1 if whole else 0, "grid": False}
     encoding: dict[str, Any] = {
@@ -160,18 +152,18 @@ def histogram(
         params.append(legend("names", "name"))
     mark = {"type": "bar", "clip": True}
     spec = {"mark": mark, "params": params, "encoding": encoding, "height": 190}
-    first, step = (low - 0.5, 1.0) if whole else (low, (high - low) / bins or 1.0)
-    return chart(title, {"data": {"values": _binned(counts, first, step, bins)}, **spec})
+    first, step = (low - 0.5, 1.0) if whole else (low, (high - low) / _BINS or 1.0)
+    return chart(title, {"data": {"values": _binned(counts, first, step)}, **spec})
 
 
 def _binned(
-    counts: Mapping[str, Mapping[float, int]], first: float, step: float, bins: int
+    counts: Mapping[str, Mapping[float, int]], first: float, step: float
 ) -> list[dict[str, Any]]:
     """Return the bars of a histogram; of whole numbers, each has its number in the middle."""
     amounts: dict[tuple[str, int], int] = {}
     for name, each in counts.items():
         for value, count in each.items():
-            place = min(int((value - first) / step), bins - 1)
+            place = min(int((value - first) / step), _BINS - 1)
             amounts[name, place] = amounts.get((name, place), 0) + count
     return [
         {

@@ -47,11 +47,6 @@ def scaled_counts(counts: Counts, before: Parts, after: Parts) -> dict[str, floa
 
     Where a limit, or the size of the rendered dataset, decided how many images there are, they
     grow with it; where there were fewer, the dataset is used up and only a lower limit counts.
-
-    Args:
-        counts: Those of an earlier run.
-        before: Its recipe.
-        after: The other recipe.
     """
     held = counts["train_images"] + counts["validation_images"]
     old, new = before["images"], after["images"]

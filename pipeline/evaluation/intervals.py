@@ -71,24 +71,13 @@ def paired_difference(
     b: Sequence[float] | NDArray[np.floating],
     seed: int,
     resamples: int = 2000,
-    level: float = 0.95,
     images: Sequence[int] | None = None,
 ) -> Interval:
     """The mean of ``a - b`` over the same images, with its percentile bootstrap interval.
 
     Both values of an image are drawn together, so what makes an image hard for both cancels. An
-    interval that excludes 0 says that the two differ.
-
-    Args:
-        a: shape (values,).
-        b: shape (values,), of the same images in the same order.
-        seed: as in :func:`mean_interval`.
-        resamples: as in :func:`mean_interval`.
-        level: as in :func:`mean_interval`.
-        images: as in :func:`mean_interval`.
-
-    Returns:
-        The interval of the mean difference; positive where ``a`` is larger.
+    interval that excludes 0 says that the two differ. Both have the shape (values,) and the same
+    order of images; the rest is as in :func:`mean_interval`.
 
     Raises:
         ValueError: where the lengths differ, or as in :func:`mean_interval`.
@@ -96,7 +85,7 @@ def paired_difference(
     first, second = _checked(a), _checked(b)
     if first.shape != second.shape:
         raise ValueError(f"{first.size} values cannot be paired with {second.size}")
-    return mean_interval(first - second, seed, resamples, level, images)
+    return mean_interval(first - second, seed, resamples, images=images)
 
 
 def resampled_totals(parts: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:

@@ -29,12 +29,7 @@ def clip_scores(
 ) -> pa.Table:
     """Return the score of every caption, in the order of the captions.
 
-    Args:
-        captions: Rows with `caption_id` and `caption`.
-        hashes: sha256 of each caption's image.
-        paths: The index files of all shards.
-        encoder: The text tower that belongs to the pooled embeddings.
-        tick: Called with the number of captions scored.
+    `hashes` are the sha256 of each caption's image, `paths` the index files of all shards.
     """
     index = read_indexes(paths)
     known = index["sha256"].to_pylist()

@@ -88,7 +88,7 @@ def test_a_missing_package_is_told_with_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(_registry, uri.partition("://")[0], raising=False)
-    told = f"{uri} needs a package that is not installed. pip install 'phivision[{extra}]'"
+    told = f"{uri} needs a package that is not installed\n  → pip install 'phivision[{extra}]'"
     with pytest.raises(StorageError) as caught:
         ArtifactStore(uri, tmp_path)
     assert str(caught.value) == told

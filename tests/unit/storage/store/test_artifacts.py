@@ -67,7 +67,7 @@ def test_a_commit_tells_of_every_byte_twice(store: ArtifactStore, tmp_path: Path
 
 def test_a_file_or_folder_that_is_not_there_is_named(store: ArtifactStore, tmp_path: Path) -> None:
     artifact = store.artifact(add(store, tmp_path, FILES))
-    with pytest.raises(StorageError, match=r"no file other\.bin. it holds: lm/config"):
+    with pytest.raises(StorageError, match=r"no file other\.bin\n  → it holds: lm/config"):
         artifact.path("other.bin")
     with pytest.raises(StorageError, match="no directory clip"):
         artifact.directory("clip")
@@ -198,7 +198,9 @@ def test_a_missing_file_is_seen_at_a_glance(store: ArtifactStore, tmp_path: Path
     made = add(store, tmp_path, FILES)
     store.files.remove(f"{made.folder}/lm/deep/w.bin")
     assert store.damage(made) == "lm/deep/w.bin is missing"
-    with pytest.raises(StorageError, match=r"w\.bin is missing. `phivision run` makes it again"):
+    with pytest.raises(
+        StorageError, match=r"w\.bin is missing\n  → `phivision run` makes it again"
+    ):
         again(store, tmp_path / "e").artifact(made).path("lm/deep/w.bin")
 
 
