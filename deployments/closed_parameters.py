@@ -26,10 +26,10 @@ def close() -> None:
     flows = FlowFilter(name=FlowFilterName(any_=[full_pipeline.name, retrain.name]))
     ours = DeploymentFilter(tags=DeploymentFilterTags(all_=["phivision"]))
     with get_client(sync_client=True) as client:
-        for found in client.read_deployments(flow_filter=flows, deployment_filter=ours):
-            schema = {**(found.parameter_openapi_schema or {}), "additionalProperties": False}
+        for deployment in client.read_deployments(flow_filter=flows, deployment_filter=ours):
+            schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
             update = DeploymentUpdate(parameter_openapi_schema=schema)
-            client.update_deployment(found.id, update)
+            client.update_deployment(deployment.id, update)
 
 
 if __name__ == "__main__":

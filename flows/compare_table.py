@@ -104,13 +104,16 @@ def _escaped(row: Mapping[str, Any]) -> str:
     return row["variant"].replace("|", "\\|")
 
 
-def _plain(found: Interval | None) -> dict[str, float] | None:
-    return None if found is None else {"value": found.value, "low": found.low, "high": found.high}
+def _plain(interval: Interval | None) -> dict[str, float] | None:
+    if interval is None:
+        return None
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
-def estimate(found: Mapping[str, float | None] | None, *, sign: bool = False) -> str:
+def estimate(interval: Mapping[str, float | None] | None, *, sign: bool = False) -> str:
     """Return a value with its interval in brackets where it has one; "" without a value."""
-    if found is None or found["value"] is None:
+    if interval is None or interval["value"] is None:
         return ""
-    text = f"{found['value']:+.3f}" if sign else f"{found['value']:.3f}"
-    return text if found["low"] is None else f"{text} [{found['low']:.3f}, {found['high']:.3f}]"
+    text = f"{interval['value']:+.3f}" if sign else f"{interval['value']:.3f}"
+    low, high = interval["low"], interval["high"]
+    return text if low is None else f"{text} [{low:.3f}, {high:.3f}]"

@@ -31,10 +31,10 @@ def scored_predictions(catalog: Catalog, stage: str = MAIN) -> list[Row]:
             if row["condition"] == condition and row["kind"] == "caption" and row["references"]
         ]
         if captions and all(row["score"] is None for row in captions):
-            found = score_captions(
+            scores = score_captions(
                 [row["prediction"] for row in captions], [row["references"] for row in captions]
             ).per_image["cider_d"]
-            for row, score in zip(captions, found, strict=True):
+            for row, score in zip(captions, scores, strict=True):
                 row["score"] = float(score)
     return rows
 

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
 
 from flows.notifications import notifying, watching_disks
-from flows.run_signal import told_on_signal
+from flows.run_signal import status_on_signal
 from flows.runner.parameters import Overrides, Preset, SettingValues, StageName
 from flows.runner.stage_task import make_stages
 from flows.runner.ui_artifacts import run_title, show_plan
@@ -76,7 +76,7 @@ def _run(recipe: Recipe, preset: str, chosen: Settings, rerun: Sequence[str]) ->
     with (
         presence(store, chosen.work / "locks"),
         showing(status),
-        told_on_signal(status),
+        status_on_signal(status),
         watching_disks(chosen),
     ):
         return make_stages(recipe, chosen, store, rerun)

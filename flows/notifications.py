@@ -1,6 +1,6 @@
 """What a run tells its webhook: published or refused, failed, the disk nearly full.
 
-Each event is told once, by the process in which it happened: a decision of the gate by the one
+Each event is reported once, by the process in which it happened: a decision of the gate by the one
 that recorded it, a failure by the outermost part of the run. A cached run that decides nothing
 new is silent. A killed run cannot tell it: deployments/crash_notice.py has the server do so.
 """
@@ -25,7 +25,7 @@ from storage.store.runs import read_run
 
 SHARE, BYTES = 0.05, 10 * 10**9  # a disk with less free than both is nearly full
 INTERVAL = 30.0  # seconds between two looks at the disks
-_TOLD = {
+_DECISIONS = {
     "published": "published run {run}",
     "forced": "published run {run} anyway: {reason}",
     "refused": "did not publish run {run}: {reason}",
@@ -64,8 +64,8 @@ def tell_decision(store: ArtifactStore, entry: Entry) -> None:
     """Tell the webhook, if there is one, what the gate has just recorded about a run."""
     if _active is None:
         return
-    told = _TOLD[entry.action].format(run=entry.run, reason=entry.reason)
-    parts = [f"phivision {told}", _scores(store, entry.run), f"store {store.uri}"]
+    decision = _DECISIONS[entry.action].format(run=entry.run, reason=entry.reason)
+    parts = [f"phivision {decision}", _scores(store, entry.run), f"store {store.uri}"]
     _active.send(" · ".join(filter(None, parts)))
 
 
@@ -84,11 +84,11 @@ def watching_disks(
     ended = threading.Event()
 
     def watch() -> None:
-        while not (told := nearly_full(folders, share, size)):
+        while not (warning := nearly_full(folders, share, size)):
             if ended.wait(INTERVAL):
                 return
-        print(told, file=sys.stderr, flush=True)
-        webhook.send(f"phivision: {told}")
+        print(warning, file=sys.stderr, flush=True)
+        webhook.send(f"phivision: {warning}")
 
     thread = threading.Thread(target=watch, name="phivision-disks", daemon=True)
     thread.start()
@@ -122,10 +122,10 @@ def nearly_full(folders: Iterable[Path], share: float = SHARE, size: float = BYT
 
 
 def _cause(error: Exception) -> str:
-    told = explain(error)
-    if told is None:  # the text of a defect may quote anything
+    text = explain(error)
+    if text is None:  # the text of a defect may quote anything
         return f"{type(error).__name__}, a defect: its traceback is in the log"
-    return " ".join(told.split())
+    return " ".join(text.split())
 
 
 def _scores(store: ArtifactStore, run: str) -> str:
@@ -133,12 +133,12 @@ def _scores(store: ArtifactStore, run: str) -> str:
     try:
         record = read_run(store, run)
         rows = metric_rows(store, record) if record else []
-    except (StorageError, OSError, ValueError):  # what is told must not fail the run
+    except (StorageError, OSError, ValueError):  # a notification must not fail the run
         return ""
-    found = {
+    values = {
         row["metric"]: row["value"]
         for row in rows
         if row["stage"] == "finetune" and row["condition"] == "real"
     }
-    main = [name for name, metric in SHOWN_METRICS.items() if metric.main and name in found]
-    return ", ".join(f"{name} {found[name]:.3g}" for name in main)
+    main = [name for name, metric in SHOWN_METRICS.items() if metric.main and name in values]
+    return ", ".join(f"{name} {values[name]:.3g}" for name in main)

@@ -57,16 +57,16 @@ def sheet(image: Image.Image, explanation: Explanation, most: int | None = None)
     chosen = sorted(np.argsort(-peaks, kind="stable")[:most].tolist())
     maps = [explanation.maps[number] for number in chosen]
     words = [explanation.words[number] for number in chosen]
-    found = [overlay(image, explanation.view, values) for values in maps]
-    width, height = found[0].width + 8, found[0].height + _TEXT + 8
-    columns = min(_COLUMNS, len(found))
-    rows = math.ceil(len(found) / columns)
+    parts = [overlay(image, explanation.view, values) for values in maps]
+    width, height = parts[0].width + 8, parts[0].height + _TEXT + 8
+    columns = min(_COLUMNS, len(parts))
+    rows = math.ceil(len(parts) / columns)
     drawn = Image.new("RGB", (columns * width, rows * height), "white")
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(13)
-    for number, (word, values, part) in enumerate(zip(words, maps, found, strict=True)):
+    for number, (word, values, part) in enumerate(zip(words, maps, parts, strict=True)):
         x, y = number % columns * width + 4, number // columns * height + 4
-        told = f"{word}\n{place(values)}" if values.max() > 0 else f"{word}\nno patch mattered"
-        pen.multiline_text((x, y), told, fill="black", font=font)
+        label = f"{word}\n{place(values)}" if values.max() > 0 else f"{word}\nno patch mattered"
+        pen.multiline_text((x, y), label, fill="black", font=font)
         drawn.paste(part, (x, y + _TEXT))
     return drawn
 

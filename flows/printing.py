@@ -48,5 +48,8 @@ def condition_order(conditions: Iterable[str]) -> list[str]:
     """Return conditions in the order of reading: real, shuffled, blind, then baselines by name."""
     from pipeline.data.schemas import CONDITIONS
 
-    found = set(conditions)
-    return [*(name for name in CONDITIONS if name in found), *sorted(found.difference(CONDITIONS))]
+    present = set(conditions)
+    return [
+        *(name for name in CONDITIONS if name in present),
+        *sorted(present.difference(CONDITIONS)),
+    ]

@@ -11,7 +11,7 @@ from pipeline.engine.run_status import RunStatus
 
 
 @contextmanager
-def told_on_signal(status: RunStatus) -> Generator[None]:
+def status_on_signal(status: RunStatus) -> Generator[None]:
     """Print a run's status on standard error whenever this process gets SIGUSR1."""
     wanted = getattr(signal, "SIGUSR1", None)  # Windows has none
     if wanted is None or threading.current_thread() is not threading.main_thread():

@@ -21,7 +21,7 @@ SELECT image_id, split,
 FROM features WHERE sha256 <> $sha ORDER BY similarity DESC, image_id LIMIT $count
 """
 # For the nearest images only: over all captions it would take as long as the search.
-_TOLD = """
+_TEXTS = """
 WITH near AS (SELECT unnest($ids::BIGINT[]) AS image_id)
 SELECT image_id, any_value(file_name) AS file_name, min(caption) AS caption
 FROM near LEFT JOIN images USING (image_id) LEFT JOIN captions USING (image_id) GROUP BY image_id
@@ -45,8 +45,8 @@ def find_similar(
         near = database.query(
             _NEAREST.format(width=width), {"pooled": pooled, "sha": sha256, "count": count}
         ).to_pylist()
-        told = database.query(_TOLD, {"ids": [row["image_id"] for row in near]}).to_pylist()
-    by_id = {row["image_id"]: row for row in told}
+        texts = database.query(_TEXTS, {"ids": [row["image_id"] for row in near]}).to_pylist()
+    by_id = {row["image_id"]: row for row in texts}
     rounded = ({**row, "similarity": round(row["similarity"], 4)} for row in near)
     return [{**row, **by_id[row["image_id"]]} for row in rounded]
 
@@ -54,14 +54,14 @@ def find_similar(
 def _content(database: Database, image: str) -> tuple[str, bytes | None]:
     """Return the hash of an image and, where it was given as a file, its bytes."""
     if image.isdigit() and not Path(image).exists():
-        found = database.query(_BY_ID, {"id": int(image)})
-        if not found.num_rows:
+        rows = database.query(_BY_ID, {"id": int(image)})
+        if not rows.num_rows:
             raise PipelineError(
                 f"there is no image {image}",
                 "give an image file, or an id of "
                 'phivision sql "SELECT image_id FROM images LIMIT 5"',
             )
-        return found["sha256"][0].as_py(), None
+        return rows["sha256"][0].as_py(), None
     path = Path(image)
     if not path.is_file():
         raise PipelineError(f"No such file: {path}", "give an image id or the path of an image")

@@ -72,8 +72,8 @@ def merge_adapter(language_model: PreTrainedModel, folder: Path) -> None:
             if "lora_" in name:
                 parameter.data = parameter.data.to(trained)
         named = {name.removeprefix(_PEFTS): tensor for name, tensor in weights.items()}
-        found = set_peft_model_state_dict(language_model, named)
-    missing = [name for name in found.missing_keys if "lora_" in name]
-    if missing or found.unexpected_keys:
+        loaded = set_peft_model_state_dict(language_model, named)
+    missing = [name for name in loaded.missing_keys if "lora_" in name]
+    if missing or loaded.unexpected_keys:
         raise ModelError(f"{folder} holds the adapters of another language model")
     merge_lora(language_model)

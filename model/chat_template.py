@@ -76,8 +76,8 @@ def _around(tokenizer: PreTrainedTokenizerBase, template: str) -> list[str]:
         raise ModelError(f"the chat template cannot be used: {error}") from None
     parts = []
     for said in _SAID:
-        before, found, text = str(text).partition(said)
-        if not found:
+        before, separator, text = str(text).partition(said)
+        if not separator:
             raise ModelError("the chat template leaves out or changes the text of a message")
         parts.append(before)
     return [*parts, str(text)]
@@ -86,12 +86,12 @@ def _around(tokenizer: PreTrainedTokenizerBase, template: str) -> list[str]:
 def _end(tokenizer: PreTrainedTokenizerBase, after: str) -> str:
     """Return the control token that directly follows an answer."""
     controls = [*tokenizer.all_special_tokens, *_special_added(tokenizer)]
-    found = [token for token in controls if after.startswith(token)]
-    if not found:
+    matches = [token for token in controls if after.startswith(token)]
+    if not matches:
         raise ModelError(
             f"the chat template ends answers with {after[:20]!r}, which is not a control token"
         )
-    return max(found, key=len)
+    return max(matches, key=len)
 
 
 def _special_added(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -96,8 +96,8 @@ class PatchEncoder:
         planes = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).contiguous()
         scaled = planes.float().div_(255)
         mean, deviation = self._mean.to(self.device), self._deviation.to(self.device)
-        found = self.encode(scaled.sub_(mean).div_(deviation))
-        return Encoded(found.patches[:count], found.pooled[:count])
+        encoded = self.encode(scaled.sub_(mean).div_(deviation))
+        return Encoded(encoded.patches[:count], encoded.pooled[:count])
 
     @torch.inference_mode()
     def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Encoded:
@@ -131,14 +131,14 @@ class _ClipTower:
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return patches [batch, patch, vision] and image embeddings [batch, embed]."""
-        found = self._visual.forward_intermediates(
+        outputs = self._visual.forward_intermediates(
             pixels.to(self._device),
             indices=[self.depth + self._layer],
             stop_early=False,
             normalize_intermediates=False,
             output_fmt="NLC",
         )
-        return found["image_intermediates"][0], found["image_features"]
+        return outputs["image_intermediates"][0], outputs["image_features"]
 
 
 def _tower(folder: Path, layer: int, device: str) -> TimmTower | _ClipTower:
@@ -205,8 +205,10 @@ def _published(name: str, tag: str) -> dict[str, Any]:
 def _own(name: str, config: dict[str, Any], beside: str, weights: Path) -> dict[str, Any]:
     """Return how images are prepared for weights without a tag."""
     if not beside:
-        found = [_published(name, tag) for tag in ENCODERS[name].tags] if name in ENCODERS else []
-        return found[0] if found and all(each == found[0] for each in found) else {}
+        published = (
+            [_published(name, tag) for tag in ENCODERS[name].tags] if name in ENCODERS else []
+        )
+        return published[0] if published and all(each == published[0] for each in published) else {}
     try:
         stated = json.loads(beside)
         own, preprocess = stated["model_cfg"], dict(stated.get("preprocess_cfg", {}))

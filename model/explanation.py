@@ -63,9 +63,9 @@ def explain(
         prompt, ids = template.caption_prompt, template.captioned(answer)
     else:
         prompt, ids = assistant.prompt(question, history), template.answer(answer)
-    found = importance_map(assistant.vlm, assistant.see(data), prompt, ids)
+    importance = importance_map(assistant.vlm, assistant.see(data), prompt, ids)
     image = decode_image(data, assistant.card["max_pixels"])
-    words, maps = by_word(template, ids, found)
+    words, maps = by_word(template, ids, importance)
     return Explanation(words, maps, view_of(assistant.encoders.first.preprocess, *image.size))
 
 

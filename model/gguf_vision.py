@@ -57,13 +57,13 @@ def write_vision_gguf(folder: Path, path: Path, card: dict[str, Any]) -> None:
 def _tower(clip: Path, computed: int) -> dict[str, Tensor]:
     """Return the tower's weights by llama.cpp's names, without those that are not used."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, computed)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in vision_weights(clip).items():
         # None for a layer above. A norm at the end would be applied to the patches.
         ours = names.get_name(f"vision_tower.vision_model.{name}", (".weight", ".bias"))
         if ours is not None and not name.startswith("post_layernorm"):
-            found[ours] = tensor
-    return found
+            tensors[ours] = tensor
+    return tensors
 
 
 def _projector(prefix: dict[str, Tensor]) -> dict[str, Tensor]:

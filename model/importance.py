@@ -111,8 +111,8 @@ def importance_maps(
             for row, patch in enumerate(hidden.tolist()):
                 if patch >= 0:
                     variants[row, patch] = neutral
-            found = vlm(_rows(variants, texts).to(device))
-            nats.append(found.float().cpu().view(len(hidden), -1))
+            losses = vlm(_rows(variants, texts).to(device))
+            nats.append(losses.float().cpu().view(len(hidden), -1))
     whole, *others = torch.cat(nats)
     rises = torch.stack(others, dim=1) - whole.unsqueeze(1)
     return list(rises.split([len(answer) for _, answer in texts]))

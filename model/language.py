@@ -184,8 +184,8 @@ def _check_targets(targets: Sequence[str], linears: Sequence[str]) -> None:
 
 def merge_lora(language_model: PreTrainedModel) -> None:
     """Fold the adapters into the weights, in place, leaving the stock architecture."""
-    found = [(n, m) for n, m in language_model.named_modules() if isinstance(m, LoraLayer)]
-    for name, module in found:
+    adapted = [(n, m) for n, m in language_model.named_modules() if isinstance(m, LoraLayer)]
+    for name, module in adapted:
         module.merge()
         parent = language_model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], module.get_base_layer())

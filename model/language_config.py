@@ -112,7 +112,7 @@ def line_of_gguf(path: Path) -> LanguageLine:
 
 
 def _size(config: Mapping[str, Any], field: str, title: str) -> int:
-    found = config.get(field)
-    if not isinstance(found, int) or found < 1:
+    value = config.get(field)
+    if not isinstance(value, int) or value < 1:
         raise ModelError(f"{title}: its config names no {field}")
-    return found
+    return value

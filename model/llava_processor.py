@@ -149,9 +149,9 @@ def check_ids(processor: LlavaProcessor, tokens: NewTokens, template: PromptTemp
     for turns in range(len(_QUESTIONS)):
         question, before = _QUESTIONS[turns], history[:turns]
         text = processor.apply_chat_template(messages(question, before, 1), tokenize=False)
-        found = processor.tokenizer(text).input_ids
+        ids = processor.tokenizer(text).input_ids
         ours = asked_ids(template, question, before, 1, room=10**6)
-        if found != [tokens.image, tokens.separator, *ours]:
+        if ids != [tokens.image, tokens.separator, *ours]:
             raise ModelError(
                 "the language model's tokenizer splits a text after a control token in another "
                 "way than alone, so a LLaVA would be given other tokens than in training"

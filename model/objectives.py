@@ -191,6 +191,6 @@ def true_token_coins(
 def _loss_when_fed(
     vlm: VisionLanguageModel, batch: Batch, fed_ids: Int64[Tensor, "batch text"]
 ) -> ObjectiveLoss:
-    found = vlm.supervised_states(batch, fed_ids)
-    token_nll = vlm.nll(found.states, found.targets)
-    return ObjectiveLoss(token_nll, found.auxiliary_loss, found.expert_usage)
+    output = vlm.supervised_states(batch, fed_ids)
+    token_nll = vlm.nll(output.states, output.targets)
+    return ObjectiveLoss(token_nll, output.auxiliary_loss, output.expert_usage)

@@ -32,8 +32,8 @@ class _Remembering:
         if self.asked is not None:
             self.asked[text] = None
             return _NONE
-        found = self.known.get(text)
-        return found or self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        encoding = self.known.get(text)
+        return encoding or self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
@@ -87,8 +87,8 @@ class BatchTemplate:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         tokenizer = self._free.pop()
         try:
-            found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-            return [encoding.ids for encoding in found]
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
         finally:
             self._free.append(tokenizer)
 

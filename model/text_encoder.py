@@ -41,5 +41,5 @@ class TextEncoder:
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "text embed"]:
         """Return normalised float32 embeddings; what is beyond the context length is cut off."""
-        found = self._clip.encode_text(self._tokenizer(list(texts)).to(self._device))
-        return nn.functional.normalize(found.float(), dim=-1)
+        embeddings = self._clip.encode_text(self._tokenizer(list(texts)).to(self._device))
+        return nn.functional.normalize(embeddings.float(), dim=-1)

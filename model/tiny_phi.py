@@ -134,14 +134,14 @@ def _config(tokenizer: Tokenizer, width: int, layers: int, heads: int) -> PhiCon
 
 
 def _eos(tokenizer: Tokenizer) -> int:
-    found = tokenizer.token_to_id(EOS)
-    assert found is not None
-    return found
+    eos = tokenizer.token_to_id(EOS)
+    assert eos is not None
+    return eos
 
 
 def _encode(documents: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[list[list[int]]]:
     return [
-        [[*found.ids, _eos(tokenizer)] for found in tokenizer.encode_batch(list(texts))]
+        [[*encoding.ids, _eos(tokenizer)] for encoding in tokenizer.encode_batch(list(texts))]
         for texts in documents
     ]
 

@@ -173,7 +173,7 @@ class TrainingModule(L.LightningModule):
         generator = torch.Generator().manual_seed(self.seed + draw * 997 + self.global_rank)
         mean = self.vlm.vision_prefix.patch_mean
         patches = augmented(batch.batch.patches, self.augmentation, mean, generator)
-        found = objective_loss(
+        losses = objective_loss(
             self.objective,
             self.vlm,
             batch.batch.showing(patches),
@@ -181,9 +181,9 @@ class TrainingModule(L.LightningModule):
             total_steps=self.optimizer_config.steps,
             generator=generator,
         )
-        total = found.token_nll.sum()
-        self._step.append(_Pass(total.detach(), found.expert_usage, batch))
-        loss = total * self.trainer.world_size / batch.tokens + found.auxiliary_loss / self.passes
+        total = losses.token_nll.sum()
+        self._step.append(_Pass(total.detach(), losses.expert_usage, batch))
+        loss = total * self.trainer.world_size / batch.tokens + losses.auxiliary_loss / self.passes
         # Lightning divides by the number of passes, which the weights above have done already.
         return loss * self.passes
 
@@ -312,9 +312,9 @@ def _name_states(states: dict[str, Any], names: list[list[str]]) -> None:
         states: The optimizer's states; empty where another process saves.
         names: The weights of each group.
     """
-    found: dict[Any, str] = {}
+    name_of: dict[Any, str] = {}
     for group, named in zip(states.get("param_groups", []), names, strict=False):
-        found.update(zip(group["params"], named, strict=True))
+        name_of.update(zip(group["params"], named, strict=True))
         group["params"] = named
-    if found:
-        states["state"] = {found[number]: each for number, each in states["state"].items()}
+    if name_of:
+        states["state"] = {name_of[number]: each for number, each in states["state"].items()}

@@ -261,8 +261,8 @@ class VisionLanguageModel(nn.Module):
 
     def forward(self, batch: Batch) -> Float32[Tensor, "target"]:
         """Negative log-likelihood of each supervised token, row by row, in nats."""
-        found = self.supervised_states(batch)
-        return self.nll(found.states, found.targets)
+        output = self.supervised_states(batch)
+        return self.nll(output.states, output.targets)
 
     def check_length(self, positions: int) -> None:
         """Refuse sequences that the language model's positions do not cover.

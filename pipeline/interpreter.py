@@ -39,8 +39,8 @@ def child_environment() -> dict[str, str]:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if ROOT.name not in _INSTALLED:
         paths = [str(ROOT), *(path for path in paths if path != str(ROOT))]
-    found = os.pathsep.join(filter(None, paths))
-    return {**os.environ, "PYTHONSAFEPATH": "1", **({"PYTHONPATH": found} if found else {})}
+    joined = os.pathsep.join(filter(None, paths))
+    return {**os.environ, "PYTHONSAFEPATH": "1", **({"PYTHONPATH": joined} if joined else {})}
 
 
 def leave_quickly() -> None:

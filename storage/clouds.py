@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from fsspec.core import url_to_fs
 
+from storage.errors import redact
+
 
 class Cloud(NamedTuple):
     """One cloud's object store.
@@ -48,6 +50,7 @@ _CLOUDS = {
     "abfss": _AZURE,
     "az": _AZURE,
 }
+_LONGEST_REASON = 200  # characters of a library's own text
 _NONE_GIVEN = frozenset(
     {
         "NoCredentialsError",  # botocore
@@ -115,15 +118,21 @@ def status_of(error: BaseException) -> int | None:
     if isinstance(error, OSError) and str(error).startswith("Forbidden: "):  # gcsfs
         return 403
     response = getattr(error, "response", None)  # botocore's is a dict
-    found = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
     for status in (
-        found.get("HTTPStatusCode"),
+        metadata.get("HTTPStatusCode"),
         getattr(error, "status_code", None),
         getattr(error, "code", None),
     ):
         if isinstance(status, int):
             return status
     return None
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a library says of an error, shortened, with the secrets of URLs masked."""
+    text = redact(str(error)) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
 
 
 def _none_given(error: BaseException) -> bool:

@@ -102,12 +102,12 @@ class LocalFiles:
         """Return the state of every file below a folder, by name relative to it."""
         root = self.path(folder)
         with self._naming("list", folder):
-            found = {}
+            states = {}
             for path in walk(root):
                 with contextlib.suppress(FileNotFoundError):
                     if path.is_file():
-                        found[path.relative_to(root).as_posix()] = state_of(path)
-            return found
+                        states[path.relative_to(root).as_posix()] = state_of(path)
+            return states
 
     def modified(self, folder: str) -> float:
         """Return when anything in a folder changed last, in seconds since 1970."""
@@ -189,8 +189,8 @@ def walk_files(root: Path, above: frozenset[str] = frozenset()) -> Iterator[Path
     if real in above:
         return
     with os.scandir(root) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
+        listed = sorted(entries, key=lambda entry: entry.name)
+    for entry in listed:
         # DirEntry.is_dir raises on symlink loops.
         if Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir():
             yield from walk_files(Path(entry.path), above | {real})
@@ -200,8 +200,8 @@ def walk_files(root: Path, above: frozenset[str] = frozenset()) -> Iterator[Path
 
 def state_of(path: Path) -> FileState:
     """Return the metadata of a local file."""
-    found = path.stat()
-    return FileState(found.st_size, found.st_mtime_ns, found.st_ino)
+    status = path.stat()
+    return FileState(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def unseen(amount: int) -> None:

@@ -67,8 +67,8 @@ def is_rest(name: str) -> bool:
 def written_as(name: str) -> str | None:
     """Return the target of a temporary file, None if the name is not that of one."""
     folder, slash, last = name.rpartition("/")
-    found = _TEMPORARY.fullmatch(last)
-    return f"{folder}{slash}{found[1]}" if found else None
+    match = _TEMPORARY.fullmatch(last)
+    return f"{folder}{slash}{match[1]}" if match else None
 
 
 def listing_name(stage: str, attempt: str) -> str:

@@ -28,8 +28,8 @@ def resolve_member(root_name: str, file_name: str) -> str:
     """
     reason = name_fault(file_name) if isinstance(file_name, str) else "not a text"
     if reason:
-        told = shown(str(file_name))
-        raise UnsafeArchiveError(f"file_name {told!r}: {reason}", "correct the annotation file")
+        readable = shown(str(file_name))
+        raise UnsafeArchiveError(f"file_name {readable!r}: {reason}", "correct the annotation file")
     return normal(f"{root_name}/{file_name}")
 
 
@@ -51,7 +51,7 @@ def name_fault(name: str) -> str:
         "no file name": not parts or name.endswith(("/", "/.")),
         "name too long": longest > _LONGEST_PART,
     }
-    return next((reason for reason, found in faults.items() if found), "")
+    return next((reason for reason, holds in faults.items() if holds), "")
 
 
 def normal(name: str) -> str:

@@ -101,7 +101,7 @@ class PhiVision(lmms):
             PipelineError: A request does not have exactly one image.
             ModelError: Question and continuation are too long for the language model.
         """
-        found = [(0.0, False)] * len(requests)
+        judged_by_number = [(0.0, False)] * len(requests)
         vlm = self.assistant.vlm
         for batch in self._batches(requests):
             ids = [np.array(question.ids, np.int64) for question in batch]
@@ -117,8 +117,8 @@ class PhiVision(lmms):
             ends = np.cumsum([question.targets for question in batch])[:-1]
             parts = zip(batch, np.split(nats, ends), np.split(same, ends), strict=True)
             for question, mine, greedy in parts:
-                found[question.number] = float(mine.mean()), bool(greedy.all())
-        return found
+                judged_by_number[question.number] = float(mine.mean()), bool(greedy.all())
+        return judged_by_number
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
         """Refuse multi-turn tasks.

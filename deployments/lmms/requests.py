@@ -82,10 +82,10 @@ def one_image(visuals: Any, task: str) -> bytes:
     Raises:
         PipelineError: It is not exactly one image.
     """
-    found = visuals if isinstance(visuals, list | tuple) else [visuals]
-    images = [each for each in found if isinstance(each, Image.Image)]
-    if len(images) != 1 or len(found) != 1:
-        kinds = ", ".join(type(each).__name__ for each in found) or "nothing"
+    given = visuals if isinstance(visuals, list | tuple) else [visuals]
+    images = [each for each in given if isinstance(each, Image.Image)]
+    if len(images) != 1 or len(given) != 1:
+        kinds = ", ".join(type(each).__name__ for each in given) or "nothing"
         raise PipelineError(
             f"task {task} gives {kinds}: phivision needs exactly one image per question",
             "choose tasks with one image per question, such as mme, gqa, vqav2 or textvqa",

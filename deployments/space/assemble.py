@@ -56,16 +56,16 @@ def _fetch_at_start(app: Path, address: str) -> None:
 
 def modules_of(path: Path) -> list[str]:
     """Return our modules that a file imports, also indirectly, as sorted paths in the checkout."""
-    found = {f"{package}/__init__.py" for package in PACKAGES}
+    names = {f"{package}/__init__.py" for package in PACKAGES}
     waiting = [path]
     while waiting:
         for node in ast.walk(ast.parse(waiting.pop().read_text("utf-8"))):
             module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
             name = f"{module.replace('.', '/')}.py"
-            if module.partition(".")[0] in PACKAGES and name not in found:
-                found.add(name)
+            if module.partition(".")[0] in PACKAGES and name not in names:
+                names.add(name)
                 waiting.append(ROOT / name)
-    return sorted(found)
+    return sorted(names)
 
 
 def main(arguments: list[str] | None = None) -> None:

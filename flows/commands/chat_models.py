@@ -35,7 +35,7 @@ def models_to_chat(settings: Settings, bundle: Manifest | str | None) -> Models:
     first = published_manifest(store) if bundle is None else bundle
     runs = _runs(store, first)
     offers = {
-        run: Offer(label, lambda found=manifest: _load(settings, found))
+        run: Offer(label, lambda chosen=manifest: _load(settings, chosen))
         for run, label, manifest in runs
     }
     return Models(offers, Limits().models, open_assistant(settings, first))
@@ -44,10 +44,10 @@ def models_to_chat(settings: Settings, bundle: Manifest | str | None) -> Models:
 def _runs(store: ArtifactStore, first: Manifest) -> list[tuple[str, str, Manifest]]:
     """Return name, label and manifest of each assistant, the first one first, then the newest."""
     now, tags = published(read_history(store)), read_refs(store)
-    found: dict[str, tuple[str, str, Manifest]] = {}
+    runs: dict[str, tuple[str, str, Manifest]] = {}
     for record in read_runs(store)[:NEWEST]:
         fingerprint = record["stages"].get(STAGE, {}).get("fingerprint", "")
-        manifest = store.find(STAGE, fingerprint) if fingerprint not in found else None
+        manifest = store.find(STAGE, fingerprint) if fingerprint not in runs else None
         if manifest is None:  # seen, never made, or removed by gc
             continue
         is_published = now is not None and now.fingerprint == fingerprint
@@ -56,10 +56,10 @@ def _runs(store: ArtifactStore, first: Manifest) -> list[tuple[str, str, Manifes
         name = str(manifest.summary.get("name", "")).removeprefix("phivision-")
         words = [record["run"], name, f"({', '.join(marks)})" if marks else ""]
         label = " ".join(filter(None, words))
-        found[fingerprint] = (record["run"], label, manifest)
+        runs[fingerprint] = (record["run"], label, manifest)
     # The record of an old run may be gone while its assistant is still published.
-    own = found.pop(first.fingerprint, ("published", "published", first))
-    return [own, *found.values()]
+    own = runs.pop(first.fingerprint, ("published", "published", first))
+    return [own, *runs.values()]
 
 
 def _load(settings: Settings, manifest: Manifest) -> Assistant:

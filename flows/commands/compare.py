@@ -101,17 +101,17 @@ def read_variants(texts: Sequence[str]) -> dict[str, Changes]:
     Raises:
         PipelineError: A text has no name, or two have the same.
     """
-    found: dict[str, Changes] = {}
+    variants: dict[str, Changes] = {}
     for text in texts:
         name, colon, rest = text.partition(":")
         name = name.strip()
-        if not colon or not name or "=" in name or name in found:
+        if not colon or not name or "=" in name or name in variants:
             raise PipelineError(
                 f"--variant '{text}' has no name of its own",
                 "write --variant 'name: dotted.path=value dotted.path=value'",
             )
-        found[name] = changes_of(shlex.split(rest))
-    return found
+        variants[name] = changes_of(shlex.split(rest))
+    return variants
 
 
 def read_grid(texts: Sequence[str]) -> dict[str, Changes]:

@@ -177,20 +177,20 @@ def device_of(hardware: str, peak: float | None) -> Device:
     Raises:
         PipelineError: The text is neither a known device nor an amount of memory.
     """
-    found = DEVICES.get(hardware.upper())
+    device = DEVICES.get(hardware.upper())
     amount = _MEMORY.fullmatch(hardware)
-    if found is None and amount is None:
+    if device is None and amount is None:
         raise PipelineError(
             f"there is no device '{hardware}'",
             f"use one of {', '.join(DEVICES)}, or give its memory: --hardware 80GB",
         )
-    if found is None and amount is not None:
+    if device is None and amount is not None:
         # The slowest known device with that much memory; a figure from --peak is better.
         needed = float(amount[1]) * 1e9
         enough = [d for d in DEVICES.values() if d.memory >= needed] or [DEVICES["H200"]]
-        found = min(enough, key=lambda d: (d.peak, d.bandwidth))._replace(memory=needed)
-    assert found is not None
-    return found if peak is None else found._replace(peak=peak * 1e12)
+        device = min(enough, key=lambda d: (d.peak, d.bandwidth))._replace(memory=needed)
+    assert device is not None
+    return device if peak is None else device._replace(peak=peak * 1e12)
 
 
 def rows_of(recipe: Recipe, device: Device, mfu: float) -> Iterator[dict[str, Any]]:

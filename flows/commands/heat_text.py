@@ -50,7 +50,7 @@ def shows_shades() -> bool:
 def _block(word: str, values: NDArray[np.float32], shades: str) -> list[str]:
     """Return a word, its top patch with that patch's importance, and the grid, line by line."""
     side, most = grid_side(len(values)), float(values.max())
-    told = [place(values), f"{most:.2f} nats"] if most > _LEAST else ["no patch", "mattered"]
+    heading = [place(values), f"{most:.2f} nats"] if most > _LEAST else ["no patch", "mattered"]
     scaled = (values / most).clip(0, 1) if most > _LEAST else np.zeros_like(values)
     steps = np.ceil(scaled * (len(shades) - 1)).astype(int).reshape(side, side)
-    return [word, *told, *("".join(2 * shades[step] for step in row) for row in steps)]
+    return [word, *heading, *("".join(2 * shades[step] for step in row) for row in steps)]

@@ -38,18 +38,18 @@ def print_java_scores(catalog: Catalog) -> None:
         condition: [(r["prediction"], r["references"]) for r in rows if r["condition"] == condition]
         for condition in dict.fromkeys(row["condition"] for row in rows)
     }
-    found = [
+    scores = [
         _row("meteor", name, len(groups[name]), value) for name, value in meteor(groups).items()
     ]
     recipe = find_run(catalog.store, run)["recipe"]
     try:
         for name, values in spice(groups).items():
             drawn = mean_interval(values, recipe["seed"], recipe["evaluate"]["resamples"])
-            found.append(
+            scores.append(
                 _row("spice", name, len(values), drawn.value, low=drawn.low, high=drawn.high)
             )
     finally:
-        print_conditions(run, found)
+        print_conditions(run, scores)
 
 
 def _row(metric: str, condition: str, count: int, value: float, **bounds: float) -> Row:

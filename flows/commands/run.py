@@ -88,11 +88,11 @@ def _run_flow(
             settings=settings.model_dump(mode="json"),
         )
     except httpx.TransportError as error:  # stages report the Hub's errors themselves
-        told = str(error) or type(error).__name__
+        cause = str(error) or type(error).__name__
         if server is not None:
-            raise server.lost(told) from None
+            raise server.lost(cause) from None
         raise PipelineError(
-            f"Prefect's server does not answer any more: {told}",
+            f"Prefect's server does not answer any more: {cause}",
             "check the server and run again, finished work is kept",
         ) from None
     except BaseException:

@@ -112,10 +112,10 @@ def _by_condition(
 ) -> Table:
     cells: dict[str, dict[str, object]] = {}
     for row in rows:
-        found = cells.setdefault(metric_name(row), {"n": row["count"]})
-        found[row["condition"]] = form(row)
+        row_cells = cells.setdefault(metric_name(row), {"n": row["count"]})
+        row_cells[row["condition"]] = form(row)
     heads = [name.replace("_", "\n") for name in conditions]
-    lines = [[name, *map(found.get, conditions), found["n"]] for name, found in cells.items()]
+    lines = [[name, *map(row.get, conditions), row["n"]] for name, row in cells.items()]
     return table_of(["metric", *heads, "n"], lines, whole=True)
 
 

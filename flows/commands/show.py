@@ -56,10 +56,10 @@ def show_image(catalog: Catalog, image_id: int | None) -> None:
     with catalog.open(names=("images", "files", *(name for name, _ in _SECTIONS))) as database:
         if image_id is None:
             image_id = _held_out(database)
-        found = _query(database, "SELECT * FROM images WHERE image_id = $id", {"id": image_id})
-        if not found:
+        matches = _query(database, "SELECT * FROM images WHERE image_id = $id", {"id": image_id})
+        if not matches:
             raise _missing(database, image_id)
-        row = found[0]
+        row = matches[0]
         keys = {"id": image_id, "sha": row["sha256"], "file": row["file_name"]}
         data = _query(database, "SELECT data FROM files WHERE sha256 = $sha", keys)[0]["data"]
         if console.is_terminal:
@@ -81,9 +81,9 @@ def _missing(database: Database, image_id: int) -> PipelineError:
     """Return why there is no such image: it was left out, or is not in the data."""
     sql = "SELECT file, reason, detail FROM drops WHERE kind = 'image' AND record = $id"
     for left in _query(database, sql, {"id": str(image_id)}) if "drops" in database.names else ():
-        told = f"{left['reason']}{', ' if left['detail'] else ''}{left['detail']}"
+        reason = f"{left['reason']}{', ' if left['detail'] else ''}{left['detail']}"
         return PipelineError(
-            f"image {image_id} was left out: {told}", f"fix {left['file']} at its source"
+            f"image {image_id} was left out: {reason}", f"fix {left['file']} at its source"
         )
     return PipelineError(
         f"there is no image {image_id}",

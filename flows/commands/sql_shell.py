@@ -161,8 +161,8 @@ def _edit_lines(catalog: Catalog) -> None:
             if not known:
                 names = _columns(catalog)
                 known.extend({*catalog.views(), *(c for n in names.values() for c in n)})
-            found = sorted(word for word in known if word.lower().startswith(text.lower()))
-            return found[state] if state < len(found) else None
+            matches = sorted(word for word in known if word.lower().startswith(text.lower()))
+            return matches[state] if state < len(matches) else None
 
         readline.set_completer(complete)
         readline.parse_and_bind("tab: complete")

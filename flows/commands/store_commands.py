@@ -31,18 +31,18 @@ def verify_store(store: ArtifactStore) -> None:
         require_store(store.files)
         raise PipelineError(f"no artifact is in {store.uri}", "check --store and PHIVISION_STORE")
     with ConsoleReporter().track("verify (bytes)", known.bytes) as tick:
-        found = verify(store, known, tick)
-    if not found:
+        damages = verify(store, known, tick)
+    if not damages:
         print(f"{count} artifacts, {known.bytes / 1e6:,.1f} MB: every file is as committed")
         return
     rows = []
-    for damage in found:
+    for damage in damages:
         shown = [f"{name} {fault}".strip() for name, fault in damage.faults.items()]
         more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         rows.append([damage.stage, damage.fingerprint[:12], "; ".join(shown[:_SHOWN]) + more])
     print_rows(["stage", "fingerprint", "damage"], rows)
     raise PipelineError(
-        f"{len(found)} of {count} artifacts are damaged",
+        f"{len(damages)} of {count} artifacts are damaged",
         "`phivision run` with the recipe that made them makes only those again",
     )
 
@@ -70,17 +70,17 @@ def collect_garbage(
     if days * DAY < BUSY_GRACE and is_busy(store, settings.work):
         print("a pipeline is running: what was used in the last 7 days stays")
     survey = take_survey(store, settings.work, keep=keep, grace=days * DAY)
-    found = garbage_of(survey)
+    items = garbage_of(survey)
     if downloads and not survey.is_work_outside:
-        found += _downloads(store, settings)
-    shown = [garbage for garbage in found if garbage.kind != "note"]
+        items += _downloads(store, settings)
+    shown = [garbage for garbage in items if garbage.kind != "note"]
     print_rows(["kind", "MB", "place"], [[g.kind, f"{g.bytes / 1e6:,.1f}", g.name] for g in shown])
     if not dry_run:
-        for garbage in found:
+        for garbage in items:
             garbage.remove()
     verb = "would be removed" if dry_run else "removed"
-    size = sum(garbage.bytes for garbage in found) / 1e6
-    done = f"{len(found)} items, {size:,.1f} MB, {verb} from" if found else "nothing to remove in"
+    size = sum(garbage.bytes for garbage in items) / 1e6
+    done = f"{len(items)} items, {size:,.1f} MB, {verb} from" if items else "nothing to remove in"
     print(f"{done} {store.uri}")
     if others := strangers(survey):
         example = printable(others[0])
@@ -114,9 +114,11 @@ def accept_stages(
 
     if every is bool(name) or (every and made_as):
         raise PipelineError("name a stage, or give --all, which excludes --made-as")
-    found = accept_all(recipe, store) if every else [accept(name, recipe, store, made_as=made_as)]
+    adoptions = (
+        accept_all(recipe, store) if every else [accept(name, recipe, store, made_as=made_as)]
+    )
     accepted = False
-    for adoption in found:
+    for adoption in adoptions:
         accepted, manifest = True, adoption.manifest
         print(
             f"{manifest.stage}: digest {manifest.digest[:12]}, made as {manifest.accepted[:12]}, "
@@ -138,9 +140,9 @@ def tag_run(store: ArtifactStore, name: str, run: str) -> None:
 
     if not TAG.fullmatch(name) or name == LATEST:
         raise PipelineError(f"'{name}' cannot name a run", "use letters, digits, '.', '-' and '_'")
-    found = find_run(store, run)["run"]
-    write_ref(store, name, found)
-    print(f"{name} is now run {found}")
+    name_of_run = find_run(store, run)["run"]
+    write_ref(store, name, name_of_run)
+    print(f"{name} is now run {name_of_run}")
 
 
 def print_published(store: ArtifactStore) -> None:

@@ -38,8 +38,8 @@ def _newest(settings: Settings) -> Snapshot | None:
 
 def _same(settings: Settings, shown: Snapshot) -> Snapshot | None:
     """Return the run again, None when it has ended."""
-    found = read_snapshots(settings.work)
-    return next((each for each in found if each.process == shown.process), None)
+    snapshots = read_snapshots(settings.work)
+    return next((each for each in snapshots if each.process == shown.process), None)
 
 
 def _memory(snapshot: Snapshot) -> int | None:

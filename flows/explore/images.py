@@ -28,10 +28,10 @@ class StoredImages:
     def read(self, wanted: Collection[str]) -> dict[str, bytes]:
         """Return the content of images by hash, those that the store has."""
         by_file = self.files(wanted)
-        found: dict[str, bytes] = {}
+        files: dict[str, bytes] = {}
         for path, rows in by_file.items():
-            found |= {rows[row]: data for row, data in _rows(path, sorted(rows))}
-        return found
+            files |= {rows[row]: data for row, data in _rows(path, sorted(rows))}
+        return files
 
     def files(self, wanted: Collection[str]) -> dict[Path, dict[int, str]]:
         """Return in which files and rows images are, by hash, those that the store has."""

@@ -59,10 +59,10 @@ class Explorer:
         except StorageError as error:
             raise gr.Error(str(error), title="Not found", print_exception=False) from None
         last = start + len(rows)
-        told = f"{start + 1:,} to {last:,} of {total:,} images" if rows else "no image matches"
+        position = f"{start + 1:,} to {last:,} of {total:,} images" if rows else "no image matches"
         ids, labels = [row["image_id"] for row in rows], [_label(row) for row in rows]
         buttons = gr.Button(interactive=start > 0), gr.Button(interactive=last < total)
-        listed = (told, ids, start, sql, *buttons)
+        listed = (position, ids, start, sql, *buttons)
         wanted = [row["sha256"] for row in rows]
         if len(self.images.files(wanted)) > FEW_FILES:
             yield [(self._small(None), label) for label in labels], *listed
@@ -74,22 +74,22 @@ class Explorer:
 
     def look(self, image_id: int) -> tuple[Any, ...]:
         """Return the image with its boxes, its texts, what was said, drops, similar ones, SQL."""
-        found = describe(self.catalog, image_id)
-        row = found.row
+        details = describe(self.catalog, image_id)
+        row = details.row
         data = self.images.read([row["sha256"]]).get(row["sha256"])
-        drawn = marked(data, MOST_PIXELS, found.objects) if data else None
+        drawn = marked(data, MOST_PIXELS, details.objects) if data else None
         head = f"{row['file_name']} · {row['split']} · {row['width']} x {row['height']} pixels"
         predictions = [
             [
                 *(row["stage"], row["condition"], row["kind"], row["question"] or ""),
                 *(row["prediction"], " | ".join(row["references"] or []), row["score"]),
             ]
-            for row in found.predictions
+            for row in details.predictions
         ]
-        drops = [[row["kind"], row["reason"], row["detail"]] for row in found.drops]
+        drops = [[row["kind"], row["reason"], row["detail"]] for row in details.drops]
         near, ids = self._similar(image_id)
-        texts = "\n\n".join(found.texts) or "no text is about it"
-        return head, drawn, texts, predictions, drops, near, ids, found.sql
+        texts = "\n\n".join(details.texts) or "no text is about it"
+        return head, drawn, texts, predictions, drops, near, ids, details.sql
 
     def _similar(self, image_id: int) -> tuple[list[tuple[Image.Image, str]], list[int]]:
         try:
@@ -106,8 +106,8 @@ class Explorer:
         return shown, list(by_id)
 
     def _small(self, data: bytes | None) -> Image.Image:
-        found = small(data, MOST_PIXELS) if data else None
-        return found or Image.new("RGB", (64, 64), "#888888")
+        reduced = small(data, MOST_PIXELS) if data else None
+        return reduced or Image.new("RGB", (64, 64), "#888888")
 
 
 def _number(text: str) -> float | None:
@@ -136,7 +136,7 @@ def build_page(explorer: Explorer, title: str) -> gr.Blocks:
             find = gr.Button("Find", variant="primary", elem_id="find")
             back = gr.Button("Previous", elem_id="back", interactive=False)
             on = gr.Button("Next", elem_id="next", interactive=False)
-        told = gr.Textbox(show_label=False, container=False, interactive=False, elem_id="told")
+        position = gr.Textbox(show_label=False, container=False, interactive=False, elem_id="told")
         gallery = gr.Gallery(
             columns=8,
             height="auto",
@@ -150,7 +150,7 @@ def build_page(explorer: Explorer, title: str) -> gr.Blocks:
         with gr.Accordion("SQL of this list", open=False):
             sql = gr.Code(language="sql", interactive=False, show_label=False, elem_id="sql")
         ids, start = gr.State([]), gr.State(0)
-        listed = [gallery, told, ids, start, sql, back, on]
+        listed = [gallery, position, ids, start, sql, back, on]
         near_ids = gr.State([])
         *shown, rows = _details()
         looked = [*shown, near_ids, rows]

@@ -57,10 +57,10 @@ class KeptCatalog(Catalog):
         """Return the rows of a view; tables are kept in memory, files stay files."""
         if name in self._tables:
             return self._tables[name]
-        found = super().source(name)
-        if isinstance(found, pa.Table):
-            self._tables[name] = found
-        return found
+        source = super().source(name)
+        if isinstance(source, pa.Table):
+            self._tables[name] = source
+        return source
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,12 @@ def matching(filters: Filters, views: Collection[str]) -> tuple[str, dict[str, A
             values[column] = value
     if filters.text.strip():
         values["text"] = filters.text.strip().lower()
-        found = " UNION ".join(
+        matches = " UNION ".join(
             f"SELECT image_id FROM {view} WHERE contains(lower({column}), $text)"  # noqa: S608
             for view, column in _TEXTS
             if view in views
         )
-        where.append(f"i.image_id IN ({found})")
+        where.append(f"i.image_id IN ({matches})")
     if filters.category != ANY:
         values["category"] = filters.category
         where.append("i.image_id IN (SELECT image_id FROM objects WHERE category = $category)")
@@ -169,13 +169,13 @@ def find_images(
 
 def choices(catalog: Catalog) -> dict[str, list[str]]:
     """Return the values that filters offer, by filter."""
-    found = {}
+    options = {}
     with catalog.open(names=VIEWS) as database:
         for name, (view, sql) in _CHOICES.items():
             known = {"images", view} <= set(database.names)
             column = database.query(sql).column(0).to_pylist() if known else []
-            found[name] = [str(value) for value in column if value is not None]
-    return found
+            options[name] = [str(value) for value in column if value is not None]
+    return options
 
 
 @dataclass(frozen=True)
@@ -213,25 +213,25 @@ _DETAILS: Mapping[str, str] = {
 
 def describe(catalog: Catalog, image_id: int) -> Detail:
     """Return all there is about an image of the catalog."""
-    found: dict[str, list[Row]] = {}
+    rows: dict[str, list[Row]] = {}
     with catalog.open(names=VIEWS) as database:
         for view, sql in _DETAILS.items():
             known = {"images", view} <= set(database.names)
-            found[view] = database.query(sql, {"id": image_id}).to_pylist() if known else []
-    texts = [row["caption"] for row in found["captions"]]
+            rows[view] = database.query(sql, {"id": image_id}).to_pylist() if known else []
+    texts = [row["caption"] for row in rows["captions"]]
     return Detail(
-        found["images"][0],
-        texts + [row["text"] for row in found["examples"]],
-        found["objects"],
-        found["drops"],
-        found["predictions"],
+        rows["images"][0],
+        texts + [row["text"] for row in rows["examples"]],
+        rows["objects"],
+        rows["drops"],
+        rows["predictions"],
         "\n".join(f"{_filled(sql, {'id': image_id})};" for sql in _DETAILS.values()),
     )
 
 
 def _filled(sql: str, values: Mapping[str, Any]) -> str:
     """Return SQL with its values, which `phivision sql` takes."""
-    return re.sub(r"\$(\w+)", lambda found: _literal(values[found[1]]), sql)
+    return re.sub(r"\$(\w+)", lambda match: _literal(values[match[1]]), sql)
 
 
 def _literal(value: Any) -> str:

@@ -101,13 +101,13 @@ def write_browse(catalog: Catalog, images: int, drops: int) -> str:
 
 
 def _sizes(catalog: Catalog) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+    sizes: dict[str, dict[str, int]] = {}
     for name, sql in _SIZES.items():
         view = name if name == "questions" else "images" if name == "images" else "examples"
         rows = {row["split"]: row["n"] for row in ask(catalog, (view,), sql)}
         order = ("train", "validation", "test")
-        found[name] = {split: rows[split] for split in order if split in rows}
-    return {name: parts for name, parts in found.items() if parts}
+        sizes[name] = {split: rows[split] for split in order if split in rows}
+    return {name: parts for name, parts in sizes.items() if parts}
 
 
 def _size_charts(sizes: dict[str, dict[str, int]]) -> list[Chart]:
@@ -143,8 +143,8 @@ def _drops(catalog: Catalog, count: int) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         title = f"{row['kind']}: {row['reason']} ({row['total']:,})"
-        found = torn.get((row["record"], row["file"])) or shown.get(row["sha256"] or "")
-        groups.setdefault(title, []).append({**row, "image": found})
+        image = torn.get((row["record"], row["file"])) or shown.get(row["sha256"] or "")
+        groups.setdefault(title, []).append({**row, "image": image})
     return groups
 
 

@@ -43,7 +43,7 @@ _ABOUT: Mapping[str, tuple[Sequence[str], str]] = {
         "ORDER BY d.kind, d.reason, d.record",
     ),
 }
-_TOLD = ("condition", "kind", "question", "prediction", "references", "score")
+_WRITTEN = ("condition", "kind", "question", "prediction", "references", "score")
 
 
 def image_records(catalog: Catalog, count: int) -> list[Row]:
@@ -60,14 +60,14 @@ def image_records(catalog: Catalog, count: int) -> list[Row]:
         for row in ask(catalog, views, sql, ids=ids):
             about[name].setdefault(row["image_id"], []).append(row["value"])
     for row in scored_predictions(catalog):
-        said = {key: row[key] for key in _TOLD}
+        said = {key: row[key] for key in _WRITTEN}
         about["predictions"].setdefault(row["image_id"], []).append(said)
     shown = images_of(catalog, [row["sha256"] for row in rows], SIDE, QUALITY)
     return [
         {
             **row,
             "image": shown.get(row["sha256"]),
-            **{name: found.get(row["image_id"], []) for name, found in about.items()},
+            **{name: entries.get(row["image_id"], []) for name, entries in about.items()},
         }
         for row in rows
     ]

@@ -75,8 +75,8 @@ def _rows(
         for each in estimates
         if math.isfinite(each.value)  # JSON has no other numbers
     ]
-    told = [("label", "of"), ("shown", "value")]
-    told += [("interval", "95 % interval")] if any(row["interval"] for row in values) else []
+    fields = [("label", "of"), ("shown", "value")]
+    fields += [("interval", "95 % interval")] if any(row["interval"] for row in values) else []
     reach = [0.0, *(number for row in values for number in (row["low"], row["high"]))]
     low, high = min(reach), max(reach)
     for layer in layers:
@@ -88,7 +88,7 @@ def _rows(
         title,
         {
             "data": {"values": values},
-            "encoding": {"y": _names(), "tooltip": tips(told)},
+            "encoding": {"y": _names(), "tooltip": tips(fields)},
             "layer": layers,
             "height": _ROW * len(values),
         },
@@ -110,7 +110,7 @@ def stacked(title: str, groups: Mapping[str, Mapping[str, float]]) -> Chart:
     most = max((total["value"] for total in totals), default=1.0)
     scale = {"domain": [0, most * 1.16 or 1.0], "nice": False}
     x = {"field": "value", "type": "quantitative", "title": None, "scale": scale}
-    told = [("label", "of"), ("part", "part"), ("shown", "value")]
+    fields = [("label", "of"), ("part", "part"), ("shown", "value")]
     bar = {
         "mark": "bar",
         "params": [legend("parts", "part")],
@@ -119,7 +119,7 @@ def stacked(title: str, groups: Mapping[str, Mapping[str, float]]) -> Chart:
             "color": colours_of("part", parts, COLOURS),
             "order": {"field": "place"},
             "opacity": opacity("parts"),
-            "tooltip": tips(told),
+            "tooltip": tips(fields),
         },
         "transform": [{"calculate": f"indexof({json.dumps(parts)}, datum.part)", "as": "place"}],
     }

@@ -63,14 +63,14 @@ def lines(title: str, curves: Sequence[Curve], x: str, y: str) -> Chart:
         "params": [*(legend(key, key) for key in keys), zoom(["x", "y"])],
         "encoding": encoding,
     }
-    told = [("run", "run")] if len(runs) > 1 else []
-    told += [("name", "curve"), ("x", x), ("y", y)]
+    fields = [("run", "run")] if len(runs) > 1 else []
+    fields += [("name", "curve"), ("x", x), ("y", y)]
     whole = {"data": {"values": values}, "layer": [line], "height": 210}
     # The dots under the pointer are five times the rest, and a still picture shows none.
-    return chart(title, {**whole, "layer": [line, _dots(encoding, told)]}, still=whole)
+    return chart(title, {**whole, "layer": [line, _dots(encoding, fields)]}, still=whole)
 
 
-def _dots(encoding: Mapping[str, Any], told: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _dots(encoding: Mapping[str, Any], fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return the dot that is shown, with its values, where a curve is nearest to the pointer."""
     near = {"type": "point", "nearest": True, "on": "pointerover", "clear": "pointerout"}
     shown = {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0}
@@ -80,7 +80,7 @@ def _dots(encoding: Mapping[str, Any], told: Sequence[tuple[str, str]]) -> dict[
         "encoding": {
             **{key: encoding[key] for key in ("x", "y", "color")},
             "opacity": shown,
-            "tooltip": tips(told),
+            "tooltip": tips(fields),
         },
     }
 

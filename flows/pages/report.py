@@ -58,8 +58,8 @@ def write_report(
     """
     catalog = Catalog(store, run)
     record = next(each for each in catalog.runs if each["run"] == run)
-    found = {stage: catalog.manifest(stage) for stage in record["stages"]}
-    manifests = {stage: manifest for stage, manifest in found.items() if manifest is not None}
+    by_stage = {stage: catalog.manifest(stage) for stage in record["stages"]}
+    manifests = {stage: manifest for stage, manifest in by_stage.items() if manifest is not None}
     metrics = ask(catalog, ("metrics",), _METRICS, run=run)
     if others is None:
         before = report_before.previous_run(catalog.runs, run)

@@ -26,9 +26,11 @@ def score_charts(metrics: Sequence[Row]) -> list[Chart]:
     for row in metrics:
         by_name.setdefault(row["metric"], []).append(row)
     several = [n for n, rows in by_name.items() if len(rows) > 1 and not n.endswith(_GAP)]
-    told = [name for name in several if any(row["low"] is not None for row in by_name[name])]
+    with_interval = [
+        name for name in several if any(row["low"] is not None for row in by_name[name])
+    ]
     order = dict.fromkeys(
-        [*(n for n, shown in SHOWN_METRICS.items() if shown.chart and n in several), *told]
+        [*(n for n, shown in SHOWN_METRICS.items() if shown.chart and n in several), *with_interval]
     )
     return [_score_chart(name, by_name[name]) for name in list(order)[:_CHARTS]]
 
@@ -67,8 +69,8 @@ def score_table(metrics: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
         if row["condition"] == "real" or "n" not in place:  # others may be of fewer images
             place["n"] = f"{row['count']:,}"
     rows: list[list[object]] = [
-        [stage, metric, *(found.get(name, "") for name in conditions), found["n"]]
-        for (stage, metric), found in cells.items()
+        [stage, metric, *(values.get(name, "") for name in conditions), values["n"]]
+        for (stage, metric), values in cells.items()
     ]
     return ["model", "metric", *conditions, "n"], rows
 
@@ -80,7 +82,7 @@ def vision_gaps(
 
     Taken from the metrics where evaluation wrote these gaps, else from the predictions.
     """
-    told = [
+    gaps = [
         {"name": shown.label, "other": row["condition"], "gap": row}
         for row in metrics
         for name, shown in SHOWN_METRICS.items()
@@ -89,18 +91,18 @@ def vision_gaps(
         and row["metric"] == f"{name}{_GAP}"
         and row["low"] is not None
     ]
-    return told or _paired_gaps(rows, seed, resamples)
+    return gaps or _paired_gaps(rows, seed, resamples)
 
 
 def _paired_gaps(rows: Sequence[Row], seed: int, resamples: int) -> list[dict[str, Any]]:
-    found = []
+    gaps = []
     for shown in (shown for shown in SHOWN_METRICS.values() if shown.kind):
         real = scores_of(rows, shown.kind, "real")
         for other in condition_order({row["condition"] for row in rows} - {"real"}):
             gap = difference(real, scores_of(rows, shown.kind, other), seed, resamples)
             if gap is not None:
-                found.append({"name": shown.label, "other": other, "gap": asdict(gap)})
-    return found
+                gaps.append({"name": shown.label, "other": other, "gap": asdict(gap)})
+    return gaps
 
 
 def best_and_worst(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
@@ -168,11 +170,13 @@ def _hallucinations(rows: Sequence[Row]) -> list[Chart]:
 def _by_group(
     title: str, rows: Sequence[Row], groups: Callable[[Row], Sequence[str]], seed: int
 ) -> list[Chart]:
-    found: dict[str, list[Row]] = {}
+    by_group: dict[str, list[Row]] = {}
     for row in rows:
         for group in groups(row):
-            found.setdefault(group, []).append(row)
-    large = sorted((item for item in found.items() if len(item[1]) >= _LEAST), key=_most)[:_GROUPS]
+            by_group.setdefault(group, []).append(row)
+    large = sorted((item for item in by_group.items() if len(item[1]) >= _LEAST), key=_most)[
+        :_GROUPS
+    ]
     if len(large) < 2:
         return []
     estimates = [(name, len(members), _mean_score(members, seed)) for name, members in large]

@@ -51,7 +51,7 @@ def training_curves(
         training: Rows of the `training` view, by step.
         others: The same of runs whose curves are drawn into the same charts, by name.
     """
-    found, others = Curves(), others or {}
+    shown, others = Curves(), others or {}
     colours = {run: RUNS[at % len(RUNS)] for at, run in enumerate((THIS, *others))}
     for stage in dict.fromkeys(row["stage"] for row in training):
         name = _TRAININGS.get(stage, stage)
@@ -60,37 +60,37 @@ def training_curves(
         for run, rows in others.items():
             theirs = _series(rows, stage)
             if theirs == own:
-                found.same.append((name, run))
+                shown.same.append((name, run))
             elif theirs:
                 runs[run] = theirs
         curves = [n for n, each in own.items() if len(each[0]) > 1]
         singles = [[name, _title(n), own[n][1][0]] for n in own.keys() - set(curves)]
-        found.figures.extend(sorted(singles, key=str))
+        shown.figures.extend(sorted(singles, key=str))
         losses = {n: label for n, label in _LOSSES.items() if n in curves}
         experts = {n: _title(n).removesuffix(" usage") for n in curves if n.startswith("expert")}
         if losses:
             drawn = _curves(runs, losses, colours)
-            found.losses.append(lines(f"Loss ({name})", drawn, "step", "nats per token"))
+            shown.losses.append(lines(f"Loss ({name})", drawn, "step", "nats per token"))
         if experts:
             drawn = _curves(
                 {"": own}, experts, {"": ""}
             )  # of this run only: four experts are enough
-            found.others.append(lines(f"Share of each expert ({name})", drawn, "step", "share"))
+            shown.others.append(lines(f"Share of each expert ({name})", drawn, "step", "share"))
         for n in sorted(set(curves) - set(losses) - set(experts)):
             title = _title(n)
             drawn = _curves(runs, {n: title}, colours)
-            found.others.append(lines(f"{title} ({name})", drawn, "step", title.lower()))
-    return found
+            shown.others.append(lines(f"{title} ({name})", drawn, "step", title.lower()))
+    return shown
 
 
 def _series(training: Sequence[Row], stage: str) -> dict[str, Series]:
-    found: dict[str, Series] = {}
+    series: dict[str, Series] = {}
     for row in training:
         if row["stage"] == stage and not row["metric"].startswith("learning_rate"):
-            xs, ys = found.setdefault(row["metric"], ([], []))
+            xs, ys = series.setdefault(row["metric"], ([], []))
             xs.append(row["step"])
             ys.append(row["value"])
-    return found
+    return series
 
 
 def _curves(

@@ -47,7 +47,7 @@ class OwnServer:
         self._process = process
         self._news = news
         self._words = words
-        self._told = ""
+        self._report = ""
         self._ending = False
         self._lost = False
 
@@ -57,7 +57,7 @@ class OwnServer:
         Raises:
             PipelineError: It cannot start, has died, or is not ready in time.
         """
-        while "\n" not in self._told:
+        while "\n" not in self._report:
             if not select.select([self._news], [], [], PATIENCE)[0]:
                 raise PipelineError(
                     f"Prefect's own server is not ready after {PATIENCE:.0f} s", _REMEDY
@@ -65,11 +65,11 @@ class OwnServer:
             part = os.read(self._news, 4096)
             if not part:
                 break
-            self._told += part.decode(errors="replace")
-        if self._told.strip() != _READY:
-            if not self._told:  # it closed the pipe without a message: it is about to end
+            self._report += part.decode(errors="replace")
+        if self._report.strip() != _READY:
+            if not self._report:  # it closed the pipe without a message: it is about to end
                 self._process.wait()
-            cause = redact(self._told.strip()) or self.death
+            cause = redact(self._report.strip()) or self.death
             newer = "Can't locate revision" in cause
             raise PipelineError(
                 f"Prefect's own server cannot start: {cause}",
@@ -154,9 +154,9 @@ def own_server() -> OwnServer | None:
 
 
 def _start(door: socket.socket) -> OwnServer:
-    news, told = os.pipe()
+    news, pipe = os.pipe()
     words = TemporaryFile()  # noqa: SIM115 - as long as the server runs
-    numbers = (door.fileno(), told)
+    numbers = (door.fileno(), pipe)
     process = subprocess.Popen(
         [sys.executable, "-m", __name__, *map(str, numbers)],
         env=child_environment(),
@@ -166,7 +166,7 @@ def _start(door: socket.socket) -> OwnServer:
         pass_fds=numbers,
         start_new_session=True,
     )
-    os.close(told)
+    os.close(pipe)
     return OwnServer(process, news, words)
 
 
@@ -209,27 +209,27 @@ def _check_home() -> None:
 Message = MutableMapping[str, Any]
 
 
-def _serve(door: int, told: int) -> None:
+def _serve(door: int, pipe: int) -> None:
     threading.Thread(target=_end_with_the_run, daemon=True).start()
     try:
         with importing():
             import uvicorn
             from prefect.server.api.server import create_app
 
-            app = _Telling(create_app(ephemeral=True, final=True), told)
+            app = _Reporting(create_app(ephemeral=True, final=True), pipe)
         config = uvicorn.Config(app, log_level="error", lifespan="on")
         uvicorn.Server(config).run(sockets=[socket.socket(fileno=door)])
     except Exception as error:
-        _tell(told, _cause(error))
+        _tell(pipe, _cause(error))
         raise
 
 
-class _Telling:
+class _Reporting:
     """The server's app, which reports to the run once that it has started, or why it has not."""
 
-    def __init__(self, app: Any, told: int) -> None:
+    def __init__(self, app: Any, pipe: int) -> None:
         self._app = app
-        self._told = told
+        self._pipe = pipe
 
     async def __call__(
         self,
@@ -244,12 +244,12 @@ class _Telling:
         async def sending(message: Message) -> None:
             await send(message)
             if message["type"] == "lifespan.startup.complete":
-                _tell(self._told, _READY)
+                _tell(self._pipe, _READY)
 
         try:
             await self._app(scope, receive, sending)
         except Exception as error:
-            _tell(self._told, _cause(error))
+            _tell(self._pipe, _cause(error))
             raise
 
 
@@ -257,9 +257,9 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".split("\n", 1)[0]
 
 
-def _tell(told: int, news: str) -> None:
+def _tell(pipe: int, news: str) -> None:
     with suppress(OSError):  # the run has ended
-        os.write(told, f"{news}\n".encode())
+        os.write(pipe, f"{news}\n".encode())
 
 
 def _end_with_the_run() -> None:

@@ -24,16 +24,16 @@ StageName = Annotated[str, Field(json_schema_extra={"enum": [stage.name for stag
 
 def dotted_fields(model: type[BaseModel], prefix: str = "") -> dict[str, list[FieldInfo]]:
     """Return every leaf of a model by dotted path; several where a union's models share a path."""
-    found: dict[str, list[FieldInfo]] = {}
+    by_path: dict[str, list[FieldInfo]] = {}
     for name, info in model.model_fields.items():
         path = f"{prefix}{name}"
         inner = list(_models(info.annotation))
         if not inner:
-            found.setdefault(path, []).append(info)
+            by_path.setdefault(path, []).append(info)
         for each in inner:
             for key, fields in dotted_fields(each, f"{path}.").items():
-                found.setdefault(key, []).extend(fields)
-    return found
+                by_path.setdefault(key, []).extend(fields)
+    return by_path
 
 
 def changes_of(model: type[BaseModel]) -> Any:
@@ -44,11 +44,11 @@ def changes_of(model: type[BaseModel]) -> Any:
     would draw all of them, and send false for each switch that nobody touched. Below a field of
     named entries, such as `examples.filters`, any one entry is a field, too.
     """
-    found = dotted_fields(model)
-    kinds = {f"^{re.escape(path)}$": _field(path, infos) for path, infos in found.items()}
+    fields = dotted_fields(model)
+    kinds = {f"^{re.escape(path)}$": _field(path, infos) for path, infos in fields.items()}
     kinds |= {
         f"^{re.escape(path)}\\..+$": _entry(infos[0])
-        for path, infos in found.items()
+        for path, infos in fields.items()
         if get_origin(infos[0].annotation) is dict
     }
     patterns = {key: TypeAdapter(kind).json_schema() for key, kind in kinds.items()}

@@ -127,8 +127,8 @@ def _scores(metrics: Sequence[Mapping[str, Any]], title: str, *, main: bool) -> 
         elif shown and shown.main:
             cells.setdefault(row["metric"], {})[row["condition"]] = row["value"]
     lines = [
-        f"| {metric} | " + " | ".join(_cell(found.get(name, "")) for name in CONDITIONS) + " |"
-        for metric, found in cells.items()
+        f"| {metric} | " + " | ".join(_cell(values.get(name, "")) for name in CONDITIONS) + " |"
+        for metric, values in cells.items()
     ]
     head = "| metric | real image | another image | no image |\n|---|---|---|---|"
     return "\n".join([f"## {title}\n", head, *lines, "\n"]) if lines else ""

@@ -98,11 +98,11 @@ def check_weights(path: Path, title: str) -> None:
 
 
 def _no_weights(place: Place, wanted: str, pickles: tuple[str, ...]) -> PipelineError:
-    found = [name for name in pickles if place.has(name)]
-    if not found:
+    present = [name for name in pickles if place.has(name)]
+    if not present:
         return PipelineError(f"{place.title} has no {wanted}", "check the name and the revision")
     return PipelineError(
-        f"{place.title} has its weights only as {found[0]}, a pickle, which could run any code",
+        f"{place.title} has its weights only as {present[0]}, a pickle, which could run any code",
         "choose a revision or a copy with safetensors, or convert it where you trust it",
     )
 
@@ -138,11 +138,11 @@ def read_json(path: Path, title: str) -> dict[str, Any]:
         PipelineError: The file holds something else.
     """
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        content = None
+    if not isinstance(content, dict):
         raise PipelineError(
             f"{path.name} of {title} is not a JSON object", "fetch or copy it again"
         )
-    return found
+    return content

@@ -173,11 +173,11 @@ def _check_blob(path: Path) -> None:
     if not path.is_symlink() or not _BLOB.fullmatch(blob.name):
         return
     if len(blob.name) == 64:
-        found = hash_file(blob, hashlib.sha256())
+        digest = hash_file(blob, hashlib.sha256())
     else:
         size = blob.stat().st_size
-        found = hash_file(blob, hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False))
-    if found != blob.name:
+        digest = hash_file(blob, hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False))
+    if digest != blob.name:
         raise PipelineError(
             f"{blob} in the Hub's cache was altered: its content does not match its name's hash",
             "remove that file and run again with a network, or copy the cache again",

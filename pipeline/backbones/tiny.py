@@ -57,12 +57,12 @@ def _clip(context: StageContext, tiny: TinyBackbones, seed: int, folder: Path) -
         )
 
     def prepared(preprocess: Callable[[Image.Image], Tensor]) -> Tensor:
-        found = {}
+        pixels = {}
         with context.report.track("prepare images", len(captions)) as tick:
             for sha256, image in read_images(context.inputs["images"], captions):
-                found[sha256] = preprocess(image)
+                pixels[sha256] = preprocess(image)
                 tick()
-        return torch.stack([found[sha256] for sha256 in captions])
+        return torch.stack([pixels[sha256] for sha256 in captions])
 
     config = tiny_clip_config(
         image_size=tiny.image_size,
@@ -122,12 +122,12 @@ def _documents(context: StageContext) -> list[list[str]]:
 def _training_captions(context: StageContext) -> dict[str, list[str]]:
     """Return the captions of each training image, in single spaces, by its hash, sorted."""
     hashes = {row["image_id"]: row["sha256"] for row in _training_images(context)}
-    found: dict[str, list[str]] = defaultdict(list)
+    captions: dict[str, list[str]] = defaultdict(list)
     table = read_table(context.inputs["images"].path("captions.parquet"))
     for row in table.to_pylist():
         if row["image_id"] in hashes and row["caption"].strip():
-            found[hashes[row["image_id"]]].append(" ".join(row["caption"].split()))
-    return dict(sorted(found.items()))
+            captions[hashes[row["image_id"]]].append(" ".join(row["caption"].split()))
+    return dict(sorted(captions.items()))
 
 
 def _training_turns(context: StageContext) -> dict[str, list[str]]:
@@ -137,14 +137,14 @@ def _training_turns(context: StageContext) -> dict[str, list[str]]:
     with Database({"images": images, "conversations": table}) as database:
         named = database.query(NAMED_IMAGES_SQL).to_pylist()
     hashes = {p["conversation_id"]: p["sha256"] for p in named if p["split"] == "train"}
-    found: dict[str, list[str]] = defaultdict(list)
+    by_image: dict[str, list[str]] = defaultdict(list)
     for row in table.to_pylist():
         sha256 = hashes.get(row["conversation_id"])
         if sha256 is not None:
             turns = [turn["text"].replace("<image>", "").strip() for turn in row["turns"]]
             pairs = zip(turns[::2], turns[1::2], strict=False)
-            found[sha256] += [f"{question}\n {answer}" for question, answer in pairs]
-    return found
+            by_image[sha256] += [f"{question}\n {answer}" for question, answer in pairs]
+    return by_image
 
 
 def _training_images(context: StageContext) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ class Catalog:
         """Return the result of a statement that only reads.
 
         Raises:
-            StorageError: The statement is wrong; a misspelt view is told with the nearest one.
+            StorageError: The statement is wrong; for a misspelt view the nearest one is named.
         """
         try:
             with self.open(sql) as database:
@@ -181,9 +181,9 @@ class Catalog:
         wanted = self.run or (self.runs[0]["run"] if self.runs else None)
         for record in self.runs:
             if record["run"] == wanted and stage in record["stages"]:
-                found = self.store.find(stage, record["stages"][stage]["fingerprint"])
-                if found is not None:
-                    return found
+                manifest = self.store.find(stage, record["stages"][stage]["fingerprint"])
+                if manifest is not None:
+                    return manifest
         if self.run is not None:
             return None
         return next(iter(self.store.manifests(stage)), None)

@@ -141,12 +141,12 @@ class _History:
         """Device and threads whose artifacts count."""
         made = (manifest for each in self.known.values() for manifest in each if manifest.machine)
         for manifest in sorted(made, key=lambda each: -each.created):
-            found = manifest.machine
+            machine = manifest.machine
             device, threads = self.settings.device, self.settings.threads
-            if device not in ("auto", found.get("device")):
+            if device not in ("auto", machine.get("device")):
                 continue
-            if device == "cuda" or threads is None or str(threads) == found.get("threads"):
-                return dict(found)
+            if device == "cuda" or threads is None or str(threads) == machine.get("threads"):
+                return dict(machine)
         return {}
 
     def _measured(self, stage: str) -> Iterator[tuple[float, float]]:
@@ -285,20 +285,20 @@ def _time_taken(stage: str, manifest: Manifest) -> float:
 
 def _decisive(stage: str, parts: Parts) -> dict[str, Any]:
     """Return the fields, by dotted path, that decide how long a unit of work of a stage takes."""
-    found = {}
+    fields = {}
     for path in _DECISIVE[stage]:
         value: Any = parts
         for key in path.split("."):
             value = value[key]
         free = {f"{path}.{name}" for name in _FREE.get(path, "").split()}
-        found |= {field: leaf for field, leaf in flatten(value, path) if field not in free}
-    return found
+        fields |= {field: leaf for field, leaf in flatten(value, path) if field not in free}
+    return fields
 
 
 def _sources(parts: Parts, *only: str) -> dict[str, Any]:
     """Return where images and conversations come from, the size of a rendered dataset left out."""
     free = {f"images.source.{name}" for name in _FREE["images.source"].split()}
-    found = {}
+    fields = {}
     for name in only or ("images", "conversations"):
-        found |= dict(flatten(parts[name]["source"], f"{name}.source"))
-    return {field: leaf for field, leaf in found.items() if field not in free}
+        fields |= dict(flatten(parts[name]["source"], f"{name}.source"))
+    return {field: leaf for field, leaf in fields.items() if field not in free}

@@ -59,16 +59,16 @@ def scaled_counts(counts: Counts, before: Parts, after: Parts) -> dict[str, floa
         "validation": learned * _ratio(shares[0], shares[1]),
         "test": tested,
     }
-    found = {
+    scaled = {
         f"{split}_{kind}": counts[f"{split}_{kind}"] * ratio
         for split, ratio in ratios.items()
         for kind in ("images", *KINDS)
     }
-    images = sum(found[f"{split}_images"] for split in SPLITS)
+    images = sum(scaled[f"{split}_images"] for split in SPLITS)
     rendered = after["conversations"]["source"]["kind"] == "demo"
     growth = _ratio(counts["images"], images) if rendered else 1.0
     records = counts["conversations"] * growth
-    return found | {"images": images, "conversations": records, "turns": counts["turns"]}
+    return scaled | {"images": images, "conversations": records, "turns": counts["turns"]}
 
 
 def _limits(images: Parts) -> tuple[float, float]:

@@ -103,11 +103,11 @@ def _choose(store: ArtifactStore, name: str, payload: dict[str, object], made_as
     if not usable:
         raise PipelineError(f"{name} has no intact artifact to adopt", "`phivision run` makes one")
     if made_as:
-        found = [each for each in usable if each.fingerprint.startswith(made_as)]
-        if len(found) == 1:
-            return found[0]
+        matches = [each for each in usable if each.fingerprint.startswith(made_as)]
+        if len(matches) == 1:
+            return matches[0]
         raise PipelineError(
-            f"{len(found)} artifacts of {name} have a fingerprint that starts with {made_as}",
+            f"{len(matches)} artifacts of {name} have a fingerprint that starts with {made_as}",
             f"there are: {', '.join(each.fingerprint[:12] for each in usable[:8])}",
         )
     for each in usable:

@@ -80,8 +80,10 @@ def read_facts(source: bytes, module: str, path: str) -> Facts:
         for name in names:
             if not isinstance(statement, _Import):
                 parts[name].append(text)
-    found = {name: _joined(texts) for name, texts in parts.items()}
-    return Facts(found, {name: sorted(set(of)) for name, of in imports.items()}, sorted(modules))
+    definitions = {name: _joined(texts) for name, texts in parts.items()}
+    return Facts(
+        definitions, {name: sorted(set(of)) for name, of in imports.items()}, sorted(modules)
+    )
 
 
 def _joined(texts: list["_Text"]) -> DefinitionFacts:
@@ -201,14 +203,14 @@ class _Text:
 
 def _names_of_type(annotation: ast.expr) -> set[str]:
     """Return the names in an annotation: it affects no result, but its methods may be called."""
-    found = set()
+    names = set()
     for node in ast.walk(annotation):
         match node:
             case ast.Name(id=name):
-                found.add(name)
+                names.add(name)
             case ast.Constant(value=str() as text) if text.isidentifier():
-                found.add(text)
-    return found
+                names.add(text)
+    return names
 
 
 def _is_speech(node: ast.AST, field: str) -> bool:
@@ -247,9 +249,9 @@ def _remembered() -> dict[str, Facts]:
 
 
 def _facts(definitions: Any, imports: Any, modules: Any) -> Facts:
-    found = {str(name): DefinitionFacts(*each) for name, each in definitions.items()}
+    known = {str(name): DefinitionFacts(*each) for name, each in definitions.items()}
     origins = {str(name): [(str(m), str(n)) for m, n in of] for name, of in imports.items()}
-    return Facts(found, origins, [str(name) for name in modules])
+    return Facts(known, origins, [str(name) for name in modules])
 
 
 def _remember(known: dict[str, Facts]) -> None:

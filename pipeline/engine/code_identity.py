@@ -128,8 +128,8 @@ class _Project:
         if module not in self._paths:
             base = module.replace(".", "/")
             candidates = (f"{base}.py", f"{base}/__init__.py")
-            found = (path for path in candidates if (self._root / path).is_file())
-            self._paths[module] = next(found, "")
+            paths = (path for path in candidates if (self._root / path).is_file())
+            self._paths[module] = next(paths, "")
         return bool(self._paths[module])
 
     def path(self, module: str) -> str:

@@ -144,12 +144,12 @@ def materialize(
     start = time.monotonic()
     digests = {name: inputs[name].digest for name in sorted(inputs)}
     payload = as_last_seen(store, payload_of(stage, recipe, digests))
-    found = look_up(store, stage.name, fingerprint_of(payload))
+    stored = look_up(store, stage.name, fingerprint_of(payload))
     status: Literal["made", "cached"] = "cached"
-    if found.fault or force:
+    if stored.fault or force:
         work = _Work(stage, recipe, inputs, store, settings, report, payload, force, fan_out)
-        found, status = work.make_unless_made(found)
-    manifest = found.manifest
+        stored, status = work.make_unless_made(stored)
+    manifest = stored.manifest
     assert manifest is not None
     store.note_use(manifest)
     if status == "cached" and (versions := other_versions(manifest)):
@@ -189,19 +189,19 @@ class _Work:
         key = workspace_key(self.stage.name, fingerprint)
         locks = self.settings.work / "locks"
         with lease(self.store, locks, key, say=self.report.say) as exclusive:
-            found = look_up(self.store, self.stage.name, fingerprint)
+            stored = look_up(self.store, self.stage.name, fingerprint)
             # The previous holder of the lock may have made this very artifact.
-            if not found.fault and not (self.force and found.attempt == before.attempt):
-                return found, "cached"
+            if not stored.fault and not (self.force and stored.attempt == before.attempt):
+                return stored, "cached"
             space = Workspace(self.settings.work, key, exclusive=exclusive)
-            return Found(self._make(found, space), ""), "made"
+            return Found(self._make(stored, space), ""), "made"
 
-    def _make(self, found: Found, space: Workspace) -> Manifest:
+    def _make(self, stored: Found, space: Workspace) -> Manifest:
         """Run the stage and commit what it wrote."""
         from storage.store.commits import Provenance, commit
 
-        fault = found.fault
-        space.open(None if fault == NEVER_MADE else found.attempt or fault, force=self.force)
+        fault = stored.fault
+        space.open(None if fault == NEVER_MADE else stored.attempt or fault, force=self.force)
         try:
             start = time.monotonic()
             summary = self._call(space)

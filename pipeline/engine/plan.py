@@ -64,12 +64,12 @@ def plan(
 
 def cached_outcomes(steps: Sequence[Step]) -> list[Outcome] | None:
     """Return the outcomes of a run that has nothing to do, or None where something is stale."""
-    found = [
+    outcomes = [
         Outcome(step.stage, "cached", step.manifest, 0.0)
         for step in steps
         if step.status == "fresh" and step.manifest
     ]
-    return found if len(found) == len(steps) else None
+    return outcomes if len(outcomes) == len(steps) else None
 
 
 def check_stages(names: Collection[str], stages: Sequence[Stage] = DAG) -> None:
@@ -94,11 +94,11 @@ def present_payload(
 
 def _judge(stage: Stage, recipe: Recipe, store: ArtifactStore, steps: Mapping[str, Step]) -> Step:
     payload = present_payload(stage, recipe, store, steps)
-    found = look_up(store, stage.name, fingerprint_of(payload))
-    if found.manifest is not None and not found.fault:
-        return Step(stage.name, "fresh", _note(found.manifest), found.manifest)
-    if found.fault != NEVER_MADE:
-        return Step(stage.name, "stale", found.fault)
+    stored = look_up(store, stage.name, fingerprint_of(payload))
+    if stored.manifest is not None and not stored.fault:
+        return Step(stage.name, "fresh", _note(stored.manifest), stored.manifest)
+    if stored.fault != NEVER_MADE:
+        return Step(stage.name, "stale", stored.fault)
     return Step(stage.name, "stale", why(payload, store.manifests(stage.name)))
 
 
@@ -117,7 +117,7 @@ def why(payload: Mapping[str, Any], known: Sequence[Manifest]) -> str:
     if not known:
         return NEVER_MADE
     nearest = min((list(differences(each.payload, payload)) for each in known), key=len)
-    kinds = [told for told in nearest if told.startswith("field ") and ".kind`" in told]
+    kinds = [reason for reason in nearest if reason.startswith("field ") and ".kind`" in reason]
     if kinds and len(nearest) > SHOWN:  # of another preset: every field differs
         return f"new: {kinds[0]}, and {len(nearest) - 1} other differences"
     more = f"; and {len(nearest) - SHOWN} more" if len(nearest) > SHOWN else ""

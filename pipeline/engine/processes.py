@@ -148,9 +148,9 @@ def _files(artifact: InputArtifact) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _wait(running: Sequence[subprocess.Popen[Any]], folder: Path) -> None:

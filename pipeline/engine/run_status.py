@@ -208,14 +208,14 @@ def read_snapshots(folder: Path) -> list[Snapshot]:
     """Return the runs at work on this machine, the newest first; files of dead ones are removed."""
     import psutil
 
-    found = []
+    snapshots = []
     for path in (folder / FOLDER).glob("*.json"):
         try:
             snapshot = Snapshot.model_validate(json.loads(path.read_text()))
         except (OSError, ValueError, ValidationError):
             continue  # it has just ended, or is of another version
         if psutil.pid_exists(snapshot.process):
-            found.append(snapshot)
+            snapshots.append(snapshot)
         else:
             path.unlink(missing_ok=True)
-    return sorted(found, key=lambda each: -each.started)
+    return sorted(snapshots, key=lambda each: -each.started)

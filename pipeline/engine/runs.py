@@ -80,12 +80,12 @@ def find_run(store: ArtifactStore, name: str) -> dict[str, Any]:
     """
     name = read_refs(store).get(name, name)
     runs = read_runs(store)
-    found = [record for record in runs if record["run"].startswith(name)]
-    exact = [record for record in found if record["run"] == name]
-    if len(exact or found) == 1:
-        return (exact or found)[0]
+    matches = [record for record in runs if record["run"].startswith(name)]
+    exact = [record for record in matches if record["run"] == name]
+    if len(exact or matches) == 1:
+        return (exact or matches)[0]
     known = ", ".join(record["run"] for record in runs[:8]) or "none yet"
-    raise PipelineError(f"{len(found)} runs match '{name}'", f"the newest runs: {known}")
+    raise PipelineError(f"{len(matches)} runs match '{name}'", f"the newest runs: {known}")
 
 
 def compare_runs(store: ArtifactStore, before: str, after: str) -> list[Change]:

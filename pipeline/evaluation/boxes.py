@@ -27,12 +27,12 @@ def patches_in_boxes(boxes: Sequence[Box], view: View, side: int) -> NDArray[np.
         view: The part of the image that the grid divides.
         side: Rows and columns of the grid.
     """
-    found = np.zeros((side, side), np.bool_)
+    covered = np.zeros((side, side), np.bool_)
     for left, top, width, height in boxes:
         across = _cells((left - view.left) / view.width, width / view.width, side)
         down = _cells((top - view.top) / view.height, height / view.height, side)
-        found |= down[:, None] & across[None, :]
-    return found.ravel()
+        covered |= down[:, None] & across[None, :]
+    return covered.ravel()
 
 
 def _cells(start: float, length: float, side: int) -> NDArray[np.bool_]:

@@ -18,7 +18,7 @@ def by_source(stage: str, rows: Sequence[Row], resamples: int, seed: int) -> lis
     sources = sorted({row["source"] for row in written})
     if len(sources) < 2:
         return []
-    found: list[Row] = []
+    scored: list[Row] = []
     for source in sources:
         metrics: dict[str, list[Metric]] = {}
         for condition in dict.fromkeys(row["condition"] for row in written):
@@ -32,5 +32,5 @@ def by_source(stage: str, rows: Sequence[Row], resamples: int, seed: int) -> lis
                 *(answer_metrics(answers) if answers else ()),
             ]
         summed = summarize(stage, metrics, resamples, seed)
-        found += [{"source": source, **row} for row in summed]
-    return found
+        scored += [{"source": source, **row} for row in summed]
+    return scored

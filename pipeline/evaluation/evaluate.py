@@ -54,17 +54,17 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     with context.report.track("evaluate test images", plan.work) as tick:
         for stage in TRAINED:
             # One call each, so that the first model is freed before the second is loaded.
-            rows, found, words = _conditions(context, plan, stage, tick)
+            rows, measured, words = _conditions(context, plan, stage, tick)
             predictions += rows
             sources += by_source(stage, rows, evaluate.resamples, seed)
             looked += words
             for name, rows in baselines.items():
-                found[name] = caption_metrics(rows)
+                measured[name] = caption_metrics(rows)
                 if stage == "finetune":
                     predictions += [{"stage": stage, "condition": name, **row} for row in rows]
-            plain += found[TEXT_ONLY]
+            plain += measured[TEXT_ONLY]
             tick(0, "draw images for the intervals")
-            metrics += summarize(stage, found, evaluate.resamples, seed)
+            metrics += summarize(stage, measured, evaluate.resamples, seed)
     metrics += change("text_nll_rise", "finetune", *plain, evaluate.resamples, seed)
     for number, row in enumerate(predictions):
         row["prediction_id"] = number
@@ -95,15 +95,15 @@ def _baseline_rows(context: StageContext, plan: EvaluationPlan) -> dict[str, lis
     """Return captions that no language model wrote, as rows of predictions, by baseline."""
     inputs = context.inputs
     texts = baseline_captions(inputs["examples"], inputs["features"], context.settings.threads)
-    found: dict[str, list[Row]] = {}
+    rows_of: dict[str, list[Row]] = {}
     for name, by_hash in texts.items():
-        found[name] = [
+        rows_of[name] = [
             {**task.fixed, "kind": "caption", "prediction": by_hash[task.fixed["sha256"]]}
             for task in plan.captions
         ]
-        for row in found[name]:
+        for row in rows_of[name]:
             plan.objects.judge(row)
-    return found
+    return rows_of
 
 
 def _conditions(
@@ -113,21 +113,21 @@ def _conditions(
     tick(0, f"load the model of {stage}")
     vlm = _load(context, plan, stage)
     said: list[Row] = []
-    found: dict[str, list[Metric]] = {}
+    measured: dict[str, list[Metric]] = {}
     for condition in plan.shown.conditions:
         tick(0, f"{stage}, {condition}")
-        rows, found[condition] = _examine(plan, vlm, stage, condition, tick)
+        rows, measured[condition] = _examine(plan, vlm, stage, condition, tick)
         said += [{"stage": stage, "condition": condition, **row} for row in rows]
     nats = text_likelihood(vlm, plan.texts, plan.evaluate.batch, plan.device, tick)
-    found[TEXT_ONLY] = likelihood_metrics({"text_nll": nats})
+    measured[TEXT_ONLY] = likelihood_metrics({"text_nll": nats})
     looked: list[Row] = []
     if stage == "finetune":
         tick(0, "hide one patch after the other")
         batch = plan.evaluate.batch
         looked = look(vlm, plan.template, said, plan.boxes, plan.shown, batch, tick)
         for condition, pointing in pointing_metrics(looked).items():
-            found[condition] += pointing
-    return said, found, looked
+            measured[condition] += pointing
+    return said, measured, looked
 
 
 def _examine(
@@ -145,26 +145,26 @@ def _examine(
     captions = [row for row in rows if row["kind"] == "caption"]
     for row in captions:
         plan.objects.judge(row)
-    found = caption_metrics(captions) if captions else []
-    found.append(ending_metric([row for row in rows if row["split"] == "test"]))
+    measured = caption_metrics(captions) if captions else []
+    measured.append(ending_metric([row for row in rows if row["split"] == "test"]))
     evaluate, shown = plan.evaluate, plan.shown
     nats = model_likelihood(
         vlm, plan.examples, plan.answers, shown, condition, evaluate, plan.device, tick, spoke=spoke
     )
     captioned = {"caption_nll"} if spoke else {"caption_nll", "nll"}
-    found += likelihood_metrics({name: nats[name] for name in sorted(captioned)})
-    found += _choice(plan, vlm, condition, tick)
+    measured += likelihood_metrics({name: nats[name] for name in sorted(captioned)})
+    measured += _choice(plan, vlm, condition, tick)
     if spoke:
         answers = [row for row in rows if row["kind"] == "answer"]
         about = answer_metrics(answers) if answers else []
         spoken = {name: each for name, each in nats.items() if name not in captioned}
         about += likelihood_metrics(spoken)
-        found += [replace(each, split=plan.spoken) for each in about]
+        measured += [replace(each, split=plan.spoken) for each in about]
     if stage == "finetune":
         presence = _presence(plan, vlm, condition, tick)
-        found += presence_metrics(presence) if presence else []
+        measured += presence_metrics(presence) if presence else []
         rows += presence
-    return rows, found
+    return rows, measured
 
 
 def _predict(

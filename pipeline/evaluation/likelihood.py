@@ -72,7 +72,7 @@ def likelihood(
         device: Where to compute.
         tick: Called after every finished example.
     """
-    found: list[NDArray[np.float64]] = []
+    per_example: list[NDArray[np.float64]] = []
     for part in _parts(rows, batch):
         hashes = [row["sha256"] for row in part]
         hashes += [sha256 for row in part for sha256 in row["more_sha256"]]
@@ -86,9 +86,9 @@ def likelihood(
                 ids, masks = zip(*(widened(*text, prefix) for text in texts), strict=True)
             nats = vlm(collate(patches, ids, masks).to(device))
         ends = np.cumsum([mask.sum() for mask in masks])[:-1]
-        found += np.split(nats.double().cpu().numpy(), ends)
+        per_example += np.split(nats.double().cpu().numpy(), ends)
         tick(len(part))
-    return found
+    return per_example
 
 
 def text_likelihood(
@@ -99,7 +99,7 @@ def text_likelihood(
     It shows what finetuning did to the language itself. The first token has no context and is not
     counted.
     """
-    found: list[Nats] = []
+    per_text: list[Nats] = []
     for part in _parts([row for row in rows if len(row["input_ids"]) > 1], batch):
         lengths = torch.tensor([len(row["input_ids"]) for row in part])
         ids = torch.zeros(len(part), int(lengths.max()), dtype=torch.long)
@@ -111,12 +111,12 @@ def text_likelihood(
             nats = vlm.nll(states[counted.to(device)], ids[:, 1:][counted].to(device))
         ends = counted.sum(dim=1).cumsum(0)[:-1].tolist()
         pieces = np.split(nats.double().cpu().numpy(), ends)
-        found += [
+        per_text += [
             Nats(row["image_id"], float(piece.sum()), len(piece))
             for row, piece in zip(part, pieces, strict=True)
         ]
         tick(len(part))
-    return found
+    return per_text
 
 
 def whole(rows: Sequence[Row], nats: Sequence[NDArray[np.float64]]) -> list[Nats]:
@@ -138,15 +138,15 @@ def by_answer_type(
         questions: Rows of the `questions` table; a conversation's turns are its supervised runs.
     """
     answers = {(row["example_id"], row["turn"]): row["answer"] for row in questions}
-    found: dict[str, list[Nats]] = {}
+    by_type: dict[str, list[Nats]] = {}
     for row, each in zip(rows, nats, strict=True):
         runs = [len(list(run)) for target, run in groupby(row["supervised"]) if target]
         for turn, piece in enumerate(np.split(each, np.cumsum(runs)[:-1])):
             answer = answers.get((row["example_id"], turn))
             if answer is not None:
                 nat = Nats(row["image_id"], float(piece.sum()), len(piece))
-                found.setdefault(answer_type(answer), []).append(nat)
-    return found
+                by_type.setdefault(answer_type(answer), []).append(nat)
+    return by_type
 
 
 def model_likelihood(
@@ -169,15 +169,15 @@ def model_likelihood(
     """
     captions = examples["caption"]
     nats = likelihood(vlm, captions, shown, condition, evaluate.batch, device, tick)
-    found = {"caption_nll": whole(captions, nats)}
+    by_metric = {"caption_nll": whole(captions, nats)}
     spoken = examples["conversation"]
     if not spoke or not spoken:
-        return {**found, "nll": found["caption_nll"]}
+        return {**by_metric, "nll": by_metric["caption_nll"]}
     nats = likelihood(vlm, spoken, shown, condition, evaluate.batch, device, tick)
-    found["nll"] = whole(spoken, nats)
+    by_metric["nll"] = whole(spoken, nats)
     for name, rows in sorted(by_answer_type(spoken, nats, questions).items()):
-        found[f"nll_{name}"] = rows
-    return found
+        by_metric[f"nll_{name}"] = rows
+    return by_metric
 
 
 def _parts(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:

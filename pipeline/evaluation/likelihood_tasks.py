@@ -48,7 +48,7 @@ def presence_answers(
         tick: Called after every finished image.
     """
     lead, yes, no = _fork(*(template.answer(answer) for answer in answers))
-    found: list[list[bool]] = []
+    answered: list[list[bool]] = []
     for start in range(0, len(images), batch):
         asked = questions[start : start + batch]
         texts = [[*template.question(text), *lead, yes] for texts in asked for text in texts]
@@ -60,9 +60,9 @@ def presence_answers(
             device,
         )
         said = iter((logits[:, yes] > logits[:, no]).tolist())
-        found += [[next(said) for _ in each] for each in asked]
+        answered += [[next(said) for _ in each] for each in asked]
         tick(len(asked))
-    return found
+    return answered
 
 
 def choice_scores(
@@ -103,9 +103,9 @@ def choice_scores(
         seen = shown.show(images[here], condition)
         with torch.inference_mode():
             texts = collate(seen, ids, judged, [choices] * len(here)).to(device)
-            found = vlm(texts).double().cpu().numpy()
+            token_nats = vlm(texts).double().cpu().numpy()
         ends = np.cumsum([each.sum() for each in judged])[:-1]
-        sums = np.array([each.sum() for each in np.split(found, ends)]).reshape(offered.shape)
+        sums = np.array([each.sum() for each in np.split(token_nats, ends)]).reshape(offered.shape)
         nats[offered, np.arange(choices)] = sums
         tick(len(here))
     best = nats <= nats.min(axis=1, keepdims=True) + TIE

@@ -68,20 +68,20 @@ def caption_metrics(rows: Sequence[Row]) -> list[Metric]:
     images = [row["image_id"] for row in rows]
     for row, score in zip(rows, scores.per_image["cider_d"].tolist(), strict=True):
         row["score"] = score
-    found = [mean(name, images, scores.per_image[name]) for name in ("cider_d", "rouge_l")]
+    metrics = [mean(name, images, scores.per_image[name]) for name in ("cider_d", "rouge_l")]
     for order in range(MAX_ORDER):
         name = f"bleu_{order + 1}"
-        found.append(Metric(name, images, scores.counts, _bleu_of(order), len(rows), 1))
+        metrics.append(Metric(name, images, scores.counts, _bleu_of(order), len(rows), 1))
     written, nearest = scores.counts[:, -2], scores.counts[:, -1]
     lengths = ratio("length_ratio", images, written, nearest, better=0)
-    found += [lengths, _repetition("repetition", images, texts)]
+    metrics += [lengths, _repetition("repetition", images, texts)]
     known = [row for row in rows if row["mentions"] is not None]
     if known:
         images = [row["image_id"] for row in known]
         wrong = [len(row["hallucinated"]) for row in known]
-        found.append(ratio("chair_i", images, wrong, [row["mentions"] for row in known], -1))
-        found.append(mean("chair_s", images, [float(each > 0) for each in wrong], -1))
-    return found
+        metrics.append(ratio("chair_i", images, wrong, [row["mentions"] for row in known], -1))
+        metrics.append(mean("chair_s", images, [float(each > 0) for each in wrong], -1))
+    return metrics
 
 
 def answer_metrics(rows: Sequence[Row]) -> list[Metric]:
@@ -89,7 +89,7 @@ def answer_metrics(rows: Sequence[Row]) -> list[Metric]:
     groups: dict[str, list[Row]] = {"answer_accuracy": list(rows)}
     for row in rows:
         groups.setdefault(f"accuracy_{answer_type(row['references'][0])}", []).append(row)
-    found = [
+    metrics = [
         mean(name, [row["image_id"] for row in group], [row["score"] for row in group])
         for name, group in sorted(groups.items())
         if group
@@ -97,8 +97,8 @@ def answer_metrics(rows: Sequence[Row]) -> list[Metric]:
     images, texts = [row["image_id"] for row in rows], [row["prediction"] for row in rows]
     written = [len(words(text)) for text in texts]
     expected = [len(words(row["references"][0])) for row in rows]
-    found.append(ratio("answer_length_ratio", images, written, expected, better=0))
-    return [*found, _repetition("answer_repetition", images, texts)]
+    metrics.append(ratio("answer_length_ratio", images, written, expected, better=0))
+    return [*metrics, _repetition("answer_repetition", images, texts)]
 
 
 def presence_metrics(rows: Sequence[Row]) -> list[Metric]:
@@ -107,7 +107,7 @@ def presence_metrics(rows: Sequence[Row]) -> list[Metric]:
     Over all sets a question counts once for every set that asks it, as in POPE's three files:
     objects that are there are in each, so a model that always says no is right half of the time.
     """
-    found: list[Metric] = []
+    metrics: list[Metric] = []
     for name in (*SETS, None):
         mine = [row for row in rows if name is None or name in row["sets"]]
         images = [row["image_id"] for row in mine]
@@ -118,11 +118,11 @@ def presence_metrics(rows: Sequence[Row]) -> list[Metric]:
         for figure, (statistic, better) in _PRESENCE.items():
             if name is not None or figure in ("accuracy", "f1"):
                 metric = f"{start}_{figure}"
-                found.append(Metric(metric, images, cells, statistic, len(mine), better))
-    return found
+                metrics.append(Metric(metric, images, cells, statistic, len(mine), better))
+    return metrics
 
 
-def likelihood_metrics(found: dict[str, list[Nats]]) -> list[Metric]:
+def likelihood_metrics(by_metric: dict[str, list[Nats]]) -> list[Metric]:
     """Return mean nats per token, by metric name; less is better."""
     return [
         ratio(
@@ -132,7 +132,7 @@ def likelihood_metrics(found: dict[str, list[Nats]]) -> list[Metric]:
             [each.tokens for each in nats],
             better=-1,
         )
-        for name, nats in found.items()
+        for name, nats in by_metric.items()
         if nats
     ]
 

@@ -94,12 +94,12 @@ class Boxes:
         That is the category that the word names. If an answer names none, all its words are about
         the one that its question names.
         """
-        found = self.names.by_word(words)
-        if row["kind"] == "answer" and not any(found):
+        categories = self.names.by_word(words)
+        if row["kind"] == "answer" and not any(categories):
             asked = set(self.names.mentioned(row["question"]))
-            found = [asked.pop() if len(asked) == 1 else None] * len(words)
+            categories = [asked.pop() if len(asked) == 1 else None] * len(words)
         there = self.marked.get(row["image_id"], {})
-        return [name if name in there else None for name in found]
+        return [name if name in there else None for name in categories]
 
     def patches(self, image_id: int, category: str, side: int) -> NDArray[np.bool_]:
         """Return which patches of an image hold a category, bool [patch]."""
@@ -160,12 +160,12 @@ def look(
     for row in predictions:
         if row["condition"] == "real" and row["kind"] in EXPLAINED and row["images"] == 1:
             texts.setdefault(row["image_id"], []).append(row)
-    found: list[Row] = []
+    looked_at: list[Row] = []
     for condition in (name for name in CONDITIONS if name in shown.conditions):
         for task in boxes.tasks:
             written = [row for row in texts.get(task.fixed["image_id"], ()) if row["prediction"]]
             if condition != "real":
-                pointing = {id(row["prediction"]) for row in found if row["mention"]}
+                pointing = {id(row["prediction"]) for row in looked_at if row["mention"]}
                 written = [row for row in written if id(row) in pointing]
             patches = shown.show([task.row], condition)[0]
             for start in range(0, len(written), _TOGETHER):
@@ -174,9 +174,9 @@ def look(
                 maps = importance_maps(vlm, patches, asked, batch)
                 for row, (_, answer), tokens in zip(part, asked, maps, strict=True):
                     words, values = by_word(template, answer, tokens)
-                    found += _word_rows(row, condition, words, values, boxes)
+                    looked_at += _word_rows(row, condition, words, values, boxes)
             tick()
-    return found
+    return looked_at
 
 
 def pointing_metrics(rows: Sequence[Row]) -> dict[str, list[Metric]]:
@@ -186,7 +186,7 @@ def pointing_metrics(rows: Sequence[Row]) -> dict[str, list[Metric]]:
     mentions, so that words with little importance have little weight. `pointing_game` is how often
     the most important patch is inside.
     """
-    found: dict[str, list[Metric]] = {}
+    by_condition: dict[str, list[Metric]] = {}
     for condition in CONDITIONS:
         here = [row for row in rows if row["condition"] == condition and row["mention"]]
         # All words of a mention share one `Mention`.
@@ -199,8 +199,8 @@ def pointing_metrics(rows: Sequence[Row]) -> dict[str, list[Metric]]:
             inside, positive = ([each[part] for each in mentions] for part in (1, 2))
             share = replace(ratio("pointing", images, inside, positive), count=len(mentions))
             game = mean("pointing_game", images, [float(each.hit) for each in mentions])
-            found[condition] = [share, game]
-    return found
+            by_condition[condition] = [share, game]
+    return by_condition
 
 
 def table_rows(rows: Sequence[Row]) -> list[Row]:
@@ -236,11 +236,11 @@ def _word_rows(
             inside, everywhere = float(positive[holds].sum()), float(positive.sum())
             hit = bool(holds[values.argmax()])
             mentions[category] = Mention(row["image_id"], inside, everywhere, hit)
-    found = []
+    word_rows = []
     for number, (word, category, values) in enumerate(zip(words, named, maps, strict=True)):
         mention = mentions.get(category or "")
         known = mention is not None and mention.positive > 0
-        found.append(
+        word_rows.append(
             {
                 "prediction": row,
                 "image_id": row["image_id"],
@@ -255,4 +255,4 @@ def _word_rows(
                 **{f"view_{side}": getattr(view, side) for side in _SIDES},
             }
         )
-    return found
+    return word_rows

@@ -38,10 +38,10 @@ def summarize(
         rows.append({**place, **value})
 
     real = {each.metric: each for each in metrics.get(REAL, ())}
-    for condition, found in metrics.items():
-        for each in found:
+    for condition, measured in metrics.items():
+        for each in measured:
             add(condition, each.metric, drawn.sample(each), each)
-        for each in found if condition != REAL else ():
+        for each in measured if condition != REAL else ():
             if each.better and each.metric in real:
                 gap = each.better * (drawn.sample(real[each.metric]) - drawn.sample(each))
                 add(condition, f"{each.metric}_gap", gap, each)
@@ -52,8 +52,8 @@ def change(
     metric: str, stage: str, before: Metric, after: Metric, resamples: int, seed: int
 ) -> list[Row]:
     """Return one row: by how much a metric rose from one model to another, on the same images."""
-    found = {"before": [before], "after": [after]}
-    drawn = _Drawn(found, resamples, seed)
+    measured = {"before": [before], "after": [after]}
+    drawn = _Drawn(measured, resamples, seed)
     sample = drawn.sample(after) - drawn.sample(before)
     low, high = drawn.bounds(sample[1:])
     place = {"stage": stage, "split": "test", "condition": "text_only", "metric": metric}
@@ -65,7 +65,7 @@ class _Drawn:
     """All metrics of a stage on the same resampled images."""
 
     def __init__(self, metrics: Mapping[str, Sequence[Metric]], resamples: int, seed: int) -> None:
-        listed = [each for found in metrics.values() for each in found]
+        listed = [each for measured in metrics.values() for each in measured]
         images = np.unique(np.concatenate([np.asarray(each.images) for each in listed]))
         self._single = len(images) < 2
         self._places: dict[int, slice] = {}

@@ -42,7 +42,7 @@ def clip_scores(
         chosen = slice(start, start + BATCH)
         images = pooled[[places[sha256] for sha256 in hashes[chosen]]]
         images = torch.nn.functional.normalize(images, dim=1)
-        found = (encoder.encode(texts[chosen]).cpu() * images).sum(dim=1)
-        scores[chosen] = found.numpy().round(_DIGITS)
-        tick(len(found))
+        similarity = (encoder.encode(texts[chosen]).cpu() * images).sum(dim=1)
+        scores[chosen] = similarity.numpy().round(_DIGITS)
+        tick(len(similarity))
     return pa.table({"caption_id": captions["caption_id"], "clip_score": scores}, CLIP_SCORES)

@@ -215,22 +215,22 @@ def _embed(
 ) -> Iterator[Embedded]:
     """Yield patches [patch, width] and pooled embedding [pooled] of each image, in order."""
     while batch := list(islice(images, extraction.batch)):
-        found = encoder.encode_shrunk(np.stack(batch), extraction.batch)
-        _check_patches(found.patches.shape[1], extraction)
-        half = found.patches.to(torch.float16).cpu().numpy()
+        encoded = encoder.encode_shrunk(np.stack(batch), extraction.batch)
+        _check_patches(encoded.patches.shape[1], extraction)
+        half = encoded.patches.to(torch.float16).cpu().numpy()
         tick(len(batch))
-        yield from zip(half, found.pooled.cpu().numpy(), strict=True)
+        yield from zip(half, encoded.pooled.cpu().numpy(), strict=True)
 
 
 def _collect(job: ShardJob, embedded: Iterator[Embedded]) -> ShardRows:
     """Return the rows of a shard, reused and computed, in its order."""
     known = [at for at, row in enumerate(job.rows) if row["sha256"] in job.known]
-    found: dict[int, Embedded] = {}
+    reusable: dict[int, Embedded] = {}
     if known:
         reused = read_known([job.known[job.rows[at]["sha256"]] for at in known])
-        found = dict(zip(known, zip(*reused, strict=True), strict=True))
+        reusable = dict(zip(known, zip(*reused, strict=True), strict=True))
     places = range(len(job.rows))
-    both = [found[at] if at in found else next(embedded) for at in places]
+    both = [reusable[at] if at in reusable else next(embedded) for at in places]
     return _shard_rows(
         job, np.stack([patches for patches, _ in both]), np.stack([pooled for _, pooled in both])
     )

@@ -45,7 +45,7 @@ def find_known(
         encoder: Fingerprint that the rows must have.
         wanted: Hashes of the images.
     """
-    found: dict[str, KnownRow] = {}
+    rows_of: dict[str, KnownRow] = {}
     left = set(wanted)
     for artifact in artifacts:
         for indexes in _by_encoder(artifact.names) if left else ():
@@ -56,9 +56,9 @@ def find_known(
                     continue
                 if here is None:
                     break  # the shards of one folder have one encoder
-                found |= here
+                rows_of |= here
                 left -= here.keys()
-    return found
+    return rows_of
 
 
 def _by_encoder(names: Sequence[str]) -> list[list[str]]:

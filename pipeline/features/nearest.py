@@ -48,12 +48,12 @@ def nearest_images(paths: Sequence[Path], device: str, tick: Callable[[int], Non
     pooled = torch.from_numpy(flat.reshape(len(hashes), -1).copy()).to(device)
     pooled = torch.nn.functional.normalize(pooled, dim=1)
     order = np.argsort(np.array(hashes, object)).argsort()
-    found: list[tuple[_Best, _Best, _Best]] = []
+    blocks: list[tuple[_Best, _Best, _Best]] = []
     for start in range(0, len(hashes), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(hashes)))
         cosine = (pooled[start : start + BLOCK] @ pooled.T).cpu().numpy().round(_DIGITS)
         same = splits[rows, None] == splits[None, :]
-        found.append(
+        blocks.append(
             (
                 _best(cosine, rows[:, None] != np.arange(len(hashes))),
                 _best(cosine, same & (order[None, :] < order[rows, None])),
@@ -61,7 +61,7 @@ def nearest_images(paths: Sequence[Path], device: str, tick: Callable[[int], Non
             )
         )
         tick(len(rows))
-    best, earlier, tested = (_joined(parts) for parts in zip(*found, strict=True))
+    best, earlier, tested = (_joined(parts) for parts in zip(*blocks, strict=True))
     return pa.table(
         {
             "sha256": hashes,

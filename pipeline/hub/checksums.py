@@ -42,7 +42,7 @@ def read_sums(path: Path, title: str) -> dict[str, str]:
     Raises:
         PipelineError: It is no such list, or names what does not belong into an export.
     """
-    found = {}
+    sums = {}
     lines = path.read_text("utf-8", "replace").splitlines()
     for number, line in enumerate(lines, start=1):
         match = _LINE.fullmatch(line)
@@ -58,24 +58,24 @@ def read_sums(path: Path, title: str) -> dict[str, str]:
                 f"{SUMS} of {title} names {shown(name)}: {fault}",
                 "it was not written by `phivision export`; do not use it",
             )
-        found[name] = match[1]
-    return found
+        sums[name] = match[1]
+    return sums
 
 
 def faults(folder: Path, sums: Mapping[str, str]) -> dict[str, str]:
     """Return what is wrong with the files below a folder, by name: missing, altered or unlisted."""
-    found = {}
+    faults_of = {}
     for name, digest in sums.items():
         path = folder / name
         if path.is_symlink() or not path.is_file():
-            found[name] = "missing"
+            faults_of[name] = "missing"
         elif hash_file(path, hashlib.sha256()) != digest:
-            found[name] = "altered"
+            faults_of[name] = "altered"
     for path in files_below(folder):
         name = path.relative_to(folder).as_posix()
         if name not in sums and name not in {SUMS, CARD}:
-            found[name] = f"not in {SUMS}"
-    return found
+            faults_of[name] = f"not in {SUMS}"
+    return faults_of
 
 
 def files_below(folder: Path) -> list[Path]:

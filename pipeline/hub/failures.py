@@ -27,7 +27,7 @@ def fetching(what: str, remedy: str, repository: str = "") -> Generator[None]:
         kind = _kind(error)
         if kind is None:
             raise
-        reason, better = _told(error, repository)
+        reason, better = _reason(error, repository)
         raise kind(f"cannot fetch {what}: {reason}", better or remedy) from None
 
 
@@ -58,11 +58,11 @@ def _kind(error: Exception) -> type[PipelineError] | None:
             return UnreachableError if status in _BUSY or status >= 500 else PipelineError
         if isinstance(link, (client, ConnectionError, TimeoutError)):
             return UnreachableError
-    told = OSError | EntryNotFoundError | HFValidationError
-    return PipelineError if isinstance(error, told) else None
+    refusals = OSError | EntryNotFoundError | HFValidationError
+    return PipelineError if isinstance(error, refusals) else None
 
 
-def _told(error: Exception, repository: str) -> tuple[str, str]:
+def _reason(error: Exception, repository: str) -> tuple[str, str]:
     """Return why the Hub failed, and the remedy, "" if the caller has a better one."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (

@@ -126,11 +126,11 @@ def _sums(
 
 
 def _check_target(address: str, target: Path, sums: Mapping[str, str]) -> None:
-    found = faults(target, sums)
-    if found:
-        told = [f"{name} ({fault})" for name, fault in sorted(found.items())]
+    wrong = faults(target, sums)
+    if wrong:
+        lines = [f"{name} ({fault})" for name, fault in sorted(wrong.items())]
         raise PipelineError(
-            f"{target} is not empty and differs from {address}: {_listed(told)}",
+            f"{target} is not empty and differs from {address}: {_listed(lines)}",
             "name a new folder, or remove this one",
         )
 
@@ -154,12 +154,12 @@ def _collect(
         )
     for name, size in sizes.items():
         _fetch(repository, name, size, partial)
-    found = faults(partial, sums)
-    for name in found:
+    wrong = faults(partial, sums)
+    for name in wrong:
         (partial / name).unlink(missing_ok=True)
-    if found:
+    if wrong:
         raise UnreachableError(
-            f"{_listed(sorted(found))} of {address} came with another SHA-256 than {SUMS} states",
+            f"{_listed(sorted(wrong))} of {address} came with another SHA-256 than {SUMS} states",
             "run it again to fetch that anew; where that does not help, export the assistant again",
         )
 

@@ -74,15 +74,15 @@ def parse_address(address: str, revision: str) -> tuple[Repository, str]:
     Raises:
         PipelineError: It has another form.
     """
-    found = _ADDRESS.fullmatch(address)
-    if found is None:
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
         raise PipelineError(
             f"{address} names no repository",
             "write hf://owner/name, hf://owner/name@revision or hf://datasets/owner/name/file.json",
         )
-    kind = "dataset" if found["kind"] == "datasets/" else "model"
-    named = unquote(found["revision"]) if found["revision"] else revision
-    return Repository(found["name"], named, kind), found["file"] or ""
+    kind = "dataset" if match["kind"] == "datasets/" else "model"
+    named = unquote(match["revision"]) if match["revision"] else revision
+    return Repository(match["name"], named, kind), match["file"] or ""
 
 
 def hub_state(label: str, repository: Repository) -> SourceState:

@@ -80,16 +80,16 @@ def trace(store: ArtifactStore, published: Manifest) -> Lineage:
 
     An input that is no longer in the store is left out; artifacts made from it have its digest.
     """
-    found: dict[str, Manifest] = {}
+    manifests: dict[str, Manifest] = {}
     waiting = [published]
     while waiting:
         manifest = waiting.pop()
-        if manifest.stage in found:
+        if manifest.stage in manifests:
             continue
-        found[manifest.stage] = manifest
+        manifests[manifest.stage] = manifest
         for stage, digest in manifest.payload.get("inputs", {}).items():
             waiting += [m for m in store.manifests(stage) if m.digest == digest][:1]
-    return Lineage(store, found)
+    return Lineage(store, manifests)
 
 
 @contextmanager

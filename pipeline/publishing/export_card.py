@@ -58,31 +58,31 @@ class HowToLoad(Protocol):
 
 def export_card(readme: str, provenance: Mapping[str, Any], loading: HowToLoad) -> str:
     """Return the card of a repository, as Markdown with the hub's header."""
-    found = origins(provenance["recipe"])
+    sources = origins(provenance["recipe"])
     card = ModelCard(readme)
-    for name, value in _header(found).items():
+    for name, value in _header(sources).items():
         setattr(card.data, name, value)
     card.text = f"{card.text.rstrip()}\n" + TEMPLATES.from_string(_SECTIONS).render(
         loading=loading.text(provenance["stages"]["publish"]["packages"]),
-        origins=found,
+        origins=sources,
         stages=provenance["stages"],
         recipe=sorted(flatten(provenance["recipe"])),
     )
     return str(card)
 
 
-def _header(found: Sequence[Origin]) -> dict[str, Any]:
+def _header(sources: Sequence[Origin]) -> dict[str, Any]:
     """Return the metadata that the hub shows and searches."""
     header: dict[str, Any] = {
         "pipeline_tag": "image-text-to-text",
         "language": "en",
         "tags": ["phivision", "vision-language-model"],
     }
-    if all(origin.is_ours for origin in found):
+    if all(origin.is_ours for origin in sources):
         header["license"] = "apache-2.0"
     else:
         header |= {"license": "other", "license_name": "see-data-and-licences"}
     for name, part in (("base_model", "language model"), ("datasets", "conversations")):
-        repositories = [o.repository for o in found if o.part == part and o.repository]
+        repositories = [o.repository for o in sources if o.part == part and o.repository]
         header |= {name: repositories} if repositories else {}
     return header

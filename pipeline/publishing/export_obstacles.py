@@ -33,16 +33,16 @@ def obstacles_of_recipe(recipe: Recipe, style: Foreign) -> list[str]:
 
     A language model that the table does not know is looked at when it is exported.
     """
-    found = [projector_obstacle(recipe.pretrain.projector.kind)]
+    obstacles = [projector_obstacle(recipe.pretrain.projector.kind)]
     backbones = recipe.backbones
     if backbones.kind == "tiny":
-        found.append(tiny_obstacle() if style == "llava" else "")
+        obstacles.append(tiny_obstacle() if style == "llava" else "")
     else:
-        found += [encoder_obstacle(backbones.clip_name), second_obstacle(backbones.second_name)]
+        obstacles += [encoder_obstacle(backbones.clip_name), second_obstacle(backbones.second_name)]
         line = line_of(backbones.lm_repository)
         if line is not None:
-            found.append(_language(line.layout, style))
-    return [each for each in found if each]
+            obstacles.append(_language(line.layout, style))
+    return [each for each in obstacles if each]
 
 
 def _language(family: str, style: Foreign) -> str:
@@ -73,10 +73,10 @@ def obstacles_of_bundle(published: Artifact, recipe: dict[str, Any], style: Fore
     family = read("lm/config.json")["model_type"]
     trained_here = style == "llava" and backbones.get("kind") == "tiny" and family == "phi"
     joined = any(name.startswith(f"{SECOND}/") for name in published.names)
-    found = [
+    obstacles = [
         projector_obstacle(read("vision_prefix.json")["projector"]["kind"]),
         tower_obstacle(read("clip/open_clip_config.json")),
         second_obstacle(backbones.get("second_name", SECOND) if joined else ""),
         tiny_obstacle() if trained_here else _language(family, style),
     ]
-    return [each for each in found if each]
+    return [each for each in obstacles if each]

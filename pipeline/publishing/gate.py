@@ -87,9 +87,9 @@ def _decision(
     against = now.digest if now else ""
     fault = _withdrawn(history, candidate.digest) or _fault(store, recipe, run, now)
     if fault and not anyway:
-        told = ("refused", candidate.digest, against, fault)
+        refusal = ("refused", candidate.digest, against, fault)
         for each in history:
-            if (each.action, each.digest, each.against, each.reason) == told:
+            if (each.action, each.digest, each.against, each.reason) == refusal:
                 return each, False
     action = ("forced" if anyway else "refused") if fault else "published"
     entry = add_entry(
@@ -179,13 +179,13 @@ def status_line(entry: Entry | None) -> str:
 
 def vision_fault(rows: list[dict[str, Any]], metric: str) -> str:
     """Return why metrics do not prove that the image is used, or an empty string."""
-    found = {
+    gaps = {
         row["condition"]: row
         for row in rows
         if row["stage"] == "finetune" and row["metric"] == f"{metric}_gap"
     }
     for condition in CONDITIONS[1:]:
-        row = found.get(condition)
+        row = gaps.get(condition)
         if row is None or row["low"] is None:
             return f"{metric} has no interval for real against {condition} images"
         if row["low"] <= 0:
@@ -199,13 +199,13 @@ def vision_fault(rows: list[dict[str, Any]], metric: str) -> str:
 
 def baseline_fault(rows: list[dict[str, Any]], metric: str) -> str:
     """Return which baseline caption beats the model, or an empty string."""
-    found = {
+    values = {
         (row["condition"], row["metric"]): row["value"]
         for row in rows
         if row["stage"] == "finetune"
     }
     for name in FLOORS:
-        value, real = found.get((name, metric)), found.get(("real", metric))
+        value, real = values.get((name, metric)), values.get(("real", metric))
         if value is not None and real is not None and real < value:
             return (
                 f"{metric} with the real image is {real:.3f}, below {value:.3f} of the baseline "
@@ -246,13 +246,13 @@ def _worse(
     from pipeline.evaluation.pairing import difference
 
     old, new = _scores(store, metric, before), _scores(store, metric, after)
-    found = difference(new, old, seed, _RESAMPLES)
-    if found is None:
+    interval = difference(new, old, seed, _RESAMPLES)
+    if interval is None:
         return f"it was tested on other images than the published run {run}"
-    if found.high >= 0:
+    if interval.high >= 0:
         return ""
     return (
-        f"{metric} is {-found.value:.3f} [{-found.high:.3f}, {-found.low:.3f}] "
+        f"{metric} is {-interval.value:.3f} [{-interval.high:.3f}, {-interval.low:.3f}] "
         f"below the published run {run}"
     )
 

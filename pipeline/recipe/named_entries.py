@@ -27,7 +27,7 @@ def folded(changes: Mapping[str, object], values: Mapping[str, Any]) -> dict[str
         changes: Values by dotted path.
         values: The recipe before the changes.
     """
-    found = {path: value for path, value in changes.items() if _field_of(path) is None}
+    plain = {path: value for path, value in changes.items() if _field_of(path) is None}
     for field in FIELDS:
         below = {
             tuple(path.removeprefix(f"{field}.").split(".", 1)): value
@@ -36,15 +36,15 @@ def folded(changes: Mapping[str, object], values: Mapping[str, Any]) -> dict[str
         }
         if not below:
             continue
-        whole = parsed(found.get(field, _present(field, found, values)), Any)
+        whole = parsed(plain.get(field, _present(field, plain, values)), Any)
         if not isinstance(whole, Mapping):
             continue  # refused when the recipe is validated
         entries: dict[str, Any] = {str(name): entry for name, entry in whole.items()}
         # A new kind goes first, as it drops what the entry held.
         for steps, value in sorted(below.items(), key=lambda item: item[0][1:] != ("kind",)):
             _put(entries, field, steps, value)
-        found[field] = entries
-    return found
+        plain[field] = entries
+    return plain
 
 
 def _put(entries: dict[str, Any], field: str, steps: tuple[str, ...], value: object) -> None:

@@ -35,8 +35,8 @@ def read_recipe_file(path: Path) -> tuple[str | None, dict[str, object]]:
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}", "name a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        told = " ".join(str(error).split())
-        raise RecipeError(f"{path} is not YAML: {told}") from None
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{path} is not YAML: {reason}") from None
     if not isinstance(content, Mapping) or not content:
         raise RecipeError(f"{path} holds no fields", "`phivision recipe --format yaml` writes all")
     preset = content.get(PRESET)

@@ -83,13 +83,13 @@ def apply_filters(filters: Mapping[str, str], rows: Sequence[Mapping[str, Any]])
     for name in sorted(filters, reverse=True):
         try:
             with Database({"rows": table}) as database:
-                found = database.query(_DROPPED.format(filters[name]))
+                dropped = database.query(_DROPPED.format(filters[name]))
         except StorageError as error:
             raise PipelineError(
                 f"filter {name!r} of examples.filters cannot be computed: {error}",
                 "try_cast and coalesce help with odd rows",
             ) from None
-        reasons |= dict.fromkeys(found.column("row").to_pylist(), name)
+        reasons |= dict.fromkeys(dropped.column("row").to_pylist(), name)
     return reasons
 
 

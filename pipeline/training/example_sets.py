@@ -75,7 +75,7 @@ class ExampleSet:
         self._input_ids = _ragged(table["input_ids"])
         self._supervised = _ragged(table["supervised"])
         self._images = _patch_rows(patches, self._sha256)
-        self._more = {at: patches.rows_of(found) for at, found in enumerate(more) if found}
+        self._more = {at: patches.rows_of(hashes) for at, hashes in enumerate(more) if hashes}
         for at in self._more:
             texts = self._input_ids[at], self._supervised[at]
             self._input_ids[at], self._supervised[at] = widened(*texts, prefix)
@@ -200,7 +200,7 @@ def open_examples(
     """
     patches = open_patches(context.inputs["features"])
     prefix = projector.tokens_out(patches.shape[0]) + 1
-    found = []
+    sets = []
     for split, limit in (("train", None), ("validation", part.validation_examples)):
         examples = ExampleSet(
             context.inputs["examples"],
@@ -218,8 +218,8 @@ def open_examples(
                 f"the {split} split has no example",
                 "raise images.limit or images.validation_share, or look at the drops",
             )
-        found.append(examples)
-    return found[0], found[1]
+        sets.append(examples)
+    return sets[0], sets[1]
 
 
 def _keys(
@@ -236,10 +236,10 @@ def _keys(
 
 def _patch_rows(patches: Patches, sha256: Sequence[str | None]) -> NDArray[np.int64]:
     """Return the row of each example's patches, `NO_IMAGE` for a text alone."""
-    found = np.full(len(sha256), NO_IMAGE)
+    rows = np.full(len(sha256), NO_IMAGE)
     known = [number for number, key in enumerate(sha256) if key is not None]
-    found[known] = patches.rows_of([str(sha256[number]) for number in known])
-    return found
+    rows[known] = patches.rows_of([str(sha256[number]) for number in known])
+    return rows
 
 
 def _rows_by_image(

@@ -38,9 +38,9 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
         vlm = _opened(context, finetune, seed, packed=False)
     _take(vlm, trained.state)
     save_prefix(vlm, context.inputs["pretrain"], context.out)
-    told: dict[str, Any] = {"method": finetune.method, "precision": finetune.precision}
+    stated: dict[str, Any] = {"method": finetune.method, "precision": finetune.precision}
     if finetune.method == "lora":
-        told["adapted"] = "/".join(map(str, adapted_layers(vlm.language_model)))
+        stated["adapted"] = "/".join(map(str, adapted_layers(vlm.language_model)))
         adapters = {n: t for n, t in trained.state.items() if "lora_" in n}
         save_file(adapters, context.out / "adapters.safetensors")
         merge_lora(vlm.language_model)
@@ -48,7 +48,7 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
         # Products used full weights in bf16 only, and the saved dtype is used after loading.
         vlm.language_model.to(torch.bfloat16)
     save_language_model(vlm, context.inputs["backbones"], context.out / "lm")
-    return {**told, **trained.summary}
+    return {**stated, **trained.summary}
 
 
 def prepare(context: StageContext, part: FinetunePart, seed: int) -> Training:

@@ -194,8 +194,8 @@ def _run(
 
 
 def _speed(path: Path) -> dict[str, float]:
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+    figures = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
 
 def _checkpoints(context: StageContext) -> Path:
@@ -319,13 +319,13 @@ def _strategy(settings: Settings, world: World) -> Strategy | str:
 def _stopped(context: StageContext, error: NotFiniteError, world: World) -> PipelineError:
     """Save the examples of a step that was not finite and return the error to raise."""
     path = context.scratch / f"not-finite-{world.rank}.json"
-    found = {
+    record = {
         "step": error.step,
         "losses": [str(loss) for loss in error.losses],
         "gradient_norm": str(error.gradient_norm),
         "example_ids": error.example_ids,
     }
-    path.write_text(json.dumps(found, indent=1))
+    path.write_text(json.dumps(record, indent=1))
     return PipelineError(
         str(error),
         f"lower the learning rate, or look at these examples: all their ids are in {path}",

@@ -47,8 +47,8 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
         "patches": count,
     }
     (context.out / PREFIX_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
-    told = {"precision": pretrain.precision, **trained.summary}
-    return {**told, "image_gain": round(effect.gain, 4)}
+    stated = {"precision": pretrain.precision, **trained.summary}
+    return {**stated, "image_gain": round(effect.gain, 4)}
 
 
 def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:

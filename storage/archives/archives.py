@@ -295,7 +295,7 @@ def _tar_member(info: tarfile.TarInfo) -> Member | None:
         "sparse file": info.issparse(),
         "not a regular file": not info.isreg(),
     }
-    fault = next((reason for reason, found in faults.items() if found), "")
+    fault = next((reason for reason, holds in faults.items() if holds), "")
     return Member(info.name, info.size, info.size, info.offset_data, fault)
 
 

@@ -63,8 +63,8 @@ def _page(chunk: dict[int, Any], view: memoryview) -> Page:
         raise OtherLayoutError("compression or a dictionary")
     header, body = _thrift(view, start)
     page, size = header.get(5, {}), header.get(2)
-    found = (header.get(1), header.get(3), page.get(1), page.get(2))
-    if found != (_DATA_PAGE, size, values, _PLAIN):
+    layout = (header.get(1), header.get(3), page.get(1), page.get(2))
+    if layout != (_DATA_PAGE, size, values, _PLAIN):
         raise OtherLayoutError("a row group that is not one PLAIN page")
     if body + size != start + chunk[7] or start + chunk[7] > len(view):
         raise OtherLayoutError("sizes that disagree")

@@ -252,8 +252,8 @@ def _check_shapes(rows: ShardRows) -> None:
     for name, dtype, axes in (("patches", "float16", 3), ("pooled", "float32", 2)):
         array = getattr(rows, name)
         if array.dtype != dtype or array.ndim != axes or 0 in array.shape[1:]:
-            found = f"{array.dtype} {list(array.shape)}"
-            raise ShardError(f"{name} must be {dtype} with {axes} axes, not {found}")
+            given = f"{array.dtype} {list(array.shape)}"
+            raise ShardError(f"{name} must be {dtype} with {axes} axes, not {given}")
     for field in fields(rows):
         if len(getattr(rows, field.name)) != count:
             raise ShardError(f"{field.name} has {len(getattr(rows, field.name))} rows, not {count}")
@@ -329,10 +329,10 @@ def _check_norms(file: pq.ParquetFile, shape: tuple[int, int], norms: NDArray[np
     start = 0
     for group in range(file.num_row_groups):
         body = read_group(file, group, 2 * math.prod(shape))
-        found = patch_norms(body.view("<f2").reshape(-1, *shape))
+        computed = patch_norms(body.view("<f2").reshape(-1, *shape))
         # Another machine may sum in another order: 1e-6 is above that, far below any mix-up.
-        same = np.isclose(found, norms[start : start + len(found)], rtol=1e-6, atol=0.0)
+        same = np.isclose(computed, norms[start : start + len(computed)], rtol=1e-6, atol=0.0)
         if not same.all():
             row = start + int(np.argmin(same))
             raise ShardError(f"the patches of row {row} do not have the norm that the index holds")
-        start += len(found)
+        start += len(computed)

@@ -49,7 +49,7 @@ def kept_tars(folder: Path, wanted: Mapping[str, Content | None]) -> dict[Path, 
         folder: Folder of the tars.
         wanted: Size and CRC-32 that each file must have, None where unknown.
     """
-    found: dict[Path, set[str]] = {}
+    names_in: dict[Path, set[str]] = {}
     for path in sorted(folder.glob("*.tar")):
         if not DOWNLOAD.fullmatch(path.stem):
             continue
@@ -58,8 +58,8 @@ def kept_tars(folder: Path, wanted: Mapping[str, Content | None]) -> dict[Path, 
         if kept is None or any(wanted[name] not in {None, kept[name]} for name in names):
             path.unlink(missing_ok=True)
         elif names:
-            found[path] = names
-    return found
+            names_in[path] = names
+    return names_in
 
 
 def gather(
@@ -106,5 +106,5 @@ def _folders(work: Path) -> list[Path]:
     """Return the folders of all versions, without other files beside them."""
     if LocalFiles(work).is_linked(FOLDER):
         return []
-    found = (work / FOLDER).glob("*")
-    return [path for path in found if DOWNLOAD.fullmatch(path.name) and not path.is_symlink()]
+    paths = (work / FOLDER).glob("*")
+    return [path for path in paths if DOWNLOAD.fullmatch(path.name) and not path.is_symlink()]

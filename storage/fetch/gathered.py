@@ -51,14 +51,14 @@ def gathering(target: Path) -> Generator["GatheredTar"]:
 
 def read_whole(target: Path) -> dict[str, tuple[int, int]] | None:
     """Return size and CRC-32 of each file of a finished tar, None if it is damaged."""
-    found: dict[str, tuple[int, int]] = {}
+    members: dict[str, tuple[int, int]] = {}
     end = 0
     try:
         with target.open("rb") as handle:
             for name, size, crc, file_end in _whole_files(handle):
-                found[name], end = (size, crc), file_end
+                members[name], end = (size, crc), file_end
             handle.seek(end)
-            return found if handle.read() == bytes(2 * _BLOCK) else None
+            return members if handle.read() == bytes(2 * _BLOCK) else None
     except OSError:
         return None
 

@@ -106,14 +106,14 @@ class PartialFile:
             remove_parts(self.target)
 
     def _resume(self) -> None:
-        known, found = self._read_record(), self._handle.tell()
-        if not known or not 0 < found <= int(known.get("size", found)):
+        known, held = self._read_record(), self._handle.tell()
+        if not known or not 0 < held <= int(known.get("size", held)):
             return self.restart()
         if self._hash is not None:
             # Also finds bytes that a power cut turned to zeros: the checksum will not match.
             hash_file(self._path, self._hash)
-        self.version, self.offset, self.joined = known, found, True
-        return self._advance(found)
+        self.version, self.offset, self.joined = known, held, True
+        return self._advance(held)
 
     def _read_record(self) -> dict[str, str]:
         try:

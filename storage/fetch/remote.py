@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.clouds import explain, open_url
+from storage.clouds import explain, open_url, reason_of
 from storage.errors import MissingError, StorageError, TransientError, redact
 from storage.fetch.streams import Stream, agrees
 from storage.fetch.web import is_http, open_http, probe_http
@@ -26,7 +26,6 @@ _CHUNK = 1 << 20
 _BLOCK = 8 << 20  # bytes per request on object stores, where every request costs a round trip
 _READ_AT_ONCE = 64 << 20  # bytes of local files that a probe may read: a tenth of a second
 _READ_LEAST = 64 << 10  # bytes counted at least per file, for the time that opening takes
-_LONGEST_REASON = 200  # characters of a library's own text
 # Fields that identify an object's version in each filesystem, and our names for them.
 _IDENTITY = {
     "ETag": "etag",
@@ -121,9 +120,9 @@ def list_files(url: str) -> tuple[dict[str, int], dict[str, str]]:
     with _naming(url):
         fs, path = _place(url)
         fs.invalidate_cache(path)
-        found = {name[len(path) + 1 :]: info for name, info in fs.find(path, detail=True).items()}
-        rows = ((f"/{name}", sorted(_version(info).items())) for name, info in found.items())
-        return {name: info["size"] for name, info in found.items()}, {"listing": _listing(rows)}
+        infos = {name[len(path) + 1 :]: info for name, info in fs.find(path, detail=True).items()}
+        rows = ((f"/{name}", sorted(_version(info).items())) for name, info in infos.items())
+        return {name: info["size"] for name, info in infos.items()}, {"listing": _listing(rows)}
 
 
 def read_file(url: str, name: str) -> bytes:
@@ -174,8 +173,8 @@ def _listing(rows: Iterable[Any]) -> str:
 
 
 def _version(info: Mapping[str, Any]) -> dict[str, str]:
-    found = {ours: str(info[key]) for key, ours in _IDENTITY.items() if info.get(key) is not None}
-    return found if info.get("size") is None else {**found, "size": str(info["size"])}
+    fields = {ours: str(info[key]) for key, ours in _IDENTITY.items() if info.get(key) is not None}
+    return fields if info.get("size") is None else {**fields, "size": str(info["size"])}
 
 
 def _open_file(url: str, offset: int, version: Mapping[str, str]) -> Stream:
@@ -184,11 +183,11 @@ def _open_file(url: str, offset: int, version: Mapping[str, str]) -> Stream:
     info = fs.info(path)
     if info["type"] == "directory":
         raise StorageError(f"{redact(url)} is a folder", "name one file in it")
-    found, total = _version(info), info.get("size")
-    start = offset if agrees(version, found) and offset <= (total or 0) else 0
+    current, total = _version(info), info.get("size")
+    start = offset if agrees(version, current) and offset <= (total or 0) else 0
     handle = fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead")
     handle.seek(start)
-    return Stream(start, total, found, "", lambda: handle.read(_CHUNK), handle.close)
+    return Stream(start, total, current, "", lambda: handle.read(_CHUNK), handle.close)
 
 
 @contextmanager
@@ -211,16 +210,11 @@ def _naming(url: str) -> Generator[None, None, None]:
             ) from None
         # Timeouts and lost connections are OSErrors.
         if isinstance(error, OSError) or _is_broken_body(error):
-            raise TransientError(f"{shown} cannot be read: {_reason(error)}") from None
-        raise StorageError(f"{shown} cannot be read: {_reason(error)}", "check the URL") from None
+            raise TransientError(f"{shown} cannot be read: {reason_of(error)}") from None
+        raise StorageError(f"{shown} cannot be read: {reason_of(error)}", "check the URL") from None
 
 
 def _is_broken_body(error: Exception) -> bool:
     """Return whether a response broke off: s3fs passes on aiohttp's error, not an OSError."""
     aiohttp = sys.modules.get("aiohttp")
     return aiohttp is not None and isinstance(error, aiohttp.ClientPayloadError)
-
-
-def _reason(error: Exception) -> str:
-    text = redact(str(error)) or type(error).__name__
-    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"

@@ -51,8 +51,8 @@ class Retries:
         """
         self._failures += 1
         if self._failures >= self._patience.attempts:
-            told = f"attempts in a row: {self._failures}{note}"
-            raise type(error)(f"{error.message} ({told})", self._remedy) from None
+            attempts = f"attempts in a row: {self._failures}{note}"
+            raise type(error)(f"{error.message} ({attempts})", self._remedy) from None
         asked = error.pause if isinstance(error, TransientError) else 0.0
         self._wait(max(_pause(self._failures, self._patience.backoff), min(asked, _LONGEST_PAUSE)))
 

@@ -41,10 +41,10 @@ def batches(
         if left < 0 and gap:
             break
         bridged.add(number)
-    found: list[list[Span]] = []
+    requests: list[list[Span]] = []
     for number, span in enumerate(ordered):
-        if number in bridged and span.end - found[-1][0].first <= longest:
-            found[-1].append(span)
+        if number in bridged and span.end - requests[-1][0].first <= longest:
+            requests[-1].append(span)
         else:
-            found.append([span])
-    return found
+            requests.append([span])
+    return requests

@@ -26,6 +26,6 @@ class Stream:
     close: Callable[[], None]
 
 
-def agrees(known: Mapping[str, str], found: Mapping[str, str]) -> bool:
+def agrees(known: Mapping[str, str], current: Mapping[str, str]) -> bool:
     """Return whether two versions agree in all fields that both have."""
-    return all(known[field] == found[field] for field in known.keys() & found.keys())
+    return all(known[field] == current[field] for field in known.keys() & current.keys())

@@ -134,9 +134,9 @@ def _fill(part: PartialFile, size: int | None, timeout: float) -> None:
         raise TransientError(f"{part.name} ended after {part.offset} bytes, expected {total}")
 
 
-def _wrong_size(part: PartialFile, expected: int, found: str) -> StorageError:
+def _wrong_size(part: PartialFile, expected: int, received: str) -> StorageError:
     return StorageError(
-        f"{part.name} has the wrong size: expected {expected} bytes, found {found}",
+        f"{part.name} has the wrong size: expected {expected} bytes, found {received}",
         "check the address; a new version of the source needs its own size and checksum",
     )
 

@@ -32,20 +32,20 @@ def open_http(url: str, offset: int, version: Mapping[str, str], timeout: float)
         ValueError: The URL or the server's certificate is not valid.
     """
     answer = _request(url, _range_headers(offset, version), timeout)
-    found, start = _version(answer), _first_byte(answer)
+    current, start = _version(answer), _first_byte(answer)
     # A 416, another range than asked for or another version: the object changed, so start again.
     if offset and (answer.status_code == 416 or (start and start != offset)):
         answer.close()
         return open_http(url, 0, {}, timeout)
-    if start and not agrees(version, found):
+    if start and not agrees(version, current):
         answer.close()
         return open_http(url, 0, {}, timeout)
     packed = answer.headers.get("Content-Encoding", "identity")
     if start is None or (packed != "identity" and not url.endswith((".gz", ".tgz"))):
         answer.close()
         raise _refusal(url, answer) if start is None else _packed(url, packed)
-    total = int(found["size"]) if "size" in found else None
-    return _stream(answer, start, total, found)
+    total = int(current["size"]) if "size" in current else None
+    return _stream(answer, start, total, current)
 
 
 def open_range(
@@ -67,17 +67,17 @@ def open_range(
     """
     headers = {"Range": f"bytes={first}-{last}", **_validator(version)}
     answer = _request(url, headers, timeout)
-    found = _version(answer)
-    if answer.status_code == 206 and _first_byte(answer) == first and agrees(version, found):
-        total = int(found["size"]) if "size" in found else None
-        return _stream(answer, first, total, found)
+    current = _version(answer)
+    if answer.status_code == 206 and _first_byte(answer) == first and agrees(version, current):
+        total = int(current["size"]) if "size" in current else None
+        return _stream(answer, first, total, current)
     answer.close()
     if not version:
         raise NoRangeError(
             f"{redact(url)} does not support Range (HTTP {answer.status_code})", "fetch it whole"
         )
     page = answer.headers.get("Content-Type", "").startswith("text/html")
-    if answer.status_code != 416 and (page or agrees(version, found)):
+    if answer.status_code != 416 and (page or agrees(version, current)):
         raise TransientError(f"{redact(url)} gave another range than was asked for")
     raise StorageError(
         f"{redact(url)} changed while it was read", "run again: files that still match are kept"
@@ -172,14 +172,14 @@ def _certificate_fault(error: BaseException | None) -> str:
 def _first_byte(answer: "httpx.Response") -> int | None:
     if answer.status_code == 200:
         return 0
-    found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-    return int(found[1]) if answer.status_code == 206 and found else None
+    match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+    return int(match[1]) if answer.status_code == 206 and match else None
 
 
 def _version(answer: "httpx.Response") -> dict[str, str]:
     headers = answer.headers
-    found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-    length = found[2] if found else headers.get("Content-Length", "") * (answer.status_code == 200)
+    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+    length = match[2] if match else headers.get("Content-Length", "") * (answer.status_code == 200)
     named = {
         "etag": headers.get("ETag", ""),
         "modified": headers.get("Last-Modified", ""),

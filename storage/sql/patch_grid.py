@@ -14,8 +14,8 @@ SHAPE = b"phivision.shape"  # in the schema of every patches file: patches, then
 
 def shapes_of(schemas: Sequence[pa.Schema]) -> list[tuple[int, int]]:
     """Return [patch, width] of the schemas that hold it, each once."""
-    found = [(schema.metadata or {}).get(SHAPE, b"").decode() for schema in schemas]
-    shapes = [tuple(map(int, text.split(","))) for text in found if text]
+    texts = [(schema.metadata or {}).get(SHAPE, b"").decode() for schema in schemas]
+    shapes = [tuple(map(int, text.split(","))) for text in texts if text]
     return list(dict.fromkeys((patch, width) for patch, width in shapes))
 
 
@@ -65,8 +65,8 @@ def _shape(sizes: AbstractSet[int], shapes: Sequence[tuple[int, int]]) -> tuple[
     fitting = [shape for shape in shapes if sizes <= {2 * shape[0] * shape[1]}]
     if not fitting:
         known = " or ".join(str(2 * patch * width) for patch, width in shapes)
-        found = ", ".join(map(str, sorted(sizes)))
-        raise ValueError(f"patch_grid takes {known} bytes, not {found}")
+        given = ", ".join(map(str, sorted(sizes)))
+        raise ValueError(f"patch_grid takes {known} bytes, not {given}")
     if sizes and len(fitting) > 1:
         raise ValueError(f"BLOBs of {min(sizes)} bytes fit {fitting}: ask for one view only")
     return fitting[0]

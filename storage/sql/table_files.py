@@ -37,8 +37,8 @@ def table_columns(paths: Sequence[Path]) -> dict[str, str]:
         StorageError: They cannot be read in the format of their suffix.
     """
     with _connection() as connection:
-        found = _run(connection, paths, "SELECT * FROM {} LIMIT 0")
-        return dict(zip(found.columns, map(str, found.types), strict=True))
+        result = _run(connection, paths, "SELECT * FROM {} LIMIT 0")
+        return dict(zip(result.columns, map(str, result.types), strict=True))
 
 
 def table_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -56,9 +56,9 @@ def table_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[s
             )
     chosen = ", ".join('"' + column.replace('"', '""') + '"' for column in columns)
     with _connection() as connection:
-        found = _run(connection, paths, f"SELECT {chosen} FROM {{}}")  # noqa: S608
+        result = _run(connection, paths, f"SELECT {chosen} FROM {{}}")  # noqa: S608
         try:
-            for batch in found.to_arrow_reader(_BATCH):
+            for batch in result.to_arrow_reader(_BATCH):
                 yield from batch.to_pylist()
         except duckdb.Error as error:
             raise _unreadable(paths, error) from None
@@ -85,5 +85,5 @@ def _run(
 
 
 def _unreadable(paths: Sequence[Path], error: duckdb.Error) -> StorageError:
-    told = " ".join(str(error).split())[:400]
-    return StorageError(f"{paths[0].name} cannot be read: {told}", "repair the file")
+    reason = " ".join(str(error).split())[:400]
+    return StorageError(f"{paths[0].name} cannot be read: {reason}", "repair the file")

@@ -124,21 +124,21 @@ class ArtifactStore:
 
     def entries(self, stage: str) -> dict[str, Manifest | StorageError]:
         """Return every manifest of a stage by fingerprint, or why it cannot be read."""
-        found: dict[str, Manifest | StorageError] = {}
+        entries: dict[str, Manifest | StorageError] = {}
         for name in filter(is_ours, self.list(f"manifests/{stage}")):
             fingerprint = PurePosixPath(name).stem
             try:
                 manifest = self.find(stage, fingerprint)
             except (DamagedManifestError, UnknownManifestError) as error:
-                found[fingerprint] = error
+                entries[fingerprint] = error
             else:
-                found |= {} if manifest is None else {fingerprint: manifest}
-        return found
+                entries |= {} if manifest is None else {fingerprint: manifest}
+        return entries
 
     def manifests(self, stage: str) -> list[Manifest]:
         """Return all readable manifests of a stage, newest first."""
-        found = [entry for entry in self.entries(stage).values() if isinstance(entry, Manifest)]
-        return sorted(found, key=lambda manifest: (-manifest.created, manifest.fingerprint))
+        manifests = [entry for entry in self.entries(stage).values() if isinstance(entry, Manifest)]
+        return sorted(manifests, key=lambda manifest: (-manifest.created, manifest.fingerprint))
 
     def damage(self, manifest: Manifest) -> str:
         """Return what a quick check finds wrong with an artifact, or an empty string.

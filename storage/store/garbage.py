@@ -48,13 +48,13 @@ class Garbage:
 
 def garbage_of(survey: Survey) -> list[Garbage]:
     """Return what can be removed from a surveyed store, in the order in which it must happen."""
-    found = [
+    items = [
         garbage
         for part in (_manifests, _attempts, _leases, _workspaces)
         for garbage in part(survey)
     ]
     notes = [*useless_notes(survey), *rests(survey)]
-    return found + [Garbage("note", name, 0, remove) for name, remove in notes]
+    return items + [Garbage("note", name, 0, remove) for name, remove in notes]
 
 
 def _manifests(survey: Survey) -> Iterator[Garbage]:
@@ -108,23 +108,23 @@ def _attempts(survey: Survey) -> Iterator[Garbage]:
             continue
         if not keys and store.files.modified(folder) > survey.horizon:
             continue
-        found = survey.contents(folder)
-        if found.others and not found.ours:  # our files there were removed before
+        contents = survey.contents(folder)
+        if contents.others and not contents.ours:  # our files there were removed before
             continue
 
         def remove(folder: str = folder, keys: list[Key] = keys) -> None:
             if not survey.is_disturbed and not _is_named(survey, folder, keys):
                 _remove_files(survey, folder)
 
-        yield Garbage("attempt", folder, sum(found.ours.values()), remove)
+        yield Garbage("attempt", folder, sum(contents.ours.values()), remove)
 
 
 def _remove_files(survey: Survey, folder: str) -> None:
     """Remove an attempt's files, and if no others remain, its folder and listing too."""
-    store, found = survey.store, survey.contents(folder)
+    store, contents = survey.store, survey.contents(folder)
     _, stage, attempt = folder.split("/")
-    if found.others:
-        for name in found.ours:
+    if contents.others:
+        for name in contents.ours:
             store.files.remove(f"{folder}/{name}")
     else:
         store.files.remove(folder)

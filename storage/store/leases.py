@@ -205,11 +205,11 @@ class _Lease:
     @contextmanager
     def held(self, say: Callable[[str], None]) -> Generator[None]:
         """Wait for the lease, keep it alive, and release it."""
-        told = False
+        said = False
         while not self._take():
-            if not told:
+            if not said:
                 say(f"  waiting for another machine that holds {self.folder}")
-                told = True
+                said = True
             time.sleep(self.pace.poll)
         heart = threading.Thread(target=self._beat, daemon=True)
         heart.start()

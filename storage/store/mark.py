@@ -74,8 +74,8 @@ def _is_store(files: "LocalFiles | ObjectFiles") -> bool:
 def _is_marked(files: "LocalFiles | ObjectFiles") -> bool:
     data = files.read(MARK)
     try:
-        found = json.loads(data or b"")
-        known, layout = found["format"] == _FORMAT, int(found["layout"])
+        content = json.loads(data or b"")
+        known, layout = content["format"] == _FORMAT, int(content["layout"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
     if known and layout > LAYOUT:

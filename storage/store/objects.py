@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from storage.clouds import explain, is_refused, open_url, status_of
+from storage.clouds import explain, is_refused, open_url, reason_of, status_of
 from storage.errors import StorageError, redact
 from storage.filesystem import CHUNK, FileState
 
@@ -19,7 +19,6 @@ from storage.filesystem import CHUNK, FileState
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 PAUSES = (1.0, 4.0, 16.0)
 _LOOKS = 20  # listings of a folder whose names keep vanishing, before that is an error
-_LONGEST_REASON = 200  # characters of a library's own text
 _NOT_FOUND = 404
 _NO_CONNECTION = "check the address and the connection, then run again: finished work is kept"
 
@@ -99,23 +98,23 @@ class ObjectFiles:
         with self._naming("list", folder):
             self._fs.invalidate_cache()
             try:
-                found = self._names(self._path(folder))
+                names = self._names(self._path(folder))
             except FileNotFoundError:
                 return []
-        return sorted(f"{folder}/{str(item).rstrip('/').rsplit('/', 1)[-1]}" for item in found)
+        return sorted(f"{folder}/{str(item).rstrip('/').rsplit('/', 1)[-1]}" for item in names)
 
     def states(self, folder: str) -> dict[str, FileState]:
         """Return the state of every object below a folder, by name relative to it."""
         base = self._path(folder)
         with self._naming("list", folder):
             self._fs.invalidate_cache()
-            found = self._fs.find(base, detail=True)
-            if not isinstance(found, dict):  # adlfs gives names where `base` is an object
-                found = {path: self._fs.info(path) for path in found}
+            infos = self._fs.find(base, detail=True)
+            if not isinstance(infos, dict):  # adlfs gives names where `base` is an object
+                infos = {path: self._fs.info(path) for path in infos}
         start = len(base.lstrip("/")) + 1
         return {
             str(path).lstrip("/")[start:]: FileState(info["size"], _modified(info), 0)
-            for path, info in found.items()
+            for path, info in infos.items()
         }
 
     def modified(self, folder: str) -> float:
@@ -183,18 +182,13 @@ class ObjectFiles:
             elif isinstance(error, PermissionError):
                 reason, remedy = "permission denied", "check the credentials or rights"
             else:
-                reason, remedy = _reason(error), _NO_CONNECTION
+                reason, remedy = reason_of(error), _NO_CONNECTION
             raise StorageError(f"cannot {verb} {place}: {reason}", remedy) from None
 
 
-def _reason(error: Exception) -> str:
-    text = redact(str(error)) or type(error).__name__
-    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
-
-
 def _modified(info: dict[str, Any]) -> int:
-    found = next((info[key] for key in _TIMES if info.get(key) is not None), 0)
-    if isinstance(found, str):  # GCS
-        found = datetime.fromisoformat(found)
-    seconds = found.timestamp() if isinstance(found, datetime) else float(found)
+    changed = next((info[key] for key in _TIMES if info.get(key) is not None), 0)
+    if isinstance(changed, str):  # GCS
+        changed = datetime.fromisoformat(changed)
+    seconds = changed.timestamp() if isinstance(changed, datetime) else float(changed)
     return int(seconds * 1e9)

@@ -55,12 +55,12 @@ def read_history(store: ArtifactStore) -> list[Entry]:
     Raises:
         StorageError: An entry cannot be read.
     """
-    found = []
+    entries = []
     for name in filter(is_ours, store.list(FOLDER)):
         data = store.read(name)
         if data is not None:
-            found.append(_entry(store, name, data))
-    return sorted(found, key=lambda entry: -entry.number)
+            entries.append(_entry(store, name, data))
+    return sorted(entries, key=lambda entry: -entry.number)
 
 
 def last_number(store: ArtifactStore) -> int:

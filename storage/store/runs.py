@@ -70,8 +70,8 @@ def read_run(store: ArtifactStore, name: str) -> dict[str, Any] | None:
 
 def read_refs(store: ArtifactStore) -> dict[str, str]:
     """Return the runs that have a name, such as `latest`, by that name."""
-    found = {name: _named(store, name) for name in filter(is_ours, store.list("refs"))}
-    return {name.removeprefix("refs/"): run for name, run in found.items() if run}
+    runs = {name: _named(store, name) for name in filter(is_ours, store.list("refs"))}
+    return {name.removeprefix("refs/"): run for name, run in runs.items() if run}
 
 
 def next_number(store: ArtifactStore) -> int:

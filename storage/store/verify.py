@@ -81,7 +81,7 @@ def verify(store: ArtifactStore, known: Committed, advance: Callable[[int], None
         StorageError: A remote store cannot be reached; that is not damage.
     """
     faults = _hash_all(store, known, advance)
-    found = [
+    damages = [
         Damage(stage, fingerprint, {"": error.message})
         for (stage, fingerprint), error in known.unreadable.items()
     ]
@@ -89,8 +89,8 @@ def verify(store: ArtifactStore, known: Committed, advance: Callable[[int], None
         bad = {name: fault for name, fault in faults[manifest.folder].items() if fault}
         bad |= _damaged_pages(store, manifest, bad)
         if _stands_damaged(store, manifest, bad):
-            found.append(Damage(manifest.stage, manifest.fingerprint, bad))
-    return found
+            damages.append(Damage(manifest.stage, manifest.fingerprint, bad))
+    return damages
 
 
 def _hash_all(
@@ -109,15 +109,15 @@ def _hash_all(
         manifest, record = job
         return _fault(store, manifest, record, states[manifest.folder].get(record.name), count)
 
-    found: dict[str, dict[str, str]] = {folder: {} for folder in known.folders}
+    faults: dict[str, dict[str, str]] = {folder: {} for folder in known.folders}
     with ThreadPoolExecutor(READERS) as pool:
         for (manifest, record), fault in zip(jobs, pool.map(look, jobs), strict=True):
-            found[manifest.folder][record.name] = fault
+            faults[manifest.folder][record.name] = fault
     if store.local:
         for folder, manifest in known.folders.items():
-            whole = [name for name, fault in found[folder].items() if not fault]
+            whole = [name for name, fault in faults[folder].items() if not fault]
             store.stamps.add(manifest.attempt, {name: states[folder][name] for name in whole})
-    return found
+    return faults
 
 
 def _damaged_pages(
@@ -129,9 +129,9 @@ def _damaged_pages(
     """
     from storage.features.shards import ShardError, verify_shard
 
-    found: dict[str, str] = {}
+    details: dict[str, str] = {}
     if not isinstance(store.files, LocalFiles):
-        return found
+        return details
     folder = store.files.path(manifest.folder)
     for name, fault in bad.items():
         shard = _SHARD_FILE.fullmatch(name)
@@ -142,8 +142,8 @@ def _damaged_pages(
             except (ShardError, OSError) as error:
                 detail = error.message if isinstance(error, ShardError) else str(error)
                 detail = detail.removeprefix(f"{folder}/").removeprefix(f"{name}: ")
-            found[name] = f"{fault}: shard {int(shard[1])}: {detail}"
-    return found
+            details[name] = f"{fault}: shard {int(shard[1])}: {detail}"
+    return details
 
 
 def _fault(

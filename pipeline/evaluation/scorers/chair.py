@@ -39,27 +39,27 @@ class ObjectNames:
     def by_word(self, words: Sequence[str]) -> list[str | None]:
         """Return for each word of a text, as it is written, the category that it names or None."""
         tokens = [(token, number) for number, word in enumerate(words) for token in tokenize(word)]
-        found: list[str | None] = [None] * len(words)
+        categories: list[str | None] = [None] * len(words)
         for category, start, stop in self.spans([token for token, _ in tokens]):
             for _, number in tokens[start:stop]:
-                found[number] = category
-        return found
+                categories[number] = category
+        return categories
 
     def spans(self, words: Sequence[str]) -> list[tuple[str, int, int]]:
         """Return every mention among tokens: category, first token, and the one after the last."""
-        found: list[tuple[str, int, int]] = []
+        mentions: list[tuple[str, int, int]] = []
         at = 0
         while at < len(words):
             for length in range(min(self._longest, len(words) - at), 0, -1):
                 words_here = tuple(words[at : at + length])
                 if words_here in self._names:
                     category = self._names[words_here]
-                    found += [] if category is None else [(category, at, at + length)]
+                    mentions += [] if category is None else [(category, at, at + length)]
                     at += length
                     break
             else:
                 at += 1
-        return found
+        return mentions
 
     def hallucinated(
         self, caption: str, marked: Collection[str], references: Sequence[str]

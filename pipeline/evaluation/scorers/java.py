@@ -89,7 +89,7 @@ def spice(groups: Mapping[str, Captions]) -> dict[str, NDArray[np.float64]]:
     module = _module("spice.spice")
     try:
         scorer = module.Spice()
-        found = {
+        by_part = {
             name: scorer.compute_score(*_tokenized(captions))[1]
             for name, captions in groups.items()
         }
@@ -100,7 +100,7 @@ def spice(groups: Mapping[str, Captions]) -> dict[str, NDArray[np.float64]]:
         ) from None
     return {
         name: np.array([float(each["All"]["f"]) for each in scores])
-        for name, scores in found.items()
+        for name, scores in by_part.items()
     }
 
 

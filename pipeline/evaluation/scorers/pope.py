@@ -96,7 +96,7 @@ def _ranked(counts: Mapping[str, int]) -> list[str]:
 
 def objects_by_image(rows: Iterable[Mapping[str, object]]) -> dict[int, list[str]]:
     """Return the categories of every image from rows of the `objects` table, in its order."""
-    found: dict[int, list[str]] = {}
+    by_image: dict[int, list[str]] = {}
     for row in rows:
-        found.setdefault(int(str(row["image_id"])), []).append(str(row["category"]))
-    return found
+        by_image.setdefault(int(str(row["image_id"])), []).append(str(row["category"]))
+    return by_image

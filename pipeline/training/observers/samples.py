@@ -57,18 +57,18 @@ class SamplesCallback(Callback):
         shard = next(name for name in images.names if name.startswith("files-"))
         table = read_table(images.path(shard))
         data = dict(zip(table["sha256"].to_pylist(), table["data"], strict=True))
-        found: dict[str, Shown] = {}
+        chosen: dict[str, Shown] = {}
         for row in validation.rows:
             if not validation.has_one_image(int(row[0])):
                 continue
             sha256, patches = validation.image(int(row[0]))
-            if sha256 in data and sha256 not in found:
+            if sha256 in data and sha256 not in chosen:
                 prompt, answer = validation.opening(int(row[0]))
                 text = self.tokenizer.decode(answer, skip_special_tokens=True).strip()
-                found[sha256] = Shown(_small(data[sha256].as_py()), patches, prompt, text)
-            if len(found) == IMAGES:
+                chosen[sha256] = Shown(_small(data[sha256].as_py()), patches, prompt, text)
+            if len(chosen) == IMAGES:
                 break
-        return list(found.values())
+        return list(chosen.values())
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write a table after some of the rounds."""

@@ -255,7 +255,7 @@ def test_sparse_mixture_computes_in_bf16() -> None:
 @pytest.mark.parametrize(
     ("config", "patches", "words"),
     [
-        (mixture(), 196, "196 patches.*tokens is 49.*set tokens to 196"),
+        (mixture(), 196, "196 patches.*tokens is 49\n.*set tokens to 196"),
         (mixture("linear", 64), 49, "cannot add tokens"),
         (mixture("pool", 30), 49, "30 tokens"),
         (sparse("pool", 25), 50, "50 patches"),
