@@ -57,8 +57,9 @@ def test_a_name_of_no_layer_is_refused_beside_one_that_matches() -> None:
     with pytest.raises(ModelError) as told:
         add_lora(llama(), rank=2, alpha=4, dropout=0.0, targets=("q_proj", "dense", "fc1"))
     assert str(told.value) == (
-        "finetune.lora_targets: no linear layer has the name dense, fc1\n  → use some of "
-        "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or all-linear for all of them"
+        "finetune.lora_targets: no linear layer has the name dense, fc1\n"
+        "  → use some of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, "
+        "or all-linear for all of them"
     )
 
 
