@@ -216,22 +216,24 @@ class TrainingModule(L.LightningModule):
             norm = norm.full_tensor()
         passes, self._step = self._step, []
         # The only point of a step where the CPU waits for the device.
-        *sums, length = torch.stack([*(each.nll for each in passes), norm]).tolist()
+        *sums, length = torch.stack([*(one_pass.nll for one_pass in passes), norm]).tolist()
         self._refuse_not_finite(passes, sums, length)
-        nll = sum(total / each.batch.tokens for total, each in zip(sums, passes, strict=True))
-        usage = torch.stack([each.usage for each in passes]).mean(dim=0)
+        nll = sum(
+            total / one_pass.batch.tokens for total, one_pass in zip(sums, passes, strict=True)
+        )
+        usage = torch.stack([one_pass.usage for one_pass in passes]).mean(dim=0)
         self.last = StepFigures(nll, length, usage)
 
     def _refuse_not_finite(self, passes: Sequence[_Pass], sums: list[float], norm: float) -> None:
         finite = torch.tensor([*sums, norm]).isfinite().tolist()
         if all(finite):
             return
-        spoilt = [each for each, fine in zip(passes, finite, strict=False) if not fine]
+        spoilt = [one_pass for one_pass, fine in zip(passes, finite, strict=False) if not fine]
         raise NotFiniteError(
             self.global_step,
-            [total / each.batch.targets for total, each in zip(sums, passes, strict=True)],
+            [total / one_pass.batch.targets for total, one_pass in zip(sums, passes, strict=True)],
             norm,
-            [example for each in spoilt or passes for example in each.batch.example_ids],
+            [example for one_pass in spoilt or passes for example in one_pass.batch.example_ids],
             own=bool(spoilt),
         )
 

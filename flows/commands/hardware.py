@@ -195,33 +195,39 @@ def device_of(hardware: str, peak: float | None) -> Device:
 
 def rows_of(recipe: Recipe, device: Device, mfu: float) -> Iterator[dict[str, Any]]:
     """Yield one row per training, with and without checkpointing."""
-    for each in trainings(recipe):
+    for variant in trainings(recipe):
         packed = recipe.finetune.quantize != "none"
         methods = ("frozen", recipe.finetune.method)
-        chosen = each.method in methods and (each.method != "lora" or each.packed == packed)
+        chosen = variant.method in methods and (
+            variant.method != "lora" or variant.packed == packed
+        )
         for checkpointing in (False, True):
-            training = replace(each, checkpointing=checkpointing)
-            in_recipe = chosen and checkpointing == each.checkpointing
-            yield {"training": each.name, "in_recipe": in_recipe, **_figures(training, device, mfu)}
+            training = replace(variant, checkpointing=checkpointing)
+            in_recipe = chosen and checkpointing == variant.checkpointing
+            yield {
+                "training": variant.name,
+                "in_recipe": in_recipe,
+                **_figures(training, device, mfu),
+            }
 
 
 def writing_rows(recipe: Recipe, device: Device, mfu: float) -> Iterator[dict[str, Any]]:
     """Yield a row for evaluation and one for chat, with the columns of a training's."""
     available = (1 - RESERVE) * device.memory
-    for each in writings(recipe):
-        need, speed = writing_memory(each), (device.peak, device.bandwidth, mfu)
-        seconds = step_seconds(each, *speed) if each.half else None
-        hours = all_seconds(each, *speed) / 3600 if each.half and each.steps else None
+    for writing in writings(recipe):
+        need, speed = writing_memory(writing), (device.peak, device.bandwidth, mfu)
+        seconds = step_seconds(writing, *speed) if writing.half else None
+        hours = all_seconds(writing, *speed) / 3600 if writing.half and writing.steps else None
         yield {
-            "training": each.name,
+            "training": writing.name,
             "in_recipe": True,
             "checkpointing": None,
             **_gigabytes(need),
-            "micro_batch": each.rows,
+            "micro_batch": writing.rows,
             "fits": need.total <= available,
-            "largest_micro_batch": most_rows(each, available),
+            "largest_micro_batch": most_rows(writing, available),
             "step_seconds": _rounded(seconds),
-            "rows_per_second": _rounded(seconds and each.rows / each.new / seconds),
+            "rows_per_second": _rounded(seconds and writing.rows / writing.new / seconds),
             "hours": _rounded(hours),
         }
 

@@ -28,10 +28,10 @@ def heat_text(explanation: Explanation, width: int | None = None, *, plain: bool
         for word, values in zip(explanation.words, explanation.maps, strict=True)
     ]
     column = max(len(line) for block in blocks for line in block) + 3
-    each = max(1, (room + 3) // column)
+    per_line = max(1, (room + 3) // column)
     rows = []
-    for start in range(0, len(blocks), each):
-        beside = zip(*blocks[start : start + each], strict=True)
+    for start in range(0, len(blocks), per_line):
+        beside = zip(*blocks[start : start + per_line], strict=True)
         rows.append(
             "\n".join("".join(part.ljust(column) for part in line).rstrip() for line in beside)
         )

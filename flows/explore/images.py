@@ -97,13 +97,13 @@ def marked(data: bytes, pixels: int, objects: Sequence[dict[str, Any]]) -> Image
     scale = min(1.0, LARGE / max(whole.size))
     image = whole.resize([max(1, round(side * scale)) for side in whole.size])
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    for number, each in enumerate(objects):
+    for number, item in enumerate(objects):
         colour = _COLOURS[number % len(_COLOURS)]
-        left, top = each["x"] * scale, each["y"] * scale
-        right, bottom = left + each["width"] * scale, top + each["height"] * scale
+        left, top = item["x"] * scale, item["y"] * scale
+        right, bottom = left + item["width"] * scale, top + item["height"] * scale
         draw.rectangle((left, top, right, bottom), outline=colour, width=2)
         place = (left + 3, max(0.0, top - 16))
         draw.text(
-            place, each["category"], fill=colour, font=font, stroke_width=2, stroke_fill="white"
+            place, item["category"], fill=colour, font=font, stroke_width=2, stroke_fill="white"
         )
     return image

@@ -64,16 +64,18 @@ def _rows(
     """Return one row for each figure, in the given order."""
     values: list[dict[str, Any]] = [
         {
-            "label": each.label,
-            "value": each.value,
-            "low": each.value if each.low is None else each.low,
-            "high": each.value if each.high is None else each.high,
-            "colour": each.colour,
-            "shown": _shown(each.value),
-            "interval": "" if each.low is None else f"{each.low:.3g} to {each.high:.3g}",
+            "label": estimate.label,
+            "value": estimate.value,
+            "low": estimate.value if estimate.low is None else estimate.low,
+            "high": estimate.value if estimate.high is None else estimate.high,
+            "colour": estimate.colour,
+            "shown": _shown(estimate.value),
+            "interval": ""
+            if estimate.low is None
+            else f"{estimate.low:.3g} to {estimate.high:.3g}",
         }
-        for each in estimates
-        if math.isfinite(each.value)  # JSON has no other numbers
+        for estimate in estimates
+        if math.isfinite(estimate.value)  # JSON has no other numbers
     ]
     fields = [("label", "of"), ("shown", "value")]
     fields += [("interval", "95 % interval")] if any(row["interval"] for row in values) else []
@@ -161,8 +163,8 @@ def _binned(
 ) -> list[dict[str, Any]]:
     """Return the bars of a histogram; of whole numbers, each has its number in the middle."""
     amounts: dict[tuple[str, int], int] = {}
-    for name, each in counts.items():
-        for value, count in each.items():
+    for name, occurrences in counts.items():
+        for value, count in occurrences.items():
             place = min(int((value - first) / step), _BINS - 1)
             amounts[name, place] = amounts.get((name, place), 0) + count
     return [

@@ -183,8 +183,8 @@ def _by_group(
     counted = all(name.split(" ")[0].rstrip("+").isdigit() for name, _, _ in estimates)
     order = (lambda e: int(e[0].split(" ")[0].rstrip("+"))) if counted else (lambda e: e[2].value)
     drawn = [
-        Estimate(f"{name} ({count})", each.value, each.low, each.high)
-        for name, count, each in sorted(estimates, key=order)
+        Estimate(f"{name} ({count})", estimate.value, estimate.low, estimate.high)
+        for name, count, estimate in sorted(estimates, key=order)
     ]
     return [bars(title, drawn, "mean and 95 % interval; in brackets: how many")]
 

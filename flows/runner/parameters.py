@@ -30,8 +30,8 @@ def dotted_fields(model: type[BaseModel], prefix: str = "") -> dict[str, list[Fi
         inner = list(_models(info.annotation))
         if not inner:
             by_path.setdefault(path, []).append(info)
-        for each in inner:
-            for key, fields in dotted_fields(each, f"{path}.").items():
+        for inner_model in inner:
+            for key, fields in dotted_fields(inner_model, f"{path}.").items():
                 by_path.setdefault(key, []).extend(fields)
     return by_path
 
@@ -61,8 +61,8 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     if origin is Annotated:
         yield from _models(get_args(annotation)[0])
     elif origin in (Union, types.UnionType):
-        for each in get_args(annotation):
-            yield from _models(each)
+        for argument in get_args(annotation):
+            yield from _models(argument)
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
 

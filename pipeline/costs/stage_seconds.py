@@ -79,12 +79,12 @@ class Forecast:
     @property
     def total(self) -> float:
         """Seconds of all stages whose time is known."""
-        return sum(each or 0.0 for each in self.seconds.values())
+        return sum(seconds or 0.0 for seconds in self.seconds.values())
 
     @property
     def unknown(self) -> list[str]:
         """Stages whose time is not known."""
-        return [stage for stage, each in self.seconds.items() if each is None]
+        return [stage for stage, seconds in self.seconds.items() if seconds is None]
 
 
 def forecast(
@@ -238,8 +238,8 @@ def seconds_for(
         return None
     sizes = [done for done, _ in points]
     if max(sizes) >= SPREAD * min(sizes):
-        fixed, each = _line(points)
-        return fixed + each * work
+        fixed, per_unit = _line(points)
+        return fixed + per_unit * work
     return median(min(constant, t) + max(t - constant, 0.0) * work / d for d, t in points)
 
 

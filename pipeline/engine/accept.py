@@ -99,20 +99,20 @@ def _refuse(step: Step) -> None:
 
 
 def _choose(store: ArtifactStore, name: str, payload: dict[str, object], made_as: str) -> Manifest:
-    usable = [each for each in store.manifests(name) if not store.damage(each)]
+    usable = [manifest for manifest in store.manifests(name) if not store.damage(manifest)]
     if not usable:
         raise PipelineError(f"{name} has no intact artifact to adopt", "`phivision run` makes one")
     if made_as:
-        matches = [each for each in usable if each.fingerprint.startswith(made_as)]
+        matches = [manifest for manifest in usable if manifest.fingerprint.startswith(made_as)]
         if len(matches) == 1:
             return matches[0]
         raise PipelineError(
             f"{len(matches)} artifacts of {name} have a fingerprint that starts with {made_as}",
-            f"there are: {', '.join(each.fingerprint[:12] for each in usable[:8])}",
+            f"there are: {', '.join(manifest.fingerprint[:12] for manifest in usable[:8])}",
         )
-    for each in usable:
-        if all(each.payload[part] == payload[part] for part in ("recipe", "inputs", "source")):
-            return each
+    for manifest in usable:
+        if all(manifest.payload[part] == payload[part] for part in ("recipe", "inputs", "source")):
+            return manifest
     rest = [text for text in differences(usable[0].payload, payload) if text[:4] != "code"]
     raise PipelineError(
         f"no artifact of {name} differs in its code only; the newest has {'; '.join(rest[:4])}",

@@ -122,8 +122,8 @@ def text_likelihood(
 def whole(rows: Sequence[Row], nats: Sequence[NDArray[np.float64]]) -> list[Nats]:
     """Return one sum per example."""
     return [
-        Nats(row["image_id"], float(each.sum()), len(each))
-        for row, each in zip(rows, nats, strict=True)
+        Nats(row["image_id"], float(values.sum()), len(values))
+        for row, values in zip(rows, nats, strict=True)
     ]
 
 
@@ -139,9 +139,9 @@ def by_answer_type(
     """
     answers = {(row["example_id"], row["turn"]): row["answer"] for row in questions}
     by_type: dict[str, list[Nats]] = {}
-    for row, each in zip(rows, nats, strict=True):
+    for row, values in zip(rows, nats, strict=True):
         runs = [len(list(run)) for target, run in groupby(row["supervised"]) if target]
-        for turn, piece in enumerate(np.split(each, np.cumsum(runs)[:-1])):
+        for turn, piece in enumerate(np.split(values, np.cumsum(runs)[:-1])):
             answer = answers.get((row["example_id"], turn))
             if answer is not None:
                 nat = Nats(row["image_id"], float(piece.sum()), len(piece))

@@ -37,14 +37,14 @@ def summarize(
         value = {"value": float(sample[0]), "low": low, "high": high, "count": of.count}
         rows.append({**place, **value})
 
-    real = {each.metric: each for each in metrics.get(REAL, ())}
+    real = {entry.metric: entry for entry in metrics.get(REAL, ())}
     for condition, measured in metrics.items():
-        for each in measured:
-            add(condition, each.metric, drawn.sample(each), each)
-        for each in measured if condition != REAL else ():
-            if each.better and each.metric in real:
-                gap = each.better * (drawn.sample(real[each.metric]) - drawn.sample(each))
-                add(condition, f"{each.metric}_gap", gap, each)
+        for entry in measured:
+            add(condition, entry.metric, drawn.sample(entry), entry)
+        for entry in measured if condition != REAL else ():
+            if entry.better and entry.metric in real:
+                gap = entry.better * (drawn.sample(real[entry.metric]) - drawn.sample(entry))
+                add(condition, f"{entry.metric}_gap", gap, entry)
     return rows
 
 
@@ -65,16 +65,16 @@ class _Drawn:
     """All metrics of a stage on the same resampled images."""
 
     def __init__(self, metrics: Mapping[str, Sequence[Metric]], resamples: int, seed: int) -> None:
-        listed = [each for measured in metrics.values() for each in measured]
-        images = np.unique(np.concatenate([np.asarray(each.images) for each in listed]))
+        listed = [metric for measured in metrics.values() for metric in measured]
+        images = np.unique(np.concatenate([np.asarray(metric.images) for metric in listed]))
         self._single = len(images) < 2
         self._places: dict[int, slice] = {}
         columns, width = [], 0
-        for each in listed:
-            sums = np.zeros((len(images), each.parts.shape[1]))
-            np.add.at(sums, np.searchsorted(images, each.images), each.parts)
+        for metric in listed:
+            sums = np.zeros((len(images), metric.parts.shape[1]))
+            np.add.at(sums, np.searchsorted(images, metric.images), metric.parts)
             columns.append(sums)
-            self._places[id(each)] = slice(width, width + sums.shape[1])
+            self._places[id(metric)] = slice(width, width + sums.shape[1])
             width += sums.shape[1]
         parts = np.concatenate(columns, axis=1)
         # The first row is for the original images.

@@ -88,9 +88,9 @@ def _decision(
     fault = _withdrawn(history, candidate.digest) or _fault(store, recipe, run, now)
     if fault and not anyway:
         refusal = ("refused", candidate.digest, against, fault)
-        for each in history:
-            if (each.action, each.digest, each.against, each.reason) == refusal:
-                return each, False
+        for earlier in history:
+            if (earlier.action, earlier.digest, earlier.against, earlier.reason) == refusal:
+                return earlier, False
     action = ("forced" if anyway else "refused") if fault else "published"
     entry = add_entry(
         store,
@@ -217,7 +217,8 @@ def baseline_fault(rows: list[dict[str, Any]], metric: str) -> str:
 def _withdrawn(history: list[Entry], digest: str) -> str:
     """Return that an assistant was rolled back, unless it was published again since."""
     newest = next(
-        (each for each in history if each.moved and digest in (each.digest, each.against)), None
+        (entry for entry in history if entry.moved and digest in (entry.digest, entry.against)),
+        None,
     )
     if newest is not None and newest.action == "rolled back" and newest.against == digest:
         return "it was published before and rolled back from"

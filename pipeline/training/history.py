@@ -65,14 +65,14 @@ class History(Callback):
 
     def _write(self, trainer: L.Trainer, module: TrainingModule) -> None:
         steps, count = self._steps, len(self._steps)
-        usage = torch.stack([each.usage for each in steps]).mean(dim=0)
-        nll = sum(each.nll for each in steps) / count
+        usage = torch.stack([step.usage for step in steps]).mean(dim=0)
+        nll = sum(step.nll for step in steps) / count
         here = torch.cat([usage, torch.tensor([nll], device=usage.device)])
         # Processes hold shares of the loss, which add up; their experts' shares are averaged.
         summed = trainer.strategy.reduce(here, reduce_op="sum").tolist()
         figures = {
             "loss": summed.pop(),
-            "gradient_norm": sum(each.gradient_norm for each in steps) / count,
+            "gradient_norm": sum(step.gradient_norm for step in steps) / count,
         }
         for part, rate in module.learning_rates().items():
             figures[f"learning_rate_{part}"] = rate
