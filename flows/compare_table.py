@@ -29,15 +29,7 @@ def real_scores(catalog: Catalog, run: str) -> dict[str, dict[str, float | None]
 def measure(
     store: ArtifactStore, name: str, changes: Mapping[str, object], run: str, first: str
 ) -> dict[str, Any]:
-    """Return what is known of one run, ready for JSON.
-
-    Args:
-        store: Where the runs are.
-        name: Name of the variant.
-        changes: What it changed.
-        run: Its run.
-        first: The run it is compared to; differences are paired by image and question.
-    """
+    """Return what is known of one run, ready for JSON."""
     catalog = Catalog(store, run)
     record = find_run(store, run)
     seed, resamples = record["recipe"]["seed"], record["recipe"]["evaluate"]["resamples"]
@@ -67,11 +59,7 @@ def measure(
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return variants as a table in Markdown; intervals hold 95 %.
-
-    Args:
-        rows: What :func:`measure` returned for each; the others were compared to the first.
-    """
+    """Return variants as a table in Markdown; intervals hold 95 %."""
     shown = [metric for metric in COMPARED if any(metric in row["metrics"] for row in rows)]
     head, against = ["variant"], f"against {_escaped(rows[0])}"
     for metric in shown:

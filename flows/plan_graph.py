@@ -22,14 +22,7 @@ def mermaid(
     seconds: Mapping[str, float | None],
     hours: Mapping[str, float],
 ) -> str:
-    """Return a flowchart: a node for each stage with its status and what it took or will take.
-
-    Args:
-        recipe: The recipe, which decides some of the inputs.
-        steps: The verdict on each stage.
-        seconds: What each stage will take, None where that is not known.
-        hours: GPU hours of stages that were computed for a device.
-    """
+    """Return a flowchart: a node for each stage with its status and what it took or will take."""
     inputs = {step.stage: BY_NAME[step.stage].inputs_with(recipe) for step in steps}
     nodes = [
         f'    {step.stage}["{"<br/>".join(_label(step, seconds, hours))}"]:::{step.status}'

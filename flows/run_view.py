@@ -13,12 +13,7 @@ _STYLES = {"at work": "bold", "waiting": "dim", "cached": "dim"}
 
 
 def view(snapshot: Snapshot, memory: int | None = None) -> Group:
-    """Return what a person sees of a run.
-
-    Args:
-        snapshot: The run.
-        memory: Bytes of memory that its processes have, if that is known.
-    """
+    """Return what a person sees of a run."""
     age = time.time() - snapshot.started
     head = f"{snapshot.title} · {snapshot.store} · {duration(age)} · process {snapshot.process}"
     if memory is not None:

@@ -42,13 +42,6 @@ def explain(
 
     The answer is encoded anew, so only its text is needed.
 
-    Args:
-        assistant: The assistant that answered.
-        data: The image file's content.
-        question: The question; None for a caption.
-        answer: The answer.
-        history: Earlier questions and answers, as given to `Assistant.stream`.
-
     Raises:
         ModelError: The answer has no word, is too long or not valid text, or the patches form no
             square.

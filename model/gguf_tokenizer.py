@@ -96,14 +96,7 @@ def _split_of(steps: list[dict[str, Any]]) -> str:
 
 
 def write_vocabulary(writer: gguf.GGUFWriter, lm: Path, vocabulary: Vocabulary, rows: int) -> None:
-    """Add tokens, merges, special tokens and the chat template.
-
-    Args:
-        writer: The file.
-        lm: Folder of the language model.
-        vocabulary: What `read_vocabulary` returned.
-        rows: Rows of the embedding; those without a token are unused.
-    """
+    """Add tokens, merges, special tokens and the chat template."""
     tokenizer = Tokenizer.from_file(str(lm / "tokenizer.json"))
     kinds = gguf.TokenType
     tokens = [(f"[PAD{number}]", kinds.UNUSED) for number in range(rows)]

@@ -308,12 +308,7 @@ class TrainingModule(L.LightningModule):
 
 
 def _name_states(states: dict[str, Any], names: list[list[str]]) -> None:
-    """Replace the numbers of weights in an optimizer's state by names, in place.
-
-    Args:
-        states: The optimizer's states; empty where another process saves.
-        names: The weights of each group.
-    """
+    """Replace the numbers of weights in an optimizer's state by names, in place."""
     name_of: dict[Any, str] = {}
     for group, named in zip(states.get("param_groups", []), names, strict=False):
         name_of.update(zip(group["params"], named, strict=True))

@@ -35,14 +35,6 @@ def export_to(
 ) -> str:
     """Write the published assistant to a folder, or upload it; return where it is, in words.
 
-    Args:
-        settings: The store.
-        target: A new folder or `hf://owner/name`.
-        adapters: LoRA merged, or beside the language model.
-        images: Test images to add as examples.
-        public: Whether a new repository on the hub is open to everybody.
-        style: phivision's own layout, transformers' LLaVA, or GGUF for llama.cpp and ollama.
-
     Raises:
         PipelineError: Nothing is published, the format cannot hold it, the folder is not empty, or
             the upload is refused.

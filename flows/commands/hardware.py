@@ -66,13 +66,6 @@ def print_hardware(
 
     Trainings come with and without gradient checkpointing.
 
-    Args:
-        recipe: What is to be trained.
-        hardware: A device's name, or its memory, e.g. 80GB.
-        peak: Its peak in TFLOP/s instead of the known one.
-        mfu: Share of the peak that training is assumed to reach.
-        style: A table for people or JSON for programs.
-
     Raises:
         PipelineError: There is no such device, or the share is not between 0 and 1.
     """

@@ -15,13 +15,7 @@ _LEAST = 0.005  # nats up to which no patch counts as important
 
 
 def heat_text(explanation: Explanation, width: int | None = None, *, plain: bool = False) -> str:
-    """Return a grid for each word, as many beside each other as there is room for.
-
-    Args:
-        explanation: Words and what mattered for them.
-        width: Characters of a line; those of the terminal if omitted.
-        plain: Use ASCII only.
-    """
+    """Return a grid for each word, as many beside each other as there is room for."""
     room = shutil.get_terminal_size().columns if width is None else width
     blocks = [
         _block(word, values, _PLAIN if plain else _SHADES)

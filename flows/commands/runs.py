@@ -19,12 +19,6 @@ def print_runs(
 ) -> None:
     """Print the finished runs, newest first or the best first.
 
-    Args:
-        store: The store.
-        style: A table for people or JSON for programs.
-        sort: A metric by which to sort, "" for the newest first.
-        limit: Runs to print, at most.
-
     Raises:
         PipelineError: No run has that metric.
         StorageError: A record cannot be read.

@@ -12,7 +12,7 @@ import pyarrow as pa
 from flows.printing import print_rows
 from pipeline.catalog.catalog import Catalog
 from pipeline.errors import PipelineError
-from storage.sql.queries import refuse_writing
+from storage.sql.queries import boxed, refuse_writing
 from storage.tables import write_arrow
 
 SHOWN = 200  # rows printed as a table
@@ -63,8 +63,6 @@ def print_result(result: pa.Table) -> None:
     More rows become one table without the columns in the middle.
     """
     from rich.console import Console
-
-    from storage.sql.boxes import boxed
 
     rows = result.slice(0, SHOWN).to_pylist()
     names = result.column_names

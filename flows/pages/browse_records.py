@@ -47,12 +47,7 @@ _WRITTEN = ("condition", "kind", "question", "prediction", "references", "score"
 
 
 def image_records(catalog: Catalog, count: int) -> list[Row]:
-    """Return all there is about some images, ready for JSON.
-
-    Args:
-        catalog: The catalog of the dataset.
-        count: Images, at most; the same share of each split.
-    """
+    """Return all there is about some images, ready for JSON."""
     rows = ask(catalog, ("images",), _CHOSEN, count=count)
     ids = [row["image_id"] for row in rows]
     about: dict[str, dict[int, list[Any]]] = {name: {} for name in (*_ABOUT, "predictions")}

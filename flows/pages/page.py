@@ -20,13 +20,7 @@ _BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def render(template: str, scripts: Sequence[str], **values: Any) -> str:
-    """Return a page; every value is escaped, and the page may fetch nothing.
-
-    Args:
-        template: File name of the template.
-        scripts: What the page executes, each allowed by its hash; nothing else is.
-        values: For the template.
-    """
+    """Return a page; every value is escaped, and the page may fetch nothing."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,

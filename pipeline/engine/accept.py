@@ -40,13 +40,6 @@ def accept(
 ) -> Adoption:
     """Adopt the newest artifact of a stage that differs from the current one in its code only.
 
-    Args:
-        name: The stage.
-        recipe: The recipe under which it is to be fresh.
-        store: The store.
-        made_as: Adopt the artifact whose fingerprint starts with this, whatever else differs.
-        stages: The DAG.
-
     Raises:
         PipelineError: The stage does not exist or is fresh, its inputs are not fresh, or no
             artifact fits.

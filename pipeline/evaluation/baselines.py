@@ -41,11 +41,6 @@ def baseline_captions(
     """Return the caption of every test image by its hash, for each baseline.
 
     There are no baselines where there are no captions.
-
-    Args:
-        examples: The `examples` artifact.
-        features: The `features` artifact.
-        threads: Threads of the search; all cores where it is None.
     """
     columns = ["example_id", "kind", "split", "sha256", "text"]
     sources = {

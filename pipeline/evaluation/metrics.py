@@ -59,9 +59,6 @@ def caption_metrics(rows: Sequence[Row]) -> list[Metric]:
     """Return the metrics of captions: CIDEr-D, BLEU, ROUGE-L, lengths, repetition, CHAIR.
 
     It also writes each caption's CIDEr-D into its row as `score`.
-
-    Args:
-        rows: Captions of one stage and condition, with `mentions` where objects are known.
     """
     texts = [row["prediction"] for row in rows]
     scores = score_captions(texts, [row["references"] for row in rows])

@@ -23,13 +23,6 @@ def send_folder(
     Files of an earlier export that this one lacks are removed from the branch; files of other
     people stay.
 
-    Args:
-        hub: The Hub, with a token.
-        folder: What to upload.
-        name: owner/name.
-        kind: As the Hub calls it.
-        tag: Name of the revision; if it names another one, it is moved.
-
     Raises:
         HTTPError, OSError, ValueError, RuntimeError: As huggingface_hub raises them.
     """

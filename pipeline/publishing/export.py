@@ -120,12 +120,6 @@ def write_repository(
 ) -> None:
     """Write the repository of a published assistant into an empty folder.
 
-    Args:
-        lineage: The assistant.
-        folder: The folder.
-        adapters: `merged`, or `beside` for the original language model with LoRA in `adapter/`.
-        name: Its owner/name on the hub, where that is known.
-
     Raises:
         PipelineError: There are no separate adapters.
         StorageError: An artifact is damaged or cannot be read.

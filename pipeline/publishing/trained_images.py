@@ -39,13 +39,7 @@ def learned_texts(examples: InputArtifact) -> bool:
 def reference_of(
     trained: list[str], features: InputArtifact, what: str
 ) -> TrainingReference | None:
-    """Return what a bundle compares images to, None if there are too few training images.
-
-    Args:
-        trained: SHA-256 of the training images, sorted.
-        features: The `features` artifact.
-        what: What kind of images they are, in one phrase.
-    """
+    """Return what a bundle compares images to, None if there are too few training images."""
     if len(trained) < FEWEST:
         return None
     patches = open_patches(features)

@@ -221,13 +221,7 @@ def _shape(name: str) -> tuple[int, int]:
 
 
 def _type_of(values: object, path: str, *, named: bool) -> Any:
-    """Return the type of a field, or of one of its named entries; Any where there is no field.
-
-    Args:
-        values: The recipe, whose kinds say which fields there are.
-        path: Dotted path of the field.
-        named: Whether to return the type of an entry.
-    """
+    """Return the type of a field, or of one of its named entries; Any where there is no field."""
     kind: Any = Recipe
     for key in path.split("."):
         inside = values if isinstance(values, dict) else {}

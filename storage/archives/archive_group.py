@@ -11,11 +11,6 @@ from storage.archives.members import Archive, ArchiveLimits, Member
 class ArchiveGroup(Archive):
     """The members of several archives; a name belongs to the first archive that has it.
 
-    Args:
-        paths: The archives.
-        limits: What each of them may hold.
-        own: Whether they are the user's own, as for `open_archive`.
-
     Raises:
         UnsafeArchiveError: One is over a limit.
         StorageError: One is missing, damaged, or of another kind.

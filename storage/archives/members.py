@@ -148,10 +148,6 @@ class Archive(ABC):
     def _admit(self, members: Iterable[Member | None], packed: int | None = None) -> None:
         """Sort members into those served and those refused; None stands for a folder.
 
-        Args:
-            members: All entries, in the archive's order.
-            packed: Bytes of the archive itself where it is compressed.
-
         Raises:
             UnsafeArchiveError: The archive as a whole is over a limit.
         """

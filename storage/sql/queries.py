@@ -1,7 +1,9 @@
 """SQL over Arrow tables and Parquet files, in a DuckDB without access to anything else."""
 
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,14 @@ def refuse_writing(sql: str) -> None:
             "exactly one SELECT, DESCRIBE, SUMMARIZE, SHOW or EXPLAIN can be run here",
             "the catalog is read-only",
         )
+
+
+def boxed(table: pa.Table, width: int, rows: int) -> str:
+    """Return a result as DuckDB prints it, at most `width` characters wide: columns are left out."""
+    text = io.StringIO()
+    with duckdb.connect(":memory:") as connection, redirect_stdout(text):
+        connection.from_arrow(table).show(max_width=width, max_rows=rows, null_value="")
+    return text.getvalue().rstrip("\n")
 
 
 def is_blank(sql: str) -> bool:

@@ -84,11 +84,6 @@ def presence(store: ArtifactStore, locks: Path, pace: Pace | None = None) -> Gen
 
     Where nothing can be written there is no signal, and the run continues: there, nothing can be
     removed either.
-
-    Args:
-        store: The store that the run reads and fills.
-        locks: Local folder of lock files.
-        pace: Timing of the lease that replaces the lock where there are no locks.
     """
     name = f"run-{uuid.uuid4().hex}"
 

@@ -58,10 +58,6 @@ def score_captions(hypotheses: Sequence[str], references: Sequence[Sequence[str]
     A hypothesis without words scores 0 in every metric. Sentence BLEU-n of a caption with fewer
     than n tokens is close to 0 even where it equals its reference, as in coco-caption.
 
-    Args:
-        hypotheses: the caption to be judged, one per image; raw text.
-        references: for every image at least one human caption; raw text.
-
     Returns:
         The scores of the whole corpus and of every image.
 

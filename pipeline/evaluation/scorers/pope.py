@@ -57,12 +57,7 @@ class PresenceAsker:
         self._beside = {name: _ranked(counts) for name, counts in beside.items()}
 
     def ask(self, image_id: int, most: int) -> list[PresenceQuestion]:
-        """Return the questions about an image, none where it has no marked object.
-
-        Args:
-            image_id: The image.
-            most: Present objects and, in each set, absent ones, at most.
-        """
+        """Return the questions about an image, none where it has no marked object."""
         there = self._objects.get(image_id, [])
         absent = [name for name in self._popular if name not in there]
         there = there[: min(most, len(absent))]

@@ -36,13 +36,6 @@ class Throughput(Callback):
     Tokens are positions of the language model without padding, those of images included. `mfu`
     is the share of the devices' peak that the model's own operations take. Time between rounds,
     mainly validation, is not counted. A resume continues the count.
-
-    Args:
-        passes: Forward passes per optimizer step.
-        patches: Patches of an image and their width.
-        stage: Name of the stage, for the log.
-        report: Shows the log.
-        path: File for the figures of the whole training, as JSON.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 from PIL import Image
 
-from flows.runner.wandb_report import wandb_report
+from flows.runner.report_attach import wandb_report
 from pipeline.catalog.catalog import Catalog
 from pipeline.settings import Settings
 from pipeline.training.observers.tracking import RunReport, log_report
