@@ -137,7 +137,7 @@ def refuse_writing(sql: str) -> None:
 
 
 def boxed(table: pa.Table, width: int, rows: int) -> str:
-    """Return a result as DuckDB prints it, `width` characters wide at most: columns are left out."""
+    """Return a result as DuckDB prints it, within `width` characters; some columns are left out."""
     text = io.StringIO()
     with duckdb.connect(":memory:") as connection, redirect_stdout(text):
         connection.from_arrow(table).show(max_width=width, max_rows=rows, null_value="")
