@@ -1,4 +1,4 @@
-"""OpenLineage events of a run's stages, sent where the variables of OpenLineage's client say.
+"""OpenLineage events of a run's stages, for the receiver that OpenLineage's variables name.
 
 A thread sends them, so that no receiver can hold up a run or fail it.
 """
@@ -22,7 +22,7 @@ WAIT = 10.0  # seconds after a run for the last events
 
 @contextmanager
 def lineage(store: str, wait: float = WAIT) -> Generator["Lineage"]:
-    """Give what tells the stages of a run; it tells nobody where no variable names a receiver.
+    """Yield the reporter of a run's stages; it sends nothing where no variable names a receiver.
 
     Args:
         store: Address of the store, the namespace of all datasets; its secrets are masked.
@@ -42,7 +42,7 @@ def lineage(store: str, wait: float = WAIT) -> Generator["Lineage"]:
 
 
 class Lineage:
-    """Keeps events until `send` sends them; in each, datasets are artifacts by stage and digest."""
+    """Queues events for `send`; their datasets are artifacts, by stage and digest."""
 
     def __init__(self, store: str) -> None:
         self._store = store
@@ -52,23 +52,23 @@ class Lineage:
     def stage(
         self, name: str, inputs: Mapping[str, Manifest]
     ) -> Generator[Callable[[Manifest], None]]:
-        """Tell the start of a stage and how it ends; call what is yielded with its artifact."""
+        """Report the start and the end of a stage; its artifact goes to the yielded function."""
         run, outputs = str(uuid.uuid4()), []
 
-        def tell(kind: str) -> None:
+        def report(kind: str) -> None:
             parts = (kind, datetime.now(UTC).isoformat(), run, name, [*inputs.values()], [*outputs])
             self.queue.put(lambda: _event(self._store, *parts))
 
-        tell("START")
+        report("START")
         try:
             yield outputs.append
         except BaseException as error:
-            tell("FAIL" if isinstance(error, Exception) else "ABORT")
+            report("FAIL" if isinstance(error, Exception) else "ABORT")
             raise
-        tell("COMPLETE")
+        report("COMPLETE")
 
     def send(self) -> None:
-        """Send events until there is a None instead of one."""
+        """Send the queued events, until a None is among them."""
         try:
             from openlineage.client import OpenLineageClient
 

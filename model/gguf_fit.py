@@ -1,6 +1,6 @@
-"""What llama.cpp can hold of a language model; read before training, so nothing heavy is imported.
+"""Which language models llama.cpp can load; read before training, so nothing heavy is imported.
 
-Projector, encoder and second encoder are bound as in `model.llava_fit`: llama.cpp's loader of
+Projector and encoders have the restrictions of `model.llava_fit`: llama.cpp's loader of
 LLaVA's vision side has the same two plain layers and the same tower.
 """
 
@@ -15,7 +15,7 @@ ARCHITECTURES = {
 
 
 def gguf_language_obstacle(family: str) -> str:
-    """Return what is against a language model by its `model_type`, "" for nothing."""
+    """Return why a language model of this `model_type` cannot be exported, "" if it can."""
     if family in ARCHITECTURES:
         return ""
     return (

@@ -1,7 +1,7 @@
 """A bundle's language model as a GGUF file for llama.cpp, with the separator as one more token.
 
-The package `gguf` has the names of tensors and keys; what is here is what llama.cpp computes
-otherwise than transformers: rotated halves of queries and keys, and the scaling of rotations.
+The package `gguf` has the names of tensors and keys. This file handles what llama.cpp computes
+differently from transformers: rotated halves of queries and keys, and the scaling of rotations.
 Adapters are merged already: a bundle's `lm/` is a plain model.
 """
 
@@ -82,7 +82,7 @@ def _check_config(config: Any) -> None:
 def _add_separator(
     language_model: PreTrainedModel, vocabulary: Vocabulary, separator: Tensor
 ) -> None:
-    """Give the separator its embedding, and where there is a place for it a score of no word."""
+    """Set the separator's embedding and, where the head allows it, a score that no word has."""
     rows = len(language_model.get_input_embeddings().get_parameter("weight"))
     if vocabulary.separator >= rows:
         language_model.resize_token_embeddings(vocabulary.separator + 1, mean_resizing=False)

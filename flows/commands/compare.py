@@ -150,7 +150,7 @@ def _shown(value: object) -> str:
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Return by path its last part, or as many parts as tell it from the other paths."""
+    """Return by path its last part, or as many parts as distinguish it from the other paths."""
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise PipelineError(f"--grid names {twice} twice", f"write --grid {twice}=v1,v2,v3")

@@ -1,4 +1,4 @@
-"""Charts in Vega-Lite: one specification gives a live chart and a still picture of it.
+"""Charts in Vega-Lite: one specification gives a live chart and a still image of it.
 
 Every function returns a `Chart`. Its `uri` is an SVG for an `<img>`, so that nothing in a drawing
 can affect the page around it; its `spec` is what `charts.js` draws in its place, with values under

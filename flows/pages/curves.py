@@ -66,7 +66,7 @@ def lines(title: str, curves: Sequence[Curve], x: str, y: str) -> Chart:
     fields = [("run", "run")] if len(runs) > 1 else []
     fields += [("name", "curve"), ("x", x), ("y", y)]
     whole = {"data": {"values": values}, "layer": [line], "height": 210}
-    # The dots under the pointer are five times the rest, and a still picture shows none.
+    # The dots under the pointer are five times the rest, and a still image shows none.
     return chart(title, {**whole, "layer": [line, _dots(encoding, fields)]}, still=whole)
 
 

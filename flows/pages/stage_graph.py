@@ -29,11 +29,11 @@ class Box(NamedTuple):
 
 
 def stage_graph(manifests: Mapping[str, Manifest], made: Sequence[str]) -> dict[str, Any] | None:
-    """Return what the template draws: size, boxes, and the path of each arrow; None of no stage.
+    """Return what the template draws: size, boxes, and the path of each arrow; None without stages.
 
     Args:
         manifests: The artifacts of a run, in the order of the DAG.
-        made: Stages that the run itself made; it found the others.
+        made: Stages that the run itself made; the others were cached.
     """
     if not manifests:
         return None

@@ -1,7 +1,7 @@
-"""Parts of Vega-Lite specifications, and a chart from one: its live form and a still picture.
+"""Parts of Vega-Lite specifications, and a chart from one: its live form and a still image.
 
 The libraries that draw live charts come out of the package vl-convert, which also draws the still
-pictures, so nothing is fetched and no copy of them is kept here.
+images, so nothing is fetched and no copy of them is kept here.
 """
 
 import base64
@@ -13,7 +13,7 @@ from typing import Any
 
 import vl_convert
 
-WIDTH = 520  # pixels of a still picture; a live chart is as wide as its place
+WIDTH = 520  # pixels of a still image; a live chart is as wide as its place
 COLOURS = ("#2f6db3", "#d9822b", "#7a8594", "#3c9a5f", "#b0476a", "#7b5ea7", "#8c6d31", "#1aa0a8")
 PLAIN = "#1aa0a8"  # of amounts that belong to no condition and no run
 RUNS = ("#7b5ea7", "#3c9a5f", "#b0476a", "#a08a00", "#14808a", "#d65f9b")  # this run first
@@ -52,7 +52,7 @@ class Chart:
 
     Attributes:
         title: What it shows.
-        uri: Its still picture, an SVG as a `data:` URI.
+        uri: Its still image, an SVG as a `data:` URI.
         spec: Its Vega-Lite specification.
     """
 
@@ -70,7 +70,7 @@ def chart_library() -> str:
 
 
 def chart(title: str, spec: Mapping[str, Any], still: Mapping[str, Any] | None = None) -> Chart:
-    """Return a chart; its picture is drawn from another specification where there is one."""
+    """Return a chart; its image is drawn from another specification where there is one."""
     common = {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "description": title,
@@ -92,7 +92,7 @@ def _renumbered(svg: str) -> str:
 
 
 def tips(fields: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Return what is told under the pointer: fields, each with its title."""
+    """Return what is shown under the pointer: fields, each with its title."""
     return [{"field": field, "title": title} for field, title in fields]
 
 

@@ -73,7 +73,7 @@ def _make_all(
         for stage in DAG:
             inputs = {name: outcomes[name].manifest for name in stage.inputs_with(recipe)}
             note_begin(stage.name)
-            with events.stage(stage.name, inputs) as tell:
+            with events.stage(stage.name, inputs) as report_artifact:
                 state = run_stage.with_options(
                     name=stage.name,
                     task_run_name=stage.name,
@@ -90,7 +90,7 @@ def _make_all(
                 )
                 states[stage.name] = state
                 outcomes[stage.name] = _outcome(state)
-                tell(outcomes[stage.name].manifest)
+                report_artifact(outcomes[stage.name].manifest)
     return list(outcomes.values())
 
 

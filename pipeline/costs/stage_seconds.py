@@ -28,7 +28,7 @@ NEWEST = 8  # measurements of a stage that count
 # in the first. Measured between the demo with 1,181 and with 18,905 images; others had none.
 CONSTANT = {"backbones": 4.0, "pretrain": 1.5}
 # What an artifact of another version, one without any image, or one whose inputs are gone raises.
-UNTOLD = (KeyError, TypeError, ValueError, ZeroDivisionError)
+UNKNOWN = (KeyError, TypeError, ValueError, ZeroDivisionError)
 SPREAD = 1.5  # largest over smallest work from which two parts can be told apart
 
 _MODEL = ("backbones", "features.patches", "images.source.kind", "conversations.source.kind")
@@ -130,7 +130,7 @@ class _History:
 
     def seconds(self, stage: str) -> float | None:
         """Return the seconds of a stage, None where nothing says how many."""
-        with suppress(*UNTOLD):
+        with suppress(*UNKNOWN):
             work = work_of(stage, self._parts, self._counts) - self._done_before(stage)
             measured = list(islice(self._measured(stage), NEWEST))
             return seconds_for(max(work, 0.0), measured, CONSTANT.get(stage, 0.0))
@@ -155,7 +155,7 @@ class _History:
         for manifest in self.known[stage]:
             if manifest.machine and _kind(manifest.machine) != _kind(self.machine):
                 continue
-            with suppress(*UNTOLD):
+            with suppress(*UNKNOWN):
                 origin = self._origin(manifest)
                 made = _decisive(stage, origin.parts)
                 if all(made[field] == wanted[field] for field in made.keys() & wanted.keys()):
@@ -176,7 +176,7 @@ class _History:
         fresh = [step.manifest] if step.status == "fresh" and step.manifest else []
         sources = _sources(self._parts)
         for manifest in [*fresh, *self.known["examples"]]:
-            with suppress(*UNTOLD):
+            with suppress(*UNKNOWN):
                 origin = self._origin(manifest)
                 if _sources(origin.parts) == sources:
                     return self._scaled(origin)
@@ -205,7 +205,7 @@ class _History:
             same = manifest.payload["inputs"].get("backbones") == backbones.manifest.digest
             if not same or model_code(manifest.payload) != code:
                 continue
-            with suppress(*UNTOLD):
+            with suppress(*UNKNOWN):
                 parts = self._origin(manifest).parts
                 if _decisive(stage, parts) | _sources(parts, "images") == wanted:
                     done.append(float(manifest.summary["images"]))

@@ -22,7 +22,7 @@ FULL = 0.9  # of a limit; with fewer images a dataset has been used up
 
 
 def counts_of(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return the counts behind an artifact, as far as the stages that it was made of tell them."""
+    """Return the counts behind an artifact, as far as the summaries of its inputs have them."""
     counts: dict[str, float] = {}
     if "images" in figures:
         counts["images"] = figures["images"]["images"]

@@ -135,7 +135,7 @@ def open_encoder(extraction: Extraction) -> PatchEncoder:
 
 
 def check_grid(extraction: Extraction) -> None:
-    """Encode one black image, so that an encoder that does not fit is told before hours of work.
+    """Encode one black image, so that an encoder that does not fit fails before hours of work.
 
     Raises:
         PipelineError: Its number of patches does not fit.

@@ -26,7 +26,7 @@ _MODELFILE = "Modelfile"  # ollama's
 
 
 def write_sums(folder: Path) -> None:
-    """Write the list of all files below a folder, but the card."""
+    """Write the list of all files below a folder, except the card."""
     names = sorted(path.relative_to(folder).as_posix() for path in files_below(folder))
     lines = [
         f"{hash_file(folder / name, hashlib.sha256())}  {name}\n"
@@ -40,7 +40,7 @@ def read_sums(path: Path, title: str) -> dict[str, str]:
     """Return the SHA-256 of each file by name, from a list that somebody else may have written.
 
     Raises:
-        PipelineError: It is no such list, or names what does not belong into an export.
+        PipelineError: It is not such a list, or names what does not belong in an export.
     """
     sums = {}
     lines = path.read_text("utf-8", "replace").splitlines()

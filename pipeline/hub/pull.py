@@ -1,6 +1,6 @@
 """Fetching an exported assistant from the Hugging Face Hub into a folder, verified by digest.
 
-The files are collected in a hidden folder beside the target, where a pull that broke off goes on,
+The files are collected in a hidden folder beside the target, where an interrupted pull resumes,
 and become visible all at once when each has the SHA-256 that the export's own list states.
 """
 
@@ -103,7 +103,7 @@ def _sizes(repository: Repository) -> dict[str, int]:
 def _sums(
     address: str, repository: Repository, sizes: Mapping[str, int], partial: Path
 ) -> dict[str, str]:
-    """Return what the export consists of, which the repository has all of."""
+    """Return the files of the export with their SHA-256; the repository has all of them."""
     if SUMS not in sizes:
         raise PipelineError(
             f"{address} has no {SUMS}, so nothing says which files belong to it",
@@ -119,7 +119,7 @@ def _sums(
         raise
     if lost := sorted(sums.keys() - sizes.keys()):
         raise PipelineError(
-            f"{address} lacks {_listed(lost)}, of which {SUMS} tells",
+            f"{address} lacks {_listed(lost)}, which {SUMS} lists",
             "its upload was not finished, or files were removed: export it again",
         )
     return sums
@@ -159,15 +159,15 @@ def _collect(
         (partial / name).unlink(missing_ok=True)
     if wrong:
         raise UnreachableError(
-            f"{_listed(sorted(wrong))} of {address} came with another SHA-256 than {SUMS} states",
+            f"{_listed(sorted(wrong))} of {address} do not have the SHA-256 that {SUMS} states",
             "run it again to fetch that anew; where that does not help, export the assistant again",
         )
 
 
 def _fetch(repository: Repository, name: str, size: int, folder: Path) -> Path:
-    """Fetch a file, from the byte on at which an earlier attempt stopped.
+    """Fetch a file, from the byte at which an earlier attempt stopped.
 
-    `hf_hub_download` would start again: it gives up what it has of a file when it is interrupted.
+    `hf_hub_download` would start again: it discards a partial file when it is interrupted.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get

@@ -127,5 +127,5 @@ class Loading:
 
 
 def pinned(package: str, packages: Mapping[str, str]) -> str:
-    """Return what pip is told to install: a package, in the version that was used if known."""
+    """Return what pip is to install: a package, in the version that was used if known."""
     return f"{package}=={packages[package]}" if package in packages else package

@@ -20,7 +20,7 @@ from pipeline.recipe.recipe import Recipe
 from storage.store.artifacts import Artifact
 
 Foreign = Literal["llava", "gguf"]
-# What stands in the way of the same answers, though nothing of an export.
+# Why an export that is possible may still give other answers.
 _NOTES = {
     "llava": "",
     "gguf": "; llama.cpp gives the same answers once its issue 25814 is solved: see docs/export.md",
@@ -29,9 +29,9 @@ _FAMILIES = {"llava": LANGUAGE_FAMILIES, "gguf": tuple(ARCHITECTURES)}
 
 
 def obstacles_of_recipe(recipe: Recipe, style: Foreign) -> list[str]:
-    """Return what a recipe's model has that a format has not: field and value to choose.
+    """Return what a format cannot hold of a recipe's model, with the field and value to choose.
 
-    A language model that the table does not know is looked at when it is exported.
+    A language model that is not in the table is checked when it is exported.
     """
     obstacles = [projector_obstacle(recipe.pretrain.projector.kind)]
     backbones = recipe.backbones
@@ -61,7 +61,7 @@ def plan_line(recipe: Recipe, style: Foreign) -> str:
 
 
 def obstacles_of_bundle(published: Artifact, recipe: dict[str, Any], style: Foreign) -> list[str]:
-    """Return what a published model has that a format has not: field and value to choose."""
+    """Return what a format cannot hold of a published model, with the field and value to choose."""
 
     def read(name: str) -> dict[str, Any]:
         if name not in published.names:
