@@ -10,7 +10,7 @@ from pipeline.evaluation.scorers.captions import score_captions
 
 Row = dict[str, Any]
 MAIN = "finetune"  # the model that is published
-MEASURES = {"caption": "CIDEr-D", "answer": "accuracy"}  # metric of each kind
+METRIC_OF = {"caption": "CIDEr-D", "answer": "accuracy"}  # metric of each kind
 _SQL = "SELECT * FROM predictions WHERE stage = $stage ORDER BY prediction_id"
 
 

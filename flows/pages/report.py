@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.example_scores import MAIN, MEASURES, Row, scored_predictions
+from flows.example_scores import MAIN, METRIC_OF, Row, scored_predictions
 from flows.pages import report_before, report_looking, report_scores, report_training
 from flows.pages.page import figure, own_script, render
 from flows.pages.shown_images import images_of
@@ -100,7 +100,7 @@ def _scores(
         "score_columns": columns,
         "score_rows": table,
         "groups": _with_images(catalog, report_scores.best_and_worst(rows, images)),
-        "measures": MEASURES,
+        "metric_of": METRIC_OF,
         "failures": report_scores.failure_charts(rows, _categories(catalog), seed),
     }
 

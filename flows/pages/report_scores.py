@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flows.example_scores import MAIN, MEASURES, Row, mean, scores_of
+from flows.example_scores import MAIN, METRIC_OF, Row, mean, scores_of
 from flows.pages.charts import Estimate, bars, intervals
 from flows.pages.vega import COLOURS, Chart
 from flows.printing import condition_order, metric_name
@@ -150,10 +150,10 @@ def failure_charts(
     ]
     charts = []
     for name, only, groups in ways:
-        for kind, measure in MEASURES.items():
+        for kind, metric in METRIC_OF.items():
             if only in ("any", kind):
                 of_kind = [row for row in real if row["kind"] == kind]
-                title = f"{kind.capitalize()}s: {measure} by {name}"
+                title = f"{kind.capitalize()}s: {metric} by {name}"
                 charts += _by_group(title, of_kind, groups, seed)
     return [*charts, *_hallucinations(real)]
 

@@ -126,12 +126,12 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
 def _positions(recipe: Recipe, prefix: int, captions: int, questions: int) -> float:
     """Return the mean positions that both models read under one condition."""
     evaluate = recipe.evaluate
-    probes = min(captions, evaluate.likelihood_images)
+    asked_images = min(captions, evaluate.likelihood_images)
     asked = evaluate.presence_objects * (1 + NEGATIVES)
     written = 2 * captions * prefix + questions * (prefix + QUESTION)
     likelihoods = 2 * captions * (prefix + CAPTION[0]) + questions * (prefix + CONVERSATION[0])
-    choices = 2 * probes * (prefix + evaluate.choices * CAPTION[0])
-    return written + likelihoods + choices + probes * (prefix + asked * QUESTION)
+    choices = 2 * asked_images * (prefix + evaluate.choices * CAPTION[0])
+    return written + likelihoods + choices + asked_images * (prefix + asked * QUESTION)
 
 
 def _encoder_bytes(backbones: BackbonesChoice) -> int:

@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 CONDITIONS = ("real", "shuffled", "blind")  # what the model is shown in evaluation
-FLOORS = ("most_frequent", "nearest_neighbour")  # captions that need no language model
+BASELINES = ("most_frequent", "nearest_neighbour")  # captions that need no language model
 TEXT_ONLY = "text_only"  # the language model alone, without any image prefix
 
 IMAGES = pa.schema(

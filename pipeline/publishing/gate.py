@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.data.schemas import CONDITIONS, FLOORS
+from pipeline.data.schemas import BASELINES, CONDITIONS
 from pipeline.errors import PipelineError
 from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 from pipeline.recipe.recipe import Recipe
@@ -204,7 +204,7 @@ def baseline_fault(rows: list[dict[str, Any]], metric: str) -> str:
         for row in rows
         if row["stage"] == "finetune"
     }
-    for name in FLOORS:
+    for name in BASELINES:
         value, real = values.get((name, metric)), values.get(("real", metric))
         if value is not None and real is not None and real < value:
             return (
