@@ -375,8 +375,9 @@ print(found.status, len(found.manifest.files), repr(store.damage(found.manifest)
     if "unshare" in done.stderr or "mount" in done.stderr:
         pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
     assert done.stderr == ""
-    first, second = done.stdout.splitlines()
+    first, remedy, second = done.stdout.splitlines()
     assert "big found no space left" in first
+    assert "free some space" in remedy
     assert second == "made 4 ''"
 
 
