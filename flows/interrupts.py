@@ -43,5 +43,6 @@ def was_asked_to_end(error: BaseException) -> bool:
 
 
 def _is_request(kind: type[BaseException]) -> bool:
-    """Compare Prefect's signal by name, because importing Prefect takes a second."""
-    return issubclass(kind, KeyboardInterrupt) or kind.__name__ == "TerminationSignal"
+    # Not imported here, which takes a second: without Prefect there is none of its signals.
+    prefect = sys.modules.get("prefect.exceptions")
+    return issubclass(kind, (KeyboardInterrupt, *([prefect.TerminationSignal] if prefect else [])))

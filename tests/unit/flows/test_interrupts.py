@@ -12,7 +12,6 @@ import os, signal, time
 from flows.interrupts import end_on_request
 end_on_request()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-class TerminationSignal(BaseException): pass
 class Busy:
     def __del__(self):
         {request}
@@ -27,7 +26,7 @@ except KeyboardInterrupt:
 REQUESTS = {
     "SIGTERM": "os.kill(os.getpid(), signal.SIGTERM)",
     "ctrl-c": "os.kill(os.getpid(), signal.SIGINT)",
-    "in a flow": "raise TerminationSignal",
+    "in a flow": "raise TerminationSignal(signal.SIGTERM)",
 }
 
 
@@ -39,7 +38,8 @@ def said_by(code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 def test_a_request_that_comes_during_a_finalizer_is_repeated(request_: str) -> None:
-    done = said_by(LOSING.format(request=request_))
+    prefect = "from prefect.exceptions import TerminationSignal\n" * ("raise" in request_)
+    done = said_by(prefect + LOSING.format(request=request_))
     assert done.stdout == "lost\nheard\n"
     assert done.stderr == ""
 

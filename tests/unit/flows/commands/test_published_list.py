@@ -75,5 +75,7 @@ def test_a_damaged_decision_is_named(
     entry = json.loads(local.read("published/000001.json") or b"")
     text = "{" if change is None else json.dumps({**entry, **change})
     local.write("published/000001.json", text.encode())
-    with pytest.raises(StorageError, match=r"published/000001\.json is not a decision .*\n.*delete"):
+    with pytest.raises(
+        StorageError, match=r"published/000001\.json is not a decision .*\n.*delete"
+    ):
         read_history(local)
