@@ -25,7 +25,7 @@ _LAYERS_COMPUTED = "clip.vision.feature_layer"
 
 
 def write_vision_gguf(folder: Path, path: Path, card: dict[str, Any]) -> None:
-    """Write encoder and projector of a bundle that `obstacles_of_bundle` has nothing against.
+    """Write encoder and projector of a bundle for which `obstacles_of_bundle` is empty.
 
     Layers after the one that patches are taken from are left out; all weights are float32.
     """

@@ -1,4 +1,4 @@
-"""What transformers' LLaVA class can hold; read before training, so nothing heavy is imported."""
+"""Which models transformers' LLaVA class can hold; read before training, so nothing heavy is imported."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ _LANGUAGE_INSTEAD = "choose a Llama or Qwen, e.g. HuggingFaceTB/SmolLM2-360M-Ins
 
 
 def projector_obstacle(kind: str) -> str:
-    """Return what is against a projector, "" where LLaVA's can be it."""
+    """Return why a projector cannot be exported, "" if LLaVA has the same."""
     if kind in PROJECTORS:
         return ""
     return (
@@ -31,14 +31,14 @@ def projector_obstacle(kind: str) -> str:
 
 
 def encoder_obstacle(name: str) -> str:
-    """Return what is against an encoder by the name that a recipe gives it, "" for nothing."""
+    """Return why an encoder of this name in a recipe cannot be exported, "" if it can."""
     if name.startswith("timm/") or "SigLIP" in name:
         return f"backbones.clip_name is {name}, whose tower is one of timm: {_INSTEAD}"
     return ""
 
 
 def tower_obstacle(config: Mapping[str, Any]) -> str:
-    """Return what is against an encoder by its `open_clip_config.json`, "" for nothing.
+    """Return why an encoder with this `open_clip_config.json` cannot be exported, "" if it can.
 
     Args:
         config: The content of the file; empty where the encoder is one of timm.
@@ -56,7 +56,7 @@ def tower_obstacle(config: Mapping[str, Any]) -> str:
 
 
 def language_obstacle(family: str) -> str:
-    """Return what is against a published language model by its `model_type`, "" for nothing."""
+    """Return why a language model of this `model_type` cannot be exported, "" if it can."""
     if family in LANGUAGE_FAMILIES:
         return ""
     if family == "phi":
@@ -67,7 +67,7 @@ def language_obstacle(family: str) -> str:
 
 
 def tiny_obstacle() -> str:
-    """Return what is against a language model that is trained with the assistant."""
+    """Return why a language model that is trained with the assistant cannot be exported."""
     return (
         "backbones.kind is tiny, which trains a Phi, whose output layer has a bias, which LLaVA's "
         "cannot have: choose hub, with a Llama or Qwen in backbones.lm_repository"
@@ -75,7 +75,7 @@ def tiny_obstacle() -> str:
 
 
 def second_obstacle(name: str) -> str:
-    """Return what is against a second encoder, "" where there is none."""
+    """Return why a second encoder cannot be exported, "" where there is none."""
     if not name:
         return ""
     return f'backbones.second_name is {name}, and LLaVA has one encoder: set it to ""'

@@ -110,7 +110,7 @@ def legend(name: str, field: str) -> dict[str, Any]:
 
 
 def opacity(*names: str) -> dict[str, Any]:
-    """Return that what legends leave out is pale."""
+    """Return the opacity that fades what legends deselect."""
     chosen = {"and": [{"param": f"legend_{name}"} for name in names]}
     return {"condition": {"test": chosen, "value": 1}, "value": 0.08}
 

@@ -24,7 +24,7 @@ ORDER BY kind DESC, image_id, question
 
 
 def generations(catalog: Catalog, count: int, side: int) -> list[list[Any]]:
-    """Return rows of `COLUMNS`; the first is an image, None where it is lost.
+    """Return rows of `COLUMNS`; the first is an image, None where it is gone.
 
     Raises:
         StorageError: A file cannot be read.

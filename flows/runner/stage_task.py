@@ -66,7 +66,7 @@ def make_stages(
 def _make_all(
     recipe: Recipe, settings: Settings, store: ArtifactStore, rerun: Sequence[str]
 ) -> list[Outcome]:
-    """Return what became of every stage, in the order of the DAG."""
+    """Return the outcome of every stage, in the order of the DAG."""
     outcomes: dict[str, Outcome] = {}
     states: dict[str, State] = {}
     with lineage(store.uri) as events:

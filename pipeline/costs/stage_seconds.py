@@ -192,7 +192,7 @@ class _History:
         return counts
 
     def _done_before(self, stage: str) -> float:
-        """Return how many images the encoder has embedded already, which it does not again."""
+        """Return how many images the encoder has embedded already and will not embed again."""
         backbones = self.steps["backbones"]
         if stage != "features" or backbones.manifest is None:
             return 0.0

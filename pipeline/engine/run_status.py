@@ -107,7 +107,7 @@ class RunStatus:
         self._write()
 
     def end(self, stage: str, state: State, seconds: float) -> None:
-        """Note that a stage is there."""
+        """Note that a stage has ended."""
         self._states[stage], self._seconds[stage] = state, seconds
         self._clear()
         self._write()
@@ -187,7 +187,7 @@ def note_begin(stage: str) -> None:
 
 
 def note_end(stage: str, state: State, seconds: float) -> None:
-    """Note that a stage of this process's run is there."""
+    """Note that a stage of this process's run has ended."""
     if _current is not None:
         _current.end(stage, state, seconds)
 
