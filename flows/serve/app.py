@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from flows.serve.answer import Piece
+from flows.inference.answer import Piece
 from flows.serve.completions import Delivery, Prepared, Service, usage
 from flows.serve.errors import RequestError
 from flows.serve.file_routes import file_routes
