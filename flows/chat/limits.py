@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-MEGABYTE = 2**20
+from flows.inference.limits import MEGABYTE
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Limits:
     beams: int = 8
     temperature: float = 2.0
     models: int = 2
-    at_once: int = 2
+    at_once: int = 16
     waiting: int = 64
     keep_seconds: int = 3600
     folder_bytes: int = 1024 * MEGABYTE

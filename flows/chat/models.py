@@ -1,4 +1,7 @@
-"""The models that a chat offers: loaded when they are chosen, a few of them kept in memory."""
+"""The models that a chat offers: loaded when they are chosen, a few of them kept in memory.
+
+Each has an engine of its own, which alone uses it.
+"""
 
 import threading
 from collections import OrderedDict
@@ -6,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flows.chat.errors import ChatError, explained
+from flows.inference.engine import Engine
 from model.assistant import Assistant
 
 
@@ -34,11 +38,15 @@ class Models:
     def __init__(self, offers: Mapping[str, Offer], kept: int, loaded: Assistant) -> None:
         self.offers, self.kept = dict(offers), kept
         self.first = next(iter(self.offers))
-        self._loaded: OrderedDict[str, Assistant] = OrderedDict({self.first: loaded})
+        self._loaded = OrderedDict({self.first: Engine(loaded)})
         self._loading, self._using = threading.Lock(), threading.Lock()
 
     def get(self, name: str = "") -> Assistant:
-        """Return a model; "" is the first one.
+        """Return a model; see `engine`."""
+        return self.engine(name).assistant
+
+    def engine(self, name: str = "") -> Engine:
+        """Return what writes a model's answers; "" is the first one.
 
         Raises:
             ChatError: There is no such model, or it cannot be loaded.
@@ -54,7 +62,7 @@ class Models:
             if found is None:
                 self._make_room()
                 with explained():
-                    found = self.offers[name].load()
+                    found = Engine(self.offers[name].load())
                 with self._using:
                     self._loaded[name] = found
             return found
@@ -68,7 +76,7 @@ class Models:
         """Label and name of each model, as Gradio's dropdown takes them."""
         return [(offer.label, name) for name, offer in self.offers.items()]
 
-    def _used(self, name: str) -> Assistant | None:
+    def _used(self, name: str) -> Engine | None:
         with self._using:
             if name in self._loaded:
                 self._loaded.move_to_end(name)

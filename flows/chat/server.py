@@ -5,21 +5,18 @@ neither stores nor Prefect, so that a Space needs only `model` and Gradio.
 """
 
 import importlib
-import io
 import json
 import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from PIL import Image
-
 from flows.chat.launching import Door, launch, temporary_folder
 from flows.chat.limits import Limits
 from flows.chat.models import Models
 from flows.chat.talk import Talk
 from flows.chat.uploads import Uploads
-from model.assistant import Assistant
+from flows.inference.warming import warm
 
 
 def serve_chat(
@@ -27,6 +24,7 @@ def serve_chat(
     examples: Path | None,
     door: Door,
     limits: Limits | None = None,
+    threads: int | None = None,
 ) -> None:
     """Serve until interrupted.
 
@@ -35,12 +33,14 @@ def serve_chat(
         examples: Folder with `examples.json`, a list of {image, question}, and the images.
         door: Where to listen.
         limits: What visitors may ask.
+        threads: CPU threads of torch; None to choose.
 
     Raises:
         OSError: The port is in use.
     """
     with temporary_folder() as folder:
-        _warm(models.get())
+        _load_matplotlib()
+        warm(models.get(), threads)
         talk = Talk(models, folder, limits or Limits())
         shown = read_examples(examples, folder) if examples is not None else []
         uploads = Uploads(folder, talk.limits)
@@ -64,13 +64,7 @@ def read_examples(source: Path, folder: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _warm(assistant: Assistant) -> None:
-    """Write one word, so that the first visitor does not wait for torch to get ready.
-
-    Where matplotlib is installed, Gradio loads it at the first answer, which takes 1 to 3 seconds.
-    """
+def _load_matplotlib() -> None:
+    """Load what Gradio loads at the first answer where it is installed, which takes 1 to 3 s."""
     with suppress(ImportError):
         importlib.import_module("matplotlib.pyplot")
-    stream = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(stream, "PNG")
-    next(assistant.stream(stream.getvalue(), None), None)

@@ -1,35 +1,24 @@
 """What the chat does with a message: it checks it and streams the answer; no web code here."""
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
-from flows.chat.errors import ChatError, explained, sentence
+from flows.chat.errors import ChatError, explained
 from flows.chat.history import NOTHING, Subject, newest_of
 from flows.chat.limits import MEGABYTE, Limits
 from flows.chat.models import Models
 from flows.chat.settings import AnswerSettings, settings_for
+from flows.chat.writing import Question, Reply, alone, write
 from flows.overlay import sheet
 from model.assistant import is_text
 from model.decoding import decode_image
 from model.explanation import explain
 
 LOOKED_AT = 12  # words of an answer that are drawn
-
-
-class Reply(NamedTuple):
-    """An answer as it grows, and a warning about its image.
-
-    Attributes:
-        text: The whole text so far.
-        warning: Says that the image is unlike the training images; "" where it is like them. It is
-            not part of the text, so it is in no later prompt.
-    """
-
-    text: str
-    warning: str
 
 
 class Talk:
@@ -106,24 +95,15 @@ class Talk:
         Raises:
             ChatError: It cannot be answered.
         """
-        assistant = self.models.get(model)
-        settings = settings or settings_for(assistant, self.limits)
-        if not subject.images and not assistant.text_only:
+        engine = self.models.engine(model)
+        settings = settings or settings_for(engine.assistant, self.limits)
+        if not subject.images and not engine.assistant.text_only:
             raise ChatError("Add an image first: this assistant answers about images.")
-        question, said, warning = text if text.strip() else None, "", ""
-        with explained():
-            seen = [assistant.see(self._read(image)) for image in subject.images]
-            warning = sentence(next(filter(None, map(assistant.warning, seen)), ""))
-            for said in assistant.stream(
-                seen,
-                question,
-                subject.turns,
-                decoding=settings.decoding,
-                max_new_tokens=settings.tokens,
-            ):
-                yield Reply(said, warning)
-        if not said:
-            yield Reply(NOTHING, warning)
+        images = [self._read(image) for image in subject.images]
+        question = Question(text if text.strip() else None, images, subject.turns)
+        with closing(write(engine, question, settings)) as replies:
+            for reply in replies:
+                yield reply if reply.text else reply._replace(text=NOTHING)
 
     def look(self, history: Sequence[dict[str, Any]], model: str = "") -> Image.Image:
         """Return an image that shows for each word of the newest answer which patches mattered.
@@ -140,12 +120,11 @@ class Talk:
             raise ChatError("Ask something about an image first.")
         if len(newest.subject.images) > 1:
             raise ChatError("Where it looked is shown for answers about one image.")
-        with explained():
-            data, assistant = self._read(newest.subject.images[0]), self.models.get(model)
-            asked = newest.question if newest.question.strip() else None
-            found = explain(assistant, data, asked, newest.answer, newest.subject.turns)
-            image = decode_image(data, self.card["max_pixels"])
-        return sheet(image, found, LOOKED_AT)
+        data, engine = self._read(newest.subject.images[0]), self.models.engine(model)
+        asked = newest.question if newest.question.strip() else None
+        turns = newest.subject.turns
+        found = alone(engine, lambda: explain(engine.assistant, data, asked, newest.answer, turns))
+        return sheet(decode_image(data, self.card["max_pixels"]), found, LOOKED_AT)
 
     def _read(self, path: Path) -> bytes:
         real = path.resolve()

@@ -41,7 +41,7 @@ def chat(settings: Settings, bundle: Manifest | str | None, door: Door) -> None:
         if of_store and settings.is_local:
             store = settings.open_store()
             write_examples(trace(store, bundle or published_manifest(store)), examples, 3)
-        serve_chat(models, examples, door)
+        serve_chat(models, examples, door, threads=settings.threads)
 
 
 def check_door(door: Door) -> None:

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from flows.serve.answer import Piece
+from flows.inference.answer import Answer, Piece
 from flows.serve.completions import Delivery, Prepared, Service, usage
 from flows.serve.errors import RequestError
 from flows.serve.file_routes import file_routes
@@ -96,7 +96,26 @@ async def _complete(service: Service, body: ChatBody, request: Request) -> Respo
     if not body.stream:
         return _whole(head, prepared, first[-1])
     events = _events(head, prepared, first, pieces, with_usage=body.with_usage)
-    return StreamingResponse(events, media_type="text/event-stream")
+    return Stream(events, prepared.answer)
+
+
+class Stream(StreamingResponse):
+    """A streamed answer, whose place is free once it ends, however early its client leaves.
+
+    A client that leaves before the first byte ends it before `events` has begun, so that nothing
+    inside of that generator can free the place.
+    """
+
+    def __init__(self, events: AsyncGenerator[str], answer: Answer) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._answer = answer
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send the answer."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.leave()
 
 
 async def _first(request: Request, pieces: Pieces) -> list[Piece] | None:
@@ -127,10 +146,7 @@ async def _events(
     *,
     with_usage: bool,
 ) -> AsyncGenerator[str]:
-    """Yield an answer as server-sent events, those that are there together in one text.
-
-    A client that leaves closes the generator, which frees its place.
-    """
+    """Yield an answer as server-sent events, those that are there together in one text."""
 
     def event(delta: Mapping[str, str], reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
@@ -151,5 +167,3 @@ async def _events(
             yield "".join(map(events, found))
     except RequestError as error:
         yield f"data: {json.dumps(error.body())}\n\n"
-    finally:
-        prepared.answer.leave()

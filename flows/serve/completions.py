@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from flows.serve.answer import Answer, Piece
-from flows.serve.engine import Engine, FullError, Waiting
+from flows.inference.answer import Answer, Piece
+from flows.inference.engine import Engine, FullError, Waiting
 from flows.serve.errors import RequestError
 from flows.serve.files import PREFIX, Files
 from flows.serve.images import read_image

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-MEGABYTE = 2**20
+from flows.inference.limits import MEGABYTE
 
 
 @dataclass(frozen=True)
@@ -10,15 +10,12 @@ class ServeLimits:
     """Limits of the server.
 
     Attributes:
-        at_once: Texts that are written side by side.
-        waiting: Requests that may wait behind them; more are turned away with status 429.
         body_bytes: Largest body of a request, its images in base64 included.
         image_bytes: Largest image file.
         images: Images of a request, at most, those of earlier messages included.
         messages: Messages of a request, at most.
         characters: Characters of all texts of a request.
         answer_tokens: Longest answer that may be asked for; a model may have room for less.
-        kept_bytes: Embeddings of images that are kept for later questions about them.
         stops: Texts that end an answer, at most.
         files: Uploaded images that are kept, at most.
         files_bytes: All of them together.
@@ -26,15 +23,12 @@ class ServeLimits:
         fetch_seconds: How long an image at another address may take.
     """
 
-    at_once: int = 16
-    waiting: int = 64
     body_bytes: int = 32 * MEGABYTE
     image_bytes: int = 20 * MEGABYTE
     images: int = 16
     messages: int = 64
     characters: int = 20_000
     answer_tokens: int = 512
-    kept_bytes: int = 256 * MEGABYTE
     stops: int = 4
     files: int = 1000
     files_bytes: int = 256 * MEGABYTE

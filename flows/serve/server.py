@@ -6,14 +6,14 @@ from socket import IPPROTO_TCP, TCP_NODELAY
 import uvicorn
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from flows.inference.engine import Engine
+from flows.inference.warming import freeze, warm
 from flows.serve.app import build_app
 from flows.serve.completions import Service
-from flows.serve.engine import Engine
 from flows.serve.files import Files
 from flows.serve.guard import Guard
 from flows.serve.limits import ServeLimits
 from flows.serve.metrics import Metrics
-from flows.serve.warming import warm
 from flows.surroundings import LOOPBACK
 from model.assistant import Assistant
 
@@ -31,7 +31,7 @@ def application(
         local: Whether it is on loopback without a key: it then answers only by a name of loopback,
             because a page of another site could be made to resolve to this machine.
     """
-    engine = Engine(assistant, limits.at_once, limits.waiting, limits.kept_bytes)
+    engine = Engine(assistant)
     metrics = Metrics(lambda: engine.active, lambda: engine.waiting)
     app = build_app(Service(assistant, engine, metrics, limits, frozenset(hosts), Files(limits)))
     if local:
@@ -63,6 +63,7 @@ def serve(
     local = host in LOOPBACK and not key
     app = application(assistant, key, hosts, limits or ServeLimits(), local=local)
     warm(assistant, threads)
+    freeze()
     config = uvicorn.Config(app, host, port, log_level="warning", server_header=False)
     with config.bind_socket() as socket:
         # asyncio sets it only for sockets that name their protocol, which uvicorn's does not: an

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.chat_client import ask, attach, upload
 from tests.e2e.chat_server import serving
-from tests.e2e.small_chat import LIMITS
+from tests.e2e.small_chat import LIMITS, PAUSE
 from tests.support.tiny_bundle import image
 
 pytest.importorskip("gradio", reason="the chat needs the extra `chat`")
@@ -77,6 +77,42 @@ def test_a_stopped_answer_stays_as_far_as_it_is_and_the_next_question_works(
     line.press("Enter")
     second = assistant.ask(image(), "And now?", [(QUESTION, said)])
     page.get_by_text(second, exact=True).first.wait_for()
+
+
+def test_visitors_who_leave_free_their_places(
+    visitor: httpx.Client, browser: Any, server: str
+) -> None:
+    """One closes the page, one drops the stream: the only place is free long before the end."""
+    tokens = 40
+    path = upload(visitor, image()).json()[0]
+    for leave in (close_the_page, drop_the_stream):
+        leave(server, browser, visitor, path, tokens)
+        begun = time.monotonic()
+        assert "event: complete" in ask(visitor, QUESTION, path, tokens=1)
+        assert time.monotonic() - begun < tokens * PAUSE / 2
+
+
+def close_the_page(
+    server: str, browser: Any, visitor: httpx.Client, path: str, tokens: int
+) -> None:
+    page = browser.new_page()
+    page.goto(server)
+    attach(page, "red.png", image())
+    page.get_by_text("Settings").click()
+    page.get_by_label("Longest answer, in tokens").first.fill(str(tokens))
+    page.locator("#line textarea").fill(QUESTION)
+    page.locator("#line textarea").press("Enter")
+    page.locator("#talk .bot [data-testid=bot]").first.wait_for()
+    page.close()
+
+
+def drop_the_stream(
+    server: str, browser: Any, visitor: httpx.Client, path: str, tokens: int
+) -> None:
+    body = {"message": {"text": QUESTION, "files": [path]}, "tokens": tokens}
+    event = visitor.post("/gradio_api/call/v2/chat", json=body).json()["event_id"]
+    with visitor.stream("GET", f"/gradio_api/call/chat/{event}") as events:
+        next(line for line in events.iter_lines() if line == "event: generating")
 
 
 def test_an_image_that_is_too_large_is_named_with_the_limit(page: Any) -> None:

@@ -1,8 +1,12 @@
 """What the chat makes of messages, before any web code."""
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from threading import Barrier, Event
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +16,11 @@ from flows.chat.launching import Door
 from flows.chat.limits import Limits
 from flows.chat.models import only
 from flows.chat.server import read_examples
+from flows.chat.settings import settings_for
 from flows.chat.talk import Talk
 from flows.commands.chat import check_door
+from flows.inference.engine import Engine
+from flows.inference.limits import EngineLimits
 from model.assistant import Assistant
 from model.decoding import FORMATS
 from pipeline.errors import PipelineError
@@ -184,15 +191,75 @@ def test_a_question_of_too_many_tokens_is_refused(talk: Talk, tmp_path: Path) ->
         list(long.answer("why " * 240, [str(tmp_path / "red.png")], Subject()))
 
 
-def test_a_stopped_answer_computes_no_more_tokens(talk: Talk, tmp_path: Path) -> None:
-    steps: list[int] = []
+def test_a_stopped_answer_computes_no_more_tokens_and_frees_its_place(
+    talk: Talk, tmp_path: Path
+) -> None:
+    steps, may_go_on = count(1), Event()
     inner = talk.models.get().vlm.language_model.get_submodule("model")
-    count = inner.register_forward_hook(lambda *_: steps.append(1))
-    answer = talk.answer("What colour?", [str(tmp_path / "red.png")], Subject())
-    next(answer)
-    answer.close()
-    count.remove()
-    assert len(steps) == 1
+
+    def after_a_step(*_: Any) -> None:
+        if next(steps) == 2:  # by then the first token has been shown
+            may_go_on.wait(30)
+
+    hook = inner.register_forward_hook(after_a_step)
+    try:
+        answer = talk.answer("What colour?", [str(tmp_path / "red.png")], Subject())
+        next(answer)
+        answer.close()
+        may_go_on.set()
+        # A job that comes after the step that was at work.
+        assert talk.models.engine().run(lambda: next(steps)) == 3
+        assert talk.models.engine().run(lambda: talk.models.engine().active) == 0
+    finally:
+        hook.remove()
+
+
+def test_visitors_at_once_get_the_answers_that_they_would_get_alone(
+    talk: Talk, tmp_path: Path
+) -> None:
+    assistant, red = talk.models.get(), str(tmp_path / "red.png")
+    kinds: list[dict[str, Any]] = [{}, {"temperature": 1.5, "seed": 3}, {"beams": 3}, {"tokens": 4}]
+    asked = [(f"What is number {n}?", kinds[n % 4]) for n in range(12)]
+    expected = []
+    for question, wanted in asked:
+        settings = settings_for(assistant, LIMITS, **wanted)
+        told = {"decoding": settings.decoding, "max_new_tokens": settings.tokens}
+        *_, text = assistant.stream(image(), question, **told)
+        expected.append(text)
+    assert len(set(expected)) > 6  # so that a mixed-up answer is seen
+    newest = [said("user", "What colour?", red), said("assistant", "A disc.")]
+    alone = np.asarray(talk.look(newest))
+    begin = Barrier(len(asked) + 1)
+
+    def ask(number: int) -> str:
+        question, wanted = asked[number]
+        begin.wait()
+        settings = settings_for(assistant, LIMITS, **wanted)
+        *_, last = talk.answer(question, [red], Subject(), settings=settings)
+        return last.text
+
+    def look() -> np.ndarray:
+        begin.wait()
+        return np.asarray(talk.look(newest))
+
+    with ThreadPoolExecutor(len(asked) + 1) as crowd:
+        looking = crowd.submit(look)
+        assert list(crowd.map(ask, range(len(asked)))) == expected
+        assert np.array_equal(looking.result(), alone)
+
+
+def test_what_the_engine_refuses_is_told(talk: Talk, tmp_path: Path) -> None:
+    red, engine = str(tmp_path / "red.png"), Engine(talk.models.get(), EngineLimits(waiting=0))
+    talk.models._loaded[talk.models.first] = engine
+    with pytest.raises(ChatError, match="Too many questions wait now"):
+        list(talk.answer("What?", [red], Subject()))
+    with engine.running():
+        pass
+    history = [said("user", "What?", red), said("assistant", "A disc.")]
+    with pytest.raises(ChatError, match="The server is stopping"):
+        talk.look(history)
+    with pytest.raises(ChatError, match="The server is stopping"):
+        list(talk.answer("What?", [red], Subject()))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from flows.serve.warming import warm
+from flows.inference.warming import freeze, warm
 from model.assistant import Assistant
 
 
@@ -28,4 +28,8 @@ def test_one_thread_or_all_are_chosen(assistant: Assistant) -> None:
     torch.set_num_threads(3)
     warm(assistant, None)
     assert torch.get_num_threads() in (1, 3)
+
+
+def test_what_there_is_is_left_out_of_collections() -> None:
+    freeze()
     assert gc.get_freeze_count() > 10_000

@@ -2,7 +2,7 @@
 
 import torch
 
-from flows.serve.embeddings import Embeddings
+from flows.inference.embeddings import Embeddings
 from model.assistant import Assistant
 from tests.support.tiny_bundle import image
 

@@ -36,8 +36,15 @@ def warm(assistant: Assistant, threads: int | None) -> None:
             torch.set_num_threads(number)
             found[number] = min(_seconds(assistant) for _ in range(_TRIES))
         torch.set_num_threads(all_of_them if found[all_of_them] < _WORTH * found[1] else 1)
+
+
+def freeze() -> None:
+    """Leave what there is out of garbage collections, for a process that keeps its model.
+
+    Else each full collection looks through all of torch, which takes half a second.
+    """
     gc.collect()
-    gc.freeze()  # else each full collection looks through all of torch, which takes half a second
+    gc.freeze()
 
 
 def _seconds(assistant: Assistant) -> float:

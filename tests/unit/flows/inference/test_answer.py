@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.serve.answer import Answer, Piece
+from flows.inference.answer import Answer, Piece
 
 
 def decode(ids: Sequence[int]) -> str:
