@@ -62,6 +62,59 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
     return count
 
 
+class TableBuilder:
+    """Collects rows as Arrow, which takes a fraction of the memory of dictionaries.
+
+    Args:
+        name: What the table is called in errors.
+        schema: Its schema.
+    """
+
+    def __init__(self, name: str, schema: pa.Schema) -> None:
+        self._name, self._schema = name, schema
+        self._rows: list[Mapping[str, Any]] = []
+        self._tables = [schema.empty_table()]
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row; columns that it lacks are null.
+
+        Raises:
+            StorageError: It, or one of the rows before it, does not fit the schema.
+        """
+        self._rows.append(row)
+        if len(self._rows) >= _PIECE:
+            self._tables.append(_as_table(self._name, self._rows, self._schema))
+            self._rows = []
+
+    def table(self) -> pa.Table:
+        """Return all rows.
+
+        Raises:
+            StorageError: One of the last rows does not fit the schema.
+        """
+        rest = _as_table(self._name, self._rows, self._schema)
+        return pa.concat_tables([*self._tables, rest])
+
+
+def collect(name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Return rows as one table, whose name in errors is `name`.
+
+    Raises:
+        StorageError: A row does not fit the schema.
+    """
+    builder = TableBuilder(name, schema)
+    for row in rows:
+        builder.add(row)
+    return builder.table()
+
+
+def _as_table(name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    try:
+        return pa.Table.from_pylist(list(rows), schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError, OverflowError) as error:
+        raise StorageError(f"rows for {name} do not fit their schema: {error}") from None
+
+
 def _pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
     """Yield the rows in lists of some thousand; the Arrow form is much smaller than the rows."""
     left = iter(rows)
@@ -118,11 +171,7 @@ class TableWriter:
         Raises:
             StorageError: A row does not fit the schema.
         """
-        try:
-            self.write(pa.Table.from_pylist(list(rows), schema=self._schema))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError, OverflowError) as error:
-            name = self._path.name
-            raise StorageError(f"rows for {name} do not fit their schema: {error}") from None
+        self.write(_as_table(self._path.name, rows, self._schema))
 
     def __enter__(self) -> "TableWriter":
         """Return itself."""

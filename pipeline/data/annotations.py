@@ -5,22 +5,27 @@ JSON, or not COCO's, stops the run with its name. Whole numbers written as text 
 accepted.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.data.coco_files import JSON_LIMITS, read_document
 from pipeline.data.name_forms import composed
-from pipeline.data.schemas import drop
+from pipeline.data.schemas import CAPTIONS, OBJECTS, drop
 from pipeline.data.source_layout import SPLITS
+from pipeline.errors import PipelineError
 from storage.archives.archives import open_archive
-from storage.tables import as_int64, is_number, is_text
+from storage.tables import as_int64, collect, is_number, is_text
 
 Json = dict[str, Any]
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}  # how datasets write iscrowd
 BROKEN = "broken record"
+_USED = ("file_name", "coco_url", "source", "split")  # what the stage reads of an image's record
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,14 @@ class Annotations:
 
     Attributes:
         images: Records with `id`, `file_name` and `origin`, one per file, sorted by id.
-        captions: Rows of the captions' table; `caption_id` is None where a record has no id.
-        objects: Rows of the objects' table, likewise.
+        captions: The captions' table; `caption_id` is null where a record has no id.
+        objects: The objects' table, likewise.
         test: Whether its images are test images, never trained on.
     """
 
     images: list[Json]
-    captions: list[Json]
-    objects: list[Json]
+    captions: pa.Table = field(default_factory=CAPTIONS.empty_table)
+    objects: pa.Table = field(default_factory=OBJECTS.empty_table)
     test: bool = False
 
 
@@ -57,23 +62,25 @@ def read_coco(path: Path, split: str, drops: list[Json], *, own: bool = False) -
     with open_archive(path, limits=JSON_LIMITS, own=own) as archive:
         captions = read_document(archive, path, names[0], required=True)
         instances = read_document(archive, path, names[1], required=False)
-    unique: dict[int, Json] = {}
-    for name, document in zip(names, (captions, instances), strict=True):
-        _gather_images(document.get("images", ()), name, split, unique, drops)
-    images, meant = _by_file(unique)
-    listed = _Listed(meant, drops)
-    categories = {
-        key: record["name"]
-        for record in instances.get("categories", ())
-        if isinstance(record, dict) and (key := as_int64(record.get("id"))) is not None
-        if is_text(record.get("name"))
-    }
-    return Annotations(
-        images=images,
-        captions=[*listed.captions(captions.get("annotations", ()), names[0])],
-        objects=[*listed.objects(instances.get("annotations", ()), names[1], categories)],
-        test=split == SPLITS[1],
-    )
+        unique: dict[int, Json] = {}
+        for name, document in zip(names, (captions, instances), strict=True):
+            _gather_images(document.records("images"), name, split, unique, drops)
+        images, meant = _by_file(unique)
+        listed = _Listed(meant, drops)
+        categories = {
+            key: record["name"]
+            for record in instances.records("categories")
+            if isinstance(record, dict) and (key := as_int64(record.get("id"))) is not None
+            if is_text(record.get("name"))
+        }
+        texts = listed.captions(captions.records("annotations"), names[0])
+        boxes = listed.objects(instances.records("annotations"), names[1], categories)
+        return Annotations(
+            images=images,
+            captions=collect(names[0], texts, CAPTIONS),
+            objects=collect(names[1], boxes, OBJECTS),
+            test=split == SPLITS[1],
+        )
 
 
 def _gather_images(
@@ -87,7 +94,8 @@ def _gather_images(
             continue
         key = as_int64(record["id"])
         assert key is not None  # `_image_fault` checks it
-        first = unique.setdefault(key, {**record, "id": key, "origin": split})
+        used = {name: record[name] for name in _USED if name in record}
+        first = unique.setdefault(key, {**used, "id": key, "origin": split})
         if composed(record["file_name"]) != composed(first["file_name"]):
             detail = f"{first['file_name']} has this id"
             drops.append(drop("images", "image", key, record["file_name"], "id is taken", detail))
@@ -172,26 +180,44 @@ def read_image_ids(path: Path, name: str) -> set[int]:
         StorageError: As `read_coco`.
     """
     with open_archive(path, limits=JSON_LIMITS) as archive:
-        images = read_document(archive, path, name, required=True).get("images", ())
-    found = (as_int64(record["id"]) for record in images if not _image_fault(record))
-    return {key for key in found if key is not None}
+        images = read_document(archive, path, name, required=True).records("images")
+        found = (as_int64(record["id"]) for record in images if not _image_fault(record))
+        return {key for key in found if key is not None}
 
 
-def captions_of(origins: Iterable[Annotations], wanted: set[int]) -> list[Json]:
-    """Return the captions of all chosen images; `examples` drops those of quarantined ones."""
-    return _of_images([row for each in origins for row in each.captions], wanted, "caption_id")
+def captions_of(origins: Iterable[Annotations], wanted: Collection[int]) -> pa.Table:
+    """Return the captions of all chosen images; `examples` drops those of quarantined ones.
+
+    Raises:
+        PipelineError: The largest id leaves no room for those that are missing.
+    """
+    tables = [CAPTIONS.empty_table(), *(each.captions for each in origins)]
+    return _of_images(pa.concat_tables(tables), wanted, "caption_id")
 
 
-def objects_of(origins: Iterable[Annotations], good: set[int]) -> list[Json]:
-    """Return the boxes of usable images."""
-    return _of_images([row for each in origins for row in each.objects], good, "object_id")
+def objects_of(origins: Iterable[Annotations], good: Collection[int]) -> pa.Table:
+    """Return the boxes of usable images.
+
+    Raises:
+        PipelineError: As `captions_of`.
+    """
+    tables = [OBJECTS.empty_table(), *(each.objects for each in origins)]
+    return _of_images(pa.concat_tables(tables), good, "object_id")
 
 
-def _of_images(rows: list[Json], images: set[int], key: str) -> list[Json]:
+def _of_images(rows: pa.Table, images: Collection[int], key: str) -> pa.Table:
     """Return the rows about some images; those without an id get the next free one."""
-    free = count(max((row[key] for row in rows if row[key] is not None), default=0) + 1)
-    named = (row if row[key] is not None else {**row, key: next(free)} for row in rows)
-    return [row for row in named if row["image_id"] in images]
+    missing = pc.is_null(rows[key]).to_numpy()
+    largest = pc.max(rows[key]).as_py() or 0
+    if missing.any():
+        if largest + int(missing.sum()) >= 2**63:
+            raise PipelineError(
+                f"{key} {largest} leaves no room for records without an id",
+                "give smaller ids, or an id to every record",
+            )
+        ids = np.where(missing, largest + np.cumsum(missing), pc.fill_null(rows[key], 0))
+        rows = rows.set_column(rows.column_names.index(key), key, pa.array(ids))
+    return rows.filter(pc.is_in(rows["image_id"], pa.array(images, pa.int64())))
 
 
 def _broken(kind: str, file: str, place: str, fault: str, record: object) -> Json:

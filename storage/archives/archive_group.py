@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 from storage.archives.archives import open_archive
 from storage.archives.members import Archive, ArchiveLimits, Member
@@ -35,6 +36,10 @@ class ArchiveGroup(Archive):
     def _load(self, member: Member) -> bytes:
         archive: Archive = member.key
         return archive.read(member.name)
+
+    def _stream(self, member: Member) -> IO[bytes]:
+        archive: Archive = member.key
+        return archive.open(member.name)
 
     def close(self) -> None:
         """Close all of them."""

@@ -102,6 +102,9 @@ def _renamed(
     found: "Annotations", name: str, taken: set[int], limit: int | None, seed: int
 ) -> "Annotations":
     """Return annotations with ids and origins of the mixture, of at most `limit` images."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     from pipeline.data.annotations import Annotations
     from pipeline.data.draws import id_of, rank
 
@@ -114,12 +117,14 @@ def _renamed(
         if record["id"] in ids
     ]
 
-    def about(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-        return [
-            {**row, key: None, "image_id": ids[row["image_id"]]}
-            for row in rows
-            if row["image_id"] in ids
-        ]
+    def about(rows: pa.Table, key: str) -> pa.Table:
+        images = pc.index_in(rows["image_id"], pa.array(ids, pa.int64()))
+        rows, images = rows.filter(images.is_valid()), images.drop_null()
+        columns = {
+            "image_id": pa.array(ids.values(), pa.int64()).take(images),
+            key: pa.nulls(len(rows), pa.int64()),
+        }
+        return pa.table({name: columns.get(name, rows[name]) for name in rows.column_names})
 
     return Annotations(
         sorted(images, key=lambda record: record["id"]),

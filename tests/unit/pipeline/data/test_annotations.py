@@ -58,8 +58,11 @@ def test_numbers_written_as_text_or_with_a_point_are_numbers(tmp_path: Path, for
     found = read_coco(folder, TRAIN, drops)
     assert drops == []
     assert [record["id"] for record in found.images] == [17]
-    assert captions_of([found], {17}) == [{"caption_id": 3, "image_id": 17, "caption": "a cat"}]
-    assert [(b["object_id"], b["category"]) for b in objects_of([found], {17})] == [(4, "cat")]
+    assert captions_of([found], {17}).to_pylist() == [
+        {"caption_id": 3, "image_id": 17, "caption": "a cat"}
+    ]
+    boxed = objects_of([found], {17}).to_pylist()
+    assert [(row["object_id"], row["category"]) for row in boxed] == [(4, "cat")]
 
 
 @pytest.mark.parametrize(
@@ -96,11 +99,11 @@ def test_captions_and_boxes_without_ids_get_free_ones(tmp_path: Path) -> None:
     drops: list[Json] = []
     origins = [read_coco(folder, split, drops) for split in (TRAIN, VAL)]
     assert drops == []
-    ids = {row["caption"]: row["caption_id"] for row in captions_of(origins, {1, 2})}
+    ids = {row["caption"]: row["caption_id"] for row in captions_of(origins, {1, 2}).to_pylist()}
     assert ids == {"a": 10, "b": 6, "c": 11, "d": 12, "a cat": 9}
     only = captions_of(origins, {2})
-    assert [row["caption_id"] for row in only] == [12, 9]  # the same, whatever else is chosen
-    assert [row["object_id"] for row in objects_of(origins, {1})] == [1, 2]
+    assert only["caption_id"].to_pylist() == [12, 9]  # the same, whatever else is chosen
+    assert objects_of(origins, {1})["object_id"].to_pylist() == [1, 2]
 
 
 def test_one_record_per_caption_is_one_image_with_all_captions(tmp_path: Path) -> None:
@@ -115,8 +118,8 @@ def test_one_record_per_caption_is_one_image_with_all_captions(tmp_path: Path) -
     found = read_coco(folder, TRAIN, drops)
     assert drops == []
     assert [record["id"] for record in found.images] == [10, 20]
-    assert [row["image_id"] for row in captions_of([found], {10, 20})] == [10, 10, 10, 20]
-    assert [row["image_id"] for row in objects_of([found], {10})] == [10]
+    assert captions_of([found], {10, 20})["image_id"].to_pylist() == [10, 10, 10, 20]
+    assert objects_of([found], {10})["image_id"].to_pylist() == [10]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +131,7 @@ def test_a_crowd_is_what_the_flag_says(tmp_path: Path, written_as: Json, meant: 
     boxes = document([], [box(iscrowd=written_as)], categories=[{"id": 7, "name": "cat"}])
     folder = written(tmp_path, captions_train2017=SMALL, instances_train2017=boxes)
     drops: list[Json] = []
-    found = [row["iscrowd"] for row in objects_of([read_coco(folder, TRAIN, drops)], {1})]
+    found = objects_of([read_coco(folder, TRAIN, drops)], {1})["iscrowd"].to_pylist()
     assert found == ([] if meant is None else [meant])
     assert [row["detail"].split(":")[0] for row in drops] == (
         ["'iscrowd' is neither 0 nor 1"] if meant is None else []
@@ -165,7 +168,7 @@ def test_any_encoding_is_read_gzipped_or_not(tmp_path: Path, encoding: str, pack
     name = f"captions_{TRAIN}.json{'.gz' if packed else ''}"
     (tmp_path / name).write_bytes(gzip.compress(data) if packed else data)
     found = read_coco(tmp_path, TRAIN, [])
-    assert [row["caption"] for row in found.captions] == ["ein Möwe"]
+    assert found.captions["caption"].to_pylist() == ["ein Möwe"]
 
 
 def test_a_cut_gzip_is_refused_by_name(tmp_path: Path) -> None:
@@ -194,7 +197,7 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
 def test_a_backup_is_never_read_in_place_of_the_file_at_the_top(tmp_path: Path) -> None:
     old = document([image(1)], [caption(5, 1, "old")])
     folder = written(tmp_path, captions_train2017=SMALL, backup__captions_train2017=old)
-    assert [row["caption"] for row in read_coco(folder, TRAIN, []).captions] == ["a cat"]
+    assert read_coco(folder, TRAIN, []).captions["caption"].to_pylist() == ["a cat"]
 
 
 def test_two_files_that_lie_equally_near_are_refused_with_both_names(tmp_path: Path) -> None:
