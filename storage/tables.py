@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from storage.errors import StorageError
 
 ROW_GROUP = 65_536
-_PIECE = 8192  # rows that become Arrow together
+PIECE = 8192  # rows that become Arrow together
 _EXACT = 2**53  # above it, floats skip whole numbers
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 
@@ -62,53 +62,22 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
     return count
 
 
-class TableBuilder:
-    """Collects rows as Arrow, which takes a fraction of the memory of dictionaries.
-
-    Args:
-        name: What the table is called in errors.
-        schema: Its schema.
-    """
-
-    def __init__(self, name: str, schema: pa.Schema) -> None:
-        self._name, self._schema = name, schema
-        self._rows: list[Mapping[str, Any]] = []
-        self._tables = [schema.empty_table()]
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Add a row; columns that it lacks are null.
-
-        Raises:
-            StorageError: It, or one of the rows before it, does not fit the schema.
-        """
-        self._rows.append(row)
-        if len(self._rows) >= _PIECE:
-            self._tables.append(_as_table(self._name, self._rows, self._schema))
-            self._rows = []
-
-    def table(self) -> pa.Table:
-        """Return all rows.
-
-        Raises:
-            StorageError: One of the last rows does not fit the schema.
-        """
-        rest = _as_table(self._name, self._rows, self._schema)
-        return pa.concat_tables([*self._tables, rest])
-
-
 def collect(name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Return rows as one table, whose name in errors is `name`.
 
     Raises:
         StorageError: A row does not fit the schema.
     """
-    builder = TableBuilder(name, schema)
-    for row in rows:
-        builder.add(row)
-    return builder.table()
+    tables = [as_table(name, some, schema) for some in _pieces(rows)]
+    return pa.concat_tables([schema.empty_table(), *tables])
 
 
-def _as_table(name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+def as_table(name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Return some rows as a table, whose name in errors is `name`.
+
+    Raises:
+        StorageError: A row does not fit the schema.
+    """
     try:
         return pa.Table.from_pylist(list(rows), schema=schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError, OverflowError) as error:
@@ -118,7 +87,7 @@ def _as_table(name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -
 def _pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
     """Yield the rows in lists of some thousand; the Arrow form is much smaller than the rows."""
     left = iter(rows)
-    while some := list(islice(left, _PIECE)):
+    while some := list(islice(left, PIECE)):
         yield some
 
 
@@ -126,6 +95,16 @@ def write_arrow(path: Path, table: pa.Table) -> None:
     """Write an Arrow table as one deterministic Parquet file."""
     with TableWriter(path, table.schema) as writer:
         writer.write(table)
+
+
+def write_pieces(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+    """Write tables as one deterministic Parquet file and return how many rows there were."""
+    count = 0
+    with TableWriter(path, schema) as writer:
+        for table in tables:
+            writer.write(table)
+            count += len(table)
+    return count
 
 
 class TableWriter:
@@ -171,7 +150,7 @@ class TableWriter:
         Raises:
             StorageError: A row does not fit the schema.
         """
-        self.write(_as_table(self._path.name, rows, self._schema))
+        self.write(as_table(self._path.name, rows, self._schema))
 
     def __enter__(self) -> "TableWriter":
         """Return itself."""

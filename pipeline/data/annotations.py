@@ -5,14 +5,14 @@ JSON, or not COCO's, stops the run with its name. Whole numbers written as text 
 accepted.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.data.coco_files import JSON_LIMITS, read_document
 from pipeline.data.name_forms import composed
@@ -20,7 +20,8 @@ from pipeline.data.schemas import CAPTIONS, OBJECTS, drop
 from pipeline.data.source_layout import SPLITS
 from pipeline.errors import PipelineError
 from storage.archives.archives import open_archive
-from storage.tables import as_int64, collect, is_number, is_text
+from storage.packed_rows import PackedRows
+from storage.tables import as_int64, is_number, is_text
 
 Json = dict[str, Any]
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}  # how datasets write iscrowd
@@ -34,14 +35,14 @@ class Annotations:
 
     Attributes:
         images: Records with `id`, `file_name` and `origin`, one per file, sorted by id.
-        captions: The captions' table; `caption_id` is null where a record has no id.
-        objects: The objects' table, likewise.
+        captions: Rows of the captions' table; `caption_id` is null where a record has no id.
+        objects: Rows of the objects' table, likewise.
         test: Whether its images are test images, never trained on.
     """
 
     images: list[Json]
-    captions: pa.Table = field(default_factory=CAPTIONS.empty_table)
-    objects: pa.Table = field(default_factory=OBJECTS.empty_table)
+    captions: PackedRows = field(default_factory=partial(PackedRows, "captions", CAPTIONS))
+    objects: PackedRows = field(default_factory=partial(PackedRows, "objects", OBJECTS))
     test: bool = False
 
 
@@ -77,8 +78,8 @@ def read_coco(path: Path, split: str, drops: list[Json], *, own: bool = False) -
         boxes = listed.objects(instances.records("annotations"), names[1], categories)
         return Annotations(
             images=images,
-            captions=collect(names[0], texts, CAPTIONS),
-            objects=collect(names[1], boxes, OBJECTS),
+            captions=PackedRows(names[0], CAPTIONS, texts),
+            objects=PackedRows(names[1], OBJECTS, boxes),
             test=split == SPLITS[1],
         )
 
@@ -185,39 +186,43 @@ def read_image_ids(path: Path, name: str) -> set[int]:
         return {key for key in found if key is not None}
 
 
-def captions_of(origins: Iterable[Annotations], wanted: Collection[int]) -> pa.Table:
-    """Return the captions of all chosen images; `examples` drops those of quarantined ones.
+def captions_of(origins: Iterable[Annotations], wanted: Collection[int]) -> Iterator[pa.Table]:
+    """Yield the captions of all chosen images; `examples` drops those of quarantined ones.
 
     Raises:
         PipelineError: The largest id leaves no room for those that are missing.
     """
-    tables = [CAPTIONS.empty_table(), *(each.captions for each in origins)]
-    return _of_images(pa.concat_tables(tables), wanted, "caption_id")
+    return _of_images([each.captions for each in origins], wanted, "caption_id")
 
 
-def objects_of(origins: Iterable[Annotations], good: Collection[int]) -> pa.Table:
-    """Return the boxes of usable images.
+def objects_of(origins: Iterable[Annotations], good: Collection[int]) -> Iterator[pa.Table]:
+    """Yield the boxes of usable images.
 
     Raises:
         PipelineError: As `captions_of`.
     """
-    tables = [OBJECTS.empty_table(), *(each.objects for each in origins)]
-    return _of_images(pa.concat_tables(tables), good, "object_id")
+    return _of_images([each.objects for each in origins], good, "object_id")
 
 
-def _of_images(rows: pa.Table, images: Collection[int], key: str) -> pa.Table:
-    """Return the rows about some images; those without an id get the next free one."""
-    missing = pc.is_null(rows[key]).to_numpy()
-    largest = pc.max(rows[key]).as_py() or 0
-    if missing.any():
-        if largest + int(missing.sum()) >= 2**63:
-            raise PipelineError(
-                f"{key} {largest} leaves no room for records without an id",
-                "give smaller ids, or an id to every record",
-            )
-        ids = np.where(missing, largest + np.cumsum(missing), pc.fill_null(rows[key], 0))
-        rows = rows.set_column(rows.column_names.index(key), key, pa.array(ids))
-    return rows.filter(pc.is_in(rows["image_id"], pa.array(images, pa.int64())))
+def _of_images(
+    origins: Sequence[PackedRows], images: Collection[int], key: str
+) -> Iterator[pa.Table]:
+    """Yield the rows about some images; those without an id get the next free one."""
+    known = (value for rows in chain(*origins) for value in rows[key].to_pylist())
+    largest = max((value for value in known if value is not None), default=0)
+    free = count(largest + 1)
+    for rows in chain(*origins):
+        if rows[key].null_count:
+            values = [next(free) if v is None else v for v in rows[key].to_pylist()]
+            if max(values) >= 2**63:
+                raise PipelineError(
+                    f"{key} {largest} leaves no room for records without an id",
+                    "give smaller ids, or an id to every record",
+                )
+            place = rows.column_names.index(key)
+            rows = rows.set_column(place, rows.schema.field(key), pa.array(values, pa.int64()))
+        # A set is built once; Arrow's `is_in` would build its own for every piece.
+        yield rows.filter(pa.array([image in images for image in rows["image_id"].to_pylist()]))
 
 
 def _broken(kind: str, file: str, place: str, fault: str, record: object) -> Json:

@@ -11,7 +11,8 @@ from typing import Any
 from pipeline.data.annotations import Annotations
 from pipeline.data.draws import draw, id_of
 from pipeline.data.schemas import CAPTIONS, drop
-from storage.tables import collect, is_text
+from storage.packed_rows import PackedRows
+from storage.tables import is_text
 
 TRAIN, TEST = "train", "test"  # origins
 _SPLITS = {
@@ -103,4 +104,4 @@ def _origin(
         for image in mine
         for text in captions[image["file_name"]]
     )
-    return Annotations(mine, collect("captions", rows, CAPTIONS), test=origin == TEST)
+    return Annotations(mine, PackedRows("captions", CAPTIONS, rows), test=origin == TEST)

@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from model.decoding import BadImageError, decode_image
 from pipeline.data.annotations import BROKEN, Annotations, captions_of, objects_of
 from pipeline.data.draws import draw, rank
 from pipeline.data.image_files import ImageFiles, ImageFinder, image_limits
 from pipeline.data.quarantine import Quarantine
-from pipeline.data.schemas import DROPS, IMAGE_FILES, IMAGES, drop
+from pipeline.data.schemas import CAPTIONS, DROPS, IMAGE_FILES, IMAGES, OBJECTS, drop
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import ImagesPart
-from storage.archives.archive_group import ArchiveGroup
+from storage.archives.archive_group import open_archives
 from storage.errors import StorageError, UnsafeArchiveError
-from storage.tables import collect, is_text, write_arrow, write_table
+from storage.tables import collect, is_text, write_arrow, write_pieces, write_table
 
 SHARD_BYTES = 256 * 2**20
 _TABLES = {"image": "bad_images.csv", "caption": "bad_captions.csv"}  # for people, by kind
@@ -57,18 +56,18 @@ def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
     rows = rows.set_column(IMAGES.get_field_index("split"), IMAGES.field("split"), splits)
     good = set(rows["image_id"].to_pylist())
     _refuse_too_many_bad(context, len(chosen), len(good), images.max_bad_share, bad or drops)
-    captions = captions_of(annotations.values(), {record["id"] for record in chosen})
     _refuse_silence(context, annotations, drops)
-    objects = objects_of(annotations.values(), good)
     drops += bad
     write_arrow(context.out / "images.parquet", rows)
-    write_arrow(context.out / "captions.parquet", captions)
-    write_arrow(context.out / "objects.parquet", objects)
+    captions = captions_of(annotations.values(), {record["id"] for record in chosen})
+    captioned = write_pieces(context.out / "captions.parquet", captions, CAPTIONS)
+    objects = objects_of(annotations.values(), good)
+    boxed = write_pieces(context.out / "objects.parquet", objects, OBJECTS)
     write_table(context.out / "drops.parquet", drops, DROPS)
     return {
         "images": len(rows),
-        "captions": len(captions),
-        "objects": len(objects),
+        "captions": captioned,
+        "objects": boxed,
         "quarantined": len(chosen) - len(good),
     }
 
@@ -97,7 +96,7 @@ def _splits(
     limit moves none of them.
     """
     ids, contents = rows["image_id"].to_pylist(), rows["sha256"].to_pylist()
-    is_test = pc.is_in(rows["origin"], pa.array(tests, pa.string())).to_pylist()
+    is_test = [origin in tests for origin in rows["origin"].to_pylist()]
     deciding: dict[str, int] = {}
     for at in sorted(range(len(rows)), key=lambda at: rank(ids[at], seed)):
         if not is_test[at]:
@@ -145,12 +144,12 @@ def _ingest(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row per usable image, still without its split; write the images' bytes to shards."""
     limits = image_limits(images.max_bytes)
-    shards, quarantine = _ImageShards(context.out), Quarantine()
+    shards, quarantine = _ImageShards(context.out, images.max_bytes), Quarantine()
     with ExitStack() as stack:
         finders: dict[tuple[Path, ...], ImageFinder] = {}
         for known in files.values():
             if known.paths not in finders:
-                archive = stack.enter_context(ArchiveGroup(known.paths, limits, own=known.own))
+                archive = stack.enter_context(open_archives(known.paths, limits, own=known.own))
                 finders[known.paths] = ImageFinder(archive, known)
         tick = stack.enter_context(context.report.track("check images", len(chosen)))
         for record in chosen:  # threads gain nothing: Pillow decodes under the interpreter's lock
@@ -172,18 +171,25 @@ def _ingest(
 
 
 class _ImageShards:
-    """Collects the images' own bytes into Parquet shards of about `SHARD_BYTES`."""
+    """Collects the images' own bytes into Parquet shards of about `SHARD_BYTES`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Gets the shards.
+        largest: Bytes of the largest image that may come.
+    """
+
+    def __init__(self, folder: Path, largest: int) -> None:
         self.folder = folder
-        self.number = 0
+        # In the form that Arrow needs, and not one that grows: both would hold every byte twice.
+        self.buffer = pa.allocate_buffer(SHARD_BYTES + largest)
         self.seen: set[bytes] = set()
+        self.number = 0
         self._begin()
 
     def _begin(self) -> None:
+        self.data = pa.FixedSizeBufferWriter(self.buffer)
         self.names: list[str] = []
         self.ends = [0]
-        self.data = pa.BufferOutputStream()  # as Arrow holds it, so that no second copy is needed
 
     def add(self, sha256: str, data: bytes) -> None:
         key = bytes.fromhex(sha256)
@@ -198,8 +204,8 @@ class _ImageShards:
 
     def flush(self) -> None:
         if self.names or not self.number:
-            ends = pa.array(self.ends, pa.int32())
-            buffers = [None, ends.buffers()[1], self.data.getvalue()]
+            ends = pa.array(self.ends, pa.int32()).buffers()[1]
+            buffers = [None, ends, self.buffer.slice(0, self.ends[-1])]
             data = pa.Array.from_buffers(pa.binary(), len(self.names), buffers)
             rows = pa.table([pa.array(self.names, pa.string()), data], IMAGE_FILES)
             write_arrow(self.folder / f"files-{self.number:05d}.parquet", rows)

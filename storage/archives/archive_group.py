@@ -9,6 +9,18 @@ from storage.archives.archives import open_archive
 from storage.archives.members import Archive, ArchiveLimits, Member
 
 
+def open_archives(paths: Sequence[Path], limits: ArchiveLimits, *, own: bool = False) -> Archive:
+    """Return archives as one; a single one is itself, without a second index of its members.
+
+    Raises:
+        UnsafeArchiveError: As `ArchiveGroup`.
+        StorageError: As `ArchiveGroup`.
+    """
+    if len(paths) == 1:
+        return open_archive(paths[0], limits=limits, own=own)
+    return ArchiveGroup(paths, limits, own=own)
+
+
 class ArchiveGroup(Archive):
     """The members of several archives; a name belongs to the first archive that has it.
 

@@ -74,10 +74,11 @@ def read_lcs(
     from pipeline.data.draws import draw
     from pipeline.data.llava import read_records
     from pipeline.data.schemas import CAPTIONS, drop
-    from storage.tables import TableBuilder, as_int64, is_text
+    from storage.packed_rows import PackedRows
+    from storage.tables import as_int64, is_text
 
     images: dict[str, list[Json]] = {TRAIN: [], TEST: []}
-    captions = {origin: TableBuilder(name, CAPTIONS) for origin in images}
+    captions = {origin: PackedRows(name, CAPTIONS) for origin in images}
     seen: set[int] = set()
     for number, record in enumerate(read_records(path, name)):
         match record:
@@ -97,7 +98,7 @@ def read_lcs(
     return {
         origin: Annotations(
             sorted(found, key=lambda record: record["id"]),
-            captions[origin].table(),
+            captions[origin],
             test=origin == TEST,
         )
         for origin, found in images.items()

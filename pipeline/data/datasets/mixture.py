@@ -103,10 +103,11 @@ def _renamed(
 ) -> "Annotations":
     """Return annotations with ids and origins of the mixture, of at most `limit` images."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     from pipeline.data.annotations import Annotations
     from pipeline.data.draws import id_of, rank
+    from pipeline.data.schemas import CAPTIONS, OBJECTS
+    from storage.packed_rows import PackedRows
 
     ids = {record["id"]: id_of(f"{name}:{record['id']}", taken) for record in found.images}
     if limit is not None:
@@ -117,18 +118,18 @@ def _renamed(
         if record["id"] in ids
     ]
 
-    def about(rows: pa.Table, key: str) -> pa.Table:
-        images = pc.index_in(rows["image_id"], pa.array(ids, pa.int64()))
-        rows, images = rows.filter(images.is_valid()), images.drop_null()
-        columns = {
-            "image_id": pa.array(ids.values(), pa.int64()).take(images),
-            key: pa.nulls(len(rows), pa.int64()),
-        }
-        return pa.table({name: columns.get(name, rows[name]) for name in rows.column_names})
+    def about(found: PackedRows, key: str, schema: pa.Schema) -> PackedRows:
+        renamed = PackedRows(f"{key} of {name}", schema)
+        for rows in found:
+            images = pa.array(map(ids.get, rows["image_id"].to_pylist()), pa.int64())
+            rows, images = rows.filter(images.is_valid()), images.drop_null()
+            columns = {"image_id": images, key: pa.nulls(len(rows), pa.int64())}
+            renamed.add_table(pa.table([columns.get(n, rows[n]) for n in schema.names], schema))
+        return renamed
 
     return Annotations(
         sorted(images, key=lambda record: record["id"]),
-        about(found.captions, "caption_id"),
-        about(found.objects, "object_id"),
+        about(found.captions, "caption_id", CAPTIONS),
+        about(found.objects, "object_id", OBJECTS),
         test=found.test,
     )
