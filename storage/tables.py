@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from storage.errors import StorageError
 
 ROW_GROUP = 65_536
-_PIECE = 8192  # rows that become Arrow together
+PIECE = 8192  # rows that become Arrow together
 _EXACT = 2**53  # above it, floats skip whole numbers
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 
@@ -62,10 +62,32 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
     return count
 
 
+def collect(name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Return rows as one table, whose name in errors is `name`.
+
+    Raises:
+        StorageError: A row does not fit the schema.
+    """
+    tables = [as_table(name, some, schema) for some in _pieces(rows)]
+    return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def as_table(name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Return some rows as a table, whose name in errors is `name`.
+
+    Raises:
+        StorageError: A row does not fit the schema.
+    """
+    try:
+        return pa.Table.from_pylist(list(rows), schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError, OverflowError) as error:
+        raise StorageError(f"rows for {name} do not fit their schema: {error}") from None
+
+
 def _pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
     """Yield the rows in lists of some thousand; the Arrow form is much smaller than the rows."""
     left = iter(rows)
-    while some := list(islice(left, _PIECE)):
+    while some := list(islice(left, PIECE)):
         yield some
 
 
@@ -73,6 +95,16 @@ def write_arrow(path: Path, table: pa.Table) -> None:
     """Write an Arrow table as one deterministic Parquet file."""
     with TableWriter(path, table.schema) as writer:
         writer.write(table)
+
+
+def write_pieces(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+    """Write tables as one deterministic Parquet file and return how many rows there were."""
+    count = 0
+    with TableWriter(path, schema) as writer:
+        for table in tables:
+            writer.write(table)
+            count += len(table)
+    return count
 
 
 class TableWriter:
@@ -114,11 +146,7 @@ class TableWriter:
         Raises:
             StorageError: A row does not fit the schema.
         """
-        try:
-            self.write(pa.Table.from_pylist(list(rows), schema=self._schema))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError, OverflowError) as error:
-            name = self._path.name
-            raise StorageError(f"rows for {name} do not fit their schema: {error}") from None
+        self.write(as_table(self._path.name, rows, self._schema))
 
     def __enter__(self) -> "TableWriter":
         """Return itself."""

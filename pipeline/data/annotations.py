@@ -5,22 +5,28 @@ JSON, or not COCO's, stops the run with its name. Whole numbers written as text 
 accepted.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.data.coco_files import JSON_LIMITS, read_document
 from pipeline.data.name_forms import composed
-from pipeline.data.schemas import drop
+from pipeline.data.schemas import CAPTIONS, OBJECTS, drop
 from pipeline.data.source_layout import SPLITS
+from pipeline.errors import PipelineError
 from storage.archives.archives import open_archive
+from storage.packed_rows import PackedRows
 from storage.tables import as_int64, is_number, is_text
 
 Json = dict[str, Any]
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}  # how datasets write iscrowd
 BROKEN = "broken record"
+_USED = ("file_name", "coco_url", "source", "split")  # what the stage reads of an image's record
 
 
 @dataclass(frozen=True)
@@ -29,14 +35,14 @@ class Annotations:
 
     Attributes:
         images: Records with `id`, `file_name` and `origin`, one per file, sorted by id.
-        captions: Rows of the captions' table; `caption_id` is None where a record has no id.
+        captions: Rows of the captions' table; `caption_id` is null where a record has no id.
         objects: Rows of the objects' table, likewise.
         test: Whether its images are test images, never trained on.
     """
 
     images: list[Json]
-    captions: list[Json]
-    objects: list[Json]
+    captions: PackedRows = field(default_factory=partial(PackedRows, "captions", CAPTIONS))
+    objects: PackedRows = field(default_factory=partial(PackedRows, "objects", OBJECTS))
     test: bool = False
 
 
@@ -57,23 +63,25 @@ def read_coco(path: Path, split: str, drops: list[Json], *, own: bool = False) -
     with open_archive(path, limits=JSON_LIMITS, own=own) as archive:
         captions = read_document(archive, path, names[0], required=True)
         instances = read_document(archive, path, names[1], required=False)
-    unique: dict[int, Json] = {}
-    for name, document in zip(names, (captions, instances), strict=True):
-        _gather_images(document.get("images", ()), name, split, unique, drops)
-    images, meant = _by_file(unique)
-    listed = _Listed(meant, drops)
-    categories = {
-        key: record["name"]
-        for record in instances.get("categories", ())
-        if isinstance(record, dict) and (key := as_int64(record.get("id"))) is not None
-        if is_text(record.get("name"))
-    }
-    return Annotations(
-        images=images,
-        captions=[*listed.captions(captions.get("annotations", ()), names[0])],
-        objects=[*listed.objects(instances.get("annotations", ()), names[1], categories)],
-        test=split == SPLITS[1],
-    )
+        unique: dict[int, Json] = {}
+        for name, document in zip(names, (captions, instances), strict=True):
+            _gather_images(document.records("images"), name, split, unique, drops)
+        images, meant = _by_file(unique)
+        listed = _Listed(meant, drops)
+        categories = {
+            key: record["name"]
+            for record in instances.records("categories")
+            if isinstance(record, dict) and (key := as_int64(record.get("id"))) is not None
+            if is_text(record.get("name"))
+        }
+        texts = listed.captions(captions.records("annotations"), names[0])
+        boxes = listed.objects(instances.records("annotations"), names[1], categories)
+        return Annotations(
+            images=images,
+            captions=PackedRows(names[0], CAPTIONS, texts),
+            objects=PackedRows(names[1], OBJECTS, boxes),
+            test=split == SPLITS[1],
+        )
 
 
 def _gather_images(
@@ -87,7 +95,8 @@ def _gather_images(
             continue
         key = as_int64(record["id"])
         assert key is not None  # `_image_fault` checks it
-        first = unique.setdefault(key, {**record, "id": key, "origin": split})
+        used = {name: record[name] for name in _USED if name in record}
+        first = unique.setdefault(key, {**used, "id": key, "origin": split})
         if composed(record["file_name"]) != composed(first["file_name"]):
             detail = f"{first['file_name']} has this id"
             drops.append(drop("images", "image", key, record["file_name"], "id is taken", detail))
@@ -172,26 +181,48 @@ def read_image_ids(path: Path, name: str) -> set[int]:
         StorageError: As `read_coco`.
     """
     with open_archive(path, limits=JSON_LIMITS) as archive:
-        images = read_document(archive, path, name, required=True).get("images", ())
-    found = (as_int64(record["id"]) for record in images if not _image_fault(record))
-    return {key for key in found if key is not None}
+        images = read_document(archive, path, name, required=True).records("images")
+        found = (as_int64(record["id"]) for record in images if not _image_fault(record))
+        return {key for key in found if key is not None}
 
 
-def captions_of(origins: Iterable[Annotations], wanted: set[int]) -> list[Json]:
-    """Return the captions of all chosen images; `examples` drops those of quarantined ones."""
-    return _of_images([row for each in origins for row in each.captions], wanted, "caption_id")
+def captions_of(origins: Iterable[Annotations], wanted: Collection[int]) -> Iterator[pa.Table]:
+    """Yield the captions of all chosen images; `examples` drops those of quarantined ones.
+
+    Raises:
+        PipelineError: The largest id leaves no room for those that are missing.
+    """
+    return _of_images([each.captions for each in origins], wanted, "caption_id")
 
 
-def objects_of(origins: Iterable[Annotations], good: set[int]) -> list[Json]:
-    """Return the boxes of usable images."""
-    return _of_images([row for each in origins for row in each.objects], good, "object_id")
+def objects_of(origins: Iterable[Annotations], good: Collection[int]) -> Iterator[pa.Table]:
+    """Yield the boxes of usable images.
+
+    Raises:
+        PipelineError: As `captions_of`.
+    """
+    return _of_images([each.objects for each in origins], good, "object_id")
 
 
-def _of_images(rows: list[Json], images: set[int], key: str) -> list[Json]:
-    """Return the rows about some images; those without an id get the next free one."""
-    free = count(max((row[key] for row in rows if row[key] is not None), default=0) + 1)
-    named = (row if row[key] is not None else {**row, key: next(free)} for row in rows)
-    return [row for row in named if row["image_id"] in images]
+def _of_images(
+    origins: Sequence[PackedRows], images: Collection[int], key: str
+) -> Iterator[pa.Table]:
+    """Yield the rows about some images; those without an id get the next free one."""
+    known = (value for rows in chain(*origins) for value in rows[key].to_pylist())
+    largest = max((value for value in known if value is not None), default=0)
+    free = count(largest + 1)
+    for rows in chain(*origins):
+        if rows[key].null_count:
+            values = [next(free) if v is None else v for v in rows[key].to_pylist()]
+            if max(values) >= 2**63:
+                raise PipelineError(
+                    f"{key} {largest} leaves no room for records without an id",
+                    "give smaller ids, or an id to every record",
+                )
+            place = rows.column_names.index(key)
+            rows = rows.set_column(place, rows.schema.field(key), pa.array(values, pa.int64()))
+        # A set is built once; Arrow's `is_in` would build its own for every piece.
+        yield rows.filter(pa.array([image in images for image in rows["image_id"].to_pylist()]))
 
 
 def _broken(kind: str, file: str, place: str, fault: str, record: object) -> Json:

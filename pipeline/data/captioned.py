@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.data.annotations import Annotations
 from pipeline.data.draws import draw, id_of
-from pipeline.data.schemas import drop
+from pipeline.data.schemas import CAPTIONS, drop
+from storage.packed_rows import PackedRows
 from storage.tables import is_text
 
 TRAIN, TEST = "train", "test"  # origins
@@ -98,9 +99,9 @@ def _origin(
     origin: str, images: dict[str, dict[str, Any]], captions: dict[str, list[str]]
 ) -> Annotations:
     mine = sorted((i for i in images.values() if i["origin"] == origin), key=lambda i: i["id"])
-    rows = [
-        {"caption_id": None, "image_id": image["id"], "caption": text}
+    rows = (
+        {"image_id": image["id"], "caption": text}
         for image in mine
         for text in captions[image["file_name"]]
-    ]
-    return Annotations(mine, rows, [], test=origin == TEST)
+    )
+    return Annotations(mine, PackedRows("captions", CAPTIONS, rows), test=origin == TEST)

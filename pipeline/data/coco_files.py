@@ -5,11 +5,12 @@ equally near, or one is in a folder below that of another, the choice is ambiguo
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.data.json_text import json_text
+from pipeline.data.json_stream import ListAt, ListReader, chunks_of, without_first
 from pipeline.data.name_forms import folded
 from pipeline.data.source_layout import SPLITS
 from pipeline.errors import PipelineError
@@ -22,8 +23,30 @@ _LISTS = ("images", "annotations", "categories")
 Json = dict[str, Any]
 
 
-def read_document(archive: Archive, path: Path, name: str, *, required: bool) -> Json:
-    """Return an annotation file as an object with COCO's lists, {} where there is none.
+@dataclass(frozen=True)
+class Document:
+    """An annotation file, whose records are read from the archive each time.
+
+    Attributes:
+        archive: The archive, which must be open.
+        member: The file in it, None where there is none.
+        lists: Where its lists are.
+    """
+
+    archive: Archive
+    member: str | None
+    lists: Mapping[str, ListAt]
+
+    def records(self, name: str) -> Iterator[Any]:
+        """Yield the records of one of COCO's lists, none where there is no such list."""
+        if self.member is not None and (place := self.lists.get(name)) is not None:
+            with self.archive.open(self.member) as file:
+                chunks = without_first(chunks_of(file), place.start)
+                yield from ListReader(chunks, _DECODER).first_list()
+
+
+def read_document(archive: Archive, path: Path, name: str, *, required: bool) -> Document:
+    """Return an annotation file, read once to the end; without records where there is none.
 
     Args:
         archive: The folder or archive of the annotations.
@@ -41,20 +64,24 @@ def read_document(archive: Archive, path: Path, name: str, *, required: bool) ->
                 f"{path} holds no {name}{_instead(archive, name)}",
                 "COCO's annotation files are needed",
             )
-        return {}
-    try:
-        value = json.loads(json_text(archive.read(found)), object_hook=_without_outline)
-    except (ValueError, RecursionError) as error:
-        raise PipelineError(
-            f"{path}: {found} is not valid JSON: {error}", "fetch that file again"
-        ) from None
+        return Document(archive, None, {})
+    with archive.open(found) as file:
+        try:
+            value = ListReader(chunks_of(file)).outline()
+        except (ValueError, RecursionError) as error:
+            while file.read(1 << 20):  # a damaged archive says so, at the file's end at the latest
+                pass
+            raise PipelineError(
+                f"{path}: {found} is not valid JSON: {error}", "fetch that file again"
+            ) from None
     value = _unwrapped(value)
-    if not isinstance(value, dict) or any(not isinstance(value.get(k, []), list) for k in _LISTS):
+    lists = {k: value[k] for k in _LISTS if k in value} if isinstance(value, dict) else None
+    if lists is None or not all(isinstance(each, ListAt) for each in lists.values()):
         raise PipelineError(
             f"{path}: {found} is JSON but not COCO's format",
             "it must be an object with the lists 'images' and 'annotations'",
         )
-    return value
+    return Document(archive, found, lists)
 
 
 def is_document(member: str) -> bool:
@@ -75,6 +102,9 @@ def _without_outline(record: Json) -> Json:
     """Return an object without its polygons, which are most of an instances file and unused."""
     record.pop("segmentation", None)
     return record
+
+
+_DECODER = json.JSONDecoder(object_hook=_without_outline)
 
 
 def _find(archive: Archive, path: Path, name: str) -> str | None:

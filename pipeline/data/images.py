@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from model.decoding import BadImageError, decode_image
 from pipeline.data.annotations import BROKEN, Annotations, captions_of, objects_of
 from pipeline.data.draws import draw, rank
@@ -22,9 +24,9 @@ from pipeline.data.schemas import CAPTIONS, DROPS, IMAGE_FILES, IMAGES, OBJECTS,
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import ImagesPart
-from storage.archives.archive_group import ArchiveGroup
+from storage.archives.archive_group import open_archives
 from storage.errors import StorageError, UnsafeArchiveError
-from storage.tables import is_text, write_table
+from storage.tables import collect, is_text, write_arrow, write_pieces, write_table
 
 SHARD_BYTES = 256 * 2**20
 _TABLES = {"image": "bad_images.csv", "caption": "bad_captions.csv"}  # for people, by kind
@@ -46,24 +48,26 @@ def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
     by_origin = {o: [r for r in chosen if r["origin"] == o] for o in annotations}
     files: Mapping[str, ImageFiles] = dataset.fetch(context, images, by_origin)
     bad: list[dict[str, Any]] = []
-    rows = list(_ingest(context, files, chosen, images, bad))
+    usable = _ingest(context, files, chosen, images, bad)
+    rows = collect("images.parquet", usable, IMAGES)
     divided = {r.get("source") for r in chosen if r.get("split") == "validation"}
     named = {r["id"]: r["split"] for r in chosen if "split" in r and r.get("source") in divided}
-    _divide(rows, tests, named, images.validation_share, seed)
-    good = {row["image_id"] for row in rows}
+    splits = _splits(rows, tests, named, images.validation_share, seed)
+    rows = rows.set_column(IMAGES.get_field_index("split"), IMAGES.field("split"), splits)
+    good = set(rows["image_id"].to_pylist())
     _refuse_too_many_bad(context, len(chosen), len(good), images.max_bad_share, bad or drops)
-    captions = captions_of(annotations.values(), {record["id"] for record in chosen})
     _refuse_silence(context, annotations, drops)
-    objects = objects_of(annotations.values(), good)
     drops += bad
-    write_table(context.out / "images.parquet", rows, IMAGES)
-    write_table(context.out / "captions.parquet", captions, CAPTIONS)
-    write_table(context.out / "objects.parquet", objects, OBJECTS)
+    write_arrow(context.out / "images.parquet", rows)
+    captions = captions_of(annotations.values(), {record["id"] for record in chosen})
+    captioned = write_pieces(context.out / "captions.parquet", captions, CAPTIONS)
+    objects = objects_of(annotations.values(), good)
+    boxed = write_pieces(context.out / "objects.parquet", objects, OBJECTS)
     write_table(context.out / "drops.parquet", drops, DROPS)
     return {
         "images": len(rows),
-        "captions": len(captions),
-        "objects": len(objects),
+        "captions": captioned,
+        "objects": boxed,
         "quarantined": len(chosen) - len(good),
     }
 
@@ -77,30 +81,34 @@ def split_of(image_id: int, validation_share: float, seed: int) -> str:
     return "validation" if draw("split", image_id, seed) < validation_share else "train"
 
 
-def _divide(
-    rows: list[dict[str, Any]],
+def _splits(
+    rows: pa.Table,
     tests: Collection[str],
     named: Mapping[int, str],
     validation_share: float,
     seed: int,
-) -> None:
-    """Give every row its split; images of equal content share it, whatever their ids and names.
+) -> pa.Array:
+    """Return the split of every row; images of equal content share it, whatever ids and names.
 
     Where a source names validation images, exactly these are its validation split.
 
     Among equal images, the one that `images.limit` would choose first decides, so that a larger
     limit moves none of them.
     """
+    ids, contents = rows["image_id"].to_pylist(), rows["sha256"].to_pylist()
+    is_test = [origin in tests for origin in rows["origin"].to_pylist()]
     deciding: dict[str, int] = {}
-    for row in sorted(rows, key=lambda row: rank(row["image_id"], seed)):
-        if row["origin"] not in tests:
-            deciding.setdefault(row["sha256"], row["image_id"])
-    for row in rows:
-        one = deciding.get(row["sha256"], row["image_id"])
-        if row["origin"] in tests:
-            row["split"] = "test"
-        else:
-            row["split"] = named.get(one) or split_of(one, validation_share, seed)
+    for at in sorted(range(len(rows)), key=lambda at: rank(ids[at], seed)):
+        if not is_test[at]:
+            deciding.setdefault(contents[at], ids[at])
+
+    def split(at: int) -> str:
+        if is_test[at]:
+            return "test"
+        one = deciding[contents[at]]
+        return named.get(one) or split_of(one, validation_share, seed)
+
+    return pa.array(map(split, range(len(rows))), pa.string())
 
 
 def _choose(
@@ -136,12 +144,12 @@ def _ingest(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row per usable image, still without its split; write the images' bytes to shards."""
     limits = image_limits(images.max_bytes)
-    shards, quarantine = _ImageShards(context.out), Quarantine()
+    shards, quarantine = _ImageShards(context.out, images.max_bytes), Quarantine()
     with ExitStack() as stack:
         finders: dict[tuple[Path, ...], ImageFinder] = {}
         for known in files.values():
             if known.paths not in finders:
-                archive = stack.enter_context(ArchiveGroup(known.paths, limits, own=known.own))
+                archive = stack.enter_context(open_archives(known.paths, limits, own=known.own))
                 finders[known.paths] = ImageFinder(archive, known)
         tick = stack.enter_context(context.report.track("check images", len(chosen)))
         for record in chosen:  # threads gain nothing: Pillow decodes under the interpreter's lock
@@ -163,29 +171,46 @@ def _ingest(
 
 
 class _ImageShards:
-    """Collects the images' own bytes into Parquet shards of about `SHARD_BYTES`."""
+    """Collects the images' own bytes into Parquet shards of about `SHARD_BYTES`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Gets the shards.
+        largest: Bytes of the largest image that may come.
+    """
+
+    def __init__(self, folder: Path, largest: int) -> None:
         self.folder = folder
-        self.rows: dict[str, bytes] = {}
-        self.size = self.number = 0
-        self.seen: set[str] = set()
+        # In the form that Arrow needs, and not one that grows: both would hold every byte twice.
+        self.buffer = pa.allocate_buffer(SHARD_BYTES + largest)
+        self.seen: set[bytes] = set()
+        self.number = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.data = pa.FixedSizeBufferWriter(self.buffer)
+        self.names: list[str] = []
+        self.ends = [0]
 
     def add(self, sha256: str, data: bytes) -> None:
-        if sha256 in self.seen:
+        key = bytes.fromhex(sha256)
+        if key in self.seen:
             return
-        self.seen.add(sha256)
-        self.rows[sha256] = data
-        self.size += len(data)
-        if self.size >= SHARD_BYTES:
+        self.seen.add(key)
+        self.names.append(sha256)
+        self.data.write(data)
+        self.ends.append(self.ends[-1] + len(data))
+        if self.ends[-1] >= SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        if self.rows or not self.number:
-            rows = ({"sha256": key, "data": data} for key, data in self.rows.items())
-            write_table(self.folder / f"files-{self.number:05d}.parquet", rows, IMAGE_FILES)
-            self.rows, self.size = {}, 0
+        if self.names or not self.number:
+            ends = pa.array(self.ends, pa.int32()).buffers()[1]
+            buffers = [None, ends, self.buffer.slice(0, self.ends[-1])]
+            data = pa.Array.from_buffers(pa.binary(), len(self.names), buffers)
+            rows = pa.table([pa.array(self.names, pa.string()), data], IMAGE_FILES)
+            write_arrow(self.folder / f"files-{self.number:05d}.parquet", rows)
             self.number += 1
+            self._begin()
 
 
 def _reason(error: BadImageError | StorageError) -> tuple[str, str]:
@@ -230,7 +255,7 @@ def _refuse_silence(
     context: StageContext, annotations: Mapping[str, Annotations], drops: list[dict[str, Any]]
 ) -> None:
     """Raise if an origin has captions but none of them can be read."""
-    for origin in (origin for origin, found in annotations.items() if not found.captions):
+    for origin in (origin for origin, found in annotations.items() if not len(found.captions)):
         broken = [
             row
             for row in drops

@@ -1,4 +1,4 @@
-"""Reading a long JSON list record by record, with the values and the errors of `json.loads`.
+"""Reading long JSON lists record by record, with the values and the errors of `json.loads`.
 
 The standard library's own parser reads each record, so that whatever it takes is taken here (NaN,
 lone surrogates, numbers of any length), and no more text is held than the longest record needs.
@@ -10,8 +10,9 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from pipeline.data.json_text import GZIP, LARGEST
 
@@ -19,6 +20,7 @@ CHUNK = 1 << 20  # bytes
 _BLANK = re.compile(r"[ \t\n\r]*")
 # What a text that is cut inside a value can still become valid with: `1e+`, `"\ud83d\ude`.
 _CUT = 16
+_AFTER_VALUES = frozenset(",]}:")
 _DECODER = json.JSONDecoder()
 
 
@@ -28,11 +30,23 @@ def text_chunks(path: Path, size: int = CHUNK) -> Iterator[str]:
     Raises:
         ValueError: It is not text in an encoding of JSON, or its gzip is damaged or too large.
     """
-    with path.open("rb") as raw:
-        packed = raw.read(len(GZIP)) == GZIP
-        raw.seek(0)
-        chunks = _unpacked(raw, size) if packed else iter(lambda: raw.read(size), b"")
-        yield from _decoded(chunks)
+    with path.open("rb") as file:
+        yield from chunks_of(file, size)
+
+
+def chunks_of(file: BufferedReader, size: int = CHUNK) -> Iterator[str]:
+    """Yield the text of an open JSON file, with the errors of `text_chunks`."""
+    packed = file.peek(len(GZIP)).startswith(GZIP)
+    chunks = _unpacked(file, size) if packed else iter(lambda: file.read(size), b"")
+    yield from _decoded(chunks)
+
+
+def without_first(chunks: Iterator[str], count: int) -> Iterator[str]:
+    """Yield a text in pieces without its first characters."""
+    for chunk in chunks:
+        if count < len(chunk):
+            yield chunk[count:]
+        count = max(count - len(chunk), 0)
 
 
 def _unpacked(raw: BinaryIO, size: int) -> Iterator[bytes]:
@@ -80,15 +94,26 @@ def _moved(error: UnicodeDecodeError, by: int) -> ValueError:
     return ValueError(f"'{error.encoding}' codec can't decode {where}: {error.reason}")
 
 
+class ListAt(NamedTuple):
+    """Stands for a list in the outline of a text.
+
+    Attributes:
+        start: Characters before it.
+    """
+
+    start: int
+
+
 class ListReader:
-    """Reads a text that is one JSON list.
+    """Reads a text that is one JSON list, or has lists that are longer than memory.
 
     Args:
         chunks: The text in pieces of any size.
+        decoder: Reads the records.
     """
 
-    def __init__(self, chunks: Iterator[str]) -> None:
-        self._chunks = chunks
+    def __init__(self, chunks: Iterator[str], decoder: json.JSONDecoder = _DECODER) -> None:
+        self._chunks, self._decoder = chunks, decoder
         self._text, self._at = "", 0
         # What was read and is no longer held: characters, line breaks, and characters of the line.
         self._chars = self._lines = self._column = 0
@@ -105,6 +130,15 @@ class ListReader:
         Raises:
             ValueError: It is not a list with nothing behind it; with the place in the text.
         """
+        yield from self.first_list()
+        self._expect_end()
+
+    def first_list(self) -> Iterator[Any]:
+        """Yield the values of a list, whatever is behind it.
+
+        Raises:
+            ValueError: The text does not begin with a list; with the place in the text.
+        """
         if self._next() != "[":
             raise self._error("Expecting value", self._at)
         self._at += 1
@@ -112,6 +146,47 @@ class ListReader:
             self._at += 1
         else:
             yield from self._values()
+
+    def outline(self) -> Any:
+        """Return the text's value, with `ListAt` in place of its lists.
+
+        Lists are left out down to the fields of an object in an object.
+
+        Raises:
+            ValueError: The text is not JSON; with the place in the text.
+        """
+        value = self._outlined(2)
+        self._expect_end()
+        return value
+
+    def _outlined(self, depth: int) -> Any:
+        first = self._next()
+        if first == "[":
+            place = ListAt(self._chars + self._at)
+            for _ in self.first_list():
+                pass
+            return place
+        return self._fields(depth - 1) if first == "{" and depth else self._value()
+
+    def _fields(self, depth: int) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        self._at += 1
+        if self._next() == "}":
+            self._at += 1
+            return fields
+        while True:
+            if self._next() != '"':
+                message = "Expecting property name enclosed in double quotes"
+                raise self._error(message, self._at)
+            name = self._value()
+            if self._next() != ":":
+                raise self._error("Expecting ':' delimiter", self._at)
+            self._at += 1
+            fields[name] = self._outlined(depth)
+            if not self._goes_on("}", _COMMA_IN_OBJECT):
+                return fields
+
+    def _expect_end(self) -> None:
         if self._next():
             raise self._error("Extra data", self._at)
 
@@ -119,22 +194,28 @@ class ListReader:
         """Yield values up to the bracket behind the last one."""
         while True:
             yield self._value()
-            found = self._next()
-            if found not in {",", "]"}:
-                raise self._error("Expecting ',' delimiter", self._at)
-            if found == "]":
-                self._at += 1
+            if not self._goes_on("]", _COMMA_IN_LIST):
                 return
-            after = self._after_blanks(1)
-            if self._text[after : after + 1] == "]":
-                message, at_comma = _TRAILING_COMMA
-                raise self._error(message, self._at if at_comma else after)
-            self._at = after
+
+    def _goes_on(self, end: str, fault: tuple[str, bool]) -> bool:
+        """Go behind the comma or the end of a list or object; return whether there was a comma."""
+        found = self._next()
+        if found not in {",", end}:
+            raise self._error("Expecting ',' delimiter", self._at)
+        if found == end:
+            self._at += 1
+            return False
+        after = self._after_blanks(1)
+        if self._text[after : after + 1] == end:
+            message, at_comma = fault
+            raise self._error(message, self._at if at_comma else after)
+        self._at = after
+        return True
 
     def _value(self) -> Any:
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 is_cut = error.msg.startswith("Unterminated") or self._near_end(error.pos)
                 if not (is_cut and self._more()):
@@ -143,7 +224,7 @@ class ListReader:
             # A number may go on.
             follows = _BLANK.match(self._text, end)
             assert follows is not None  # it matches the empty text, too
-            whole = self._text[follows.end() : follows.end() + 1] in {",", "]"}
+            whole = self._text[follows.end() : follows.end() + 1] in _AFTER_VALUES
             if whole or not self._near_end(end) or not self._more():
                 self._at = end
                 return value
@@ -189,13 +270,13 @@ class ListReader:
         return ValueError(f"{message}: line {line} column {column} (char {char})")
 
 
-def _trailing_comma() -> tuple[str, bool]:
+def _trailing_comma(text: str) -> tuple[str, bool]:
     """Return how this Python words a comma behind the last value, and whether it points there."""
     try:
-        json.loads("[0,]")
+        json.loads(text)
     except json.JSONDecodeError as error:
-        return error.msg, error.pos == 2
+        return error.msg, text[error.pos] == ","
     raise AssertionError("a comma behind the last value is not JSON")
 
 
-_TRAILING_COMMA = _trailing_comma()
+_COMMA_IN_LIST, _COMMA_IN_OBJECT = _trailing_comma("[0,]"), _trailing_comma('{"a":0,}')

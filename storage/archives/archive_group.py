@@ -3,9 +3,22 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 from storage.archives.archives import open_archive
 from storage.archives.members import Archive, ArchiveLimits, Member
+
+
+def open_archives(paths: Sequence[Path], limits: ArchiveLimits, *, own: bool = False) -> Archive:
+    """Return archives as one; a single one is itself, without a second index of its members.
+
+    Raises:
+        UnsafeArchiveError: As `ArchiveGroup`.
+        StorageError: As `ArchiveGroup`.
+    """
+    if len(paths) == 1:
+        return open_archive(paths[0], limits=limits, own=own)
+    return ArchiveGroup(paths, limits, own=own)
 
 
 class ArchiveGroup(Archive):
@@ -30,6 +43,10 @@ class ArchiveGroup(Archive):
     def _load(self, member: Member) -> bytes:
         archive: Archive = member.key
         return archive.read(member.name)
+
+    def _stream(self, member: Member) -> IO[bytes]:
+        archive: Archive = member.key
+        return archive.open(member.name)
 
     def close(self) -> None:
         """Close all of them."""

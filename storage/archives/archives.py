@@ -6,17 +6,18 @@ module handles the faults of each format.
 """
 
 import gzip
+import io
 import os
 import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from storage.archives.members import Archive, ArchiveLimits, Member
+from storage.archives.members import Archive, ArchiveLimits, Member, Pieces
 from storage.errors import StorageError, is_full
 from storage.filesystem import walk_files
 from storage.names import resolve_member
@@ -118,8 +119,11 @@ class _Folder(Archive):
         return Member(self._name(place), 0, 0, None, reason)
 
     def _load(self, member: Member) -> bytes:
-        with member.key.open("rb") as handle:
+        with self._stream(member) as handle:
             return handle.read(member.size + 1)
+
+    def _stream(self, member: Member) -> IO[bytes]:
+        return member.key.open("rb")
 
     def close(self) -> None:
         """Nothing stays open between reads."""
@@ -155,9 +159,12 @@ class _Zip(Archive):
             raise
 
     def _load(self, member: Member) -> bytes:
-        refuse_encrypted(self.title, member)
-        with self._zip.open(member.key) as handle:
+        with self._stream(member) as handle:
             return handle.read(member.size + 1)
+
+    def _stream(self, member: Member) -> IO[bytes]:
+        refuse_encrypted(self.title, member)
+        return self._zip.open(member.key)
 
     def close(self) -> None:
         """Close the file."""
@@ -234,6 +241,16 @@ class _Tar(Archive):
     def _load(self, member: Member) -> bytes:
         self._handle.seek(member.key)
         return self._handle.read(member.size)
+
+    def _stream(self, member: Member) -> IO[bytes]:
+        def pieces() -> Generator[bytes, None, None]:
+            left = member.size
+            self._handle.seek(member.key)
+            while piece := self._handle.read(min(left, _CHUNK)):
+                left -= len(piece)
+                yield piece
+
+        return io.BufferedReader(Pieces(pieces()))
 
     def close(self) -> None:
         """Close the file; an unpacked copy vanishes with it."""

@@ -5,6 +5,7 @@ exactly one regular file, and keeps the limits. Everything else is in `Archive.r
 reason and cannot be read; it never stops the good members.
 """
 
+import io
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Generator, Iterable
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from storage.errors import StorageError, UnsafeArchiveError
 from storage.names import name_fault, normal, shown
@@ -61,8 +62,31 @@ class Member:
     fault: str = ""
 
 
+class Pieces(io.RawIOBase):
+    """A stream of the bytes that a generator yields."""
+
+    def __init__(self, pieces: Generator[bytes, None, None]) -> None:
+        self._pieces, self._rest = pieces, b""
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Copy the next bytes into a buffer, and return how many; 0 at the end."""
+        piece = self._rest or next(self._pieces, b"")
+        count = min(len(buffer), len(piece))
+        buffer[:count], self._rest = piece[:count], piece[count:]
+        return count
+
+    def close(self) -> None:
+        """Close the generator."""
+        self._pieces.close()
+        super().close()
+
+
 class Archive(ABC):
-    """The regular files of one archive, each read whole, in any order.
+    """The regular files of one archive, in any order.
 
     Not safe for use by several threads, because members are read through one file position: open
     the archive once in each thread.
@@ -111,10 +135,29 @@ class Archive(ABC):
         member = self._find(name)
         with self._naming(name):
             data = self._load(member)
-        if len(data) != member.size:
-            more = "more" if len(data) > member.size else str(len(data))
-            raise self._damaged(name, f"expected {member.size} bytes, found {more}")
+        self._check_size(name, member.size, len(data))
         return data
+
+    def open(self, name: str) -> io.BufferedReader:
+        """Return a member's content as a stream; read no other member until it is closed.
+
+        Raises:
+            StorageError: As `read`; what is wrong with the content, once reading gets there.
+        """
+        return io.BufferedReader(Pieces(self._pieces(name, self._find(name))), _MIB)
+
+    def _pieces(self, name: str, member: Member) -> Generator[bytes, None, None]:
+        count = 0
+        with self._naming(name), self._stream(member) as stream:
+            while count <= member.size and (piece := stream.read(min(_MIB, member.size + 1))):
+                count += len(piece)
+                yield piece
+        self._check_size(name, member.size, count)
+
+    def _check_size(self, name: str, expected: int, count: int) -> None:
+        if count != expected:
+            more = "more" if count > expected else str(count)
+            raise self._damaged(name, f"expected {expected} bytes, found {more}")
 
     @abstractmethod
     def close(self) -> None:
@@ -123,6 +166,10 @@ class Archive(ABC):
     @abstractmethod
     def _load(self, member: Member) -> bytes:
         """Return the content, at most `member.size` + 1 bytes of it."""
+
+    def _stream(self, member: Member) -> IO[bytes]:
+        """Return the content as a stream; it may be longer than `member.size`."""
+        return io.BytesIO(self._load(member))
 
     def _find(self, name: str) -> Member:
         if name not in self._members:

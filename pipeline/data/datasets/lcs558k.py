@@ -73,10 +73,12 @@ def read_lcs(
     from pipeline.data.annotations import Annotations
     from pipeline.data.draws import draw
     from pipeline.data.llava import read_records
-    from pipeline.data.schemas import drop
+    from pipeline.data.schemas import CAPTIONS, drop
+    from storage.packed_rows import PackedRows
     from storage.tables import as_int64, is_text
 
-    found = {TRAIN: Annotations([], [], []), TEST: Annotations([], [], [], test=True)}
+    images: dict[str, list[Json]] = {TRAIN: [], TEST: []}
+    captions = {origin: PackedRows(name, CAPTIONS) for origin in images}
     seen: set[int] = set()
     for number, record in enumerate(read_records(path, name)):
         match record:
@@ -88,15 +90,19 @@ def read_lcs(
                     continue
                 seen.add(image)
                 origin = TEST if draw("test", image, seed) < test_share else TRAIN
-                row = {"id": image, "file_name": file, "origin": origin}
-                found[origin].images.append(row)
+                images[origin].append({"id": image, "file_name": file, "origin": origin})
                 text = {"caption_id": number, "image_id": image, "caption": caption}
-                found[origin].captions.append(text)
+                captions[origin].add(text)
             case _:
                 drops.append(drop("images", "image", number, "", "broken record", _told(record)))
-    for part in found.values():
-        part.images.sort(key=lambda record: record["id"])
-    return found
+    return {
+        origin: Annotations(
+            sorted(found, key=lambda record: record["id"]),
+            captions[origin],
+            test=origin == TEST,
+        )
+        for origin, found in images.items()
+    }
 
 
 def _told(record: object) -> str:

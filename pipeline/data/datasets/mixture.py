@@ -102,8 +102,12 @@ def _renamed(
     found: "Annotations", name: str, taken: set[int], limit: int | None, seed: int
 ) -> "Annotations":
     """Return annotations with ids and origins of the mixture, of at most `limit` images."""
+    import pyarrow as pa
+
     from pipeline.data.annotations import Annotations
     from pipeline.data.draws import id_of, rank
+    from pipeline.data.schemas import CAPTIONS, OBJECTS
+    from storage.packed_rows import PackedRows
 
     ids = {record["id"]: id_of(f"{name}:{record['id']}", taken) for record in found.images}
     if limit is not None:
@@ -114,16 +118,18 @@ def _renamed(
         if record["id"] in ids
     ]
 
-    def about(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-        return [
-            {**row, key: None, "image_id": ids[row["image_id"]]}
-            for row in rows
-            if row["image_id"] in ids
-        ]
+    def about(found: PackedRows, key: str, schema: pa.Schema) -> PackedRows:
+        renamed = PackedRows(f"{key} of {name}", schema)
+        for rows in found:
+            images = pa.array(map(ids.get, rows["image_id"].to_pylist()), pa.int64())
+            rows, images = rows.filter(images.is_valid()), images.drop_null()
+            columns = {"image_id": images, key: pa.nulls(len(rows), pa.int64())}
+            renamed.add_table(pa.table([columns.get(n, rows[n]) for n in schema.names], schema))
+        return renamed
 
     return Annotations(
         sorted(images, key=lambda record: record["id"]),
-        about(found.captions, "caption_id"),
-        about(found.objects, "object_id"),
+        about(found.captions, "caption_id", CAPTIONS),
+        about(found.objects, "object_id", OBJECTS),
         test=found.test,
     )

@@ -134,7 +134,7 @@ def test_a_dataset(copy: Path) -> None:
         '"""A list."""\n\nfrom pipeline.data.annotations import Annotations\n\n\n'
         "def probe(source):\n    return {}\n\n\n"
         "def read(context, images, seed, drops):\n"
-        "    return {'a': Annotations([], [], []), 'b': Annotations([], [], [], test=True)}\n\n\n"
+        "    return {'a': Annotations([]), 'b': Annotations([], test=True)}\n\n\n"
         "def fetch(context, images, chosen):\n    raise FileNotFoundError(images.source.root)\n"
     )
     code = (

@@ -23,7 +23,7 @@ def rows(count: int) -> list[dict[str, object]]:
 def small_groups() -> object:
     patch = pytest.MonkeyPatch()
     patch.setattr(tables, "ROW_GROUP", 8)
-    patch.setattr(tables, "_PIECE", 3)
+    patch.setattr(tables, "PIECE", 3)
     yield
     patch.undo()
 

@@ -2,13 +2,17 @@
 
 import gzip
 import json
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline.data.annotations import captions_of, objects_of, read_coco
 from pipeline.errors import PipelineError
+from storage.errors import StorageError
 
 TRAIN, VAL = "train2017", "val2017"
 Json = Any
@@ -35,6 +39,11 @@ def written(folder: Path, **files: Json) -> Path:
     return folder
 
 
+def columns(tables: Iterable[pa.Table]) -> dict[str, list[Json]]:
+    found = [*tables]
+    return pa.concat_tables(found).to_pydict() if found else {}
+
+
 def document(images: list[Json], annotations: list[Json], **more: Json) -> dict[str, Json]:
     return {"images": images, "annotations": annotations, **more}
 
@@ -58,8 +67,13 @@ def test_numbers_written_as_text_or_with_a_point_are_numbers(tmp_path: Path, for
     found = read_coco(folder, TRAIN, drops)
     assert drops == []
     assert [record["id"] for record in found.images] == [17]
-    assert captions_of([found], {17}) == [{"caption_id": 3, "image_id": 17, "caption": "a cat"}]
-    assert [(b["object_id"], b["category"]) for b in objects_of([found], {17})] == [(4, "cat")]
+    assert columns(captions_of([found], {17})) == {
+        "caption_id": [3],
+        "image_id": [17],
+        "caption": ["a cat"],
+    }
+    boxed = columns(objects_of([found], {17}))
+    assert (boxed["object_id"], boxed["category"]) == ([4], ["cat"])
 
 
 @pytest.mark.parametrize(
@@ -96,11 +110,12 @@ def test_captions_and_boxes_without_ids_get_free_ones(tmp_path: Path) -> None:
     drops: list[Json] = []
     origins = [read_coco(folder, split, drops) for split in (TRAIN, VAL)]
     assert drops == []
-    ids = {row["caption"]: row["caption_id"] for row in captions_of(origins, {1, 2})}
+    found = columns(captions_of(origins, {1, 2}))
+    ids = dict(zip(found["caption"], found["caption_id"], strict=True))
     assert ids == {"a": 10, "b": 6, "c": 11, "d": 12, "a cat": 9}
-    only = captions_of(origins, {2})
-    assert [row["caption_id"] for row in only] == [12, 9]  # the same, whatever else is chosen
-    assert [row["object_id"] for row in objects_of(origins, {1})] == [1, 2]
+    only = columns(captions_of(origins, {2}))
+    assert only["caption_id"] == [12, 9]  # the same, whatever else is chosen
+    assert columns(objects_of(origins, {1}))["object_id"] == [1, 2]
 
 
 def test_one_record_per_caption_is_one_image_with_all_captions(tmp_path: Path) -> None:
@@ -115,8 +130,8 @@ def test_one_record_per_caption_is_one_image_with_all_captions(tmp_path: Path) -
     found = read_coco(folder, TRAIN, drops)
     assert drops == []
     assert [record["id"] for record in found.images] == [10, 20]
-    assert [row["image_id"] for row in captions_of([found], {10, 20})] == [10, 10, 10, 20]
-    assert [row["image_id"] for row in objects_of([found], {10})] == [10]
+    assert columns(captions_of([found], {10, 20}))["image_id"] == [10, 10, 10, 20]
+    assert columns(objects_of([found], {10}))["image_id"] == [10]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +143,7 @@ def test_a_crowd_is_what_the_flag_says(tmp_path: Path, written_as: Json, meant: 
     boxes = document([], [box(iscrowd=written_as)], categories=[{"id": 7, "name": "cat"}])
     folder = written(tmp_path, captions_train2017=SMALL, instances_train2017=boxes)
     drops: list[Json] = []
-    found = [row["iscrowd"] for row in objects_of([read_coco(folder, TRAIN, drops)], {1})]
+    found = columns(objects_of([read_coco(folder, TRAIN, drops)], {1})).get("iscrowd", [])
     assert found == ([] if meant is None else [meant])
     assert [row["detail"].split(":")[0] for row in drops] == (
         ["'iscrowd' is neither 0 nor 1"] if meant is None else []
@@ -165,7 +180,7 @@ def test_any_encoding_is_read_gzipped_or_not(tmp_path: Path, encoding: str, pack
     name = f"captions_{TRAIN}.json{'.gz' if packed else ''}"
     (tmp_path / name).write_bytes(gzip.compress(data) if packed else data)
     found = read_coco(tmp_path, TRAIN, [])
-    assert [row["caption"] for row in found.captions] == ["ein Möwe"]
+    assert columns(found.captions)["caption"] == ["ein Möwe"]
 
 
 def test_a_cut_gzip_is_refused_by_name(tmp_path: Path) -> None:
@@ -188,13 +203,43 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
         read_coco(folder, TRAIN, [])
 
 
+def test_the_last_of_equal_names_is_read_as_the_standard_library_does(tmp_path: Path) -> None:
+    first = document([image(1)], [caption(5, 1, "first")])
+    text = f'{{"categories": [], {json.dumps(first)[1:-1]}, {json.dumps(SMALL)[1:-1]}}}'
+    found = read_coco(written(tmp_path, captions_train2017=text.encode()), TRAIN, [])
+    assert columns(found.captions)["caption"] == ["a cat"]
+
+
+@pytest.mark.parametrize("value", [[], 1, {"images": {}}, {"images": None, "annotations": []}])
+def test_json_that_is_not_cocos_is_refused_by_name(tmp_path: Path, value: Json) -> None:
+    folder = written(tmp_path, captions_train2017=value)
+    with pytest.raises(PipelineError, match=r"captions_train2017\.json is JSON but not COCO's"):
+        read_coco(folder, TRAIN, [])
+
+
+def test_a_damaged_archive_is_told_before_its_broken_json(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(f"captions_{TRAIN}.json", json.dumps(SMALL))
+    data = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(data.replace(b'"images": [', b'"images": }', 1))
+    with pytest.raises(StorageError, match=r"damaged or cut short .*CRC"):
+        read_coco(tmp_path / "a.zip", TRAIN, [])
+
+
+def test_missing_ids_that_the_largest_leaves_no_room_for_are_refused(tmp_path: Path) -> None:
+    texts = [caption(2**63 - 1, 1), {"image_id": 1, "caption": "b"}]
+    folder = written(tmp_path, captions_train2017=document([image(1)], texts))
+    with pytest.raises(PipelineError, match="caption_id 9223372036854775807 leaves no room"):
+        columns(captions_of([read_coco(folder, TRAIN, [])], {1}))
+
+
 # -- which file is meant -----------------------------------------------------------------------
 
 
 def test_a_backup_is_never_read_in_place_of_the_file_at_the_top(tmp_path: Path) -> None:
     old = document([image(1)], [caption(5, 1, "old")])
     folder = written(tmp_path, captions_train2017=SMALL, backup__captions_train2017=old)
-    assert [row["caption"] for row in read_coco(folder, TRAIN, []).captions] == ["a cat"]
+    assert columns(read_coco(folder, TRAIN, []).captions)["caption"] == ["a cat"]
 
 
 def test_two_files_that_lie_equally_near_are_refused_with_both_names(tmp_path: Path) -> None:

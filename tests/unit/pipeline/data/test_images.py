@@ -184,7 +184,7 @@ def test_boxes_of_good_images_are_kept_with_their_category(tmp_path: Path) -> No
 
 def test_outlines_are_not_held_in_memory(tmp_path: Path) -> None:
     box = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "area": 9.5, "iscrowd": 0}
-    outline = [[(n * 7919 % 1000) / 8 for n in range(60)]]
+    outline = [[(n * 7919 % 1000) / 8 for n in range(1200)]]
     many = [{**box, "id": n, "segmentation": outline} for n in range(4000)]
     document = {**coco([1]), "annotations": many, "categories": [{"id": 3, "name": "cat"}]}
     root = lay_out(tmp_path / "coco", coco([1]), coco([2]), images_of([1], [2]), document)
@@ -194,8 +194,8 @@ def test_outlines_are_not_held_in_memory(tmp_path: Path) -> None:
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(found.objects) == 4000
-    assert held < 2 * size  # with them, three times the file
-    assert peak < 3 * size
+    assert held < size / 40
+    assert peak < size / 2  # some pieces of the text, and some thousand rows
 
 
 def test_equal_images_are_stored_once(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import json_text
-from pipeline.data.json_stream import ListReader, text_chunks
+from pipeline.data.json_stream import ListAt, ListReader, text_chunks, without_first
 from pipeline.data.llava import read_records
 from pipeline.errors import PipelineError
 
@@ -73,6 +73,55 @@ def test_a_damaged_list_gives_the_error_of_the_standard_library(
     place = min(place, len(text))
     text = f"[{text[1:place]}{put}{text[max(place, 1) + cut :]}"
     assert streamed(text, size) == outcome(lambda: json.loads(text))
+
+
+def with_lists(value: Any, text: str, size: int) -> Any:
+    """Return an outline with each list in its place, as a second reading of the text gives it."""
+    if isinstance(value, ListAt):
+        return list(ListReader(without_first(pieces(text, size), value.start)).first_list())
+    if isinstance(value, dict):
+        return {name: with_lists(each, text, size) for name, each in value.items()}
+    return value
+
+
+@given(
+    st.dictionaries(st.text(st.characters(), max_size=3), values, max_size=4) | values,
+    st.sampled_from([None, 1]),
+    st.booleans(),
+    st.integers(1, 40),
+)
+@example({"a": [1], "b": {"c": [2, [3]], "d": {"e": [4]}}, "f": []}, None, True, 1)
+def test_an_outline_and_its_lists_are_the_value_of_the_standard_library(
+    value: Any, indent: int | None, is_ascii: bool, size: int
+) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=is_ascii)
+    read = outcome(lambda: with_lists(ListReader(pieces(text, size)).outline(), text, size))
+    assert read == outcome(lambda: json.loads(text))
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), values, max_size=4),
+    st.sampled_from([None, 1]),
+    st.integers(0, 300),
+    st.integers(0, 4),
+    st.sampled_from(
+        ["", ",", ",}", ":", "]", "[", "}", "{", '"', "\\", "\n", "1", "-", "1e+", "x"]
+    ),
+    st.integers(1, 40),
+)
+@example({"a": 1}, None, 7, 0, ",", 1)  # a comma behind the last value
+@example({"a": 1}, None, 7, 1, "", 1)  # no end
+@example({"a": 1}, None, 8, 0, " x", 2)  # something behind the end
+@example({"a": 1}, None, 4, 1, "", 3)  # no colon
+@example({"a": 1}, None, 1, 3, "a", 3)  # a name without quotes
+def test_a_damaged_object_gives_the_error_of_the_standard_library(
+    value: Any, indent: int | None, place: int, cut: int, put: str, size: int
+) -> None:
+    text = json.dumps(value, indent=indent)
+    place = min(place, len(text))
+    text = f"{text[:place]}{put}{text[place + cut :]}"
+    read = outcome(lambda: with_lists(ListReader(pieces(text, size)).outline(), text, size))
+    assert read == outcome(lambda: json.loads(text))
 
 
 def test_only_what_a_record_needs_is_held() -> None:

@@ -77,6 +77,9 @@ def test_every_kind_reads_alike(tmp_path: Path, kind: str) -> None:
     with open_archive(path) as archive:
         assert archive.names() == sorted(FILES)
         assert {name: archive.read(name) for name in archive.names()} == FILES
+        for name, data in FILES.items():
+            with archive.open(name) as stream:
+                assert (stream.read(3), stream.read()) == (data[:3], data[3:])
         assert all(archive.size(name) == len(data) for name, data in FILES.items())
         assert archive.refused == {}
         with pytest.raises(StorageError, match=rf"set\.{kind} member none\.jpg: there is no such"):
