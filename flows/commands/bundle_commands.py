@@ -55,19 +55,20 @@ def ask(
     contents, settings = [read_image(path) for path in paths], settings_of(store)
     place = find_bundle(settings, run, bundle)
     with waiting("loading the assistant"), importing():
-        from flows.commands.assistant import check_image, look_at, open_assistant
+        from flows.commands.assistant import check_image, look_at, open_assistant, open_light
 
-        assistant = open_assistant(settings, place)
+        explained = open_assistant(settings, place) if why else None
+        assistant = explained or open_light(settings, place)
         assistant.prompt(asked, images=len(paths))  # refused before images are encoded
         for path, data in zip(paths, contents, strict=True):
             check_image(assistant, path, data)
     seen = [look_at(assistant, path, data) for path, data in zip(paths, contents, strict=True)]
     answer = assistant.ask(seen, asked)
     print(answer)
-    if why:
+    if explained is not None:
         from flows.commands.why import print_why
 
-        print_why(assistant, contents[0], asked, answer, output)
+        print_why(explained, contents[0], asked, answer, output)
 
 
 def caption(*images: Path, store: Store = None, run: OfRun = None, bundle: Bundle = None) -> None:
@@ -84,9 +85,9 @@ def caption(*images: Path, store: Store = None, run: OfRun = None, bundle: Bundl
     contents, settings = [read_image(path) for path in images], settings_of(store)
     place = find_bundle(settings, run, bundle)
     with waiting("loading the assistant"), importing():
-        from flows.commands.assistant import check_image, look_at, open_assistant
+        from flows.commands.assistant import check_image, look_at, open_light
 
-        assistant = open_assistant(settings, place)
+        assistant = open_light(settings, place)
         for path, data in zip(images, contents, strict=True):
             check_image(assistant, path, data)
     seen = [look_at(assistant, path, data) for path, data in zip(images, contents, strict=True)]
