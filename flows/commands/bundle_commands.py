@@ -44,13 +44,11 @@ def ask(
         why: Print for each word which patches of the image mattered.
         output: With --why, also write them to this PNG file, drawn over the image.
     """
-    if output is not None or why:
-        from flows.commands.why import check_why
-
-        check_why(output, also, why=why)
     from flows.commands.bundle_place import find_bundle
     from flows.commands.image_file import read_image, split_question
+    from flows.commands.why import check_why, print_why
 
+    check_why(output, also, why=why)
     paths, asked = split_question(image, question, also, why=why)
     contents, settings = [read_image(path) for path in paths], settings_of(store)
     place = find_bundle(settings, run, bundle)
@@ -66,8 +64,6 @@ def ask(
     answer = assistant.ask(seen, asked)
     print(answer)
     if explained is not None:
-        from flows.commands.why import print_why
-
         print_why(explained, contents[0], asked, answer, output)
 
 
