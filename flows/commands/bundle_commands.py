@@ -21,6 +21,7 @@ Bundle = Annotated[
     str | None,
     Parameter(help="A bundle's folder or hf://owner/name, instead of the store's published one."),
 ]
+Several = Parameter(negative=(), show_default=False)
 
 
 def ask(
@@ -31,7 +32,7 @@ def ask(
     store: Store = None,
     run: OfRun = None,
     bundle: Bundle = None,
-    also: tuple[Path, ...] = (),
+    also: Annotated[tuple[Path, ...], Several] = (),
     why: Annotated[bool, Parameter(negative=())] = False,
     output: Path | None = None,
 ) -> None:
@@ -40,7 +41,8 @@ def ask(
     Args:
         image: An image file; an assistant that was also trained on texts alone needs none.
         question: What to ask.
-        also: A further image, once for each; the question may say <image> where each belongs.
+        also: A further image, once for each; the question may say `<image>` where each
+            belongs.
         why: Print for each word which patches of the image mattered.
         output: With --why, also write them to this PNG file, drawn over the image.
     """
@@ -132,7 +134,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: Annotated[str, Parameter(env_var="PHIVISION_API_KEY")] = "",
-    image_host: tuple[str, ...] = (),
+    image_host: Annotated[tuple[str, ...], Several] = (),
 ) -> None:
     """Serve the published assistant to OpenAI's clients, at /v1/chat/completions.
 
