@@ -7,13 +7,25 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows as a table on standard output; text is never read as markup."""
-    Console(soft_wrap=False).print(table_of(columns, rows))
+def print_rows(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, unbroken: Sequence[str] = ()
+) -> None:
+    """Print rows as a table on standard output; text is never read as markup.
+
+    Args:
+        columns: Headings.
+        rows: One cell per column; None is an empty one.
+        unbroken: Columns whose cells are never broken over lines.
+    """
+    Console(soft_wrap=False).print(table_of(columns, rows, unbroken=unbroken))
 
 
 def table_of(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], *, whole: bool = False
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    whole: bool = False,
+    unbroken: Sequence[str] = (),
 ) -> Table:
     """Return rows as a table.
 
@@ -21,12 +33,13 @@ def table_of(
         columns: Headings.
         rows: One cell per column; None is an empty one.
         whole: Never break a cell over lines, whatever the width.
+        unbroken: The same of single columns.
     """
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=whole)
+        table.add_column(column, overflow="fold", no_wrap=whole or column in unbroken)
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     return table

@@ -72,7 +72,7 @@ def _content(database: Database, image: str) -> tuple[str, bytes | None]:
 def _embed(catalog: Catalog, data: bytes, settings: Settings) -> list[float]:
     """Return the pooled embedding of an image, from the encoder that made the stored ones."""
     from model.decoding import BadImageError, decode_image
-    from model.encoder import PatchEncoder
+    from model.light_clip import LightClip, fits
     from pipeline.engine.devices import pick_device
 
     features, images = catalog.manifest("features"), catalog.manifest("images")
@@ -84,7 +84,12 @@ def _embed(catalog: Catalog, data: bytes, settings: Settings) -> list[float]:
     except BadImageError as error:
         raise PipelineError(f"the file cannot be used: {error}", "give a JPEG or PNG") from None
     layer = features.payload["recipe"]["features"]["layer"]
-    encoder = PatchEncoder(clip, layer, pick_device(settings))
+    device = pick_device(settings)
+    if device == "cpu" and fits(clip):  # without the seconds that open_clip takes to import
+        return LightClip(clip, layer).encode(image).pooled.tolist()
+    from model.encoder import PatchEncoder
+
+    encoder = PatchEncoder(clip, layer, device)
     return encoder.encode_images([image]).pooled[0].tolist()
 
 

@@ -48,3 +48,12 @@ def asked_ids(
             f"the question is too long: it has {len(ids)} tokens and {room} fit", "shorten it"
         )
     return ids
+
+
+def is_text(text: str) -> bool:
+    """Return whether a text can be encoded as UTF-8; lone surrogates, as in argv, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

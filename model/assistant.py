@@ -7,32 +7,23 @@ needs. It reads safetensors and JSON; no code of the bundle is run.
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from model.adapters import merge_adapter
-from model.asked import Turn, asked_ids
-from model.bundle import (
-    BUNDLE,
-    FORMAT,
-    PREFIX,
-    PREFIX_CONFIG,
-    TWO_ENCODERS,
-    decoding_of,
-    load_vlm,
-)
+from model.asked import Turn
+from model.assistant_base import AssistantBase
+from model.bundle import PREFIX, PREFIX_CONFIG, decoding_of
 from model.decoding import decode_image
 from model.errors import ModelError
 from model.generation import generate, stream
 from model.generation_configs import BeamConfig, GenerationConfig
 from model.joined_encoders import JoinedEncoders, Pixels
 from model.language import forbid_ids, saved_dtype
-from model.prompt import PromptTemplate
-from model.training_reference import load_reference
 from model.vlm import VisionLanguageModel
+from model.vlm_loading import load_vlm
 
 HUB = "hf://"
 # What is fetched from a hub: the parts of a bundle, and nothing else from its repository.
@@ -45,7 +36,7 @@ Image = bytes | torch.Tensor  # a file's content, or its patch embeddings from `
 Images = Image | Sequence[Image]  # of one question
 
 
-class Assistant:
+class Assistant(AssistantBase):
     """Answers questions about images with a published bundle.
 
     Args:
@@ -57,21 +48,12 @@ class Assistant:
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
-        path = folder / BUNDLE
-        if not path.is_file():
-            raise ModelError(f"{folder} is not a phivision bundle: it has no {BUNDLE}")
-        self.card: dict[str, Any] = json.loads(path.read_text())
-        if self.card.get("format") not in (FORMAT, TWO_ENCODERS):
-            raise ModelError(
-                f"{path} has format {self.card.get('format')}, this phivision reads {FORMAT} and "
-                f"{TWO_ENCODERS}"
-            )
-        self.folder, self.device = folder, device
+        super().__init__(folder)
+        self.device = device
         layers = [self.card[name] for name in ("layer", "second_layer") if name in self.card]
         self.encoders = JoinedEncoders(folder, layers, self.card["patches"], device)
         self.vlm = _load(folder, self.card, device)
-        self.template = PromptTemplate.load(folder / "lm", **self.card["template"])
-        self.reference = load_reference(folder, self.card)
+        self.max_positions = self.vlm.max_positions
         forbid_ids(self.vlm.language_model, self.template.tokenizer.get_vocab_size())
 
     def see(self, data: bytes) -> torch.Tensor:
@@ -90,29 +72,9 @@ class Assistant:
         """
         return self.encoders.shrink(decode_image(data, self.card["max_pixels"]))
 
-    def warning(self, patches: torch.Tensor) -> str:
-        """Return a sentence if an image is unlike the training images, "" where it is like them.
-
-        Older bundles, which have no reference, never warn.
-
-        Args:
-            patches: The image's patch embeddings from `see`.
-        """
-        return "" if self.reference is None else self.reference.warning(patches)
-
-    @property
-    def most_images(self) -> int:
-        """How many images a question may be about: as many as in training."""
-        return int(self.card.get("max_images", 1))
-
     def caption(self, images: Sequence[Image]) -> list[str]:
         """Return a caption of each image."""
         return self._write(images, [self.template.caption_prompt] * len(images))
-
-    @property
-    def text_only(self) -> bool:
-        """Whether it was also trained on texts alone, so that it answers without an image, too."""
-        return bool(self.card.get("text_only", False))
 
     def ask(self, images: Images | None, question: str, history: Sequence[Turn] = ()) -> str:
         """Return the answer to a question about an image, after earlier turns if there are any.
@@ -187,63 +149,10 @@ class Assistant:
             yield self.template.decode(written)
 
     @cached_property
-    def room(self) -> int:
-        """Tokens that a question and its history may have, between one image and the answer."""
-        return int(self.vlm.max_positions) - self.prefix - self.card["max_new_tokens"]
-
-    def most_tokens(self, limit: int) -> int:
-        """Return how many tokens an answer may be asked to have.
-
-        That is half of what is behind the image, and the card's own number in any case.
-
-        Args:
-            limit: No more than this, unless the card says more.
-        """
-        own = self.card["max_new_tokens"]
-        return max(own, min(limit, (self.room + own) // 2))
-
-    @cached_property
     def prefix(self) -> int:
         """Tokens of an image, the separator included."""
         with torch.no_grad():
             return self.vlm.embed_images(self.shown([])).tokens.shape[1]
-
-    def prompt(
-        self,
-        question: str,
-        history: Sequence[Turn] = (),
-        max_new_tokens: int | None = None,
-        images: int = 1,
-    ) -> list[int]:
-        """Return the token ids after which the answer to a question is written.
-
-        Args:
-            question: What to answer.
-            history: See `stream`.
-            max_new_tokens: See `stream`; a longer answer leaves less room.
-            images: How many images the conversation is about.
-
-        Raises:
-            ModelError: See `stream`.
-        """
-        if not images and not self.text_only:
-            raise ModelError(
-                "this assistant was never trained on texts alone",
-                "ask about an image, or train one with conversations.text_only=keep",
-            )
-        if images > self.most_images:
-            raise ModelError(
-                f"{images} images, but this assistant has learned to see {self.most_images} at a "
-                "time",
-                "ask about fewer",
-            )
-        if not question.strip():
-            raise ModelError("the question is empty", "ask something about the image")
-        if not all(map(is_text, (question, *chain.from_iterable(history)))):
-            raise ModelError("the question has an incomplete character", "write it as UTF-8 text")
-        longer = 0 if max_new_tokens is None else max_new_tokens - self.card["max_new_tokens"]
-        room = self.room - max(images - 1, 0) * self.prefix - longer
-        return asked_ids(self.template, question, history, images, room)
 
     def shown(self, images: Sequence[Image]) -> torch.Tensor:
         """Return patch embeddings [image, patch, vision]; without images, zeros of one."""
@@ -277,15 +186,6 @@ def _listed(images: Images | None) -> list[Image]:
     if images is None:
         return []
     return [images] if isinstance(images, bytes | torch.Tensor) else list(images)
-
-
-def is_text(text: str) -> bool:
-    """Return whether a text can be encoded as UTF-8; lone surrogates, as in argv, cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def load_assistant(source: str | Path, device: str = "cpu") -> Assistant:

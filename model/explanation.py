@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float32
 from torch import Tensor
 
-from model.assistant import Assistant, Turn, is_text
+from model.asked import Turn, is_text
+from model.assistant import Assistant
 from model.decoding import decode_image
 from model.errors import ModelError
 from model.importance import grid_side, importance_map

@@ -104,7 +104,8 @@ def assignments(changes: Mapping[str, object]) -> list[str]:
 
 # The files whose tests look at the one whole run of the demo, and others that take minutes.
 DEMO_FILES = ("test_demo.py", "test_readme.py", "test_secrets.py", "test_deployments_page.py")
-LONG_FILES = ("test_tiny_runs.py", "test_server.py", "test_processes.py", "test_postgres.py")
+TINY_FILES = ("test_tiny_runs.py", "test_golden_texts.py", "test_docs_commands.py")  # of a tiny one
+LONG_FILES = (*TINY_FILES, "test_server.py", "test_processes.py", "test_postgres.py")
 _BEGUN = pytest.StashKey[bool]()
 
 
@@ -115,6 +116,8 @@ class ByFile(LoadScopeScheduling):
         path = nodeid.split("::", 1)[0]
         if path.endswith(DEMO_FILES):
             return "demo"
+        if path.endswith(TINY_FILES):
+            return "tiny"
         return "faults" if path.startswith("tests/faults/") else path
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model.assistant import Turn
+from model.asked import Turn
 
 # Shown where the model ends its answer at once; it is not part of a later prompt.
 NOTHING = "(The model wrote nothing about this.)"

@@ -14,7 +14,7 @@ from flows.chat.models import Models
 from flows.chat.settings import AnswerSettings, settings_for
 from flows.chat.writing import Question, Reply, alone, write
 from flows.overlay import sheet
-from model.assistant import is_text
+from model.asked import is_text
 from model.decoding import decode_image
 from model.explanation import explain
 

@@ -2,10 +2,10 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from model.assistant import Assistant, load_assistant
 from model.decoding import KINDS, BadImageError, decode_image
 from pipeline.engine.devices import pick_device
 from pipeline.errors import PipelineError
@@ -13,8 +13,12 @@ from pipeline.publishing.gate import published_manifest
 from pipeline.settings import Settings
 from storage.store.manifest import Manifest
 
+if TYPE_CHECKING:
+    from model.assistant import Assistant
+    from model.light_assistant import LightAssistant
 
-def open_assistant(settings: Settings, bundle: Manifest | Path | str | None) -> Assistant:
+
+def open_assistant(settings: Settings, bundle: Manifest | Path | str | None) -> "Assistant":
     """Return the assistant of a bundle, or else the one that the store's pointer names.
 
     Args:
@@ -24,18 +28,38 @@ def open_assistant(settings: Settings, bundle: Manifest | Path | str | None) -> 
     Raises:
         PipelineError: Nothing is published yet.
     """
-    device = pick_device(settings)
+    from model.assistant import load_assistant
+
+    return load_assistant(_place(settings, bundle), pick_device(settings))
+
+
+def open_light(settings: Settings, bundle: Manifest | str) -> "Assistant | LightAssistant":
+    """Return an assistant that takes a second to open where the bundle is small and ordinary.
+
+    Args:
+        settings: See `open_assistant`.
+        bundle: See `open_assistant`.
+    """
+    from model.light_assistant import light_assistant
+
+    place = _place(settings, bundle)
+    if pick_device(settings) == "cpu" and (light := light_assistant(Path(place))):
+        return light
+    return open_assistant(settings, bundle)
+
+
+def _place(settings: Settings, bundle: Manifest | Path | str | None) -> Path | str:
+    """Return the folder of a bundle, whose files are then on this machine, or its address."""
     if bundle is not None and not isinstance(bundle, Manifest):
-        return load_assistant(bundle, device)
+        return bundle
     store = settings.open_store()
-    manifest = published_manifest(store) if bundle is None else bundle
-    artifact = store.artifact(manifest)
+    artifact = store.artifact(published_manifest(store) if bundle is None else bundle)
     for name in artifact.names:
         artifact.path(name)
-    return Assistant(artifact.path("bundle.json").parent, device)
+    return artifact.path("bundle.json").parent
 
 
-def check_image(assistant: Assistant, path: Path, data: bytes) -> None:
+def check_image(assistant: "Assistant | LightAssistant", path: Path, data: bytes) -> None:
     """Refuse an unusable image by its name, before any of several images is encoded.
 
     Raises:
@@ -50,7 +74,7 @@ def check_image(assistant: Assistant, path: Path, data: bytes) -> None:
         raise PipelineError(f"{path}: {fault}", f"give a {KINDS}" if foreign else "") from None
 
 
-def look_at(assistant: Assistant, path: Path, data: bytes) -> torch.Tensor:
+def look_at(assistant: "Assistant | LightAssistant", path: Path, data: bytes) -> torch.Tensor:
     """Return an image's patches, and warn on stderr if it is unlike the training images.
 
     Raises:

@@ -21,6 +21,7 @@ Bundle = Annotated[
     str | None,
     Parameter(help="A bundle's folder or hf://owner/name, instead of the store's published one."),
 ]
+Several = Parameter(negative=(), show_default=False)
 
 
 def ask(
@@ -31,7 +32,7 @@ def ask(
     store: Store = None,
     run: OfRun = None,
     bundle: Bundle = None,
-    also: tuple[Path, ...] = (),
+    also: Annotated[tuple[Path, ...], Several] = (),
     why: Annotated[bool, Parameter(negative=())] = False,
     output: Path | None = None,
 ) -> None:
@@ -40,34 +41,32 @@ def ask(
     Args:
         image: An image file; an assistant that was also trained on texts alone needs none.
         question: What to ask.
-        also: A further image, once for each; the question may say <image> where each belongs.
+        also: A further image, once for each; the question may say `<image>` where each
+            belongs.
         why: Print for each word which patches of the image mattered.
         output: With --why, also write them to this PNG file, drawn over the image.
     """
-    if output is not None or why:
-        from flows.commands.why import check_why
-
-        check_why(output, also, why=why)
     from flows.commands.bundle_place import find_bundle
     from flows.commands.image_file import read_image, split_question
+    from flows.commands.why import check_why, print_why
 
+    check_why(output, also, why=why)
     paths, asked = split_question(image, question, also, why=why)
     contents, settings = [read_image(path) for path in paths], settings_of(store)
     place = find_bundle(settings, run, bundle)
     with waiting("loading the assistant"), importing():
-        from flows.commands.assistant import check_image, look_at, open_assistant
+        from flows.commands.assistant import check_image, look_at, open_assistant, open_light
 
-        assistant = open_assistant(settings, place)
+        explained = open_assistant(settings, place) if why else None
+        assistant = explained or open_light(settings, place)
         assistant.prompt(asked, images=len(paths))  # refused before images are encoded
         for path, data in zip(paths, contents, strict=True):
             check_image(assistant, path, data)
     seen = [look_at(assistant, path, data) for path, data in zip(paths, contents, strict=True)]
     answer = assistant.ask(seen, asked)
     print(answer)
-    if why:
-        from flows.commands.why import print_why
-
-        print_why(assistant, contents[0], asked, answer, output)
+    if explained is not None:
+        print_why(explained, contents[0], asked, answer, output)
 
 
 def caption(*images: Path, store: Store = None, run: OfRun = None, bundle: Bundle = None) -> None:
@@ -84,9 +83,9 @@ def caption(*images: Path, store: Store = None, run: OfRun = None, bundle: Bundl
     contents, settings = [read_image(path) for path in images], settings_of(store)
     place = find_bundle(settings, run, bundle)
     with waiting("loading the assistant"), importing():
-        from flows.commands.assistant import check_image, look_at, open_assistant
+        from flows.commands.assistant import check_image, look_at, open_light
 
-        assistant = open_assistant(settings, place)
+        assistant = open_light(settings, place)
         for path, data in zip(images, contents, strict=True):
             check_image(assistant, path, data)
     seen = [look_at(assistant, path, data) for path, data in zip(images, contents, strict=True)]
@@ -135,7 +134,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: Annotated[str, Parameter(env_var="PHIVISION_API_KEY")] = "",
-    image_host: tuple[str, ...] = (),
+    image_host: Annotated[tuple[str, ...], Several] = (),
 ) -> None:
     """Serve the published assistant to OpenAI's clients, at /v1/chat/completions.
 

@@ -49,7 +49,7 @@ def print_runs(
     ]
     heads = [HEADLINE.get(name, name) for name in names]
     columns = ["run", "UTC", "recipe", "s", *heads, "state, tags", "made"]
-    print_rows(columns, lines)
+    print_rows(columns, lines, unbroken=("run",))  # names are copied into other commands
     if len(records) > len(rows):
         print(f"{len(records) - len(rows)} more: --limit {len(records)}")
 

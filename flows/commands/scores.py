@@ -79,7 +79,7 @@ def print_conditions(run: str, rows: Sequence[Row]) -> None:
         rows: `stage`, `split`, `metric`, `condition`, `value`, `low`, `high` and `count` of each.
     """
     conditions = condition_order(row["condition"] for row in rows)
-    print(f"held-out scores of run {run}: {' / '.join(conditions)}")
+    print(f"held-out scores of run {run}")
     by_stage: dict[str, list[Row]] = {}
     for row in rows:
         by_stage.setdefault(row["stage"], []).append(row)

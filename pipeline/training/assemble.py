@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig
 
-from model.bundle import PREFIX, PREFIX_CONFIG, load_vlm
+from model.bundle import PREFIX, PREFIX_CONFIG
 from model.language_files import write_language_files
 from model.vlm import VisionLanguageModel
+from model.vlm_loading import load_vlm
 from pipeline.engine.stage import InputArtifact
 
 

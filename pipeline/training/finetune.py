@@ -10,7 +10,8 @@ from torch import Tensor
 from model.bundle import PREFIX_CONFIG, read_projector
 from model.language import adapted_layers, add_lora, merge_lora, nf4
 from model.vlm import VisionLanguageModel
-from pipeline.engine.devices import check_quantization, settle_precision
+from pipeline.engine.devices import check_quantization
+from pipeline.engine.precision import settle_precision
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import FinetunePart

@@ -26,7 +26,8 @@ from model.errors import NotFiniteError
 from model.training import OptimizerConfig, TrainingModule
 from model.vlm import VisionLanguageModel, check_precision
 from pipeline.data.schemas import TRAINING
-from pipeline.engine.devices import fast_steps, pick_device
+from pipeline.engine.devices import pick_device
+from pipeline.engine.precision import fast_steps
 from pipeline.engine.processes import World, run_processes
 from pipeline.engine.stage import StageContext
 from pipeline.errors import PipelineError

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from model.bundle import PREFIX, PREFIX_CONFIG
 from model.language import load_language_model
 from model.vlm import build_vlm, freeze
-from pipeline.engine.devices import pick_device, settle_precision
+from pipeline.engine.devices import pick_device
+from pipeline.engine.precision import settle_precision
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.recipe.parts import PretrainPart
 from pipeline.training.example_sets import has_captions, open_examples

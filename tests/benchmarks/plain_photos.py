@@ -36,7 +36,8 @@ from model.gguf_model import write_gguf_model
 from model.language import load_language_model
 from model.projectors import LinearConfig, MixtureConfig, Mlp2xGeluConfig
 from model.training_schedule import warmup_cosine
-from model.vlm import VisionLanguageModel, VisionPrefix, embedding_scale, freeze
+from model.vision_prefix import VisionPrefix
+from model.vlm import VisionLanguageModel, embedding_scale, freeze
 from pipeline.training.collate import collate
 
 EOS, CHOICES = 2, 8

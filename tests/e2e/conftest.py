@@ -1,12 +1,14 @@
-"""The demo, run once for all end-to-end tests, as a person runs it."""
+"""The demo and a tiny run, each made once for all end-to-end tests."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Cli
+from tests.conftest import Cli, ForkedCli, assignments
+from tests.e2e.prefect_service import AUTH, Service
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -35,6 +37,29 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
     }
     cli = Cli(root / "store", **variables, **PLANTED)
     return cli, cli.ok("run", "--preset", "demo", timeout=3000)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
+    """What names a running Prefect server: starting one for each command would take longest."""
+    service = Service(tmp_path_factory.mktemp("server"))
+    try:
+        service.server()
+        yield {"PREFECT_API_URL": f"{service.url}/api", "PREFECT_API_AUTH_STRING": AUTH}
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_store(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny: Mapping[str, object],
+    prefect_server: Mapping[str, str],
+) -> Path:
+    """The store of one run of the tiny recipe."""
+    folder = tmp_path_factory.mktemp("tiny") / "store"
+    ForkedCli(folder, **prefect_server).ok("run", *assignments(tiny))
+    return folder
 
 
 @pytest.fixture(scope="session")

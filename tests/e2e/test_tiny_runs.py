@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,29 +17,8 @@ from PIL import Image
 from pipeline.data.datasets.shapes.rendering import render_conversations
 from pipeline.progress import silent
 from tests.conftest import Cli, ForkedCli, assignments
-from tests.e2e.prefect_service import AUTH, Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Mapping[str, str]]:
-    """What names a running Prefect server: starting one for each command would take longest."""
-    service = Service(tmp_path_factory.mktemp("server"))
-    try:
-        service.server()
-        yield {"PREFECT_API_URL": f"{service.url}/api", "PREFECT_API_AUTH_STRING": AUTH}
-    finally:
-        service.stop()
-
-
-@pytest.fixture(scope="module")
-def store(
-    tmp_path_factory: pytest.TempPathFactory, tiny: Mapping[str, object], server: Mapping[str, str]
-) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "store"
-    ForkedCli(folder, **server).ok("run", *assignments(tiny))
-    return folder
 
 
 def statuses(printed: str) -> dict[str, str]:
@@ -48,10 +27,10 @@ def statuses(printed: str) -> dict[str, str]:
 
 
 def test_a_refused_run_says_why_and_can_be_published_anyway(
-    store: Path, tiny: Mapping[str, object], tmp_path: Path
+    tiny_store: Path, tiny: Mapping[str, object], tmp_path: Path
 ) -> None:
     copy, photo = tmp_path / "store", tmp_path / "photo.png"
-    shutil.copytree(store, copy)
+    shutil.copytree(tiny_store, copy)
     shutil.rmtree(copy / "published")
     Image.new("RGB", (64, 48), "red").save(photo)
     cli = ForkedCli(copy, PHIVISION_PUBLISH_ANYWAY="false")
@@ -70,11 +49,11 @@ def test_a_refused_run_says_why_and_can_be_published_anyway(
 
 
 def test_compare_runs_all_variants_and_publishes_none(
-    store: Path, tiny: Mapping[str, object], tmp_path: Path, server: Mapping[str, str]
+    tiny_store: Path, tiny: Mapping[str, object], tmp_path: Path, prefect_server: Mapping[str, str]
 ) -> None:
     copy = tmp_path / "store"
-    shutil.copytree(store, copy)
-    cli = Cli(copy, PHIVISION_PUBLISH_ANYWAY="false", **server)
+    shutil.copytree(tiny_store, copy)
+    cli = Cli(copy, PHIVISION_PUBLISH_ANYWAY="false", **prefect_server)
     before = {path.name: path.read_bytes() for path in (copy / "published").iterdir()}
     latest = (copy / "refs" / "latest").read_bytes()
     variants = ("--variant", "base:", "--variant", "short: finetune.epochs=0.5")
@@ -142,10 +121,10 @@ def write_mixture(folder: Path, tiny: Mapping[str, object]) -> Path:
 
 
 def test_a_mixture_goes_through_every_stage_and_each_source_has_scores(
-    tiny: Mapping[str, object], server: Mapping[str, str], tmp_path: Path
+    tiny: Mapping[str, object], prefect_server: Mapping[str, str], tmp_path: Path
 ) -> None:
     recipe = write_mixture(tmp_path / "data", tiny)
-    cli = ForkedCli(tmp_path / "store", **server)
+    cli = ForkedCli(tmp_path / "store", **prefect_server)
     cli.ok("run", "--recipe", str(recipe), "--publish-anyway")
 
     def rows(query: str) -> list[dict[str, object]]:
@@ -182,7 +161,7 @@ def test_a_mixture_goes_through_every_stage_and_each_source_has_scores(
 
 
 def test_two_runs_at_once_make_each_stage_once(
-    store: Path, tiny: Mapping[str, object], tmp_path: Path
+    tiny_store: Path, tiny: Mapping[str, object], tmp_path: Path
 ) -> None:
     """Two commands, each with a Prefect server of its own, on one empty store."""
     cli = Cli(tmp_path / "store")
@@ -204,17 +183,17 @@ def test_two_runs_at_once_make_each_stage_once(
     for stage in found[0]:
         assert sorted(each[stage] for each in found) == ["cached", "made"]
     query = "SELECT stage, digest FROM artifacts ORDER BY stage"
-    alone = Cli(store).ok("sql", query, "--format", "csv")
+    alone = Cli(tiny_store).ok("sql", query, "--format", "csv")
     assert cli.ok("sql", query, "--format", "csv") == alone
 
 
 @pytest.mark.s3
 def test_a_bucket_holds_the_same_as_a_folder(
-    store: Path,
+    tiny_store: Path,
     tiny: Mapping[str, object],
     tmp_path: Path,
     s3_server: str,
-    server: Mapping[str, str],
+    prefect_server: Mapping[str, str],
 ) -> None:
     import s3fs
 
@@ -224,11 +203,13 @@ def test_a_bucket_holds_the_same_as_a_folder(
     del s3_server  # the environment names it
     s3fs.S3FileSystem().mkdir("tiny")
     place = {"PHIVISION_STORE": "s3://tiny/vlm", "PHIVISION_WORKDIR": str(tmp_path / "work")}
-    cli = ForkedCli(tmp_path, **place, **server)
+    cli = ForkedCli(tmp_path, **place, **prefect_server)
     assert set(statuses(cli.ok("run", *assignments(tiny))).values()) == {"made"}
     assert "nothing to do" in cli.ok("run", *assignments(tiny))
     query = "SELECT stage, digest FROM artifacts ORDER BY stage"
-    assert cli.ok("sql", query, "--format", "csv") == Cli(store).ok("sql", query, "--format", "csv")
+    assert cli.ok("sql", query, "--format", "csv") == Cli(tiny_store).ok(
+        "sql", query, "--format", "csv"
+    )
     draw(make_scene(seed=7, index=1)).save(tmp_path / "photo.jpg")
     cli.ok("ask", str(tmp_path / "photo.jpg"), "How many objects are there?")
 
@@ -315,12 +296,12 @@ def server_of(pid: int) -> Path:
 
 
 def test_a_stage_that_cannot_go_on_is_told_in_one_line_and_keeps_the_work(
-    store: Path, tiny: Mapping[str, object], tmp_path: Path, server: Mapping[str, str]
+    tiny_store: Path, tiny: Mapping[str, object], tmp_path: Path, prefect_server: Mapping[str, str]
 ) -> None:
     copy = tmp_path / "store"
-    shutil.copytree(store, copy)
+    shutil.copytree(tiny_store, copy)
     held = {**tiny, "examples.filters.held": "split = 'validation'"}
-    done = ForkedCli(copy, **server)("run", *assignments(held))
+    done = ForkedCli(copy, **prefect_server)("run", *assignments(held))
     assert done.returncode == 1
     assert "no caption is about a validation image" in done.stderr
     assert "images.validation_share" in done.stderr
@@ -328,9 +309,11 @@ def test_a_stage_that_cannot_go_on_is_told_in_one_line_and_keeps_the_work(
     assert statuses(done.stdout)["features"] == "cached"
 
 
-def test_the_module_is_the_command(store: Path, tiny: Mapping[str, object], tmp_path: Path) -> None:
+def test_the_module_is_the_command(
+    tiny_store: Path, tiny: Mapping[str, object], tmp_path: Path
+) -> None:
     copy = tmp_path / "store"
-    shutil.copytree(store, copy)
+    shutil.copytree(tiny_store, copy)
     printed = [
         subprocess.run(
             [sys.executable, "-m", *command, *assignments(tiny)],

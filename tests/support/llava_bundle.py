@@ -31,7 +31,7 @@ from model.bundle import BUNDLE, PREFIX
 from model.encoder import PatchEncoder
 from model.projectors import Mlp2xGeluConfig, ProjectorConfig
 from model.tiny_phi import train_tokenizer
-from model.vlm import VisionPrefix
+from model.vision_prefix import VisionPrefix
 from pipeline.recipe.presets import preset
 from storage.store.artifacts import ArtifactStore
 from storage.store.published import add_entry, read_history

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from model.language import add_lora, load_language_model
-from pipeline.engine.devices import fast_steps, training_attention
+from pipeline.engine.precision import fast_steps, training_attention
 
 
 def gradients() -> list[torch.Tensor]:
