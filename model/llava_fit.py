@@ -1,4 +1,4 @@
-"""Which models transformers' LLaVA class can hold; read before training, so nothing heavy is imported."""
+"""Which models transformers' LLaVA class can hold; read before training: no heavy import."""
 
 from collections.abc import Mapping
 from typing import Any
