@@ -1,4 +1,4 @@
-"""Which models transformers' LLaVA class can hold; read before training: no heavy import."""
+"""Which models the LLaVA class of transformers can hold; read before training: imports no torch."""
 
 from collections.abc import Mapping
 from typing import Any

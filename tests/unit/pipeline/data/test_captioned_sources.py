@@ -320,9 +320,9 @@ def test_a_caption_file_that_is_damaged_costs_its_image_only(tmp_path: Path) -> 
     ("changes", "words"),
     [
         ({"root": ""}, r"names files, but images\.source\.root is not set"),
-        ({"image": "file"}, r"no column 'file'.*image, caption"),
+        ({"image": "file"}, r"no column 'file'\n.*image, caption"),
         ({"path": "nowhere.csv"}, r"no such file: .*nowhere\.csv"),
-        ({"path": "pairs.xlsx"}, r"pairs\.xlsx is not a table.*\.csv"),
+        ({"path": "pairs.xlsx"}, r"pairs\.xlsx is not a table\n.*\.csv"),
         ({"caption": "image", "image": "caption"}, r"file missing"),
     ],
     ids=["root", "column", "file", "kind", "swapped"],

@@ -126,6 +126,25 @@ def test_a_real_edit_names_its_file(project: Path, name: str, old: str, new: str
     assert changed(project, name, old, new) == [name]
 
 
+@pytest.mark.parametrize(("home", "counts"), [("model.errors", False), ("model.maths", True)])
+def test_which_messages_count_is_decided_by_the_module_of_the_error(
+    project: Path, home: str, *, counts: bool
+) -> None:
+    path = project / f"{home.replace('.', '/')}.py"
+    path.write_text(
+        (path.read_text() if path.exists() else "") + "class SizeError(Exception): ...\n"
+    )
+    edit(
+        project,
+        "pipeline/stage_a.py",
+        "from pipeline.errors import PipelineError",
+        f"from {home} import SizeError",
+    )
+    edit(project, "pipeline/stage_a.py", "raise PipelineError", "raise SizeError")
+    noticed = changed(project, "pipeline/stage_a.py", "too small", "much too small")
+    assert noticed == (["pipeline/stage_a.py"] if counts else [])
+
+
 def test_what_is_not_imported_does_not_count(project: Path) -> None:
     assert changed(project, "model/unused.py", "1", "2") == []
     assert changed(project, "pipeline/errors.py", "...", "x = 1") == []
