@@ -29,8 +29,10 @@ class Curve:
     colour: str = ""
 
 
-def lines(title: str, curves: Sequence[Curve], x: str, y: str) -> Chart:
-    """Return curves, coloured by run where they name one, and else by name.
+def lines(
+    title: str, curves: Sequence[Curve], x: str, y: str, palette: Sequence[str] = COLOURS
+) -> Chart:
+    """Return curves, coloured by run where they name one, and else by name, from a palette.
 
     With runs, the first name is drawn thin and pale, the others on top of it: a noisy training
     loss, and what was measured on held-out images. Of a curve of many points, the lowest and the
@@ -38,7 +40,7 @@ def lines(title: str, curves: Sequence[Curve], x: str, y: str) -> Chart:
     """
     runs, names = (list(dict.fromkeys(getattr(c, key) for c in curves)) for key in ("run", "name"))
     of_runs = runs != [""]
-    colour = colours_of("name", names, COLOURS)
+    colour = colours_of("name", names, palette)
     if of_runs:
         colours = list({curve.run: curve.colour for curve in curves}.values())
         colour = colours_of("run", runs, colours) if len(runs) > 1 else {"value": colours[0]}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from flows.example_scores import Row
 from flows.pages.charts import Estimate, bars
 from flows.pages.curves import Curve, lines
-from flows.pages.vega import RUNS, Chart
+from flows.pages.vega import EXPERTS, RUNS, Chart
 from storage.store.manifest import Manifest
 
 # For the rate of a stage: the figure of its summary that counts its work.
@@ -72,10 +72,9 @@ def training_curves(
             drawn = _curves(runs, losses, colours)
             shown.losses.append(lines(f"Loss ({name})", drawn, "step", "nats per token"))
         if experts:
-            drawn = _curves(
-                {"": own}, experts, {"": ""}
-            )  # of this run only: four experts are enough
-            shown.others.append(lines(f"Share of each expert ({name})", drawn, "step", "share"))
+            # Of this run only: four experts are enough.
+            drawn, title = _curves({"": own}, experts, {"": ""}), f"Share of each expert ({name})"
+            shown.others.append(lines(title, drawn, "step", "share", EXPERTS))
         for n in sorted(set(curves) - set(losses) - set(experts)):
             title = _title(n)
             drawn = _curves(runs, {n: title}, colours)

@@ -17,6 +17,10 @@ WIDTH = 520  # pixels of a still image; a live chart is as wide as its place
 COLOURS = ("#2f6db3", "#d9822b", "#7a8594", "#3c9a5f", "#b0476a", "#7b5ea7", "#8c6d31", "#1aa0a8")
 PLAIN = "#1aa0a8"  # of amounts that belong to no condition and no run
 RUNS = ("#7b5ea7", "#3c9a5f", "#b0476a", "#a08a00", "#14808a", "#d65f9b")  # this run first
+# Of experts, whose curves cross all the time: found by search, so that each stands out from the
+# page and from the seven others, in light and dark and for people who do not see green.
+# tests/unit/flows/test_chart_colours.py has the distances.
+EXPERTS = ("#b28d3d", "#4376fc", "#7d2a6f", "#774d0b", "#bb6fd0", "#1f8d07", "#095ca7", "#fd4690")
 _INK = "#4a525c"
 _CONFIG: dict[str, Any] = {
     "background": None,

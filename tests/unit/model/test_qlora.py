@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-import model.bundle
+import model.vlm_loading
 import pipeline.training.finetune
 from model.language import load_language_model, nf4
 from pipeline.errors import PipelineError
@@ -55,7 +55,7 @@ def test_adapters_are_merged_into_the_layers_as_they_are_not_as_they_were_packed
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline.training.finetune, "check_quantization", lambda settings: None)
-    monkeypatch.setattr(model.bundle, "load_language_model", rounded)
+    monkeypatch.setattr(model.vlm_loading, "load_language_model", rounded)
     context = context_of(inputs, tmp_path)
     QLORA.run(context)
     base = load_file(inputs / "backbones/lm/model.safetensors")
