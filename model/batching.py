@@ -21,6 +21,7 @@ from model.errors import ModelError
 from model.generation import chooser, left_padded, without_images
 from model.generation_configs import GenerationConfig, GreedyConfig
 from model.language_parts import body_of
+from model.prefixes import ReadPrefix, behind_prefixes, read_prefix
 from model.vlm import VisionLanguageModel
 
 
@@ -36,6 +37,8 @@ class TextRequest:
         take: Gets each token id, and None once at the end; returns whether to go on. It is called
             in the thread of `Batcher.step` and must not wait.
         has_image: False for a text alone.
+        prefix: Its image, where that is its only one and has been read before.
+        keep: Gets the image when it has been read, where that is its only one.
     """
 
     patches: Float[Tensor, "image patch vision"]
@@ -44,6 +47,8 @@ class TextRequest:
     decoding: GenerationConfig
     take: Callable[[int | None], bool]
     has_image: bool = True
+    prefix: ReadPrefix | None = None
+    keep: Callable[[ReadPrefix], None] | None = None
 
 
 @dataclass
@@ -92,21 +97,41 @@ class Batcher:
         """
         if len(requests) > self.free:
             raise ModelError(f"{len(requests)} texts, but only {self.free} may join the batch")
-        if not requests:
-            return
-        prompts = [request.prompt for request in requests]
+        known = [request for request in requests if request.prefix is not None]
+        new = [request for request in requests if request.prefix is None]
+        groups = [(new, self._unread(new))] if new else []
+        if known:
+            prefixes = [request.prefix for request in known if request.prefix is not None]
+            left = behind_prefixes(self.vlm, prefixes, [request.prompt for request in known])
+            groups.append((known, left))
+        for group, (_, seen, _) in groups:  # all of them, before any joins
+            for length, request in zip(seen.sum(dim=1).tolist(), group, strict=True):
+                self.vlm.check_length(length + request.max_new_tokens)
+        for group, (embeddings, seen, cache) in groups:
+            self._join(group, embeddings, seen, cache)
+
+    def _unread(
+        self, requests: Sequence[TextRequest]
+    ) -> tuple[Tensor, Bool[Tensor, "row position"], DynamicCache]:
+        """Return all of images and prompts, the mask of what is no padding, and an empty cache."""
         firsts = torch.stack([request.patches[0] for request in requests])
         images = torch.cat([firsts, *(request.patches[1:] for request in requests)])
-        embeddings, seen = left_padded(self.vlm, images, prompts)
-        longest = [
-            length + request.max_new_tokens
-            for length, request in zip(seen.sum(dim=1).tolist(), requests, strict=True)
-        ]
-        self.vlm.check_length(max(longest))
+        prompts = [request.prompt for request in requests]
+        return *left_padded(self.vlm, images, prompts), DynamicCache()
+
+    def _join(
+        self,
+        requests: Sequence[TextRequest],
+        embeddings: Float[Tensor, "row new language"],
+        seen: Bool[Tensor, "row position"],
+        cache: DynamicCache,
+    ) -> None:
+        """Read what is left to be read, and write the first token of each."""
+        prompts = [request.prompt for request in requests]
         pictured = torch.tensor([request.has_image for request in requests], device=seen.device)
         seen = torch.where(pictured[:, None], seen, without_images(seen, prompts))
-        cache = DynamicCache()
         states = self._read(embeddings, seen, cache)
+        _keep_prefixes(requests, embeddings, seen, cache)
         rows = [self._row(each, embeddings.device) for each in requests]
         self._add(rows, cache, seen)
         self._write(rows, states)
@@ -215,6 +240,24 @@ class Batcher:
         self._cache = _cache_of(
             tuple(each[index, :, start:] for each in pair) for pair in _layers(self._cache)
         )
+
+
+def _keep_prefixes(
+    requests: Sequence[TextRequest],
+    embeddings: Float[Tensor, "row new language"],
+    seen: Bool[Tensor, "row position"],
+    cache: DynamicCache,
+) -> None:
+    """Hand over the images that were read by texts with one image each."""
+    for row, request in enumerate(requests):
+        is_new = request.prefix is None and request.has_image and len(request.patches) == 1
+        if request.keep is None or not is_new:
+            continue
+        end = embeddings.shape[1] - len(request.prompt)
+        size = int(seen[row].sum()) - len(request.prompt)
+        found = read_prefix(embeddings[row], cache, row, slice(end - size, end))
+        if found is not None:
+            request.keep(found)
 
 
 def _layers(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:

@@ -1,6 +1,7 @@
 """Patch embeddings of images: those of several requests together, those that are known not again.
 
-A conversation sends its images anew with each question, so their embeddings are kept by digest.
+A conversation sends its images anew with each question, so their embeddings are kept by digest, and
+what the language model has made of them.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from cachetools import LRUCache
 
 from model.assistant import Assistant
 from model.joined_encoders import Pixels
+from model.prefixes import ReadPrefix
 
 
 class Shown(NamedTuple):
@@ -34,12 +36,13 @@ class Embeddings:
 
     Args:
         assistant: Whose encoders are used.
-        kept_bytes: Embeddings that are kept, at most.
+        kept_bytes: What is kept, at most.
     """
 
     def __init__(self, assistant: Assistant, kept_bytes: int) -> None:
         self._assistant = assistant
         self._kept: LRUCache[bytes, torch.Tensor] = LRUCache(kept_bytes, lambda kept: kept.nbytes)
+        self._read: LRUCache[bytes, ReadPrefix] = LRUCache(kept_bytes, lambda kept: kept.nbytes)
         self._lock = threading.Lock()
 
     def prepare(self, data: bytes) -> Shown:
@@ -74,6 +77,15 @@ class Embeddings:
         return [
             self._assistant.shown([made[each.digest] for each in images]) for images in requests
         ]
+
+    def prefix(self, image: Shown) -> ReadPrefix | None:
+        """Return what the language model has made of an image, None where it is not known."""
+        return self._read.get(image.digest)
+
+    def keep_prefix(self, image: Shown, prefix: ReadPrefix) -> None:
+        """Keep what the language model has made of an image."""
+        if prefix.nbytes <= self._read.maxsize:
+            self._read[image.digest] = prefix
 
     def _keep(self, digest: bytes, patches: torch.Tensor) -> None:
         with self._lock:

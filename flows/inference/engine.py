@@ -8,6 +8,7 @@ others.
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -30,6 +31,7 @@ _STOPPING = "the server is stopping"
 # The thread ends after so long without work and a new one is started at need, so that whoever drops
 # an engine need not stop it for its model to leave the memory.
 _LINGER_SECONDS = 0.5
+_PAUSE_SECONDS, _GATHER_SECONDS = 0.002, 0.01
 
 
 class FullError(Exception):
@@ -75,6 +77,7 @@ class Engine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._joined = 0  # how many joined together last
 
     @property
     def waiting(self) -> int:
@@ -159,6 +162,7 @@ class Engine:
                     return
                 if self._closed:
                     break
+                self._gather()
                 ready = self._ready()
                 job = self._jobs.popleft() if self._jobs else None
             if job is not None:
@@ -168,6 +172,21 @@ class Engine:
         self._fail(_STOPPING)
         for job in self._jobs:
             job()
+
+    def _gather(self) -> None:
+        """Wait for those who ask at the same time as the one that came first.
+
+        Clients whose answers ended together ask again one after the other: the first one would be
+        read alone, while all others wait for that. Nobody waits here who is alone, or while
+        answers are being written.
+        """
+        end = time.monotonic() + _GATHER_SECONDS
+        free = self._batcher.free if self._joined > 1 and not self._batcher.active else 0
+        while 0 < len(self._queue) < free:
+            before = len(self._queue)
+            self._changed.wait(_PAUSE_SECONDS)
+            if len(self._queue) == before or time.monotonic() > end:
+                return
 
     def _has_work(self) -> bool:
         """Wait for work and return whether there is some, or the end to be told."""
@@ -202,16 +221,24 @@ class Engine:
             request = self._queue.popleft()
             if not request.answer.left:
                 found.append(request)
+        self._joined = len(found) or self._joined
         return found
+
+    def _text(self, request: Waiting, patches: torch.Tensor) -> TextRequest:
+        """Return a text that is to be written; an image that was read before is not read again."""
+        made = request.write(patches)
+        if len(request.images) == 1:
+            (image,) = request.images
+            made.prefix = self.embeddings.prefix(image)
+            made.keep = partial(self.embeddings.keep_prefix, image)
+        return made
 
     def _join(self, ready: Sequence[Waiting]) -> None:
         if not ready:
             return
         try:
             embedded = self.embeddings.of([request.images for request in ready])
-            made = [
-                request.write(patches) for request, patches in zip(ready, embedded, strict=True)
-            ]
+            made = [self._text(*each) for each in zip(ready, embedded, strict=True)]
             self._batcher.join(made)
         except ModelError as error:
             if len(ready) == 1:

@@ -12,7 +12,8 @@ class EngineLimits:
     Attributes:
         at_once: Texts that are written side by side.
         waiting: Requests that may wait behind them; more are refused.
-        kept_bytes: Embeddings of images that are kept for later questions about them.
+        kept_bytes: Embeddings of images that are kept for later questions about them, and as much
+            of what the language model has made of images.
     """
 
     at_once: int = 16

@@ -1,6 +1,8 @@
 """Texts that join and leave a batch at any token come out as if each were written alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from model.batching import Batcher, TextRequest
 from model.errors import ModelError
 from model.generation import stream
 from model.generation_configs import GenerationConfig, GreedyConfig, TopPConfig
+from model.prefixes import ReadPrefix
 from model.prompt import IMAGE
 from model.vlm import VisionLanguageModel
 from tests.unit.model.test_generation import EOS, images, tiny_vlm
@@ -63,7 +66,12 @@ def expected(vlm: VisionLanguageModel) -> list[list[int]]:
     return [alone(vlm, number) for number in range(len(PROMPTS))]
 
 
-def written(vlm: VisionLanguageModel, arrivals: Sequence[int], most: int) -> list[list[int | None]]:
+def written(
+    vlm: VisionLanguageModel,
+    arrivals: Sequence[int],
+    most: int,
+    kept: Mapping[int, ReadPrefix] = MappingProxyType({}),
+) -> list[list[int | None]]:
     """Let texts arrive after these numbers of steps, and write all of them."""
     batcher = Batcher(vlm, EOS, most)
     taken: list[list[int | None]] = [[] for _ in PROMPTS]
@@ -71,7 +79,11 @@ def written(vlm: VisionLanguageModel, arrivals: Sequence[int], most: int) -> lis
     steps = 0
     while waiting or batcher.active:
         ready = [number for number in waiting if arrivals[number] <= steps][: batcher.free]
-        batcher.join([request(number, taken[number]) for number in ready])
+        joining = [request(number, taken[number]) for number in ready]
+        for number, each in zip(ready, joining, strict=True):
+            shown = PROMPTS[number][1]
+            each.prefix = kept.get(shown[0]) if len(shown) == 1 else None
+        batcher.join(joining)
         waiting = [number for number in waiting if number not in ready]
         batcher.step()
         steps += 1
@@ -87,6 +99,48 @@ def test_each_text_is_the_one_that_is_written_alone(
     vlm: VisionLanguageModel, expected: list[list[int]], arrivals: list[int], most: int
 ) -> None:
     assert written(vlm, arrivals, most) == [[*ids, None] for ids in expected]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    arrivals=st.lists(st.integers(0, 12), min_size=len(PROMPTS), max_size=len(PROMPTS)),
+    most=st.integers(1, 6),
+)
+def test_a_text_about_an_image_that_was_read_before_is_the_same(
+    vlm: VisionLanguageModel, expected: list[list[int]], arrivals: list[int], most: int
+) -> None:
+    kept: dict[int, ReadPrefix] = {}
+    for number, (_, shown) in enumerate(PROMPTS):
+        if len(shown) == 1:
+            made = request(number, [])
+            made.keep = partial(kept.__setitem__, shown[0])
+            Batcher(vlm, EOS, 1).join([made])
+    assert sorted(kept) == [0, 1, 3]
+    assert written(vlm, arrivals, most, kept) == [[*ids, None] for ids in expected]
+
+
+def test_what_was_read_is_handed_over_for_one_image_only_and_is_used(
+    vlm: VisionLanguageModel,
+) -> None:
+    kept: list[ReadPrefix] = []
+    made = [request(number, []) for number in (2, 3, 4)]  # of no image, of two, of one
+    for each in made:
+        each.keep = kept.append
+    Batcher(vlm, EOS, 3).join(made)
+    (found,) = kept
+    positions = found.tokens.shape[0]
+    assert found.states.shape[3] == positions
+    assert torch.equal(found.tokens, vlm.embed_images(made[2].patches).tokens[0])
+    read: list[int] = []
+    body = vlm.language_model.get_submodule("model")
+    count = body.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    made[2].prefix = found
+    Batcher(vlm, EOS, 1).join([made[2]])
+    count.remove()
+    assert read == [1 + len(PROMPTS[4][0])]  # the separator and the prompt
+    assert len(kept) == 1
 
 
 def test_a_reader_that_leaves_frees_its_place(

@@ -4,6 +4,7 @@ import torch
 
 from flows.inference.embeddings import Embeddings
 from model.assistant import Assistant
+from model.prefixes import ReadPrefix
 from tests.support.tiny_bundle import image
 
 COLOURS = ("red", "blue", "green")
@@ -28,6 +29,23 @@ def test_an_image_that_comes_again_is_not_embedded_again(assistant: Assistant) -
     again = embeddings.prepare(image())
     assert again.pixels is None
     assert torch.equal(embeddings.of([[again]])[0], first)
+
+
+def test_what_the_language_model_made_of_images_is_kept_as_far_as_there_is_room(
+    assistant: Assistant,
+) -> None:
+    embeddings = Embeddings(assistant, 2**20)
+    red, blue = embeddings.prepare(image("red")), embeddings.prepare(image("blue"))
+    half = ReadPrefix(torch.zeros(1, 2**16), torch.zeros(1, 2, 1, 1, 2**15))  # 2 ** 19 bytes
+    assert embeddings.prefix(red) is None
+    embeddings.keep_prefix(red, half)
+    assert embeddings.prefix(embeddings.prepare(image("red"))) is half
+    embeddings.keep_prefix(blue, half)
+    embeddings.keep_prefix(embeddings.prepare(image("green")), half)
+    assert [embeddings.prefix(each) is None for each in (red, blue)] == [True, False]
+    large = ReadPrefix(half.tokens, torch.zeros(1, 2, 1, 1, 2**18))
+    embeddings.keep_prefix(red, large)
+    assert embeddings.prefix(red) is None
 
 
 def test_no_more_is_kept_than_allowed(assistant: Assistant) -> None:

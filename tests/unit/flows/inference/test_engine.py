@@ -3,9 +3,9 @@
 import gc
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,6 +39,13 @@ def last(pieces: SimpleQueue[Piece]) -> Piece:
     while not (piece := pieces.get(timeout=30)).reason:
         pass
     return piece
+
+
+def texts(pieces: SimpleQueue[Piece]) -> list[str]:
+    found = [pieces.get(timeout=30)]
+    while not found[-1].reason:
+        found.append(pieces.get(timeout=30))
+    return [piece.text for piece in found]
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -109,6 +116,58 @@ def test_a_request_after_the_end_is_told(assistant: Assistant) -> None:
     assert last(pieces).error == "the server is stopping"
     with pytest.raises(StoppedError):
         engine.run(lambda: None)
+
+
+def test_those_who_asked_together_are_read_together_again(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[int] = []
+    join = Batcher.join
+
+    def noted(batcher: Batcher, requests: Sequence[TextRequest]) -> None:
+        joined.append(len(requests))
+        join(batcher, requests)
+
+    monkeypatch.setattr(Batcher, "join", noted)
+    monkeypatch.setattr("flows.inference.engine._PAUSE_SECONDS", 2.0)
+    monkeypatch.setattr("flows.inference.engine._GATHER_SECONDS", 20.0)
+    engine = Engine(assistant, EngineLimits(at_once=2))
+    for _ in range(2):  # the second time one comes after the other
+        requests = [asked(engine, assistant) for _ in range(2)]
+        with held(engine) if not joined else nullcontext():
+            for request, _ in requests:
+                engine.submit(request)
+                time.sleep(0.1)
+        for _, pieces in requests:
+            last(pieces)
+    assert joined == [2, 2]
+    request, pieces = asked(engine, assistant)  # one alone: waits once, then no more
+    engine.submit(request)
+    last(pieces)
+    monkeypatch.setattr("flows.inference.engine._PAUSE_SECONDS", 300.0)
+    request, pieces = asked(engine, assistant)
+    engine.submit(request)
+    last(pieces)
+    assert joined == [2, 2, 1, 1]
+
+
+def test_an_image_that_was_read_is_not_read_again(assistant: Assistant) -> None:
+    engine, read = Engine(assistant), []
+    body = assistant.vlm.language_model.get_submodule("model")
+    count = body.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    try:
+        answers = []
+        for _ in range(2):
+            request, pieces = asked(engine, assistant)
+            engine.submit(request)
+            answers.append(texts(pieces))
+    finally:
+        count.remove()
+    prompt = len(assistant.prompt("What?"))
+    assert answers[0] == answers[1]
+    assert [size for size in read if size > 1] == [assistant.prefix + prompt, 1 + prompt]
 
 
 def test_a_job_runs_between_two_tokens_and_gives_its_result_or_its_error(

@@ -1,0 +1,90 @@
+"""Images that a language model has read before: what they left in its key-value cache.
+
+The prefix of an image begins every conversation about it, and nothing before it, so its keys and
+values are the same in each. Kwon et al. 2023 (arXiv 2309.06180), section 4.4, shares a prefix so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
+
+from model.vlm import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class ReadPrefix:
+    """The prefix of an image, read.
+
+    Attributes:
+        tokens: What was read: projected patches and the separator [prefix, language].
+        states: Keys and values [layer, 2, head, prefix, width].
+    """
+
+    tokens: Float[Tensor, "prefix language"]
+    states: Float[Tensor, "layer 2 head prefix width"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.tokens.nbytes + self.states.nbytes
+
+
+def read_prefix(
+    embeddings: Float[Tensor, "position language"], cache: DynamicCache, row: int, places: slice
+) -> ReadPrefix | None:
+    """Return the prefix that a row has read, None where layers differ in their shapes.
+
+    Args:
+        embeddings: What the row has read.
+        cache: What reading it left.
+        row: The row.
+        places: The positions of the prefix.
+    """
+    layers: list[Any] = cache.layers
+    if len({each.shape for layer in layers for each in (layer.keys, layer.values)}) > 1:
+        return None
+    pairs = [each[row, :, places] for layer in layers for each in (layer.keys, layer.values)]
+    states = torch.stack(pairs).unflatten(0, (len(layers), 2))
+    return ReadPrefix(embeddings[places].clone(), states)
+
+
+def behind_prefixes(
+    vlm: VisionLanguageModel, prefixes: Sequence[ReadPrefix], prompts: Sequence[Sequence[int]]
+) -> tuple[Float[Tensor, "row new language"], Bool[Tensor, "row position"], DynamicCache]:
+    """Return what is left to be read of prefixes and prompts, the mask of all, and the cache.
+
+    All rows are padded on the left, in front of the image. So that their new positions begin at the
+    same place, those with a shorter prompt read the end of their prefix again; the separator, whose
+    state predicts the first token of an empty prompt, always is.
+    """
+    lengths, size = [len(prompt) for prompt in prompts], len(prefixes[0].tokens)
+    new = max(lengths) + 1
+    again = [min(new - length, size) for length in lengths]
+    tokens = torch.tensor([i for prompt in prompts for i in prompt], dtype=torch.long)
+    texts = vlm.embed_text(tokens.to(prefixes[0].tokens.device)).split(lengths)
+    embeddings = pad_sequence(
+        [
+            torch.cat([prefix.tokens[size - count :], text])
+            for prefix, count, text in zip(prefixes, again, texts, strict=True)
+        ],
+        batch_first=True,
+        padding_side="left",
+    )
+    states = torch.stack(
+        [
+            nn.functional.pad(prefix.states[..., : size - count, :], (0, 0, count - 1, 0))
+            for prefix, count in zip(prefixes, again, strict=True)
+        ]
+    )
+    cache = DynamicCache()
+    for number, pair in enumerate(states.unbind(dim=1)):
+        cache.update(pair[:, 0], pair[:, 1], number)
+    places = torch.arange(size - 1 + new, device=embeddings.device)
+    starts = torch.tensor([new - 1 - length for length in lengths], device=embeddings.device)
+    return embeddings, places >= starts[:, None], cache
