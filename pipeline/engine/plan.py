@@ -20,6 +20,7 @@ from storage.store.artifacts import ArtifactStore
 from storage.store.manifest import Manifest, fingerprint_of
 
 FORCED = "forced by --rerun"
+COMPARED = 32  # artifacts of a stage, the newest, among which the nearest is looked for
 SHOWN = 4  # differences named, and files of changed code
 
 
@@ -99,7 +100,7 @@ def _judge(stage: Stage, recipe: Recipe, store: ArtifactStore, steps: Mapping[st
         return Step(stage.name, "fresh", _note(stored.manifest), stored.manifest)
     if stored.fault != NEVER_MADE:
         return Step(stage.name, "stale", stored.fault)
-    return Step(stage.name, "stale", why(payload, store.manifests(stage.name)))
+    return Step(stage.name, "stale", why(payload, store.manifests(stage.name, COMPARED)))
 
 
 def _note(manifest: Manifest) -> str:

@@ -32,6 +32,7 @@ from storage.store.stamps import Stamps
 if TYPE_CHECKING:
     from storage.store.objects import ObjectFiles
 
+READERS = 32  # small objects read from a remote store at once
 USE_INTERVAL = 12 * 3600.0  # seconds after which a use is recorded again
 
 
@@ -122,22 +123,34 @@ class ArtifactStore:
         data = self.read(name)
         return None if data is None else decode(data, name)
 
-    def entries(self, stage: str) -> dict[str, Manifest | StorageError]:
-        """Return every manifest of a stage by fingerprint, or why it cannot be read."""
+    def entries(self, stage: str, newest: int | None = None) -> dict[str, Manifest | StorageError]:
+        """Return every manifest of a stage by fingerprint, or why it cannot be read.
+
+        Args:
+            stage: The stage.
+            newest: Read only as many, those that were written last.
+        """
+        folder = f"manifests/{stage}"
+        names = [name for name in self.list(folder) if is_ours(name)]
+        if newest is not None and len(names) > newest:
+            states = self.files.states(folder)
+            written = {n: s.modified for n in names if (s := states.get(n[len(folder) + 1 :]))}
+            if all(written.values()):  # where a store does not say when, all are read
+                names = sorted(written, key=lambda name: -written[name])[:newest]
         entries: dict[str, Manifest | StorageError] = {}
-        for name in filter(is_ours, self.list(f"manifests/{stage}")):
-            fingerprint = PurePosixPath(name).stem
+        for name, data in zip(names, self.read_all(names), strict=True):
+            if data is None:  # removed meanwhile
+                continue
             try:
-                manifest = self.find(stage, fingerprint)
+                entries[PurePosixPath(name).stem] = decode(data, name)
             except (DamagedManifestError, UnknownManifestError) as error:
-                entries[fingerprint] = error
-            else:
-                entries |= {} if manifest is None else {fingerprint: manifest}
+                entries[PurePosixPath(name).stem] = error
         return entries
 
-    def manifests(self, stage: str) -> list[Manifest]:
-        """Return all readable manifests of a stage, newest first."""
-        manifests = [entry for entry in self.entries(stage).values() if isinstance(entry, Manifest)]
+    def manifests(self, stage: str, newest: int | None = None) -> list[Manifest]:
+        """Return the readable manifests of a stage, newest first; arguments as for `entries`."""
+        entries = self.entries(stage, newest).values()
+        manifests = [entry for entry in entries if isinstance(entry, Manifest)]
         return sorted(manifests, key=lambda manifest: (-manifest.created, manifest.fingerprint))
 
     def damage(self, manifest: Manifest) -> str:
@@ -221,27 +234,35 @@ class ArtifactStore:
 
     def clear_mark(self, manifest: Manifest) -> None:
         """Remove the mark, because the artifact was found intact."""
-        if self.read(_mark(manifest)) is not None:
-            self.files.remove(_mark(manifest))
+        self.files.remove(_mark(manifest))
 
     def note_use(self, manifest: Manifest) -> None:
         """Record that a run uses an artifact, so that `gc` keeps it."""
         with suppress(StorageError):  # a read-only store has no gc either
             if time.time() - self.last_use(manifest) > USE_INTERVAL:
-                self.write(_use(manifest), json.dumps({"used": time.time()}).encode())
+                self.write(use_name(manifest), json.dumps({"used": time.time()}).encode())
 
     def last_use(self, manifest: Manifest) -> float:
         """Return when a run last made or used an artifact, in seconds since 1970."""
-        data = self.read(_use(manifest))
-        with suppress(ValueError, TypeError, KeyError):
-            return max(manifest.created, float(json.loads(data or b"")["used"]))
-        return manifest.created
+        return used_at(manifest, self.read(use_name(manifest)))
 
     # -- small objects -------------------------------------------------------------------
 
     def read(self, name: str) -> bytes | None:
         """Return a small object, or None where it does not exist."""
         return self.files.read(name)
+
+    def read_all(self, names: Sequence[str]) -> list[bytes | None]:
+        """Return several small objects in their order, None for each that does not exist.
+
+        Those of a remote store are read beside each other, because each takes a round trip.
+        """
+        if self.local or len(names) < 2:
+            return [self.read(name) for name in names]
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(pool.map(self.read, names))
 
     def claim(self) -> None:
         """Mark the place as a store, unless it is marked already.
@@ -306,8 +327,16 @@ def _mark(manifest: Manifest) -> str:
     return f"damaged/{manifest.stage}/{manifest.attempt}.json"
 
 
-def _use(manifest: Manifest) -> str:
+def use_name(manifest: Manifest) -> str:
+    """Return the name of the record of an artifact's last use."""
     return f"used/{manifest.stage}/{manifest.fingerprint}.json"
+
+
+def used_at(manifest: Manifest, record: bytes | None) -> float:
+    """Return when an artifact was last made or used, by the content of `use_name`."""
+    with suppress(ValueError, TypeError, KeyError):
+        return max(manifest.created, float(json.loads(record or b"")["used"]))
+    return manifest.created
 
 
 def _names_in(mark: bytes) -> str:

@@ -21,6 +21,7 @@ from storage.layout import IN_WORKSPACE, LEASE, NUMBERED, WORKSPACE, is_ours, li
 from storage.store.artifacts import ArtifactStore
 from storage.store.commits import read_listing, write_listing
 from storage.store.leases import last_holder, try_lock
+from storage.store.listings import states_by_folder
 from storage.store.manifest import DamagedManifestError, Manifest
 from storage.store.notes import rests, useless_notes
 from storage.store.survey import DAY, Key, Survey
@@ -99,16 +100,20 @@ def _attempts(survey: Survey) -> Iterator[Garbage]:
     # A run may still read what was replaced recently, and a damaged manifest may name any attempt.
     recent = [k for k, manifest in known.manifests.items() if manifest.created > survey.horizon]
     guarded = {_start(stage, print_) for stage, print_ in (*recent, *known.unreadable)}
-    for folder in survey.attempts:
+    unneeded = [
+        folder
+        for folder in survey.attempts
+        if not any(key in survey.kept for key in owners.get(folder, []))
+    ]
+    states = states_by_folder(store, unneeded)
+    for folder in unneeded:
         keys = owners.get(folder, [])
-        if any(key in survey.kept for key in keys):
-            continue
         _, stage, attempt = folder.split("/")
         if not keys and _start(stage, attempt) in guarded:
             continue
         if not keys and store.files.modified(folder) > survey.horizon:
             continue
-        contents = survey.contents(folder)
+        contents = survey.contents(folder, states[folder])
         if contents.others and not contents.ours:  # our files there were removed before
             continue
 

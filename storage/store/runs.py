@@ -25,7 +25,9 @@ def read_runs(store: ArtifactStore) -> list[dict[str, Any]]:
     Raises:
         StorageError: A record cannot be read.
     """
-    records = [read_run(store, name) for name in _names(store)]
+    names = _names(store)
+    read = store.read_all([_place(name) for name in names])
+    records = [_run(store, *each) for each in zip(names, read, strict=True)]
     # Old records without a number have 0: among them the clock decides.
     return sorted(
         (record for record in records if record is not None),
@@ -45,7 +47,14 @@ def read_run(store: ArtifactStore, name: str) -> dict[str, Any] | None:
         DamagedRunError: It was truncated or altered.
         StorageError: The store cannot be read.
     """
-    data = store.read(f"runs/{name}.json")
+    return _run(store, name, store.read(_place(name)))
+
+
+def _place(name: str) -> str:
+    return f"runs/{name}.json"
+
+
+def _run(store: ArtifactStore, name: str, data: bytes | None) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
@@ -63,7 +72,7 @@ def read_run(store: ArtifactStore, name: str) -> dict[str, Any] | None:
         }
     except (ValueError, TypeError, KeyError, AttributeError):
         raise DamagedRunError(
-            f"{store.uri}/runs/{name}.json is not the record of a run",
+            f"{store.uri}/{_place(name)} is not the record of a run",
             "delete that one file: the artifacts do not depend on it",
         ) from None
 
@@ -81,9 +90,10 @@ def next_number(store: ArtifactStore) -> int:
         StorageError: The store cannot be read.
     """
     numbers = [0]
-    for name in _names(store):
+    names = _names(store)
+    for name, data in zip(names, store.read_all([_place(n) for n in names]), strict=True):
         with suppress(DamagedRunError):
-            record = read_run(store, name)
+            record = _run(store, name, data)
             numbers.append(record["number"] if record is not None else 0)
     return max(numbers) + 1
 

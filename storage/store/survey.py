@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from storage.filesystem import LocalFiles
+from storage.filesystem import FileState, LocalFiles
 from storage.layout import ATTEMPT, LOCK, written_as
 from storage.store.artifacts import ArtifactStore
 from storage.store.commits import read_listing
 from storage.store.leases import Pace, last_holder, try_lock
+from storage.store.listings import last_uses
 from storage.store.manifest import Manifest, UnknownManifestError
 from storage.store.mark import require_store
 from storage.store.published import previous, published, read_history
@@ -78,10 +79,16 @@ class Survey:
             return False
         return files.is_linked(work.relative_to(files.root).as_posix())
 
-    def contents(self, folder: str) -> Contents:
-        """Return the files in an attempt's folder."""
+    def contents(self, folder: str, states: Mapping[str, FileState] | None = None) -> Contents:
+        """Return the files in an attempt's folder.
+
+        Args:
+            folder: The folder.
+            states: What is in it, if that was listed already.
+        """
         files, is_stored = self.store.files, self.stored_in(folder)
-        states, links = files.states(folder), files.links(folder)
+        states = files.states(folder) if states is None else states
+        links = files.links(folder)
         sizes = {
             name: state.bytes
             for name, state in states.items()
@@ -167,7 +174,8 @@ def _reached(store: ArtifactStore, known: Committed, keep: int, horizon: float) 
     history = read_history(store)
     pointed = [entry for entry in (published(history), previous(history)) if entry is not None]
     waiting += [(PUBLISHED, entry.fingerprint) for entry in pointed]
-    waiting += [key for key, manifest in newest if store.last_use(manifest) > horizon]
+    uses = last_uses(store, [manifest for _, manifest in newest])
+    waiting += [key for (key, _), used in zip(newest, uses, strict=True) if used > horizon]
     by_digest = {(manifest.stage, manifest.digest): key for key, manifest in newest}
     reached: set[Key] = set()
     while waiting:

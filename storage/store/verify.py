@@ -7,7 +7,7 @@ it reads, and a mark names one attempt, so it can never hit an artifact that was
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from storage.errors import StorageError
 from storage.filesystem import FileState, LocalFiles
 from storage.store.artifacts import ArtifactStore
+from storage.store.listings import marked_attempts, states_by_folder
 from storage.store.manifest import FileRecord, Manifest
 
 READERS = 8  # files hashed at once
@@ -85,10 +86,11 @@ def verify(store: ArtifactStore, known: Committed, advance: Callable[[int], None
         Damage(stage, fingerprint, {"": error.message})
         for (stage, fingerprint), error in known.unreadable.items()
     ]
+    marked = marked_attempts(store, {stage for stage, _ in known.manifests})
     for manifest in known.manifests.values():
         bad = {name: fault for name, fault in faults[manifest.folder].items() if fault}
         bad |= _damaged_pages(store, manifest, bad)
-        if _stands_damaged(store, manifest, bad):
+        if _stands_damaged(store, manifest, bad, marked):
             damages.append(Damage(manifest.stage, manifest.fingerprint, bad))
     return damages
 
@@ -98,7 +100,7 @@ def _hash_all(
 ) -> dict[str, dict[str, str]]:
     """Return what is wrong with each file, "" if nothing, by folder and name."""
     lock = threading.Lock()
-    states = {folder: store.files.states(folder) for folder in known.folders}
+    states = states_by_folder(store, known.folders)
     jobs = [(one, record) for one in known.folders.values() for record in one.files]
 
     def count(amount: int) -> None:
@@ -170,11 +172,14 @@ def _fault(
     return "" if whole.hexdigest() == record.sha256 else ALTERED
 
 
-def _stands_damaged(store: ArtifactStore, manifest: Manifest, bad: Mapping[str, str]) -> bool:
+def _stands_damaged(
+    store: ArtifactStore, manifest: Manifest, bad: Mapping[str, str], marked: Set[str]
+) -> bool:
     """Mark or unmark an artifact; return whether it is damaged and was not replaced."""
     with suppress(StorageError):  # a read-only store: the report is all that can be done
         if not bad:
-            store.clear_mark(manifest)
+            if manifest.attempt in marked:
+                store.clear_mark(manifest)
             return False
         current = store.find(manifest.stage, manifest.fingerprint)
         if current is None or current.attempt != manifest.attempt:
