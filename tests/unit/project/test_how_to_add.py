@@ -97,7 +97,7 @@ def test_a_filter_for_good(copy: Path) -> None:
 
 
 def test_a_metric(copy: Path) -> None:
-    line = '    found.append(mean("words", images, [len(words(text)) for text in texts], 0))\n'
+    line = '    metrics.append(mean("words", images, [len(words(text)) for text in texts], 0))\n'
     before = '    known = [row for row in rows if row["mentions"] is not None]\n'
     add(copy, "pipeline/evaluation/metrics.py", before, line)
     shown = '        "words": ShownMetric("Words of a caption", main=True, card=True),\n'
