@@ -31,7 +31,7 @@ _STOPPING = "the server is stopping"
 # The thread ends after so long without work and a new one is started at need, so that whoever drops
 # an engine need not stop it for its model to leave the memory.
 _LINGER_SECONDS = 0.5
-_PAUSE_SECONDS, _GATHER_SECONDS = 0.002, 0.01
+_PAUSE_SECONDS, _GATHER_SECONDS = 0.002, 0.01  # for the next one, and for all that come together
 
 
 class FullError(Exception):
@@ -165,9 +165,9 @@ class Engine:
                 self._gather()
                 ready = self._ready()
                 job = self._jobs.popleft() if self._jobs else None
+            self._write(ready)
             if job is not None:
                 job()
-            self._write(ready)
         self._writing += [request.answer for request in self._queue]
         self._fail(_STOPPING)
         for job in self._jobs:
