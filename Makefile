@@ -95,8 +95,9 @@ coverage: $(DEV)  ## every branch of the store and of stages is taken by some un
 	$(BIN)/python -m pytest tests/unit --cov=storage --cov=pipeline.engine.stage --cov-branch \
 	  --cov-report=term-missing:skip-covered --cov-fail-under=100
 
-bench: $(DEV)  ## print the figures of every benchmark
-	for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+# Hours; ARGUMENTS=--quick takes minutes and says only whether each works.
+bench: $(DEV)  ## print the figures of every benchmark beside their goals
+	$(BIN)/python tests/benchmarks/run_all.py $(ARGUMENTS)
 
 # About half an hour, 16 GB of memory and 45 GB of disk, in the folder that TMPDIR names.
 rehearsal: $(DEV)  ## the preset coco at Phi-2's size, with random weights and real images

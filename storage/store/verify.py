@@ -86,7 +86,9 @@ def verify(store: ArtifactStore, known: Committed, advance: Callable[[int], None
         Damage(stage, fingerprint, {"": error.message})
         for (stage, fingerprint), error in known.unreadable.items()
     ]
-    marked = marked_attempts(store, {stage for stage, _ in known.manifests})
+    marked: set[str] = set()
+    with suppress(StorageError):  # then no mark can be removed either
+        marked = marked_attempts(store, {stage for stage, _ in known.manifests})
     for manifest in known.manifests.values():
         bad = {name: fault for name, fault in faults[manifest.folder].items() if fault}
         bad |= _damaged_pages(store, manifest, bad)

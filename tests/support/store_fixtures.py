@@ -26,7 +26,7 @@ PLACES = [
 ]
 _SCHEMES = {"s3": "s3", "gcs": "gs", "azure": "abfs"}
 NOTHING = Provenance(summary={}, packages={}, commit="", seconds=0.0)
-_AWS = {
+AWS = {
     "AWS_ACCESS_KEY_ID": "test-key-of-nobody",
     "AWS_SECRET_ACCESS_KEY": "test-secret-of-nobody",
     "AWS_DEFAULT_REGION": "us-east-1",
@@ -53,7 +53,7 @@ def s3_server() -> Iterator[str]:
     `PHIVISION_TEST_S3` names another server that runs already; its keys are in the environment.
     """
     if other := os.environ.get("PHIVISION_TEST_S3"):
-        with environment({**_AWS, **_given(_AWS), "AWS_ENDPOINT_URL": other}):
+        with environment({**AWS, **_given(AWS), "AWS_ENDPOINT_URL": other}):
             yield other
         return
     server_module = pytest.importorskip("moto.server")
@@ -61,7 +61,7 @@ def s3_server() -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     address = f"http://{host}:{port}"
-    with environment({**_AWS, "AWS_ENDPOINT_URL": address}):
+    with environment({**AWS, "AWS_ENDPOINT_URL": address}):
         yield address
     server.stop()
 
