@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from model.explanation import Explanation, place
-from model.importance import grid_side
-from model.view import View
+from model.patch_grid import Explanation, View, grid_side, place
 
 SIDE = 256  # pixels of the longer side of an overlay
 _COLUMNS = 4  # overlays beside each other on a sheet

@@ -1,7 +1,6 @@
 """Which patches mattered for each word of an answer, and where they are in the image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32
@@ -11,25 +10,10 @@ from model.asked import Turn, is_text
 from model.assistant import Assistant
 from model.decoding import decode_image
 from model.errors import ModelError
-from model.importance import grid_side, importance_map
+from model.importance import importance_map
+from model.patch_grid import Explanation
 from model.prompt import PromptTemplate
-from model.view import View, view_of
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Where a model looked while it wrote a text.
-
-    Attributes:
-        words: The words of the text, split at blanks.
-        maps: For each word, how much each patch mattered, in nats; float32 [word, patch], a square
-            grid row by row.
-        view: The part of the image that the grid divides.
-    """
-
-    words: list[str]
-    maps: Float32[np.ndarray, "word patch"]
-    view: View
+from model.view import view_of
 
 
 def explain(
@@ -83,9 +67,3 @@ def by_word(
         begun = len(f"{text}.".split())
         maps[min(begun, len(words)) - 1] += values
     return words, maps
-
-
-def place(values: Float32[np.ndarray, "patch"]) -> str:
-    """Return the row and column of the patch that mattered most in words, counted from one."""
-    row, column = divmod(int(values.argmax()), grid_side(len(values)))
-    return f"row {row + 1}, column {column + 1}"

@@ -11,7 +11,6 @@ centred it is zero, the centre of the projector's inputs. The mean of the image'
 has information about the image, so it is used only for older models that were never centred.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -21,21 +20,10 @@ from torch import Tensor
 from model.batch import Batch
 from model.errors import ModelError
 from model.generation import evaluating
+from model.patch_grid import grid_side
 from model.vlm import VisionLanguageModel
 
 Text = tuple[Sequence[int], Sequence[int]]  # token ids of the prompt, and of the answer
-
-
-def grid_side(patches: int) -> int:
-    """Return the rows, and columns, of a square grid of `patches` patches.
-
-    Raises:
-        ModelError: The patches form no square.
-    """
-    side = math.isqrt(patches)
-    if not patches or side * side != patches:
-        raise ModelError(f"{patches} patches form no square grid, so they have no rows and columns")
-    return side
 
 
 def neutral_patch(

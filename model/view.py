@@ -6,38 +6,16 @@ images, so that there is no second description of it that could differ.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torchvision.transforms import CenterCrop, Resize
 
 from model.errors import ModelError
+from model.patch_grid import View
 
 # These two are classes of open_clip and of timm alike, with the same attributes.
 _KEEP_RATIO, _CROP_OR_PAD = "ResizeKeepRatio", "CenterCropOrPad"
 _Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class View:
-    """A rectangle in pixels of the upright image; it may reach beyond it where an encoder pads.
-
-    Attributes:
-        left: Left edge.
-        top: Upper edge.
-        width: Width; the patches of a row share it equally.
-        height: Height; the patches of a column share it equally.
-    """
-
-    left: float
-    top: float
-    width: float
-    height: float
-
-    def covers(self, width: int, height: int) -> bool:
-        """Return whether all of an image of this size is seen."""
-        right, bottom = self.left + self.width, self.top + self.height
-        return self.left <= 0 and self.top <= 0 and right >= width and bottom >= height
 
 
 def view_of(preprocess: Any, width: int, height: int) -> View:

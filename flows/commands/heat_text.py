@@ -6,8 +6,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from model.explanation import Explanation, place
-from model.importance import grid_side
+from model.patch_grid import Explanation, grid_side, place
 
 # From no importance to the most; a patch that made the word less likely counts as none.
 _SHADES, _PLAIN = "·░▒▓█", ".:+*#"

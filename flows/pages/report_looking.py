@@ -9,8 +9,7 @@ from flows.overlay import overlay
 from flows.pages.page import MOST_PIXELS, jpeg_uri
 from flows.pages.shown_images import contents_of
 from model.decoding import BadImageError, decode_image
-from model.explanation import place
-from model.view import View
+from model.patch_grid import View, place
 from pipeline.catalog.catalog import Catalog
 
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from model.view import View
+from model.patch_grid import View
 
 Box = tuple[float, float, float, float]  # left, top, width, height, as COCO has it
 _LEAST = 0.5  # share of the shorter of box and patch that must overlap along each side

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from model.encoder import PatchEncoder
 from model.explanation import by_word
-from model.importance import grid_side, importance_maps
+from model.importance import importance_maps
+from model.patch_grid import View, grid_side
 from model.prompt import PromptTemplate
-from model.view import View, view_of
+from model.view import view_of
 from model.vlm import VisionLanguageModel
 from pipeline.engine.stage import StageContext
 from pipeline.evaluation.boxes import Box, patches_in_boxes

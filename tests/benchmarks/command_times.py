@@ -52,9 +52,13 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
+    Command("run", 0.4, of_recipe=True),
+    Command("ask {photo} What+is+red?", 2.5),
+    Command("caption {photo}", 2.5),
+    Command("similar {photo}", 2.5),
+    Command("ask --why {photo} What+is+red?", 6.0),
     Command("--version", 0.4),
     Command("--help", 0.5),
-    Command("run", 0.4, of_recipe=True),
     Command("plan", 1.0, of_recipe=True),
     Command("plan --preset coco --hardware 80GB", 1.0),
     Command("recipe", 1.0),
@@ -65,17 +69,13 @@ COMMANDS = (
     Command("show", 1.5),
     Command("sql SELECT+count(*)+FROM+examples", 1.0),
     Command("sql SUMMARIZE+predictions", 1.0),
-    Command("report --output {out}/report.html", 2.5),
-    Command("browse --output {out}/browse.html", 2.5),
-    Command("catalog {out}/catalog.duckdb", 1.0),
     Command("verify", 2.5),
     Command("gc --dry-run", 1.0),
     Command("rollback --list", 1.0),
     Command("tag good", 1.0),
-    Command("ask {photo} What+is+red?", 2.5),
-    Command("ask --why {photo} What+is+red?", 6.0),
-    Command("caption {photo}", 2.5),
-    Command("similar {photo}", 2.5),
+    Command("catalog {out}/catalog.duckdb", 1.0),
+    Command("report --output {out}/report.html", 5.0),
+    Command("browse --output {out}/browse.html", 7.0),
     Command("export {out}/bundle", 6.0),
 )
 

@@ -17,8 +17,7 @@ from flows.cli import main
 from flows.commands.heat_text import heat_text
 from flows.overlay import overlay, sheet
 from model.assistant import Assistant
-from model.explanation import Explanation
-from model.view import View
+from model.patch_grid import Explanation, View
 from tests.support.tiny_bundle import image
 
 VIEW = View(16, 0, 64, 64)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from model.assistant import Assistant, load_assistant
 from model.errors import ModelError
-from model.explanation import by_word, explain, place
+from model.explanation import by_word, explain
 from model.importance import importance_map, importance_maps, neutral_patch
-from model.view import View, view_of
+from model.patch_grid import View, place
+from model.view import view_of
 from model.vlm import VisionLanguageModel
 from tests.support.shown_images import nats_by_hand
 from tests.support.tiny_bundle import image

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.view import View
+from model.patch_grid import View
 from pipeline.data.datasets.shapes.scenes import make_scene, outline
 from pipeline.evaluation.boxes import patches_in_boxes
 

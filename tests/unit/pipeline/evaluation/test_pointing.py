@@ -10,7 +10,7 @@ import torch
 from model.assistant import Assistant, load_assistant
 from model.explanation import by_word
 from model.importance import importance_map
-from model.view import View
+from model.patch_grid import View
 from pipeline.evaluation.boxes import patches_in_boxes
 from pipeline.evaluation.conditions import Shown
 from pipeline.evaluation.pointing import (
