@@ -60,7 +60,7 @@ def made_rows(training: Training, recipe: Recipe, passes: int) -> list[Rows]:
     part = recipe.pretrain if training.method == "frozen" else recipe.finetune
     per_row, shape = (
         part.examples_per_row,
-        (recipe.features.patches, vision_width(recipe.backbones)),
+        (recipe.features.patches, vision_width(recipe)),
     )
     rows = [
         [lengths(rng, training) for _ in range(per_row)]
@@ -95,7 +95,7 @@ def model_of(training: Training, recipe: Recipe, device: torch.device) -> Vision
     )
     with device:
         lm = PhiForCausalLM(config).to(torch.bfloat16)
-        width, patches = vision_width(recipe.backbones), recipe.features.patches
+        width, patches = vision_width(recipe), recipe.features.patches
         vlm = build_vlm(recipe.pretrain.projector, width, patches, lm)
     if training.method == "frozen":
         freeze(vlm.language_model)
