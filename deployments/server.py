@@ -65,7 +65,7 @@ def serve(host: str, port: int) -> None:
 
     app = create_app(final=True)
     guarded = app if os.environ.get(AUTH) else Guard(app)
-    config = uvicorn.Config(guarded, host=host, port=port, log_level="warning")
+    config = uvicorn.Config(guarded, host=host, port=port, log_level="warning", loop="asyncio")
     port_of_ours = config.bind_socket()  # exits with a message if the port is taken
     print(f"Prefect's UI: http://{host}:{port}", flush=True)  # noqa: T201 - for the terminal
     uvicorn.Server(config).run(sockets=[port_of_ours])

@@ -217,7 +217,8 @@ def _serve(door: int, pipe: int) -> None:
             from prefect.server.api.server import create_app
 
             app = _Reporting(create_app(ephemeral=True, final=True), pipe)
-        config = uvicorn.Config(app, log_level="error", lifespan="on")
+        # uvloop, which uvicorn would take, does not name the address that refused a connection.
+        config = uvicorn.Config(app, log_level="error", lifespan="on", loop="asyncio")
         uvicorn.Server(config).run(sockets=[socket.socket(fileno=door)])
     except Exception as error:
         _tell(pipe, _cause(error))

@@ -8,9 +8,9 @@ of the operating system, and byte code is kept. `--against CHECKOUT` names the r
 checkout, such as a git worktree of an earlier commit, which uses the same environment.
 
 Seconds of the clock say what a person waits for; processor seconds say it on a busy machine, too.
-The bounds are for the clock on a quiet one. Prints a table in Markdown, and exits with status 1
-where a command needs more processor seconds than its bound. Commands that serve until they are
-stopped are not measured.
+The bounds are for the clock on a quiet one. Prints a table in Markdown, with "over" where a
+command needs more processor seconds than its bound. Commands that serve until they are stopped are
+not measured.
 """
 
 import argparse
@@ -152,8 +152,8 @@ def measure(
     return medians
 
 
-def print_table(medians: Mapping[Command, Sequence[tuple[float, float]]]) -> bool:
-    """Print the medians in Markdown and return whether all commands keep to their bounds."""
+def print_table(medians: Mapping[Command, Sequence[tuple[float, float]]]) -> None:
+    """Print the medians in Markdown."""
     both = any(len(each) > 1 for each in medians.values())
     titles = ["command", "bound", "clock", "processor"]
     titles += ["clock before", "processor before"] if both else []
@@ -165,7 +165,6 @@ def print_table(medians: Mapping[Command, Sequence[tuple[float, float]]]) -> boo
         cells += [f"{seconds:.2f}" for each in found for seconds in each]
         over = "over" if found[0][1] > command.bound else ""
         print(f"| {' | '.join(cells)} | {over} |")
-    return all(found[0][1] <= command.bound for command, found in medians.items())
 
 
 def main() -> None:
@@ -192,8 +191,7 @@ def main() -> None:
         only = options.only
         chosen = [each for each in COMMANDS if not only or each.arguments.split()[0] in only]
         medians = measure(chosen, checkouts, options.repeats, recipe, folder)
-        if not print_table(medians):
-            sys.exit(1)
+        print_table(medians)
 
 
 if __name__ == "__main__":

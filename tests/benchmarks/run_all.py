@@ -47,6 +47,7 @@ BENCHMARKS = (
               "--examples 5000 --features 5000 --repeats 2"),
     Benchmark("catalog_queries", "--rows 2000 --repeats 2"),
     Benchmark("cached_run", "--no-dvc --repeats 1"),
+    Benchmark("command_times", "--repeats 1", store="--store"),
     Benchmark("remote_subset", "--members 100"),
     Benchmark("feature_extraction"),
     Benchmark("feature_feeding", "--shards 2 --rows 256 --batch 64 --repeats 2"),

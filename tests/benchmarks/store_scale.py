@@ -44,8 +44,9 @@ from pipeline.settings import Settings
 from storage.features.shards import ShardRows, write_shard
 from storage.store.artifacts import ArtifactStore
 from storage.store.commits import Provenance, commit
-from storage.store.garbage import find_garbage
+from storage.store.garbage import garbage_of
 from storage.store.manifest import Manifest, fingerprint_of
+from storage.store.survey import take_survey
 from storage.store.verify import committed, verify
 from storage.tables import write_arrow
 from tests.benchmarks.helpers.large_store import objects, write_store
@@ -84,7 +85,7 @@ def commands(store: ArtifactStore, work: Path) -> dict[str, Callable[[], None]]:
         "runs": runs,
         "verify": verified,
         "gc --dry-run": lambda: print(
-            f"  (gc finds {len(find_garbage(store, work, keep=5, grace=0.0)):,} items)"
+            f"  (gc finds {len(garbage_of(take_survey(store, work, keep=5, grace=0.0))):,} items)"
         ),
     }
 

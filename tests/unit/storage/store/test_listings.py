@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from storage.store.artifacts import ArtifactStore
-from storage.store.garbage import find_garbage
+from storage.store.garbage import garbage_of
 from storage.store.listings import last_uses, marked_attempts, states_by_folder
+from storage.store.survey import take_survey
 from storage.store.verify import committed, verify
 from tests.support.store_fixtures import add, payload
 
@@ -65,6 +66,6 @@ def test_requests_for_lists_do_not_grow_with_artifacts(
             add(s3, tmp_path, FILES, payload(recipe={"seed": number}))
         counts.clear()
         assert verify(s3, committed(s3), lambda _: None) == []
-        assert find_garbage(s3, tmp_path / "work", keep=1, grace=0.0)
+        assert garbage_of(take_survey(s3, tmp_path / "work", keep=1, grace=0.0))
         lists.append(counts["list_objects_v2"])
     assert lists[0] == lists[1]
