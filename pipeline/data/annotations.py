@@ -182,8 +182,8 @@ def read_image_ids(path: Path, name: str) -> set[int]:
     """
     with open_archive(path, limits=JSON_LIMITS) as archive:
         images = read_document(archive, path, name, required=True).records("images")
-        found = (as_int64(record["id"]) for record in images if not _image_fault(record))
-        return {key for key in found if key is not None}
+        ids = (as_int64(record["id"]) for record in images if not _image_fault(record))
+        return {key for key in ids if key is not None}
 
 
 def captions_of(origins: Iterable[Annotations], wanted: Collection[int]) -> Iterator[pa.Table]:

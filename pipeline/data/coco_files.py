@@ -57,31 +57,31 @@ def read_document(archive: Archive, path: Path, name: str, *, required: bool) ->
     Raises:
         PipelineError: It is missing, ambiguous, not JSON, or not COCO's.
     """
-    found = _find(archive, path, name)
-    if found is None:
+    member = _find(archive, path, name)
+    if member is None:
         if required:
             raise PipelineError(
                 f"{path} holds no {name}{_instead(archive, name)}",
                 "COCO's annotation files are needed",
             )
         return Document(archive, None, {})
-    with archive.open(found) as file:
+    with archive.open(member) as file:
         try:
             value = ListReader(chunks_of(file)).outline()
         except (ValueError, RecursionError) as error:
             while file.read(1 << 20):  # a damaged archive says so, at the file's end at the latest
                 pass
             raise PipelineError(
-                f"{path}: {found} is not valid JSON: {error}", "fetch that file again"
+                f"{path}: {member} is not valid JSON: {error}", "fetch that file again"
             ) from None
     value = _unwrapped(value)
     lists = {k: value[k] for k in _LISTS if k in value} if isinstance(value, dict) else None
     if lists is None or not all(isinstance(each, ListAt) for each in lists.values()):
         raise PipelineError(
-            f"{path}: {found} is JSON but not COCO's format",
+            f"{path}: {member} is JSON but not COCO's format",
             "it must be an object with the lists 'images' and 'annotations'",
         )
-    return Document(archive, found, lists)
+    return Document(archive, member, lists)
 
 
 def is_document(member: str) -> bool:
@@ -113,22 +113,22 @@ def _find(archive: Archive, path: Path, name: str) -> str | None:
     Raises:
         PipelineError: Several members could be meant.
     """
-    found = _nearest(archive, name)
-    if len(found) > 1:
+    near = _nearest(archive, name)
+    if len(near) > 1:
         raise PipelineError(
-            f"{path} holds {' and '.join(found)}: which one to use is ambiguous",
+            f"{path} holds {' and '.join(near)}: which one to use is ambiguous",
             "move all but one elsewhere",
         )
-    if not found:
+    if not near:
         return None
     for other in _others(archive, name):
-        above, own = PurePosixPath(other).parent, PurePosixPath(found[0]).parent
+        above, own = PurePosixPath(other).parent, PurePosixPath(near[0]).parent
         if above != own and above in own.parents:
             raise PipelineError(
-                f"{path} holds {found[0]} in a folder below that of {other}: it looks like a copy",
+                f"{path} holds {near[0]} in a folder below that of {other}: it looks like a copy",
                 "put the annotation files that belong together into one folder",
             )
-    return found[0]
+    return near[0]
 
 
 def _others(archive: Archive, name: str) -> Iterator[str]:

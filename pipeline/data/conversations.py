@@ -58,8 +58,8 @@ def conversations(
         return _write(context, [], drops)
     if isinstance(source, MixtureConversations):
         return _write(context, _of_mixture(context, conversations, source, drops), drops)
-    found = _locate(context, source, images, seed)
-    return _write(context, _read(*found, source.kind, conversations, drops), drops)
+    path, name = _locate(context, source, images, seed)
+    return _write(context, _read(path, name, source.kind, conversations, drops), drops)
 
 
 def _of_mixture(
@@ -182,11 +182,11 @@ def _rows(
                 drops.append(drop("conversations", "conversation", key, "", "no image"))
             case {"conversations": list()} if images and len(images) > part.max_images:
                 key, named = record_id(record, number), len(images)
-                told = ("too many images", f"{named}; conversations.max_images={named} keeps it")
-                drops.append(drop("conversations", "conversation", key, images[0], *told))
+                fault = ("too many images", f"{named}; conversations.max_images={named} keeps it")
+                drops.append(drop("conversations", "conversation", key, images[0], *fault))
             case _:
-                told = ("broken record", f"{_fault(record)}: {json.dumps(record)[:200]}")
-                drops.append(drop("conversations", "conversation", number, "", *told))
+                fault = ("broken record", f"{_fault(record)}: {json.dumps(record)[:200]}")
+                drops.append(drop("conversations", "conversation", number, "", *fault))
 
 
 def _row(number: int, record: dict, images: list[str], turns: list[Any]) -> dict[str, Any]:

@@ -83,9 +83,9 @@ def fetch_some_of(
 
     if is_http(root) and name.endswith(".zip") and _noted(context, name) is None:
         url, (_, size) = f"{root.rstrip('/')}/{name}", known.get(name, ("", None))
-        found = fetch_some(context, url, name, images, records, size)
-        if found is not None:
-            return found
+        files = fetch_some(context, url, name, images, records, size)
+        if files is not None:
+            return files
     return ImageFiles((fetch_whole(context, root, name, known),))
 
 

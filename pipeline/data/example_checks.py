@@ -57,8 +57,8 @@ class Checks:
     def refuse_empty(self, kinds: Sequence[str]) -> None:
         """Raise if there is nothing to train on, to validate with or to test with."""
         with Database({"used": self._all()}) as database:
-            found = database.query(_IMAGES_SQL).to_pylist()
-        images = Counter({(row["split"], row["kind"]): row["images"] for row in found})
+            rows = database.query(_IMAGES_SQL).to_pylist()
+        images = Counter({(row["split"], row["kind"]): row["images"] for row in rows})
         for kind in kinds:
             self._refuse_empty_kind(kind, images)
         if not images["test", kinds[0]]:  # captions, where there are any

@@ -78,9 +78,9 @@ def filtered_conversations(
     seen: set[bytes] = set()
     for some in conversations:
         with Database({"conversations": some, "shown": shown}) as database:
-            found = map(bytes.fromhex, database.query(CONTENT_SQL)["content"].to_pylist())
+            contents = map(bytes.fromhex, database.query(CONTENT_SQL)["content"].to_pylist())
         copies = []
-        for content in found:
+        for content in contents:
             copies.append(2 if content in seen else 1)
             seen.add(content)
         marked = some.append_column("copy", pa.array(copies, pa.int8()))

@@ -47,8 +47,8 @@ def add_further(conversations: Sequence[Row], images: pa.Table, macros: Sequence
     ]
     table = pa.Table.from_pylist(rows, CONVERSATIONS)
     with Database({"conversations": table, "images": images}, macros=macros) as database:
-        found = database.query(MORE_SQL).to_pylist()
-    for (row, name), image in zip(named, found, strict=True):
+        further_images = database.query(MORE_SQL).to_pylist()
+    for (row, name), image in zip(named, further_images, strict=True):
         row["further"].append(Further(image["image_id"], image["sha256"]))
         fault = _fault(row, image)
         if fault and row["reason"] is None:

@@ -66,8 +66,8 @@ def guess_data(path: str) -> Guess:
         raise PipelineError(f"--data: no such file or folder: {path}", "check the path")
     if place.is_file() and table_suffix(place.name):
         return _of_table(path, place)
-    if place.is_dir() and (found := _layout_of_coco(path, place)):
-        return found
+    if place.is_dir() and (layout := _layout_of_coco(path, place)):
+        return layout
     if place.is_dir() and (table := _metadata(place)):
         return _of_table(str(table), table)
     if place.is_dir() or place.name.endswith(SUFFIXES):

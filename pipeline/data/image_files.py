@@ -69,15 +69,17 @@ class ImageFinder:
             UnsafeArchiveError: It is not a safe relative path.
             BadImageError: It matches several members.
         """
-        found = self._candidates(file_name)
-        if len(found) > 1:
-            raise BadImageError("ambiguous file name", f"{file_name}: {', '.join(found[:_SHOWN])}")
-        return found[0] if found else None
+        members = self._candidates(file_name)
+        if len(members) > 1:
+            raise BadImageError(
+                "ambiguous file name", f"{file_name}: {', '.join(members[:_SHOWN])}"
+            )
+        return members[0] if members else None
 
     def find_all(self, file_names: Iterable[str]) -> set[str]:
         """Return every member that the names match; missing and unsafe names are left out."""
         return {
-            found for name in file_names if not name_fault(name) for found in self._candidates(name)
+            match for name in file_names if not name_fault(name) for match in self._candidates(name)
         }
 
     def read(self, file_name: str) -> bytes:
@@ -87,9 +89,9 @@ class ImageFinder:
             BadImageError: It is missing, ambiguous, was refused, or could not be fetched.
             StorageError: It cannot be read.
         """
-        found = self.find(file_name)
-        if found is not None:
-            return self.archive.read(found)
+        match = self.find(file_name)
+        if match is not None:
+            return self.archive.read(match)
         name = resolve_member("", file_name)
         for member in self._alike("faults", name):
             raise BadImageError(self._fault, self._faults[member])
@@ -117,10 +119,10 @@ class ImageFinder:
 
 
 def _by_base(names: Iterable[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    by_base: dict[str, list[str]] = {}
     for name in sorted(names):
-        found.setdefault(composed(_base(name)), []).append(name)
-    return found
+        by_base.setdefault(composed(_base(name)), []).append(name)
+    return by_base
 
 
 def _ends_with(path: str, end: str) -> bool:

@@ -43,7 +43,7 @@ def images(context: StageContext, images: ImagesPart, seed: int) -> Summary:
     drops: list[dict[str, Any]] = []
     dataset = import_module(images.source.module)
     annotations: dict[str, Annotations] = dataset.read(context, images, seed, drops)
-    tests = {origin for origin, found in annotations.items() if found.test}
+    tests = {origin for origin, of_origin in annotations.items() if of_origin.test}
     chosen = _choose(annotations, images, seed)
     by_origin = {o: [r for r in chosen if r["origin"] == o] for o in annotations}
     files: Mapping[str, ImageFiles] = dataset.fetch(context, images, by_origin)
@@ -119,9 +119,9 @@ def _choose(
         sorted(
             (
                 record
-                for found in annotations.values()
-                if found.test == test
-                for record in found.images
+                for of_origin in annotations.values()
+                if of_origin.test == test
+                for record in of_origin.images
             ),
             key=lambda record: rank(record["id"], seed),
         )[:limit]
@@ -242,12 +242,12 @@ def _refuse_too_many_bad(
     """Raise if too many images are bad, after listing them in a file."""
     if good and (chosen - good) / chosen <= limit:
         return
-    told = _written_down(context, "image", bad)
+    summary = _written_down(context, "image", bad)
     if not good:
-        raise PipelineError("no image of the dataset can be used", told)
+        raise PipelineError("no image of the dataset can be used", summary)
     raise PipelineError(
         f"{chosen - good} of {chosen} images are bad, above images.max_bad_share {limit}",
-        f"{told}; fix the source or raise the limit",
+        f"{summary}; fix the source or raise the limit",
     )
 
 
@@ -255,7 +255,9 @@ def _refuse_silence(
     context: StageContext, annotations: Mapping[str, Annotations], drops: list[dict[str, Any]]
 ) -> None:
     """Raise if an origin has captions but none of them can be read."""
-    for origin in (origin for origin, found in annotations.items() if not len(found.captions)):
+    for origin in (
+        origin for origin, of_origin in annotations.items() if not len(of_origin.captions)
+    ):
         broken = [
             row
             for row in drops
@@ -263,8 +265,8 @@ def _refuse_silence(
             and all(part in row["file"] for part in origin.split("/"))
         ]
         if broken:
-            told = _written_down(context, "caption", broken)
-            raise PipelineError(f"no caption of {origin} can be used", told)
+            summary = _written_down(context, "caption", broken)
+            raise PipelineError(f"no caption of {origin} can be used", summary)
 
 
 def _written_down(context: StageContext, kind: str, drops: list[dict[str, Any]]) -> str:
@@ -279,10 +281,10 @@ def _written_down(context: StageContext, kind: str, drops: list[dict[str, Any]])
         table.writeheader()
         table.writerows(rows)
     counts = Counter(row["reason"] for row in rows)
-    told = [f"{count} {reason}" for reason, count in counts.most_common()]
+    reasons = [f"{count} {reason}" for reason, count in counts.most_common()]
     if rows:
         first = rows[0]
         place = f"{first['file']} {first['record']}: " if first["reason"] == BROKEN else ""
         detail = first["detail"][:_SHOWN] or first["file"]
-        told.append(f"the first: {place}{detail}")
-    return f"{', '.join(told) or 'no image is listed'}; {path} lists them all"
+        reasons.append(f"the first: {place}{detail}")
+    return f"{', '.join(reasons) or 'no image is listed'}; {path} lists them all"

@@ -66,10 +66,10 @@ class JoinedPatches:
             IndexError: A row number is out of range.
             ShardError: A file is damaged.
         """
-        found = np.empty((len(rows), *self.shape), np.float16)
+        joined = np.empty((len(rows), *self.shape), np.float16)
         for start in range(0, len(rows), _AT_ONCE):
             part = rows[start : start + _AT_ONCE]
             tables = (self.first, self._second)
             both = [torch.from_numpy(table.gather(part)) for table in tables]
-            found[start : start + _AT_ONCE] = join(both, self._patches).numpy()
-        return found
+            joined[start : start + _AT_ONCE] = join(both, self._patches).numpy()
+        return joined

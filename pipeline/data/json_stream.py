@@ -199,10 +199,10 @@ class ListReader:
 
     def _goes_on(self, end: str, fault: tuple[str, bool]) -> bool:
         """Go behind the comma or the end of a list or object; return whether there was a comma."""
-        found = self._next()
-        if found not in {",", end}:
+        delimiter = self._next()
+        if delimiter not in {",", end}:
             raise self._error("Expecting ',' delimiter", self._at)
-        if found == end:
+        if delimiter == end:
             self._at += 1
             return False
         after = self._after_blanks(1)
@@ -240,10 +240,10 @@ class ListReader:
     def _after_blanks(self, skip: int) -> int:
         """Return the place of the next character that is not blank, so many behind this one."""
         while True:
-            found = _BLANK.match(self._text, self._at + skip)
-            assert found is not None  # it matches the empty text, too
-            if found.end() < len(self._text) or not self._more():
-                return found.end()
+            blanks = _BLANK.match(self._text, self._at + skip)
+            assert blanks is not None  # it matches the empty text, too
+            if blanks.end() < len(self._text) or not self._more():
+                return blanks.end()
 
     def _more(self) -> bool:
         """Read on, at least as much as is held, and forget what was read; False at the end."""

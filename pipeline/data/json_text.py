@@ -23,9 +23,9 @@ def json_text(data: bytes) -> str:
 def _unpacked(data: bytes) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-            found = packed.read(LARGEST + 1)
+            unpacked = packed.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"the gzip is damaged or cut short ({error})") from None
-    if len(found) > LARGEST:
+    if len(unpacked) > LARGEST:
         raise ValueError(f"it has more than {LARGEST} bytes when unpacked")
-    return found
+    return unpacked

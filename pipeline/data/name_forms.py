@@ -30,9 +30,9 @@ class Alikes:
 
     def hint(self, name: str) -> str:
         """Return "there is OTHER" where a base name looks like this one, else ""."""
-        found = self._known.get(folded(_base(name)))
-        same = found is None or composed(_base(found)) == composed(_base(name))
-        return "" if same else f"there is {found}"
+        other = self._known.get(folded(_base(name)))
+        same = other is None or composed(_base(other)) == composed(_base(name))
+        return "" if same else f"there is {other}"
 
 
 def _base(name: str) -> str:

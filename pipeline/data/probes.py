@@ -26,7 +26,7 @@ def probe_conversations(recipe: Recipe) -> SourceState:
     source = recipe.conversations.source
     if isinstance(source, MixtureConversations):
         states = (_state(name, each) for name, each in sorted(source.sources.items()))
-        return {label: state for found in states for label, state in found.items()}
+        return {label: state for of_source in states for label, state in of_source.items()}
     return _state("conversations", source)
 
 

@@ -56,8 +56,8 @@ class UserFilters:
         for number in sorted(reasons):
             row = rows[number]
             file = images.get(row["image_id"], {}).get("file_name", "")
-            told = (row["kind"], row["source_id"], file, reasons[number], row["text"])
-            drops.append(drop("examples", *told))
+            fields = (row["kind"], row["source_id"], file, reasons[number], row["text"])
+            drops.append(drop("examples", *fields))
         return [row for number, row in enumerate(rows) if number not in reasons]
 
 
@@ -66,8 +66,8 @@ def _by_key(table: pa.Table | None, key: str, rows: list[Row], name: str) -> dic
     if table is None:
         return {}
     wanted = {row[name] for row in rows} - {None}
-    found = table.filter(pc.field(key).isin(sorted(wanted)))
-    return {row[key]: row for row in found.to_pylist()}
+    matching = table.filter(pc.field(key).isin(sorted(wanted)))
+    return {row[key]: row for row in matching.to_pylist()}
 
 
 def _visible(row: Row, image: Row, near: Row) -> Row:

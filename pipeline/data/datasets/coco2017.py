@@ -43,11 +43,11 @@ def read(
     del seed
     source = _source(images)
     path = fetch_whole(context, source.root, ANNOTATIONS, COCO_2017)
-    found = {split: read_coco(path, split, drops) for split in SPLITS}
+    annotations = {split: read_coco(path, split, drops) for split in SPLITS}
     if source.exclude_val2014:
         train = SPLITS[0]
-        found[train] = _without_val2014(context, source.root, found[train], drops)
-    return found
+        annotations[train] = _without_val2014(context, source.root, annotations[train], drops)
+    return annotations
 
 
 def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[str, "ImageFiles"]:
@@ -74,7 +74,7 @@ def _of_split(
 
 
 def _without_val2014(
-    context: StageContext, root: str, found: "Annotations", drops: list[dict[str, Any]]
+    context: StageContext, root: str, annotations: "Annotations", drops: list[dict[str, Any]]
 ) -> "Annotations":
     from pipeline.data.annotations import Annotations, read_image_ids
     from pipeline.data.downloads import fetch_whole
@@ -82,13 +82,13 @@ def _without_val2014(
 
     path = fetch_whole(context, root, ANNOTATIONS_2014, COCO_2014)
     excluded = read_image_ids(path, "captions_val2014.json")
-    kept = [record for record in found.images if record["id"] not in excluded]
+    kept = [record for record in annotations.images if record["id"] not in excluded]
     drops += [
         drop("images", "image", record["id"], record["file_name"], "in val2014")
-        for record in found.images
+        for record in annotations.images
         if record["id"] in excluded
     ]
-    return Annotations(kept, found.captions, found.objects)
+    return Annotations(kept, annotations.captions, annotations.objects)
 
 
 def _source(images: ImagesPart) -> Coco2017Images:

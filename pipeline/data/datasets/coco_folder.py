@@ -86,12 +86,12 @@ def _remote_annotations(context: StageContext, root: str, name: str) -> Path:
     def documents(folder: "Archive") -> list[str]:
         return [each for each in folder.names() if is_document(each)]
 
-    found = fetch_below(context, root, name, JSON_LIMITS, documents)
-    for member, reason in found.faults.items():
+    files = fetch_below(context, root, name, JSON_LIMITS, documents)
+    for member, reason in files.faults.items():
         raise StorageError(f"annotations: {reason}", f"repair or remove {name}/{member}")
-    if not found.paths:
+    if not files.paths:
         raise PipelineError(f"{redact(root)}/{name} has no .json", "put COCO's annotations there")
-    return found.paths[0]
+    return files.paths[0]
 
 
 def _remote_images(

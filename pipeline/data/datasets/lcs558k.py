@@ -55,8 +55,8 @@ def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[
     there = _repository(context, source)
     url = hub_url(source.repository, source.images, there.commit or there.revision)
     records = [*chosen[TRAIN], *chosen[TEST]]
-    found = fetch_some(context, url, source.images, images, records) if url else None
-    files = found or ImageFiles((_file(context, source, source.images),))
+    members = fetch_some(context, url, source.images, images, records) if url else None
+    files = members or ImageFiles((_file(context, source, source.images),))
     return {TRAIN: files, TEST: files}
 
 
@@ -94,18 +94,18 @@ def read_lcs(
                 text = {"caption_id": number, "image_id": image, "caption": caption}
                 captions[origin].add(text)
             case _:
-                drops.append(drop("images", "image", number, "", "broken record", _told(record)))
+                drops.append(drop("images", "image", number, "", "broken record", _excerpt(record)))
     return {
         origin: Annotations(
-            sorted(found, key=lambda record: record["id"]),
+            sorted(records, key=lambda record: record["id"]),
             captions[origin],
             test=origin == TEST,
         )
-        for origin, found in images.items()
+        for origin, records in images.items()
     }
 
 
-def _told(record: object) -> str:
+def _excerpt(record: object) -> str:
     return json.dumps(record)[:200]
 
 

@@ -39,15 +39,15 @@ def read(
         PipelineError: As the source's own `read`.
         StorageError: As the source's own `read`.
     """
-    found: dict[str, Annotations] = {}
+    annotations: dict[str, Annotations] = {}
     taken: set[int] = set()
     for name, dataset, inside, part in _sources(context, images):
         lost: list[dict[str, Any]] = []
-        for origin, each in dataset.read(inside, part, seed, lost).items():
-            limit = None if each.test else _limits(images).get(name)
-            found[f"{name}/{origin}"] = _renamed(each, name, taken, limit, seed)
+        for origin, of_origin in dataset.read(inside, part, seed, lost).items():
+            limit = None if of_origin.test else _limits(images).get(name)
+            annotations[f"{name}/{origin}"] = _renamed(of_origin, name, taken, limit, seed)
         drops += [{**row, "file": f"{name}/{row['file']}"} for row in lost]
-    return found
+    return annotations
 
 
 def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[str, "ImageFiles"]:
@@ -57,7 +57,7 @@ def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[
         PipelineError: As the source's own `fetch`.
         StorageError: As the source's own `fetch`.
     """
-    found: dict[str, ImageFiles] = {}
+    by_origin: dict[str, ImageFiles] = {}
     for name, dataset, inside, part in _sources(context, images):
         start = f"{name}/"
         mine = {
@@ -66,8 +66,8 @@ def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[
             if origin.startswith(start)
         }
         files: Mapping[str, ImageFiles] = dataset.fetch(inside, part, mine)
-        found |= {start + origin: files[origin] for origin in mine}
-    return found
+        by_origin |= {start + origin: files[origin] for origin in mine}
+    return by_origin
 
 
 def _sources(
@@ -99,7 +99,7 @@ def _limits(images: ImagesPart) -> Mapping[str, int]:
 
 
 def _renamed(
-    found: "Annotations", name: str, taken: set[int], limit: int | None, seed: int
+    annotations: "Annotations", name: str, taken: set[int], limit: int | None, seed: int
 ) -> "Annotations":
     """Return annotations with ids and origins of the mixture, of at most `limit` images."""
     import pyarrow as pa
@@ -109,18 +109,18 @@ def _renamed(
     from pipeline.data.schemas import CAPTIONS, OBJECTS
     from storage.packed_rows import PackedRows
 
-    ids = {record["id"]: id_of(f"{name}:{record['id']}", taken) for record in found.images}
+    ids = {record["id"]: id_of(f"{name}:{record['id']}", taken) for record in annotations.images}
     if limit is not None:
         ids = {old: ids[old] for old in sorted(ids, key=lambda old: rank(ids[old], seed))[:limit]}
     images = [
         {**record, "id": ids[record["id"]], "origin": f"{name}/{record['origin']}", "source": name}
-        for record in found.images
+        for record in annotations.images
         if record["id"] in ids
     ]
 
-    def about(found: PackedRows, key: str, schema: pa.Schema) -> PackedRows:
+    def about(packed: PackedRows, key: str, schema: pa.Schema) -> PackedRows:
         renamed = PackedRows(f"{key} of {name}", schema)
-        for rows in found:
+        for rows in packed:
             images = pa.array(map(ids.get, rows["image_id"].to_pylist()), pa.int64())
             rows, images = rows.filter(images.is_valid()), images.drop_null()
             columns = {"image_id": images, key: pa.nulls(len(rows), pa.int64())}
@@ -129,7 +129,7 @@ def _renamed(
 
     return Annotations(
         sorted(images, key=lambda record: record["id"]),
-        about(found.captions, "caption_id", CAPTIONS),
-        about(found.objects, "object_id", OBJECTS),
-        test=found.test,
+        about(annotations.captions, "caption_id", CAPTIONS),
+        about(annotations.objects, "object_id", OBJECTS),
+        test=annotations.test,
     )

@@ -59,8 +59,8 @@ def read(
         with context.report.track("read captions", len(names)) as tick:
             bare = source.captions == "none"
             records = _records(archive, names, tick, drops, bare=bare)
-            found = annotations_of(records, source.test_share, seed, drops, bare=bare)
-    if not any(part.images for part in found.values()):
+            annotations = annotations_of(records, source.test_share, seed, drops, bare=bare)
+    if not any(part.images for part in annotations.values()):
         if bare:
             raise PipelineError(f"{redact(source.root)} holds no image", "check images.source.root")
         raise PipelineError(
@@ -68,7 +68,7 @@ def read(
             "captions of a.jpg are expected in a.txt, or in a.json as 'caption'; "
             "images.source.captions=none takes images without",
         )
-    return found
+    return annotations
 
 
 def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[str, "ImageFiles"]:
@@ -119,8 +119,8 @@ def _records(
             continue
         beside = [] if bare else [str(path.with_suffix(suffix)) for suffix in (".txt", ".json")]
         try:
-            found = (_captions(archive.read(each), each) for each in beside if each in known)
-            texts = next((texts for texts in found if texts), ())
+            captions = (_captions(archive.read(each), each) for each in beside if each in known)
+            texts = next((texts for texts in captions if texts), ())
         except (ValueError, StorageError) as error:
             fault = error.message if isinstance(error, StorageError) else str(error)
             drops.append(drop("images", "image", name, name, "unreadable captions", fault))

@@ -50,13 +50,13 @@ def read(
 
     source = _source(images)
     records = _records(context, source, drops)
-    found = annotations_of(records, source.test_share, seed, drops)
-    if not any(part.images for part in found.values()):
+    annotations = annotations_of(records, source.test_share, seed, drops)
+    if not any(part.images for part in annotations.values()):
         raise PipelineError(
             f"{redact(source.path)} names no image with a caption",
             "images.source.image and images.source.caption say which columns have them",
         )
-    return found
+    return annotations
 
 
 def fetch(context: StageContext, images: ImagesPart, chosen: Chosen) -> Mapping[str, "ImageFiles"]:

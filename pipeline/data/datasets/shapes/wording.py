@@ -104,12 +104,12 @@ def conversations(scene: Scene) -> list[tuple[Turn, ...]]:
     asked says nothing about the answer.
     """
     rng = generator(scene.seed, scene.index, "conversations")
-    found = [tuple(_about_all(scene, "description", rng))]
-    while len(found) < CONVERSATIONS_PER_IMAGE:
+    talks = [tuple(_about_all(scene, "description", rng))]
+    while len(talks) < CONVERSATIONS_PER_IMAGE:
         talk = _conversation(scene, rng)
-        if talk not in found:
-            found.append(talk)
-    return found
+        if talk not in talks:
+            talks.append(talk)
+    return talks
 
 
 def _name(item: SceneObject) -> str:
