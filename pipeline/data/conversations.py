@@ -58,8 +58,8 @@ def conversations(
         return _write(context, [], drops)
     if isinstance(source, MixtureConversations):
         return _write(context, _of_mixture(context, conversations, source, drops), drops)
-    path, name = _locate(context, source, images, seed)
-    return _write(context, _read(path, name, source.kind, conversations, drops), drops)
+    path_and_name = _locate(context, source, images, seed)
+    return _write(context, _read(*path_and_name, source.kind, conversations, drops), drops)
 
 
 def _of_mixture(
