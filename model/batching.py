@@ -255,9 +255,9 @@ def _keep_prefixes(
             continue
         end = embeddings.shape[1] - len(request.prompt)
         size = int(seen[row].sum()) - len(request.prompt)
-        found = read_prefix(embeddings[row], cache, row, slice(end - size, end))
-        if found is not None:
-            request.keep(found)
+        prefix = read_prefix(embeddings[row], cache, row, slice(end - size, end))
+        if prefix is not None:
+            request.keep(prefix)
 
 
 def _layers(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:

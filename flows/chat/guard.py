@@ -85,8 +85,8 @@ class _Guard:
 def _length(scope: Any) -> int | None:
     """Return the length of a request's body in bytes, None where the request states none."""
     headers = dict(scope["headers"])
-    found = headers.get(b"content-length", b"")
-    return int(found) if found.isdigit() and b"transfer-encoding" not in headers else None
+    length = headers.get(b"content-length", b"")
+    return int(length) if length.isdigit() and b"transfer-encoding" not in headers else None
 
 
 async def _drain(receive: Any) -> None:

@@ -54,18 +54,18 @@ class Models:
         name = name or self.first
         if name not in self.offers:
             raise ChatError("There is no such model here. Please choose another one.")
-        found = self._used(name)
-        if found is not None:
-            return found
+        engine = self._used(name)
+        if engine is not None:
+            return engine
         with self._loading:  # of two visitors who choose the same model one loads it
-            found = self._used(name)
-            if found is None:
+            engine = self._used(name)
+            if engine is None:
                 self._make_room()
                 with explained():
-                    found = Engine(self.offers[name].load())
+                    engine = Engine(self.offers[name].load())
                 with self._using:
-                    self._loaded[name] = found
-            return found
+                    self._loaded[name] = engine
+            return engine
 
     def label(self, name: str = "") -> str:
         """Return what the page calls a model."""

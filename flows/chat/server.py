@@ -54,14 +54,14 @@ def read_examples(source: Path, folder: Path) -> list[tuple[str, str]]:
     listed = source / "examples.json"
     if not listed.is_file():
         return []
-    found = []
+    copied = []
     for number, entry in enumerate(json.loads(listed.read_text("utf-8"))):
         image = source / Path(entry["image"]).name
         target = folder / f"examples-{secrets.token_hex(4)}" / f"{number}{image.suffix}"
         target.parent.mkdir(parents=True)
         shutil.copyfile(image, target)
-        found.append((str(target), str(entry["question"])))
-    return found
+        copied.append((str(target), str(entry["question"])))
+    return copied
 
 
 def _load_matplotlib() -> None:

@@ -123,8 +123,10 @@ class Talk:
         data, engine = self._read(newest.subject.images[0]), self.models.engine(model)
         asked = newest.question if newest.question.strip() else None
         turns = newest.subject.turns
-        found = alone(engine, lambda: explain(engine.assistant, data, asked, newest.answer, turns))
-        return sheet(decode_image(data, self.card["max_pixels"]), found, LOOKED_AT)
+        explanation = alone(
+            engine, lambda: explain(engine.assistant, data, asked, newest.answer, turns)
+        )
+        return sheet(decode_image(data, self.card["max_pixels"]), explanation, LOOKED_AT)
 
     def _read(self, path: Path) -> bytes:
         real = path.resolve()

@@ -32,8 +32,8 @@ class Uploads:
 
     def used(self) -> int:
         """Return the bytes of everything in the folder, and of uploads that are still arriving."""
-        found = sum(max(entry.stat.st_size, _BLOCK) for entry in _entries(self.folder))
-        return found + self._arriving
+        stored = sum(max(entry.stat.st_size, _BLOCK) for entry in _entries(self.folder))
+        return stored + self._arriving
 
     @property
     def longest(self) -> int:
@@ -90,21 +90,21 @@ class Uploads:
 
 
 class _Entry:
-    def __init__(self, found: os.DirEntry[str]) -> None:
-        self.path = found.path
-        self.is_folder = found.is_dir(follow_symlinks=False)
-        self.stat = found.stat(follow_symlinks=False)
+    def __init__(self, dir_entry: os.DirEntry[str]) -> None:
+        self.path = dir_entry.path
+        self.is_folder = dir_entry.is_dir(follow_symlinks=False)
+        self.stat = dir_entry.stat(follow_symlinks=False)
 
 
 def _entries(folder: str | Path) -> Iterator[_Entry]:
     """Yield all files and folders below a folder, the contents of a folder before the folder."""
     try:
-        found = list(os.scandir(folder))
+        dir_entries = list(os.scandir(folder))
     except OSError:
         return
-    for each in found:
+    for dir_entry in dir_entries:
         try:
-            entry = _Entry(each)
+            entry = _Entry(dir_entry)
         except OSError:
             continue
         if entry.is_folder:

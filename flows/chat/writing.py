@@ -60,7 +60,7 @@ def write(engine: Engine, question: Question, settings: AnswerSettings) -> Gener
     """
     # A caption is of one image.
     images = question.images if question.text is not None else question.images[:1]
-    with _told():
+    with _errors_for_visitors():
         seen = [engine.embeddings.prepare(image) for image in images]
         if isinstance(settings.decoding, BeamConfig):
             yield engine.run(partial(_searched, engine, question, seen, settings))
@@ -74,12 +74,12 @@ def alone(engine: Engine, work: Callable[[], Result]) -> Result:
     Raises:
         ChatError: It cannot be done.
     """
-    with _told():
+    with _errors_for_visitors():
         return engine.run(work)
 
 
 @contextmanager
-def _told() -> Generator[None]:
+def _errors_for_visitors() -> Generator[None]:
     """Turn what the model and its engine refuse into sentences for a visitor."""
     try:
         with explained():

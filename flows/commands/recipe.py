@@ -49,7 +49,7 @@ def _rows(part: BaseModel, prefix: str) -> Iterator[list[object]]:
         if isinstance(value, BaseModel):
             yield from _rows(value, f"{prefix}{name}.")
         elif isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values()):
-            for key, each in value.items():  # the sources of a mixture
-                yield from _rows(each, f"{prefix}{name}.{key}.")
+            for key, source in value.items():  # the sources of a mixture
+                yield from _rows(source, f"{prefix}{name}.{key}.")
         else:
             yield [f"{prefix}{name}", repr(value), field.description or ""]

@@ -45,11 +45,11 @@ def print_why(
         print("no word was written, so there is nothing to explain")
         return
     with waiting("hiding one patch after another"):
-        found = explain(assistant, data, question, answer)
+        explanation = explain(assistant, data, question, answer)
     image = decode_image(data, assistant.card["max_pixels"])
-    print(f"\n{heat_text(found, plain=not shows_shades())}\n")
+    print(f"\n{heat_text(explanation, plain=not shows_shades())}\n")
     print("Each grid divides the part of the image that the encoder sees", end="")
-    view = found.view
+    view = explanation.view
     if view.covers(*image.size):
         print(", which is all of it.")
     else:
@@ -60,5 +60,5 @@ def print_why(
             f"{image.height} down."
         )
     if output is not None:
-        output.write_bytes(png(sheet(image, found)))
+        output.write_bytes(png(sheet(image, explanation)))
         print(output)

@@ -216,13 +216,13 @@ class Engine:
 
     def _ready(self) -> list[Waiting]:
         """Return the requests that join now; those that nobody waits for are left out."""
-        found: list[Waiting] = []
-        while self._queue and len(found) < self._batcher.free:
+        ready: list[Waiting] = []
+        while self._queue and len(ready) < self._batcher.free:
             request = self._queue.popleft()
             if not request.answer.left:
-                found.append(request)
-        self._joined = len(found) or self._joined
-        return found
+                ready.append(request)
+        self._joined = len(ready) or self._joined
+        return ready
 
     def _text(self, request: Waiting, patches: torch.Tensor) -> TextRequest:
         """Return a text that is to be written; an image that was read before is not read again."""
@@ -244,5 +244,5 @@ class Engine:
             if len(ready) == 1:
                 ready[0].answer.fail(error.sentence)
                 return
-            for each in ready:  # one of them is at fault
-                self._join([each])
+            for request in ready:  # one of them is at fault
+                self._join([request])

@@ -31,11 +31,11 @@ def warm(assistant: Assistant, threads: int | None) -> None:
     all_of_them = torch.get_num_threads()
     slowest = _seconds(assistant)
     if threads is None and assistant.device == "cpu" and slowest < _LARGE_SECONDS:
-        found = {}
+        seconds = {}
         for number in (all_of_them, 1):
             torch.set_num_threads(number)
-            found[number] = min(_seconds(assistant) for _ in range(_TRIES))
-        torch.set_num_threads(all_of_them if found[all_of_them] < _WORTH * found[1] else 1)
+            seconds[number] = min(_seconds(assistant) for _ in range(_TRIES))
+        torch.set_num_threads(all_of_them if seconds[all_of_them] < _WORTH * seconds[1] else 1)
 
 
 def freeze() -> None:

@@ -3,11 +3,11 @@
 const records = JSON.parse(document.getElementById("records").textContent);
 const form = document.getElementById("filters");
 const cards = document.getElementById("cards");
-const told = document.getElementById("told");
+const counter = document.getElementById("told");
 const end = document.getElementById("end"); // comes into view: more cards are made
 const PAGE = 48;
 const SVG = "http://www.w3.org/2000/svg";
-let found = [];
+let matches = [];
 let shown = 0;
 
 function element(name, className, text) {
@@ -75,7 +75,7 @@ function find() {
   const text = wanted.text.trim().toLowerCase();
   const limited =
     wanted.kind || wanted.condition || wanted.right || wanted.least !== null || wanted.most !== null;
-  found = [];
+  matches = [];
   for (const record of records) {
     if (wanted.split && record.split !== wanted.split) continue;
     if (wanted.source && record.source !== wanted.source) continue;
@@ -84,10 +84,10 @@ function find() {
     if (text && !record.words.includes(text)) continue;
     const said = predictionsOf(record, wanted);
     if (limited && said.length === 0) continue;
-    found.push({ record, said });
+    matches.push({ record, said });
   }
   order(wanted.order);
-  told.textContent = `${found.length.toLocaleString("en")} of ${records.length.toLocaleString("en")} images`;
+  counter.textContent = `${matches.length.toLocaleString("en")} of ${records.length.toLocaleString("en")} images`;
   cards.replaceChildren();
   shown = 0;
   more();
@@ -96,18 +96,18 @@ function find() {
 function order(by) {
   if (!by) return;
   const sign = by === "best" ? -1 : 1;
-  const scores = (each) => each.said.map((said) => said.score).filter((score) => score !== null);
-  for (const each of found) {
-    const all = scores(each);
-    each.mean = all.length ? all.reduce((a, b) => a + b) / all.length : null;
+  const scores = (match) => match.said.map((said) => said.score).filter((score) => score !== null);
+  for (const match of matches) {
+    const all = scores(match);
+    match.mean = all.length ? all.reduce((a, b) => a + b) / all.length : null;
   }
-  found = found.filter((each) => each.mean !== null);
-  found.sort((a, b) => sign * (a.mean - b.mean));
+  matches = matches.filter((match) => match.mean !== null);
+  matches.sort((a, b) => sign * (a.mean - b.mean));
 }
 
 function more() {
-  for (const each of found.slice(shown, shown + PAGE)) cards.append(card(each));
-  shown = Math.min(shown + PAGE, found.length);
+  for (const match of matches.slice(shown, shown + PAGE)) cards.append(card(match));
+  shown = Math.min(shown + PAGE, matches.length);
 }
 
 function picture(record) {

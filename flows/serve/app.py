@@ -53,8 +53,8 @@ def build_app(service: Service) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def complete(body: ChatBody, request: Request) -> Response:
         if body.model and body.model != name:
-            told = f"there is no model '{body.model}', only '{name}'"
-            raise RequestError(told, 404, param="model", code="model_not_found")
+            message = f"there is no model '{body.model}', only '{name}'"
+            raise RequestError(message, 404, param="model", code="model_not_found")
         return await _complete(service, body, request)
 
     return app
@@ -134,8 +134,8 @@ def _whole(head: Mapping[str, Any], prepared: Prepared, piece: Piece) -> Respons
     """Return an answer at once."""
     message = {"role": "assistant", "content": piece.text}
     choice = {"index": 0, "message": message, "finish_reason": piece.reason, "logprobs": None}
-    told = {**head, "object": "chat.completion", "choices": [choice]}
-    return JSONResponse({**told, "usage": usage(prepared, piece.tokens)})
+    completion = {**head, "object": "chat.completion", "choices": [choice]}
+    return JSONResponse({**completion, "usage": usage(prepared, piece.tokens)})
 
 
 async def _events(
@@ -150,8 +150,8 @@ async def _events(
 
     def event(delta: Mapping[str, str], reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-        told = {**head, "object": "chat.completion.chunk", "choices": [choice], **more}
-        return f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
+        chunk = {**head, "object": "chat.completion.chunk", "choices": [choice], **more}
+        return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
     def events(piece: Piece) -> str:
         text = event({"content": piece.text}) if piece.text else ""
@@ -163,7 +163,7 @@ async def _events(
     begin = event({"role": "assistant", "content": ""})
     try:
         yield begin + "".join(map(events, first))
-        async for found in pieces:
-            yield "".join(map(events, found))
+        async for batch in pieces:
+            yield "".join(map(events, batch))
     except RequestError as error:
         yield f"data: {json.dumps(error.body())}\n\n"

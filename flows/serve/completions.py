@@ -68,16 +68,16 @@ class Delivery:
             RequestError: The answer cannot be written.
         """
         while True:
-            found = [await self._arrived.get()]
+            batch = [await self._arrived.get()]
             while not self._arrived.empty():
-                found.append(self._arrived.get_nowait())
-            last = found[-1]
+                batch.append(self._arrived.get_nowait())
+            last = batch[-1]
             if last.error:
                 raise RequestError(last.error, 500)
             if last.reason:
                 self._metrics.tokens.inc(last.tokens)
                 self._metrics.whole.observe(time.monotonic() - self._begun)
-            yield found
+            yield batch
             if last.reason:
                 return
 

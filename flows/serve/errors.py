@@ -22,5 +22,5 @@ class RequestError(Exception):
     def body(self) -> dict[str, Any]:
         """Return the body of the response."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        told = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        return {"error": told}
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}

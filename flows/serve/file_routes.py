@@ -22,16 +22,16 @@ def file_routes(service: Service) -> APIRouter:
             await run_in_threadpool(service.engine.embeddings.prepare, data)
         except ModelError as error:
             raise RequestError(error.sentence, param="file") from None
-        return files.told(files.add((file.filename or "")[:255], data, purpose))
+        return files.file_object(files.add((file.filename or "")[:255], data, purpose))
 
     @router.get("")
     async def listed() -> dict[str, Any]:
-        told = [files.told(file) for file in files.listed()]
-        return {"object": "list", "data": told, "has_more": False}
+        objects = [files.file_object(file) for file in files.listed()]
+        return {"object": "list", "data": objects, "has_more": False}
 
     @router.get("/{name}")
     async def look_up(name: str) -> dict[str, Any]:
-        return files.told(files.get(name))
+        return files.file_object(files.get(name))
 
     @router.delete("/{name}")
     async def delete(name: str) -> dict[str, Any]:

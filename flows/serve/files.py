@@ -109,7 +109,7 @@ class Files:
             self._kept.expire()
             return list(self._kept.values())
 
-    def told(self, file: File) -> dict[str, Any]:
+    def file_object(self, file: File) -> dict[str, Any]:
         """Return an upload in the form that OpenAI's clients read."""
         return {
             "id": file.id,

@@ -38,8 +38,8 @@ def read_image(url: str, hosts: Collection[str], limits: ServeLimits) -> bytes:
     try:
         return _fetched(url, limits)
     except httpx.HTTPError as error:
-        told = f"the image cannot be fetched: {type(error).__name__}"
-        raise RequestError(told, param="image_url") from None
+        message = f"the image cannot be fetched: {type(error).__name__}"
+        raise RequestError(message, param="image_url") from None
 
 
 def _decoded(url: str, limits: ServeLimits) -> bytes:
@@ -55,7 +55,7 @@ def _decoded(url: str, limits: ServeLimits) -> bytes:
 
 
 def _fetched(url: str, limits: ServeLimits) -> bytes:
-    found, until = bytearray(), time.monotonic() + limits.fetch_seconds
+    data, until = bytearray(), time.monotonic() + limits.fetch_seconds
     with (
         httpx.Client(
             timeout=limits.fetch_seconds, follow_redirects=False, trust_env=False
@@ -67,12 +67,12 @@ def _fetched(url: str, limits: ServeLimits) -> bytes:
                 f"the image cannot be fetched: status {response.status_code}", param="image_url"
             )
         for chunk in response.iter_bytes():
-            found += chunk
-            if len(found) > limits.image_bytes:
+            data += chunk
+            if len(data) > limits.image_bytes:
                 raise _too_large(limits)
             if time.monotonic() > until:  # httpx's own timeout is that of each read
                 raise RequestError("the image takes too long to fetch", param="image_url")
-    return bytes(found)
+    return bytes(data)
 
 
 def _too_large(limits: ServeLimits) -> RequestError:

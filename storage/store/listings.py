@@ -25,13 +25,13 @@ def states_by_folder(
     """
     if store.local:
         return {folder: store.files.states(folder) for folder in folders}
-    found: dict[str, dict[str, FileState]] = {folder: {} for folder in folders}
+    states: dict[str, dict[str, FileState]] = {folder: {} for folder in folders}
     for above in sorted({folder.rpartition("/")[0] for folder in folders}):
         for name, state in store.files.states(above).items():
             below, _, rest = name.partition("/")
-            if rest and f"{above}/{below}" in found:
-                found[f"{above}/{below}"][rest] = state
-    return dict(found)
+            if rest and f"{above}/{below}" in states:
+                states[f"{above}/{below}"][rest] = state
+    return dict(states)
 
 
 def last_uses(store: ArtifactStore, manifests: Sequence[Manifest]) -> list[float]:

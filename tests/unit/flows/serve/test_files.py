@@ -25,7 +25,7 @@ def test_an_upload_is_kept_until_it_is_deleted() -> None:
 def test_an_upload_goes_after_its_time() -> None:
     files = Files(ServeLimits(file_seconds=1))
     file = files.add("a.png", b"image", "vision")
-    told = files.told(file)
+    told = files.file_object(file)
     assert told["expires_at"] == told["created_at"] + 1
     time.sleep(1.1)
     assert files.listed() == []
