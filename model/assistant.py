@@ -20,8 +20,9 @@ from model.decoding import decode_image
 from model.errors import ModelError
 from model.generation import generate, stream
 from model.generation_configs import BeamConfig, GenerationConfig
-from model.joined_encoders import JoinedEncoders, Pixels
+from model.joined_encoders import JoinedEncoders
 from model.language import forbid_ids, saved_dtype
+from model.shrink import Pixels
 from model.vlm import VisionLanguageModel
 from model.vlm_loading import load_vlm
 

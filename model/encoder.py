@@ -16,6 +16,7 @@ import open_clip
 import torch
 from jaxtyping import Float, UInt8
 from open_clip.push_to_hf_hub import save_config_for_hf as save_clip_config
+from open_clip.transform import MaybeConvertMode
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -58,6 +59,9 @@ class PatchEncoder:
         layer: Layer counted from the end, -1 the last. LLaVA takes -2.
         device: Where to compute.
 
+    Attributes:
+        resize: Resizes and crops one RGB image as the weights expect; uses only Pillow.
+
     Raises:
         ModelError: The folder holds no such model.
     """
@@ -67,7 +71,7 @@ class PatchEncoder:
         self._tower = _tower(folder, layer, device)
         preprocess = self._tower.preprocess
         self.preprocess: Callable[[Image.Image], Tensor] = preprocess
-        self._shrink, self._mean, self._deviation = _split(preprocess)
+        self.resize, self._mean, self._deviation = _split(preprocess)
         self.fingerprint = encoder_fingerprint(folder, layer)
 
     def prepare(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
@@ -79,7 +83,7 @@ class PatchEncoder:
 
         It uses only Pillow and numpy, so many threads can run it beside torch's own.
         """
-        return np.asarray(self._shrink(image))
+        return np.asarray(self.resize(image))
 
     def encode_shrunk(
         self, pixels: UInt8[np.ndarray, "batch height width 3"], size: int
@@ -150,8 +154,9 @@ def _is_timm(folder: Path) -> bool:
 
 
 def _split(preprocess: Any) -> tuple[Compose, Tensor, Tensor]:
-    """Return what open_clip's transform does to an image, then mean and deviation [3, 1, 1]."""
+    """Return what a transform does to an RGB image, then mean and deviation [3, 1, 1]."""
     *images, scale, normalise = preprocess.transforms
+    images = [step for step in images if not isinstance(step, MaybeConvertMode)]
     if not isinstance(scale, ToTensor) or not isinstance(normalise, Normalize):
         raise ModelError(f"the encoder's transform does not end by normalising: {preprocess}")
     mean, deviation = torch.as_tensor(normalise.mean), torch.as_tensor(normalise.std)

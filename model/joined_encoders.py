@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, UInt8
+from jaxtyping import Float16, Float32
 from PIL import Image
 from torch import Tensor, nn
 
 from model.encoder import PatchEncoder
 from model.encoder_table import SECOND
-
-Pixels = tuple[UInt8[np.ndarray, "height width 3"], ...]  # one image, for each encoder
+from model.shrink import Pixels, Shrink
 
 
 class JoinedEncoders:
@@ -34,6 +33,7 @@ class JoinedEncoders:
 
     Attributes:
         first: The first encoder; which part of an image is seen is said by its transform.
+        shrink: Prepares images; see `PatchEncoder.shrink`.
 
     Raises:
         ModelError: A folder holds no encoder.
@@ -46,11 +46,8 @@ class JoinedEncoders:
             for name, layer in zip(folders, layers, strict=True)
         ]
         self.first = self._encoders[0]
+        self.shrink = Shrink(tuple(encoder.resize for encoder in self._encoders))
         self._patches, self._device = patches, device
-
-    def shrink(self, image: Image.Image) -> Pixels:
-        """Return an RGB image as each encoder takes it; see `PatchEncoder.shrink`."""
-        return tuple(encoder.shrink(image) for encoder in self._encoders)
 
     def encode(self, images: Sequence[Image.Image]) -> Float32[Tensor, "image patch vision"]:
         """Return the patch embeddings of RGB images, rounded as in the feature store.

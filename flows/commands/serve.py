@@ -5,9 +5,10 @@ from pathlib import Path
 
 from flows.commands.assistant import open_assistant
 from flows.commands.ports import refuse_taken
-from flows.serve.server import serve
+from flows.serve.server import Place, serve
 from flows.surroundings import LOOPBACK
 from flows.waiting import waiting
+from model.assistant import Assistant
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from storage.store.manifest import Manifest
@@ -40,6 +41,9 @@ def serve_assistant(
             "set PHIVISION_API_KEY, or leave the host at 127.0.0.1",
         )
     refuse_taken(host, port, "choose another port with --port; 0 takes a free one")
-    with waiting("loading the assistant"):
-        assistant = open_assistant(settings, bundle)
-    serve(assistant, host, port, key, hosts, threads=settings.threads)
+
+    def load() -> Assistant:
+        with waiting("loading the assistant"):
+            return open_assistant(settings, bundle)
+
+    serve(load, Place(host, port, key, hosts), threads=settings.threads)

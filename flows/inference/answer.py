@@ -1,7 +1,7 @@
 """One answer as it grows: from token ids to pieces of text that will not change any more."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 Reason = Literal["stop", "length"]
 _TORN = "\ufffd"  # what the bytes of an unfinished character decode to
@@ -21,6 +21,21 @@ class Piece(NamedTuple):
     tokens: int
     reason: Reason | None = None
     error: str = ""
+
+
+class Receiver(Protocol):
+    """What an engine must know of whom it writes for.
+
+    Attributes:
+        left: Whether nobody waits for the answer any more.
+        ended: Whether the end has come, or been told.
+    """
+
+    left: bool
+    ended: bool
+
+    def fail(self, reason: str) -> None:
+        """Say that the answer cannot be written."""
 
 
 class Answer:

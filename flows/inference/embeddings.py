@@ -13,8 +13,8 @@ import torch
 from cachetools import LRUCache
 
 from model.assistant import Assistant
-from model.joined_encoders import Pixels
 from model.prefixes import ReadPrefix
+from model.shrink import Pixels
 
 
 class Shown(NamedTuple):
@@ -51,10 +51,15 @@ class Embeddings:
         Raises:
             BadImageError: The image cannot be used.
         """
-        digest = hashlib.sha256(data).digest()
+        known = self.recall(hashlib.sha256(data).digest())
+        if known.patches is not None:
+            return known
+        return known._replace(pixels=self._assistant.pixels(data))
+
+    def recall(self, digest: bytes, pixels: Pixels | None = None) -> Shown:
+        """Return an image whose pixels or patches are known; safe for several threads."""
         with self._lock:
-            patches = self._kept.get(digest)
-        return Shown(digest, self._assistant.pixels(data) if patches is None else None, patches)
+            return Shown(digest, pixels, self._kept.get(digest))
 
     def of(self, requests: Sequence[Sequence[Shown]]) -> list[torch.Tensor]:
         """Return for each request the embeddings of its images [image, patch, vision].

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from flows.inference.answer import Answer
+from flows.inference.answer import Receiver
 from flows.inference.embeddings import Embeddings, Shown
 from flows.inference.limits import EngineLimits
 from model.assistant import Assistant
@@ -53,7 +53,7 @@ class Waiting(NamedTuple):
 
     images: Sequence[Shown]
     write: Callable[[torch.Tensor], TextRequest]
-    answer: Answer
+    answer: Receiver
 
 
 class Engine:
@@ -62,16 +62,23 @@ class Engine:
     Args:
         assistant: Whose model writes; nobody else uses the model at the same time.
         limits: How much is taken on.
+        after_step: Called when a token of each answer has been given to it.
     """
 
-    def __init__(self, assistant: Assistant, limits: EngineLimits | None = None) -> None:
+    def __init__(
+        self,
+        assistant: Assistant,
+        limits: EngineLimits | None = None,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:
         self.assistant, self._limits = assistant, limits or EngineLimits()
+        self._after_step = after_step
         self.embeddings = Embeddings(assistant, self._limits.kept_bytes)
         self._made = partial(
             Batcher, assistant.vlm, assistant.template.eos_id, self._limits.at_once
         )
         self._batcher = self._made()
-        self._writing: list[Answer] = []
+        self._writing: list[Receiver] = []
         self._queue: deque[Waiting] = deque()
         self._jobs: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
@@ -111,6 +118,7 @@ class Engine:
         with self._changed:
             if self._closed:
                 request.answer.fail(_STOPPING)
+                self._after_step()
                 return
             self._refuse_more()
             self._queue.append(request)
@@ -170,6 +178,7 @@ class Engine:
                 job()
         self._writing += [request.answer for request in self._queue]
         self._fail(_STOPPING)
+        self._after_step()
         for job in self._jobs:
             job()
 
@@ -207,6 +216,7 @@ class Engine:
             self._fail(f"the answer cannot be written: {type(error).__name__}")
             self._batcher = self._made()
         self._writing = [answer for answer in self._writing if not answer.ended]
+        self._after_step()
 
     def _fail(self, reason: str) -> None:
         """Tell everybody whose answer has begun, so that nobody waits for ever."""

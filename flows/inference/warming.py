@@ -1,6 +1,5 @@
 """Get ready before the first request: warm up, and take as many threads as pay off."""
 
-import gc
 import io
 import time
 
@@ -36,15 +35,6 @@ def warm(assistant: Assistant, threads: int | None) -> None:
             torch.set_num_threads(number)
             seconds[number] = min(_seconds(assistant) for _ in range(_TRIES))
         torch.set_num_threads(all_of_them if seconds[all_of_them] < _WORTH * seconds[1] else 1)
-
-
-def freeze() -> None:
-    """Leave what there is out of garbage collections, for a process that keeps its model.
-
-    Else each full collection looks through all of torch, which takes half a second.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _seconds(assistant: Assistant) -> float:

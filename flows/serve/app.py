@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from flows.inference.answer import Answer, Piece
+from flows.inference.answer import Piece
 from flows.serve.completions import Delivery, Prepared, Service, usage
 from flows.serve.errors import RequestError
 from flows.serve.file_routes import file_routes
@@ -24,7 +24,7 @@ _LOOK_SECONDS = 0.5  # how often it is looked whether a client is still there
 
 
 def build_app(service: Service) -> FastAPI:
-    """Return the application; the engine writes while it runs."""
+    """Return the application; what the engine writes is taken while it runs."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -87,16 +87,16 @@ async def _complete(service: Service, body: ChatBody, request: Request) -> Respo
         # A refusal has its own status only before anything is sent.
         first = await _first(request, pieces)
     except BaseException:
-        prepared.answer.leave()
+        prepared.leave()
         raise
     if first is None:
-        prepared.answer.leave()
+        prepared.leave()
         return Response(status_code=499)
     service.metrics.requests.labels("200").inc()
     if not body.stream:
         return _whole(head, prepared, first[-1])
     events = _events(head, prepared, first, pieces, with_usage=body.with_usage)
-    return Stream(events, prepared.answer)
+    return Stream(events, prepared.leave)
 
 
 class Stream(StreamingResponse):
@@ -106,16 +106,16 @@ class Stream(StreamingResponse):
     inside of that generator can free the place.
     """
 
-    def __init__(self, events: AsyncGenerator[str], answer: Answer) -> None:
+    def __init__(self, events: AsyncGenerator[str], leave: Callable[[], None]) -> None:
         super().__init__(events, media_type="text/event-stream")
-        self._answer = answer
+        self._leave = leave
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send the answer."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._answer.leave()
+            self._leave()
 
 
 async def _first(request: Request, pieces: Pieces) -> list[Piece] | None:

@@ -3,21 +3,19 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from flows.inference.answer import Answer, Piece
-from flows.inference.engine import Engine, FullError, Waiting
 from flows.serve.errors import RequestError
 from flows.serve.files import PREFIX, Files
 from flows.serve.images import read_image
 from flows.serve.limits import ServeLimits
 from flows.serve.messages import ChatBody, asked_by
 from flows.serve.metrics import Metrics
-from model.assistant import Assistant
-from model.batching import TextRequest
+from flows.serve.remote_engine import FullError, Order, RemoteEngine
+from flows.serve.served import Served
 from model.errors import ModelError
 from model.generation_configs import GenerationConfig, GreedyConfig, TopPConfig
 
@@ -27,16 +25,16 @@ class Prepared:
     """A request that is being written.
 
     Attributes:
-        answer: Gets its tokens.
+        leave: Says that nobody waits for it any more.
         prompt_tokens: Positions that were read before the answer.
     """
 
-    answer: Answer
+    leave: Callable[[], None]
     prompt_tokens: int
 
 
 class Delivery:
-    """Carries an answer from the thread that writes to the event loop in which it was made.
+    """Carries an answer from what receives its tokens to what sends it, in one event loop.
 
     Args:
         metrics: Counts.
@@ -45,12 +43,12 @@ class Delivery:
 
     def __init__(self, metrics: Metrics, *, whole: bool) -> None:
         self._metrics, self._whole = metrics, whole
-        self._loop, self._begun = asyncio.get_running_loop(), time.monotonic()
+        self._begun = time.monotonic()
         self._arrived: asyncio.Queue[Piece] = asyncio.Queue()
         self._text, self._first = "", True
 
     def send(self, piece: Piece) -> None:
-        """Take a piece, in the thread that writes."""
+        """Take a piece."""
         if self._first and not piece.error:
             self._first = False
             self._metrics.first_token.observe(time.monotonic() - self._begun)
@@ -59,7 +57,7 @@ class Delivery:
             if not piece.reason:
                 return
             piece = piece._replace(text=self._text)
-        self._loop.call_soon_threadsafe(self._arrived.put_nowait, piece)
+        self._arrived.put_nowait(piece)
 
     async def pieces(self) -> AsyncGenerator[list[Piece]]:
         """Yield pieces in their order, all that have come at a time.
@@ -87,16 +85,16 @@ class Service:
     """All that answers requests.
 
     Attributes:
-        assistant: Who answers.
-        engine: Writes.
+        assistant: What is known of who answers.
+        engine: Writes, in another process.
         metrics: Counts.
         limits: What a request may ask.
         hosts: Hosts from which images may be fetched.
         files: Uploaded images.
     """
 
-    assistant: Assistant
-    engine: Engine
+    assistant: Served
+    engine: RemoteEngine
     metrics: Metrics
     limits: ServeLimits
     hosts: Collection[str]
@@ -116,23 +114,16 @@ class Service:
         assistant, longest = self.assistant, self._longest(body)
         try:
             prompt = assistant.prompt(asked.question, asked.history, longest, len(asked.urls))
-            images = [self.engine.embeddings.prepare(self._image(url)) for url in asked.urls]
+            images = [self.engine.prepare(self._image(url)) for url in asked.urls]
         except ModelError as error:
             raise RequestError(error.sentence, param="messages") from None
         answer = Answer(assistant.template.decode, longest, body.stops, delivery.send)
-        write = partial(
-            TextRequest,
-            prompt=prompt,
-            max_new_tokens=longest,
-            decoding=decoding_of(body),
-            take=answer.take,
-            has_image=bool(images),
-        )
+        order = Order(images, prompt, longest, decoding_of(body), answer)
         try:
-            self.engine.submit(Waiting(images, write, answer))
+            leave = self.engine.submit(order)
         except FullError:
             raise RequestError("too many requests wait, try again later", 429) from None
-        return Prepared(answer, len(prompt) + assistant.prefix * max(len(images), 1))
+        return Prepared(leave, len(prompt) + assistant.prefix * max(len(images), 1))
 
     def _image(self, url: str) -> bytes:
         if url.startswith(PREFIX):

@@ -19,7 +19,7 @@ def file_routes(service: Service) -> APIRouter:
         files.check(file.size, purpose)
         data = await file.read()
         try:
-            await run_in_threadpool(service.engine.embeddings.prepare, data)
+            await run_in_threadpool(service.engine.prepare, data)
         except ModelError as error:
             raise RequestError(error.sentence, param="file") from None
         return files.file_object(files.add((file.filename or "")[:255], data, purpose))

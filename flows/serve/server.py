@@ -1,76 +1,139 @@
-"""Serve until interrupted, on loopback by default."""
+"""Serve until interrupted, on loopback by default: the model here, HTTP in a process beside it."""
 
-from collections.abc import Collection
-from socket import IPPROTO_TCP, TCP_NODELAY
+import multiprocessing
+import sys
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from socket import IPPROTO_TCP, TCP_NODELAY, socket
 
 import uvicorn
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from flows.inference.engine import Engine
-from flows.inference.warming import freeze, warm
-from flows.serve.app import build_app
-from flows.serve.completions import Service
-from flows.serve.files import Files
-from flows.serve.guard import Guard
+from flows.inference.freezing import freeze
+from flows.inference.limits import EngineLimits
+from flows.inference.warming import warm
+from flows.serve.http_process import speak_http
 from flows.serve.limits import ServeLimits
-from flows.serve.metrics import Metrics
+from flows.serve.link import Opening, Outbox
+from flows.serve.model_process import ModelSide
 from flows.surroundings import LOOPBACK
 from model.assistant import Assistant
+from model.errors import ModelError
 
 
-def application(
-    assistant: Assistant, key: str, hosts: Collection[str], limits: ServeLimits, *, local: bool
-) -> Guard:
-    """Return the ASGI application with its middleware.
+@dataclass(frozen=True)
+class Place:
+    """Where is served, and to whom.
 
-    Args:
-        assistant: Who answers.
+    Attributes:
+        host: Address of a network interface.
+        port: Port; 0 takes a free one.
         key: The key that clients send, "" where none is asked for.
         hosts: Hosts from which images may be fetched.
         limits: What requests may ask.
-        local: Whether it is on loopback without a key: it then answers only by a name of loopback,
-            because a page of another site could be made to resolve to this machine.
     """
-    engine = Engine(assistant)
-    metrics = Metrics(lambda: engine.active, lambda: engine.waiting)
-    app = build_app(Service(assistant, engine, metrics, limits, frozenset(hosts), Files(limits)))
-    if local:
-        names = [f"[{name}]" if ":" in name else name for name in LOOPBACK]
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
-    return Guard(app, key, limits)
+
+    host: str
+    port: int
+    key: str = ""
+    hosts: Collection[str] = ()
+    limits: ServeLimits = field(default_factory=ServeLimits)
+
+    @property
+    def local(self) -> bool:
+        """Whether it is on loopback without a key."""
+        return self.host in LOOPBACK and not self.key
 
 
-def serve(
-    assistant: Assistant,
-    host: str,
-    port: int,
-    key: str = "",
-    hosts: Collection[str] = (),
-    limits: ServeLimits | None = None,
-    threads: int | None = None,
-) -> None:
+def serve(load: Callable[[], Assistant], place: Place, threads: int | None = None) -> None:
     """Serve until interrupted; a line on standard output says where.
 
     Args:
-        assistant: Who answers.
-        host: Address of a network interface.
-        port: Port; 0 takes a free one.
-        key: See `application`.
-        hosts: See `application`.
-        limits: What requests may ask.
+        load: Gives who answers, while the process that speaks HTTP starts.
+        place: Where, and to whom.
         threads: CPU threads of torch; None to choose.
+
+    Raises:
+        ModelError: The process that speaks HTTP has ended by itself.
     """
-    local = host in LOOPBACK and not key
-    app = application(assistant, key, hosts, limits or ServeLimits(), local=local)
-    warm(assistant, threads)
-    freeze()
-    config = uvicorn.Config(app, host, port, log_level="warning", server_header=False)
-    with config.bind_socket() as socket:
-        # asyncio sets it only for sockets that name their protocol, which uvicorn's does not: an
-        # answer in two packets would wait 40 ms for the acknowledgement of the first.
-        socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-        socket.listen(config.backlog)  # who has read the line below is not refused
-        where = f"[{host}]" if ":" in host else host
-        name, taken = assistant.card["name"], socket.getsockname()[1]
-        print(f"{name} answers at http://{where}:{taken}/v1  (Ctrl-C stops it)", flush=True)
-        uvicorn.Server(config).run(sockets=[socket])
+    with _bound(place) as listening, _http_process(listening) as (process, connection):
+        assistant = load()
+        warm(assistant, threads)
+        freeze()
+        connection.send(_opening(assistant, place))
+        if not _is_ready(connection):
+            raise ModelError("the process that speaks HTTP could not start: it says why above")
+        where = f"[{place.host}]" if ":" in place.host else place.host
+        name, port = assistant.card["name"], listening.getsockname()[1]
+        print(f"{name} answers at http://{where}:{port}/v1  (Ctrl-C stops it)", flush=True)
+        _write_answers(assistant, process, connection)
+
+
+def _bound(place: Place) -> socket:
+    """Return a socket that is bound and does not listen yet."""
+    listening = uvicorn.Config("", place.host, place.port, log_level="warning").bind_socket()
+    # asyncio sets it only for sockets that name their protocol, which uvicorn's does not: an
+    # answer in two packets would wait 40 ms for the acknowledgement of the first.
+    listening.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    return listening
+
+
+@contextmanager
+def _http_process(listening: socket) -> Generator[tuple[BaseProcess, Connection]]:
+    """Start the process that speaks HTTP, and end it with the block."""
+    context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
+    ours, theirs = context.Pipe()
+    process = context.Process(target=speak_http, args=(listening, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield process, ours
+    finally:
+        ours.close()
+        process.terminate()
+        process.join()
+
+
+def _opening(assistant: Assistant, place: Place) -> Opening:
+    return Opening(
+        folder=assistant.folder,
+        prefix=assistant.prefix,
+        max_positions=assistant.max_positions,
+        shrink=assistant.encoders.shrink,
+        key=place.key,
+        hosts=place.hosts,
+        limits=place.limits,
+        local=place.local,
+    )
+
+
+def _is_ready(connection: Connection) -> bool:
+    try:
+        connection.recv()
+    except (EOFError, OSError):
+        return False
+    return True
+
+
+def _write_answers(assistant: Assistant, process: BaseProcess, connection: Connection) -> None:
+    """Write answers until interrupted, then those that have begun.
+
+    Raises:
+        ModelError: See `serve`.
+    """
+    outbox = Outbox(connection)
+    # How many wait is bounded by the process that takes the requests.
+    engine = Engine(assistant, EngineLimits(waiting=sys.maxsize), outbox.flush)
+    side = ModelSide(engine, connection, outbox)
+    with engine.running():
+        try:
+            side.serve()
+        except KeyboardInterrupt:
+            process.terminate()  # it takes no more requests, and ends when all are answered
+            side.serve()
+            raise
+    process.join()
+    raise ModelError(f"the process that speaks HTTP has ended (exit status {process.exitcode})")

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from flows.inference.warming import freeze, warm
+from flows.inference.freezing import freeze
+from flows.inference.warming import warm
 from model.assistant import Assistant
 
 

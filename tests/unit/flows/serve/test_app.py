@@ -32,7 +32,7 @@ def left(send_first: bool) -> tuple[bool, list[str]]:
             await never.wait()  # what is sent to nobody
 
         scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
-        await asyncio.wait_for(Stream(events(), answer)(scope, receive, send), 30)
+        await asyncio.wait_for(Stream(events(), answer.leave)(scope, receive, send), 30)
 
     asyncio.run(call())
     return answer.left, begun
