@@ -187,11 +187,12 @@ class Engine:
 
         Clients whose answers ended together ask again one after the other: the first one would be
         read alone, while all others wait for that. Nobody waits here who is alone, or while
-        answers are being written.
+        answers are being written, and only for half of the places: the others are asked for while
+        these are written.
         """
         end = time.monotonic() + _GATHER_SECONDS
-        free = self._batcher.free if self._joined > 1 and not self._batcher.active else 0
-        while 0 < len(self._queue) < free:
+        enough = self._batcher.free // 2 if self._joined > 1 and not self._batcher.active else 0
+        while 0 < len(self._queue) < enough:
             before = len(self._queue)
             self._changed.wait(_PAUSE_SECONDS)
             if len(self._queue) == before or time.monotonic() > end:

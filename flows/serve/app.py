@@ -11,7 +11,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
 from flows.inference.answer import Piece
 from flows.serve.completions import Delivery, Prepared, Service, usage
@@ -80,7 +79,7 @@ async def _complete(service: Service, body: ChatBody, request: Request) -> Respo
     """Answer a request, streamed or at once."""
     name = str(service.assistant.card["name"])
     delivery = Delivery(service.metrics, whole=not body.stream)
-    prepared = await run_in_threadpool(service.begin, body, delivery)
+    prepared = await service.begin(body, delivery)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
     pieces = delivery.pieces()
     try:

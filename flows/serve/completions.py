@@ -3,21 +3,25 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Collection
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+from starlette.concurrency import run_in_threadpool
 
 from flows.inference.answer import Answer, Piece
 from flows.serve.errors import RequestError
 from flows.serve.files import PREFIX, Files
-from flows.serve.images import read_image
+from flows.serve.images import DATA, read_image
 from flows.serve.limits import ServeLimits
 from flows.serve.messages import ChatBody, asked_by
 from flows.serve.metrics import Metrics
-from flows.serve.remote_engine import FullError, Order, RemoteEngine
+from flows.serve.remote_engine import FullError, Image, Order, RemoteEngine
 from flows.serve.served import Served
 from model.errors import ModelError
 from model.generation_configs import GenerationConfig, GreedyConfig, TopPConfig
+
+_SMALL = 200_000  # characters of an image that are decoded in less than a third of a millisecond
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,8 @@ class Service:
     hosts: Collection[str]
     files: Files
 
-    def begin(self, body: ChatBody, delivery: Delivery) -> Prepared:
+    async def begin(self, body: ChatBody, delivery: Delivery) -> Prepared:
         """Read the images, make the prompt and let the answer be written.
-
-        It takes a while, so it is called in a thread.
 
         Raises:
             RequestError: The request cannot be answered, or too many wait.
@@ -112,20 +114,38 @@ class Service:
         if len(body.stops) > self.limits.stops:
             raise RequestError(f"at most {self.limits.stops} stops are taken", param="stop")
         assistant, longest = self.assistant, self._longest(body)
+        answer = Answer(assistant.template.decode, longest, body.stops, delivery.send)
         try:
             prompt = assistant.prompt(asked.question, asked.history, longest, len(asked.urls))
-            images = [self.engine.prepare(self._image(url)) for url in asked.urls]
+            order = Order([], prompt, longest, decoding_of(body), answer)
+            if images := self._recalled(asked.urls):
+                leave = self.engine.submit(replace(order, images=images))
+            else:
+                leave = await run_in_threadpool(self._read_and_submit, order, asked.urls)
         except ModelError as error:
             raise RequestError(error.sentence, param="messages") from None
-        answer = Answer(assistant.template.decode, longest, body.stops, delivery.send)
-        order = Order(images, prompt, longest, decoding_of(body), answer)
-        try:
-            leave = self.engine.submit(order)
         except FullError:
             raise RequestError("too many requests wait, try again later", 429) from None
-        return Prepared(leave, len(prompt) + assistant.prefix * max(len(images), 1))
+        return Prepared(leave, len(prompt) + assistant.prefix * max(len(asked.urls), 1))
 
-    def _image(self, url: str) -> bytes:
+    def _recalled(self, urls: Sequence[str]) -> list[Image]:
+        """Return images without waiting where all are small and were sent before, else nothing."""
+        images = []
+        for url in urls:
+            if len(url) > _SMALL or not url.startswith((DATA, PREFIX)):
+                return []
+            image = self.engine.recall(self._read(url))
+            if image is None:
+                return []
+            images.append(image)
+        return images
+
+    def _read_and_submit(self, order: Order, urls: Sequence[str]) -> Callable[[], None]:
+        """Let an answer be written; reading and decoding take a while, so it is for a thread."""
+        images = [self.engine.prepare(self._read(url)) for url in urls]
+        return self.engine.submit(replace(order, images=images))
+
+    def _read(self, url: str) -> bytes:
         if url.startswith(PREFIX):
             return self.files.get(url).data
         return read_image(url, self.hosts, self.limits)

@@ -11,6 +11,8 @@ import httpx
 from flows.serve.errors import RequestError
 from flows.serve.limits import MEGABYTE, ServeLimits
 
+DATA = "data:"  # how an address begins that holds the image itself
+
 
 def read_image(url: str, hosts: Collection[str], limits: ServeLimits) -> bytes:
     """Return the content of an image.
@@ -26,7 +28,7 @@ def read_image(url: str, hosts: Collection[str], limits: ServeLimits) -> bytes:
     Raises:
         RequestError: The image is too large, its address is not allowed, or it cannot be had.
     """
-    if url.startswith("data:"):
+    if url.startswith(DATA):
         return _decoded(url, limits)
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or parts.netloc not in hosts:

@@ -117,10 +117,16 @@ class RemoteEngine:
         Raises:
             BadImageError: The image cannot be used.
         """
+        known = self.recall(data)
+        if known is not None:
+            return known
+        return Image(data, hashlib.sha256(data).digest(), self._assistant.pixels(data))
+
+    def recall(self, data: bytes) -> Image | None:
+        """Return an image that was sent before, None of any other; safe for several threads."""
         digest = hashlib.sha256(data).digest()
         with self._lock:
-            known = self._known.get(digest, False)
-        return Image(data, digest, None if known else self._assistant.pixels(data))
+            return Image(data, digest, None) if self._known.get(digest) else None
 
     def submit(self, order: Order) -> Callable[[], None]:
         """Let an answer be written, and return what says that nobody waits for it any more.

@@ -131,7 +131,7 @@ def test_those_who_asked_together_are_read_together_again(
     monkeypatch.setattr(Batcher, "join", noted)
     monkeypatch.setattr("flows.inference.engine._PAUSE_SECONDS", 2.0)
     monkeypatch.setattr("flows.inference.engine._GATHER_SECONDS", 20.0)
-    engine = Engine(assistant, EngineLimits(at_once=2))
+    engine = Engine(assistant, EngineLimits(at_once=4))
     for _ in range(2):  # the second time one comes after the other
         requests = [asked(engine, assistant) for _ in range(2)]
         with held(engine) if not joined else nullcontext():

@@ -3,13 +3,16 @@
 import asyncio
 import base64
 import multiprocessing
+import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,12 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def end(connection: Connection) -> None:
+    """Close a connection that other threads read, as the end of their process does."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as shared:
+        shared.shutdown(socket.SHUT_RDWR)
+
+
 async def written(engine: RemoteEngine, served: Served, question: str, stops: list[str]) -> str:
     pieces: asyncio.Queue[Piece] = asyncio.Queue()
     answer = Answer(served.template.decode, 9, stops, pieces.put_nowait)
@@ -85,9 +94,8 @@ def test_forgotten_images_are_sent_again(assistant: Assistant, kept_bytes: int) 
         with model.running():
             *same, cut = asyncio.run(ask())
     finally:
-        theirs.close()
+        end(theirs)
         thread.join()
-        ours.close()
     assert set(same) == {same[0]}
     assert assistant.ask([image("red")], "What is it?").startswith(same[0])
     assert cut == same[0][: same[0].find(same[0][4:6])]
@@ -119,7 +127,7 @@ def test_those_who_wait_are_told_that_the_model_is_gone(assistant: Assistant) ->
         with engine.running():
             asking = asyncio.create_task(written(engine, served, "What is it?", []))
             await asyncio.sleep(0.1)
-            ours.close()
+            end(ours)
             return await asking
 
     assert "has ended" in asyncio.run(ask())
