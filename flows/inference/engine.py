@@ -191,7 +191,8 @@ class Engine:
         these are written.
         """
         end = time.monotonic() + _GATHER_SECONDS
-        enough = self._batcher.free // 2 if self._joined > 1 and not self._batcher.active else 0
+        idle = self._joined > 1 and not self._batcher.active
+        enough = min(self._joined, self._batcher.free // 2) if idle else 0
         while 0 < len(self._queue) < enough:
             before = len(self._queue)
             self._changed.wait(_PAUSE_SECONDS)

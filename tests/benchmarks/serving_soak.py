@@ -17,7 +17,6 @@ from pathlib import Path
 # A file run by its path finds only its own folder; the packages lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import psutil
 
 from model.assistant import Assistant
 from tests.benchmarks.helpers.serving_images import scene
@@ -50,16 +49,15 @@ def main() -> None:
         assistant = Assistant(bundle)
         asked = questions(assistant, 0)
         with running(bundle) as server:
-            process = psutil.Process(server.pid)
-            print(f"before: {process.memory_info().rss / 2**20:.0f} MB", flush=True)
+            print(f"before: {server.memory / 2**20:.0f} MB", flush=True)
             for number in range(given.rounds):
                 known = asked[: len(asked) // 2]
                 asked = known + questions(assistant, (number + 1) * IMAGES)[: len(asked) // 2]
                 begun = time.monotonic()
                 kinds += soak(server.place, asked, given.count, number)
                 seconds = time.monotonic() - begun
-                rss = process.memory_info().rss / 2**20
-                print(f"round {number + 1}: {rss:.0f} MB, {seconds:.1f} s", flush=True)
+                memory = server.memory / 2**20
+                print(f"round {number + 1}: {memory:.0f} MB, {seconds:.1f} s", flush=True)
             time.sleep(2)  # the last ones that left
             figures = server.figures()
             print(dict(kinds))

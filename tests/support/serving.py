@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +21,7 @@ class Server(NamedTuple):
 
     Attributes:
         address: Where it answers, `/v1` included.
-        pid: Its process.
+        pid: Its process, which owns the model.
     """
 
     address: str
@@ -30,6 +31,13 @@ class Server(NamedTuple):
     def place(self) -> str:
         """Host and port."""
         return self.address.removeprefix("http://").removesuffix("/v1")
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it and its child processes have for themselves."""
+        process = psutil.Process(self.pid)
+        together = [process, *process.children(recursive=True)]
+        return sum(each.memory_full_info().uss for each in together)
 
     def figures(self) -> dict[str, float]:
         """Return its metrics by name and labels."""

@@ -3,8 +3,6 @@
 import time
 from pathlib import Path
 
-import psutil
-
 from model.assistant import Assistant
 from tests.support.serve_soak import Question, soak
 from tests.support.serving import running
@@ -21,14 +19,14 @@ def test_no_answer_is_lost_or_wrong_among_faults(tiny_bundle: Path, assistant: A
     ]
     with running(tiny_bundle) as server:
         kinds = soak(server.place, questions, 200, seed=1)
-        before = psutil.Process(server.pid).memory_info().rss
+        before = server.memory
         kinds += soak(server.place, questions, 200, seed=2)
         good = sum(kinds[kind] for kind in ("whole", "streamed", "slow reader", "slow writer"))
         end = time.monotonic() + 30
         while server.figures()["phivision_active"] and time.monotonic() < end:
             time.sleep(0.05)
         figures = server.figures()
-        grown = psutil.Process(server.pid).memory_info().rss - before
+        grown = server.memory - before
     assert figures["phivision_active"] == figures["phivision_waiting"] == 0
     assert figures['phivision_requests_total{status="200"}'] >= good
     # Those that left in the middle may have been answered or not.
