@@ -76,7 +76,13 @@ DEMO = Recipe(
         lm_learning_rate=3e-3,
     ),
     features=FeaturesPart(
-        layer=-2, second_layer=-2, patches=49, batch=128, rows_per_shard=256, clip_scores=True
+        layer=-2,
+        second_layer=-2,
+        patches=49,
+        batch=128,
+        precision="fp32",
+        rows_per_shard=256,
+        clip_scores=True,
     ),
     examples=ExamplesPart(
         caption_max_characters=120,
@@ -197,7 +203,13 @@ COCO = Recipe(
         lm_revision="810d367871c1d460086d9f82db8696f2e0a0fcd0",
     ),
     features=FeaturesPart(
-        layer=-1, second_layer=-1, patches=49, batch=256, rows_per_shard=2048, clip_scores=False
+        layer=-1,
+        second_layer=-1,
+        patches=49,
+        batch=256,
+        precision="fp32",
+        rows_per_shard=2048,
+        clip_scores=False,
     ),
     examples=ExamplesPart(
         caption_max_characters=120,

@@ -1,6 +1,7 @@
 """Stage `pretrain`: the projector learns captions; language model and encoder stay frozen."""
 
 import json
+from functools import partial
 
 import torch
 from safetensors.torch import save_file
@@ -11,6 +12,7 @@ from model.vlm import build_vlm, freeze
 from pipeline.engine.devices import pick_device
 from pipeline.engine.precision import settle_precision
 from pipeline.engine.stage import StageContext, Summary
+from pipeline.engine.training_steps import language_product
 from pipeline.recipe.parts import PretrainPart
 from pipeline.training.example_sets import has_captions, open_examples
 from pipeline.training.image_effect import measure_effect, write_effect
@@ -26,7 +28,9 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
     Raises:
         PipelineError: There are no training or validation examples, or a loss is not finite.
     """
-    pretrain = settle_precision(pretrain, context)
+    product = partial(language_product, context.inputs["backbones"].directory("lm"))
+    settled = settle_precision(pretrain.precision, context, product)
+    pretrain = pretrain.model_copy(update={"precision": settled.precision})
     training = prepare(context, pretrain, seed)
     trained = train(context, training)
     prefix = {name.removeprefix("vision_prefix."): t for name, t in trained.state.items()}
@@ -48,8 +52,7 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
         "patches": count,
     }
     (context.out / PREFIX_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
-    stated = {"precision": pretrain.precision, **trained.summary}
-    return {**stated, "image_gain": round(effect.gain, 4)}
+    return {**settled.stated, **trained.summary, "image_gain": round(effect.gain, 4)}
 
 
 def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:
