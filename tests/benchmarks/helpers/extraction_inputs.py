@@ -6,6 +6,7 @@
 import argparse
 import hashlib
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,9 +73,18 @@ class Inputs:
         rows = [{"sha256": k, "data": d} for k, d in zip(self._keys, data, strict=True)]
         write_table(self._files, rows, IMAGE_FILES)
 
-    def extraction(self, folder: Path, threads: int) -> Extraction:
+    def few(self, count: int) -> Path:
+        """Return a folder with the first so many images."""
+        folder = self.jpegs.with_name("few")
+        if not folder.is_dir():
+            folder.mkdir()
+            for path in sorted(self.jpegs.iterdir())[:count]:
+                shutil.copy(path, folder)
+        return folder
+
+    def extraction(self, folder: Path, threads: int, precision: str = "fp32") -> Extraction:
         """Return what extracts into a folder."""
-        return Extraction(self.clip, -1, self.given.batch, 49, "cpu", threads, folder)
+        return Extraction(self.clip, -1, self.given.batch, 49, "cpu", threads, folder, precision)
 
     def jobs(self, size: int) -> list[ShardJob]:
         """Return shards of so many images that hold them all."""
