@@ -15,6 +15,7 @@ import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from model.encoder import save_clip
 from pipeline.data.schemas import IMAGE_FILES
@@ -34,6 +35,15 @@ def made_images(count: int) -> Iterator[bytes]:
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, "JPEG", quality=90)
         yield stream.getvalue()
+
+
+def write_random_clip(folder: Path) -> nn.Module:
+    """Write a ViT-B/32 with random weights in open_clip's layout, and return it."""
+    torch.manual_seed(0)
+    clip, config = open_clip.create_model(NAME), open_clip.get_model_config(NAME)
+    assert config is not None
+    save_clip(clip, config, folder)
+    return clip
 
 
 def add_options(parser: argparse.ArgumentParser, images: int) -> None:
@@ -58,11 +68,7 @@ class Inputs:
         self.given, self.clip = given, folder / "clip"
         self.weights, self.jpegs = folder / "weights.safetensors", folder / "jpeg"
         self._files = folder / "files.parquet"
-        torch.manual_seed(0)
-        clip, config = open_clip.create_model(NAME), open_clip.get_model_config(NAME)
-        assert config is not None
-        save_clip(clip, config, self.clip)
-        save_file(clip.state_dict(), self.weights)
+        save_file(write_random_clip(self.clip).state_dict(), self.weights)
         found = sorted(given.jpegs.glob("*.jpg")) if given.jpegs else []
         data = [path.read_bytes() for path in found[: given.images]]
         data += made_images(given.images - len(data))
