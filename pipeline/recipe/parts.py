@@ -152,6 +152,10 @@ class TrainingPart(Part):
         "1 shares nothing."
     )
     augment: AugmentationConfig = Field(description="How images are varied from step to step.")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        description="AdamW with both moments in float32, or in 8 bits, a quarter of the bytes; the "
+        "latter needs bitsandbytes (pip install 'phivision[qlora]') and cannot be sharded by fsdp."
+    )
     weight_decay: float = Field(ge=0, description="AdamW's decoupled weight decay.")
     warmup_share: Share = Field(description="Share of the steps with a rising learning rate.")
     clip_norm: float = Field(gt=0, description="Largest norm of the gradient.")

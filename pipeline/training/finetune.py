@@ -11,7 +11,7 @@ from torch import Tensor
 from model.bundle import PREFIX_CONFIG, read_projector
 from model.language import adapted_layers, add_lora, merge_lora, nf4
 from model.vlm import VisionLanguageModel
-from pipeline.engine.devices import check_quantization
+from pipeline.engine.devices import check_optimizer, check_quantization
 from pipeline.engine.precision import settle_precision
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.engine.training_steps import language_product
@@ -58,6 +58,7 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
 
 def prepare(context: StageContext, part: FinetunePart, seed: int) -> Training:
     """Return the pretrained model, opened for training, and the conversations to learn."""
+    check_optimizer(context.settings, part.optimizer)
     packed = part.quantize != "none"
     if packed:
         check_quantization(context.settings)

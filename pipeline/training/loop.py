@@ -141,7 +141,7 @@ def fit(context: StageContext, training: Training, world: World) -> None:
     )
     steps = max(1, round(part.epochs * batches.steps_per_epoch))
     optimizer = OptimizerConfig(
-        *training.rates, part.weight_decay, part.warmup_share, part.clip_norm, steps
+        *training.rates, part.weight_decay, part.warmup_share, part.clip_norm, steps, part.optimizer
     )
     module = TrainingModule(
         training.vlm, part.objective, optimizer, batches.passes, training.seed, part.augment

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from model.bundle import PREFIX, PREFIX_CONFIG
 from model.language import load_language_model
 from model.vlm import build_vlm, freeze
-from pipeline.engine.devices import pick_device
+from pipeline.engine.devices import check_optimizer, pick_device
 from pipeline.engine.precision import settle_precision
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.engine.training_steps import language_product
@@ -60,6 +60,7 @@ def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:
 
     Where no image has a caption, it learns from conversations.
     """
+    check_optimizer(context.settings, part.optimizer)
     captions = {"caption": 1.0} if has_captions(context) else {"conversation": 1.0}
     training, validation = open_examples(
         context, part, part.projector, captions, seed, text_only=False

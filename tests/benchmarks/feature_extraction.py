@@ -5,7 +5,7 @@ same JPEGs, the same random weights of ViT-B/32 and the same number of threads, 
 in turns. A first turn on few images lets every side load its model and is not counted, so each
 time is that of the work: read, decode, encode, write. Ours also writes the patches, checks them and
 syncs them to disk; clip-retrieval writes pooled vectors only. It is told twice: a whole call, and
-without what it starts and ends once per call, which is what a call on one batch takes less.
+without what it starts and ends once per call, known from one call on a single batch.
 Images are counted per second of the clock and per processor second of all processes of a side; on
 a machine with other work only the latter say something.
 
@@ -102,6 +102,7 @@ class Peer:
 
     def __init__(self, environment: Path, inputs: Inputs, folder: Path) -> None:
         self.inputs, self.folder, self.turn = inputs, folder, 0
+        self.start = Took(0.0, 0.0, 0)  # of a call on one batch
         script = folder / "peer.py"  # its logger starts a process, which must find a file
         script.write_text(PEER)
         threads = str(inputs.given.threads)
@@ -130,10 +131,8 @@ class Peer:
 
     def sides(self) -> dict[str, Took]:
         """Return what a whole call took, and what it took beyond a call on one batch."""
-        given = self.inputs.given
-        few = self.inputs.few(given.batch)
-        whole, start = self.infer(self.inputs.jpegs, given.images), self.infer(few, given.batch)
-        rest = Took(*(all_ - once for all_, once in zip(whole, start, strict=True)))
+        whole = self.infer(self.inputs.jpegs, self.inputs.given.images)
+        rest = Took(*(each - once for each, once in zip(whole, self.start, strict=True)))
         return {PEER_WHOLE: whole, PEER_REST: rest}
 
 
@@ -203,7 +202,8 @@ def run_turns(
     batch = inputs.given.batch
     ours(inputs, folder, "fp32", batch, shards=1)
     if peer is not None:
-        peer.infer(inputs.few(batch), batch)
+        peer.infer(inputs.few(batch), batch)  # loads its model
+        peer.start = peer.infer(inputs.few(batch), batch)
     took: dict[str, list[Took]] = {}
     for turn in range(inputs.given.repeats):
         for name in sorted([*sides, *([PEER_WHOLE] if peer else [])], reverse=bool(turn % 2)):

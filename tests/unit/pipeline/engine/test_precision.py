@@ -1,6 +1,5 @@
 """Which precision `auto` means: measured on a CPU, stated, and kept by a stage that goes on."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +13,24 @@ from pipeline.settings import Settings
 from tests.support.fake_stages import Quiet
 
 
-@pytest.fixture(autouse=True)
-def _a_short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "BUDGET", 0.1)
+class Clock:
+    """A clock that only work moves, so that no test depends on what else the machine does."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def work(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(precision, "time", made)
+    return made
 
 
 def context_in(folder: Path, device: str = "cpu") -> StageContext:
@@ -26,9 +40,9 @@ def context_in(folder: Path, device: str = "cpu") -> StageContext:
     return StageContext({}, folder / "out", folder / "scratch", settings, Quiet())
 
 
-def taking(**seconds: float) -> Works:
+def taking(clock: Clock, **seconds: float) -> Works:
     """Work that takes so long, by precision."""
-    return lambda chosen: lambda: time.sleep(seconds[chosen])
+    return lambda chosen: lambda: clock.work(seconds[chosen])
 
 
 def no_work(chosen: str) -> Callable[[], object]:
@@ -43,22 +57,23 @@ def test_what_the_recipe_names_is_taken_without_a_measurement(tmp_path: Path, wa
 
 @pytest.mark.parametrize(
     ("fp32", "bf16", "chosen"),
-    [(0.02, 0.002, "bf16"), (0.002, 0.02, "fp32"), (0.012, 0.01, "fp32")],
+    [(0.02, 0.005, "bf16"), (0.005, 0.02, "fp32"), (0.012, 0.01, "fp32")],
     ids=["faster", "slower", "hardly faster"],
 )
 def test_a_cpu_takes_bf16_where_it_is_measured_to_be_faster(
-    tmp_path: Path, fp32: float, bf16: float, chosen: str
+    tmp_path: Path, clock: Clock, fp32: float, bf16: float, chosen: str
 ) -> None:
-    settled = settle_precision("auto", context_in(tmp_path), taking(fp32=fp32, bf16=bf16))
-    assert settled.precision == settled.stated["precision"] == chosen
-    assert settled.stated["fp32_ms"] >= 1e3 * fp32
-    assert settled.stated["bf16_ms"] >= 1e3 * bf16
+    settled = settle_precision("auto", context_in(tmp_path), taking(clock, fp32=fp32, bf16=bf16))
+    stated = {"precision": chosen, "fp32_ms": 1e3 * fp32, "bf16_ms": 1e3 * bf16}
+    assert settled == (chosen, stated)
+    assert 1 <= clock.now < 1.1  # the measured second
 
 
 def test_a_stage_that_goes_on_keeps_its_precision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began = settle_precision("auto", context_in(tmp_path), taking(fp32=0.02, bf16=0.002))
+    works = taking(clock, fp32=0.02, bf16=0.002)
+    began = settle_precision("auto", context_in(tmp_path), works)
     assert began.precision == "bf16"
     assert settle_precision("auto", context_in(tmp_path), no_work) == began
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -68,11 +83,10 @@ def test_a_stage_that_goes_on_keeps_its_precision(
     assert other == ("fp32", {"precision": "fp32"})
 
 
-def test_the_first_turn_is_a_warm_up_unless_it_is_the_only_one() -> None:
-    waits = iter([0.06, *[0.001] * 1000])
-    (seconds,) = measured(lambda: time.sleep(next(waits)))
-    assert 0.001 <= seconds < 0.06
-    calls: list[float] = []
-    slow, quick = measured(lambda: time.sleep(0.2), lambda: calls.append(1.0))
-    assert len(calls) == 1
-    assert slow >= 0.2 > quick
+def test_the_first_turn_is_a_warm_up_unless_it_is_the_only_one(clock: Clock) -> None:
+    waits = iter([0.6, *[0.25] * 9])
+    assert measured(lambda: clock.work(next(waits))) == [pytest.approx(0.25)]
+    assert clock.now == pytest.approx(1.1)
+    began = clock.now
+    assert measured(lambda: clock.work(2.0), lambda: clock.work(0.5)) == pytest.approx([2.0, 0.5])
+    assert clock.now == pytest.approx(began + 2.5)
