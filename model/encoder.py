@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ from model.timm_encoder import TimmTower
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
+_DTYPES = MappingProxyType({"fp32": torch.float32, "bf16": torch.bfloat16})
 
 
 class Encoded(NamedTuple):
@@ -58,6 +60,8 @@ class PatchEncoder:
         folder: Folder in open_clip's or timm's layout.
         layer: Layer counted from the end, -1 the last. LLaVA takes -2.
         device: Where to compute.
+        precision: fp32, or bf16 for weights and activations. Features of bf16 are a little
+            different; their type is float32 all the same.
 
     Attributes:
         resize: Resizes and crops one RGB image as the weights expect; uses only Pillow.
@@ -66,13 +70,15 @@ class PatchEncoder:
         ModelError: The folder holds no such model.
     """
 
-    def __init__(self, folder: Path, layer: int, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: Path, layer: int, device: str = "cpu", precision: str = "fp32"
+    ) -> None:
         self.layer, self.device = layer, device
-        self._tower = _tower(folder, layer, device)
+        self._tower = _tower(folder, layer, device, _DTYPES[precision])
         preprocess = self._tower.preprocess
         self.preprocess: Callable[[Image.Image], Tensor] = preprocess
         self.resize, self._mean, self._deviation = _split(preprocess)
-        self.fingerprint = encoder_fingerprint(folder, layer)
+        self.fingerprint = encoder_fingerprint(folder, layer, precision)
 
     def prepare(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """Return one RGB image resized, cropped and normalised as the weights expect."""
@@ -122,13 +128,13 @@ class PatchEncoder:
 class _ClipTower:
     """The vision tower of an open_clip folder, with the methods of `TimmTower`."""
 
-    def __init__(self, folder: Path, layer: int, device: str) -> None:
+    def __init__(self, folder: Path, layer: int, device: str, dtype: torch.dtype) -> None:
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise ModelError(f"{folder} has no {name}: it is not an open_clip model")
         clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-        self._visual: Any = clip.visual.eval().requires_grad_(False).to(device)
-        self._layer, self._device = layer, device
+        self._visual: Any = clip.visual.eval().requires_grad_(False).to(device, dtype)
+        self._layer, self._device, self._dtype = layer, device, dtype
         self.preprocess: Any = preprocess
         trunk = getattr(self._visual, "trunk", None)  # SigLIP's tower is one of timm's
         self.depth = len(self._visual.transformer.resblocks if trunk is None else trunk.blocks)
@@ -136,7 +142,7 @@ class _ClipTower:
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return patches [batch, patch, vision] and image embeddings [batch, embed]."""
         outputs = self._visual.forward_intermediates(
-            pixels.to(self._device),
+            pixels.to(self._device, self._dtype),
             indices=[self.depth + self._layer],
             stop_early=False,
             normalize_intermediates=False,
@@ -145,8 +151,8 @@ class _ClipTower:
         return outputs["image_intermediates"][0], outputs["image_features"]
 
 
-def _tower(folder: Path, layer: int, device: str) -> TimmTower | _ClipTower:
-    return (TimmTower if _is_timm(folder) else _ClipTower)(folder, layer, device)
+def _tower(folder: Path, layer: int, device: str, dtype: torch.dtype) -> TimmTower | _ClipTower:
+    return (TimmTower if _is_timm(folder) else _ClipTower)(folder, layer, device, dtype)
 
 
 def _is_timm(folder: Path) -> bool:
@@ -229,11 +235,11 @@ def _own(name: str, config: dict[str, Any], beside: str, weights: Path) -> dict[
     return {field: preprocess[field] for field in _PREPROCESS if field in preprocess}
 
 
-def encoder_fingerprint(folder: Path, layer: int) -> str:
+def encoder_fingerprint(folder: Path, layer: int, precision: str = "fp32") -> str:
     """Return the identity of everything that determines a given image's patch embeddings.
 
     That is the weights, the architecture with its preprocessing (mean, deviation, size, crop,
-    interpolation), the layer, and this file's own conventions.
+    interpolation), the layer, the precision, and this file's own conventions.
     """
     hashed = hashlib.sha256()
     by_timm = _is_timm(folder)
@@ -242,10 +248,11 @@ def encoder_fingerprint(folder: Path, layer: int) -> str:
             hashed.update(chunk)
     config = json.loads((folder / (TIMM_CONFIG if by_timm else CONFIG)).read_text())
     transform = "timm-transform" if by_timm else "open_clip-transform/no-post-norm"
+    computed = str(_DTYPES[precision]).removeprefix("torch.")
     identity = {
         "weights": hashed.hexdigest(),
         "config": config,
         "layer": layer,
-        "conventions": f"pillow-decode/{transform}/float32-to-float16",
+        "conventions": f"pillow-decode/{transform}/{computed}-to-float16",
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -50,6 +50,7 @@ class TimmTower:
         layer: -1 is what the model's own `forward_features` gives, its last norm or head
             convolution included; -2 is the layer before its last one, and so on.
         device: Where to compute.
+        dtype: In which to compute.
 
     Attributes:
         preprocess: timm's transform for evaluation: resize, crop, tensor, normalise.
@@ -59,15 +60,17 @@ class TimmTower:
         ModelError: The folder lacks a file, or the model gives no grid of features.
     """
 
-    def __init__(self, folder: Path, layer: int, device: str) -> None:
+    def __init__(
+        self, folder: Path, layer: int, device: str, dtype: torch.dtype = torch.float32
+    ) -> None:
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise ModelError(f"{folder} has no {name}: it is not a timm model")
         stated = json.loads((folder / CONFIG).read_text())
         trunk = _create(stated["architecture"], stated.get("num_classes"))
         _load(trunk, folder / WEIGHTS)
-        self._trunk = trunk.eval().requires_grad_(False).to(device)
-        self._layer, self._device = layer, device
+        self._trunk = trunk.eval().requires_grad_(False).to(device, dtype)
+        self._layer, self._device, self._dtype = layer, device, dtype
         self.preprocess = create_transform(
             **resolve_data_config(pretrained_cfg=stated["pretrained_cfg"])
         )
@@ -77,7 +80,7 @@ class TimmTower:
         self, pixels: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch patch vision"], Float[Tensor, "batch embed"]]:
         """Return features of one layer by position, and the pooled ones before a classifier."""
-        return features(self._trunk, pixels.to(self._device), self._layer)
+        return features(self._trunk, pixels.to(self._device, self._dtype), self._layer)
 
 
 def features(trunk: Any, pixels: Tensor, layer: int) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,7 @@ class OptimizerConfig:
         warmup_share: Share of the steps with a rising rate.
         clip_norm: Largest norm of the gradient.
         steps: Optimizer steps of the whole training.
+        kind: adamw, or adamw_8bit, whose moments take 8 bits.
     """
 
     projector_rate: float
@@ -44,6 +45,7 @@ class OptimizerConfig:
     warmup_share: float
     clip_norm: float
     steps: int
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,7 @@ class TrainingModule(L.LightningModule):
         """Return AdamW with one group per part of the model and decay, under warm-up and cosine."""
         config = self.optimizer_config
         groups = [group for _, group in self._groups()]
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, fused=True)
+        optimizer = _adamw(config.kind, groups)
         schedule = warmup_cosine(optimizer, config.steps, config.warmup_share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -305,6 +307,19 @@ class TrainingModule(L.LightningModule):
         if "optimizer_states" in checkpoint:
             (states,), (optimizer,) = checkpoint["optimizer_states"], self.trainer.optimizers
             _name_states(states, [[names[p] for p in g["params"]] for g in optimizer.param_groups])
+
+
+def _adamw(kind: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return AdamW over groups of weights.
+
+    In 8 bits (Dettmers et al. 2022, arXiv 2110.02861), weights of fewer than 4,096 numbers keep
+    moments in float32.
+    """
+    if kind == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit  # ty: ignore[import-not-found]
+
+        return AdamW8bit(groups, betas=(0.9, 0.98), eps=1e-8)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 
 def _name_states(states: dict[str, Any], names: list[list[str]]) -> None:

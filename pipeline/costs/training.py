@@ -23,6 +23,8 @@ Method = Literal["frozen", "lora", "full"]
 # Bytes of a weight in NF4: 4 bits, and for each 64 of them a scale of 8 bits, 256 of which share
 # one of 32 bits.
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Bytes of both moments in 8 bits: each has a scale of 32 bits for 256 numbers.
+MOMENTS_8BIT = 2 * (1 + 4 / 256)
 # Texts about an image of COCO: captions, and conversations (157,712 about 118,287 images).
 CAPTIONS, CONVERSATIONS = 5, 4 / 3
 LOGIT_ROWS = 1024  # rows of logits held at once; a test compares it with model.vlm
@@ -62,6 +64,7 @@ class Training:
         targets: Linear layers that have adapters.
         packed: Whether the layers below adapters are stored in NF4.
         half: Whether products are in bf16.
+        moments_8bit: Whether AdamW's moments take 8 bits.
         checkpointing: Whether activations are recomputed in the backward pass.
         masked: Whether attention is given a mask, as rows of several examples need.
         passes: Forward passes without gradient before the trained one.
@@ -80,6 +83,7 @@ class Training:
     targets: tuple[str, ...]
     packed: bool
     half: bool
+    moments_8bit: bool
     checkpointing: bool
     masked: bool
     passes: float
@@ -122,7 +126,7 @@ class Memory:
     Attributes:
         weights: Weights, with the bf16 copies of trained ones that products use.
         gradients: Gradients, in float32.
-        optimizer: Both moments of AdamW, in float32.
+        optimizer: Both moments of AdamW, in float32 or 8 bits.
         activations: What the forward pass keeps for the backward pass.
         transient: Logits of a chunk, or the current layer of the backward pass; the larger.
     """
@@ -170,6 +174,7 @@ def trainings(recipe: Recipe) -> Iterator[Training]:
             targets=language.named(finetune.lora_targets),
             packed=False,
             half=part.precision == "bf16",
+            moments_8bit=part.optimizer == "adamw_8bit",
             checkpointing=part.gradient_checkpointing,
             masked=part.examples_per_row > 1,
             passes=passes_before(part.objective),
@@ -237,7 +242,7 @@ def memory(training: Training) -> Memory:
         + 4 * trained
         + (2 * copies if training.half else 0),
         gradients=4 * trained,
-        optimizer=8 * trained,
+        optimizer=round((MOMENTS_8BIT if training.moments_8bit else 8) * trained),
         activations=kept,
         # A packed matrix is unpacked while it is used.
         transient=max(logits, inside + bool(packed) * element * language.width * language.inner),

@@ -41,6 +41,22 @@ def check_quantization(settings: Settings) -> None:
         raise PipelineError("fsdp cannot shard 4-bit weights", "use PHIVISION_STRATEGY=ddp")
 
 
+def check_optimizer(settings: Settings, optimizer: str) -> None:
+    """Refuse an optimizer with moments in 8 bits where that is not possible.
+
+    Raises:
+        PipelineError: bitsandbytes is missing, or the moments would have to be sharded.
+    """
+    if optimizer != "adamw_8bit":
+        return
+    if find_spec("bitsandbytes") is None:
+        raise PipelineError(
+            "optimizer=adamw_8bit needs bitsandbytes", "pip install 'phivision[qlora]'"
+        )
+    if settings.strategy == "fsdp":
+        raise PipelineError("fsdp cannot shard moments in 8 bits", "use PHIVISION_STRATEGY=ddp")
+
+
 def use_threads(settings: Settings) -> None:
     """Have torch compute with as many CPU threads as the settings allow."""
     if settings.threads is not None:

@@ -51,6 +51,7 @@ class Extraction:
         device: Where to compute.
         threads: CPU threads, None for all cores.
         folder: Where finished shards go; every process must see it.
+        precision: Of the encoder, fp32 or bf16.
     """
 
     clip: Path
@@ -60,6 +61,7 @@ class Extraction:
     device: str
     threads: int | None
     folder: Path
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,14 @@ def make_shard(extraction: Extraction, job: ShardJob) -> int:
 @lru_cache(maxsize=1)  # a worker makes many shards with one encoder
 def open_encoder(extraction: Extraction) -> PatchEncoder:
     """Return the encoder of an extraction, loaded once per process."""
-    return PatchEncoder(extraction.clip, extraction.layer, extraction.device)
+    return PatchEncoder(extraction.clip, extraction.layer, extraction.device, extraction.precision)
+
+
+def one_image(extraction: Extraction, precision: str) -> Callable[[], object]:
+    """Return what embeds one image in a precision, to measure how long that takes."""
+    encoder = PatchEncoder(extraction.clip, extraction.layer, extraction.device, precision)
+    pixels = np.stack([encoder.shrink(Image.new("RGB", (64, 64)))])
+    return lambda: encoder.encode_shrunk(pixels, 1)
 
 
 def check_grid(extraction: Extraction) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from model.encoder_table import SECOND
 from model.text_encoder import TextEncoder
 from pipeline.data.stored_images import JOINED, has_second
 from pipeline.engine.devices import pick_device
+from pipeline.engine.precision import settle_precision
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.features.clip_scores import CLIP_SCORES, clip_scores
 from pipeline.features.extraction import (
@@ -22,6 +24,7 @@ from pipeline.features.extraction import (
     check_grid,
     make_shard,
     make_shards,
+    one_image,
     open_encoder,
     row_key,
 )
@@ -51,8 +54,8 @@ def features(context: StageContext, features: FeaturesPart, seed: int) -> Summar
     """
     del seed  # nothing is random
     rows, joined = _unique(context), has_second(context.inputs["backbones"])
-    first = _extraction(context, features, "clip", joined=joined)
-    other = _extraction(context, features, SECOND, joined=True) if joined else None
+    first, stated = _extraction(context, features, "clip", joined=joined)
+    other, also = _extraction(context, features, SECOND, joined=True) if joined else (None, {})
     if other:
         check_grid(other)
     made = _embed_all(context, first, rows, features.rows_per_shard)
@@ -62,6 +65,8 @@ def features(context: StageContext, features: FeaturesPart, seed: int) -> Summar
         "embedded": made.embedded,
         "shards": len(made.shards),
         "encoder": made.encoder[:16],
+        **stated,
+        **{f"second_{name}": value for name, value in also.items()},
     }
     if other:
         second = _embed_all(context, other, rows, features.rows_per_shard)
@@ -90,10 +95,10 @@ def _link(made: _Made, folder: Path) -> None:
 
 def _extraction(
     context: StageContext, features: FeaturesPart, folder: str, *, joined: bool
-) -> Extraction:
-    """Return how the encoder of a folder of `backbones` embeds images."""
+) -> tuple[Extraction, dict[str, Any]]:
+    """Return how the encoder of a folder of `backbones` embeds images, and what is stated of it."""
     is_second = folder == SECOND
-    return Extraction(
+    extraction = Extraction(
         clip=context.inputs["backbones"].directory(folder),
         layer=features.second_layer if is_second else features.layer,
         batch=features.batch,
@@ -102,6 +107,10 @@ def _extraction(
         threads=context.settings.threads,
         folder=context.scratch / (f"{SECOND}-shards" if is_second else "shards"),
     )
+    settled = settle_precision(
+        features.precision, context, partial(one_image, extraction), f"precision-{folder}"
+    )
+    return replace(extraction, precision=settled.precision), settled.stated
 
 
 def _embed_all(

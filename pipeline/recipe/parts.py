@@ -14,6 +14,9 @@ from model.projectors import ProjectorConfig
 from pipeline.recipe.data_sources import ConversationSource, ImageSource
 from pipeline.recipe.fields import Part, Positive, Rate, Share
 
+# auto: either will do, so that word bears the identity and the manifest says what was taken.
+Precision = Literal["fp32", "bf16", "auto"]
+
 
 class ImagesPart(Part):
     """Which images are used, how they are split, and which are quarantined."""
@@ -122,6 +125,11 @@ class FeaturesPart(Part):
         "the square grid to which both are resampled."
     )
     batch: Positive = Field(description="Images per forward pass.")
+    precision: Precision = Field(
+        description="Arithmetic of the encoder; auto: on a GPU bf16 where it has instructions for "
+        "it, on a CPU bf16 where a measured second shows it to be faster. Convolutional encoders "
+        "lose more by bf16 than transformers."
+    )
     rows_per_shard: Positive = Field(description="Images per feature shard.")
     clip_scores: bool = Field(
         description="Compare each caption with its image by the encoder's text tower, for the view "
@@ -144,12 +152,16 @@ class TrainingPart(Part):
         "1 shares nothing."
     )
     augment: AugmentationConfig = Field(description="How images are varied from step to step.")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        description="AdamW with both moments in float32, or in 8 bits, a quarter of the bytes; the "
+        "latter needs bitsandbytes (pip install 'phivision[qlora]') and cannot be sharded by fsdp."
+    )
     weight_decay: float = Field(ge=0, description="AdamW's decoupled weight decay.")
     warmup_share: Share = Field(description="Share of the steps with a rising learning rate.")
     clip_norm: float = Field(gt=0, description="Largest norm of the gradient.")
-    precision: Literal["fp32", "bf16", "auto"] = Field(
-        description="Arithmetic of the forward pass; auto: bf16 where the device has instructions "
-        "for it, else fp32."
+    precision: Precision = Field(
+        description="Arithmetic of the forward pass; auto: on a GPU bf16 where it has instructions "
+        "for it, on a CPU bf16 where a measured second shows it to be faster."
     )
     gradient_checkpointing: bool = Field(description="Recompute activations to save memory.")
     validate_every: Positive = Field(description="Optimizer steps between validations.")

@@ -76,7 +76,13 @@ DEMO = Recipe(
         lm_learning_rate=3e-3,
     ),
     features=FeaturesPart(
-        layer=-2, second_layer=-2, patches=49, batch=128, rows_per_shard=256, clip_scores=True
+        layer=-2,
+        second_layer=-2,
+        patches=49,
+        batch=128,
+        precision="fp32",
+        rows_per_shard=256,
+        clip_scores=True,
     ),
     examples=ExamplesPart(
         caption_max_characters=120,
@@ -100,6 +106,7 @@ DEMO = Recipe(
         micro_batch=8,
         examples_per_row=5,
         augment=AugmentationConfig(mirrored=0.0, dropped=0.0),
+        optimizer="adamw",
         weight_decay=0.0,
         warmup_share=0.05,
         clip_norm=1.0,
@@ -127,6 +134,7 @@ DEMO = Recipe(
         micro_batch=4,
         examples_per_row=6,
         augment=AugmentationConfig(mirrored=0.0, dropped=0.0),
+        optimizer="adamw",
         weight_decay=0.01,
         warmup_share=0.05,
         clip_norm=1.0,
@@ -197,7 +205,13 @@ COCO = Recipe(
         lm_revision="810d367871c1d460086d9f82db8696f2e0a0fcd0",
     ),
     features=FeaturesPart(
-        layer=-1, second_layer=-1, patches=49, batch=256, rows_per_shard=2048, clip_scores=False
+        layer=-1,
+        second_layer=-1,
+        patches=49,
+        batch=256,
+        precision="fp32",
+        rows_per_shard=2048,
+        clip_scores=False,
     ),
     examples=ExamplesPart(
         caption_max_characters=120,
@@ -222,6 +236,7 @@ COCO = Recipe(
         micro_batch=24,
         examples_per_row=5,
         augment=AugmentationConfig(mirrored=0.0, dropped=0.0),
+        optimizer="adamw",
         weight_decay=0.0,
         warmup_share=0.03,
         clip_norm=1.0,
@@ -246,6 +261,7 @@ COCO = Recipe(
         micro_batch=8,
         examples_per_row=1,
         augment=AugmentationConfig(mirrored=0.0, dropped=0.0),
+        optimizer="adamw",
         weight_decay=0.0,
         warmup_share=0.03,
         clip_norm=1.0,

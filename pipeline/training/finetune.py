@@ -1,6 +1,7 @@
 """Stage `finetune`: projector and language model learn conversations, and keep captioning."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from model.bundle import PREFIX_CONFIG, read_projector
 from model.language import adapted_layers, add_lora, merge_lora, nf4
 from model.vlm import VisionLanguageModel
-from pipeline.engine.devices import check_quantization
+from pipeline.engine.devices import check_optimizer, check_quantization
 from pipeline.engine.precision import settle_precision
 from pipeline.engine.stage import StageContext, Summary
+from pipeline.engine.training_steps import language_product
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import FinetunePart
 from pipeline.training.assemble import load_pretrained, save_language_model, save_prefix
@@ -28,7 +30,9 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
         PipelineError: Pretraining left the image without effect, there are no training or
             validation examples, or a loss is not finite.
     """
-    finetune = settle_precision(finetune, context)
+    product = partial(language_product, context.inputs["backbones"].directory("lm"))
+    settled = settle_precision(finetune.precision, context, product)
+    finetune = finetune.model_copy(update={"precision": settled.precision})
     refuse_blind(context.inputs["pretrain"], finetune.least_image_gain)
     training = prepare(context, finetune, seed)
     trained, vlm = train(context, training), training.vlm
@@ -39,7 +43,7 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
         vlm = _opened(context, finetune, seed, packed=False)
     _take(vlm, trained.state)
     save_prefix(vlm, context.inputs["pretrain"], context.out)
-    stated: dict[str, Any] = {"method": finetune.method, "precision": finetune.precision}
+    stated: dict[str, Any] = {"method": finetune.method, **settled.stated}
     if finetune.method == "lora":
         stated["adapted"] = "/".join(map(str, adapted_layers(vlm.language_model)))
         adapters = {n: t for n, t in trained.state.items() if "lora_" in n}
@@ -54,6 +58,7 @@ def finetune(context: StageContext, finetune: FinetunePart, seed: int) -> Summar
 
 def prepare(context: StageContext, part: FinetunePart, seed: int) -> Training:
     """Return the pretrained model, opened for training, and the conversations to learn."""
+    check_optimizer(context.settings, part.optimizer)
     packed = part.quantize != "none"
     if packed:
         check_quantization(context.settings)

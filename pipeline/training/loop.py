@@ -27,9 +27,9 @@ from model.training import OptimizerConfig, TrainingModule
 from model.vlm import VisionLanguageModel, check_precision
 from pipeline.data.schemas import TRAINING
 from pipeline.engine.devices import pick_device
-from pipeline.engine.precision import fast_steps
 from pipeline.engine.processes import World, run_processes
 from pipeline.engine.stage import StageContext
+from pipeline.engine.training_steps import fast_steps
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import TrainingPart
 from pipeline.settings import Settings
@@ -141,7 +141,7 @@ def fit(context: StageContext, training: Training, world: World) -> None:
     )
     steps = max(1, round(part.epochs * batches.steps_per_epoch))
     optimizer = OptimizerConfig(
-        *training.rates, part.weight_decay, part.warmup_share, part.clip_norm, steps
+        *training.rates, part.weight_decay, part.warmup_share, part.clip_norm, steps, part.optimizer
     )
     module = TrainingModule(
         training.vlm, part.objective, optimizer, batches.passes, training.seed, part.augment

@@ -1,6 +1,7 @@
 """Stage `pretrain`: the projector learns captions; language model and encoder stay frozen."""
 
 import json
+from functools import partial
 
 import torch
 from safetensors.torch import save_file
@@ -8,9 +9,10 @@ from safetensors.torch import save_file
 from model.bundle import PREFIX, PREFIX_CONFIG
 from model.language import load_language_model
 from model.vlm import build_vlm, freeze
-from pipeline.engine.devices import pick_device
+from pipeline.engine.devices import check_optimizer, pick_device
 from pipeline.engine.precision import settle_precision
 from pipeline.engine.stage import StageContext, Summary
+from pipeline.engine.training_steps import language_product
 from pipeline.recipe.parts import PretrainPart
 from pipeline.training.example_sets import has_captions, open_examples
 from pipeline.training.image_effect import measure_effect, write_effect
@@ -26,7 +28,9 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
     Raises:
         PipelineError: There are no training or validation examples, or a loss is not finite.
     """
-    pretrain = settle_precision(pretrain, context)
+    product = partial(language_product, context.inputs["backbones"].directory("lm"))
+    settled = settle_precision(pretrain.precision, context, product)
+    pretrain = pretrain.model_copy(update={"precision": settled.precision})
     training = prepare(context, pretrain, seed)
     trained = train(context, training)
     prefix = {name.removeprefix("vision_prefix."): t for name, t in trained.state.items()}
@@ -48,8 +52,7 @@ def pretrain(context: StageContext, pretrain: PretrainPart, seed: int) -> Summar
         "patches": count,
     }
     (context.out / PREFIX_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
-    stated = {"precision": pretrain.precision, **trained.summary}
-    return {**stated, "image_gain": round(effect.gain, 4)}
+    return {**settled.stated, **trained.summary, "image_gain": round(effect.gain, 4)}
 
 
 def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:
@@ -57,6 +60,7 @@ def prepare(context: StageContext, part: PretrainPart, seed: int) -> Training:
 
     Where no image has a caption, it learns from conversations.
     """
+    check_optimizer(context.settings, part.optimizer)
     captions = {"caption": 1.0} if has_captions(context) else {"conversation": 1.0}
     training, validation = open_examples(
         context, part, part.projector, captions, seed, text_only=False

@@ -197,6 +197,7 @@ class Choices:
     captions: float = 0.3
     validation: int = 1000
     precision: str = "fp32"
+    optimizer: str = "adamw"
     quantize: str = "none"
     checkpointing: bool = False
     augment: AugmentationConfig = NO_AUGMENTATION
@@ -211,6 +212,7 @@ class Choices:
             "micro_batch": self.micro_batch,
             "examples_per_row": 2,
             "augment": self.augment,
+            "optimizer": self.optimizer,
             "weight_decay": 0.01,
             "warmup_share": 0.1,
             "clip_norm": 1.0,

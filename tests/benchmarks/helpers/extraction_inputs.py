@@ -6,6 +6,7 @@
 import argparse
 import hashlib
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from model.encoder import save_clip
 from pipeline.data.schemas import IMAGE_FILES
@@ -33,6 +35,15 @@ def made_images(count: int) -> Iterator[bytes]:
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, "JPEG", quality=90)
         yield stream.getvalue()
+
+
+def write_random_clip(folder: Path) -> nn.Module:
+    """Write a ViT-B/32 with random weights in open_clip's layout, and return it."""
+    torch.manual_seed(0)
+    clip, config = open_clip.create_model(NAME), open_clip.get_model_config(NAME)
+    assert config is not None
+    save_clip(clip, config, folder)
+    return clip
 
 
 def add_options(parser: argparse.ArgumentParser, images: int) -> None:
@@ -57,11 +68,7 @@ class Inputs:
         self.given, self.clip = given, folder / "clip"
         self.weights, self.jpegs = folder / "weights.safetensors", folder / "jpeg"
         self._files = folder / "files.parquet"
-        torch.manual_seed(0)
-        clip, config = open_clip.create_model(NAME), open_clip.get_model_config(NAME)
-        assert config is not None
-        save_clip(clip, config, self.clip)
-        save_file(clip.state_dict(), self.weights)
+        save_file(write_random_clip(self.clip).state_dict(), self.weights)
         found = sorted(given.jpegs.glob("*.jpg")) if given.jpegs else []
         data = [path.read_bytes() for path in found[: given.images]]
         data += made_images(given.images - len(data))
@@ -72,9 +79,18 @@ class Inputs:
         rows = [{"sha256": k, "data": d} for k, d in zip(self._keys, data, strict=True)]
         write_table(self._files, rows, IMAGE_FILES)
 
-    def extraction(self, folder: Path, threads: int) -> Extraction:
+    def few(self, count: int) -> Path:
+        """Return a folder with the first so many images."""
+        folder = self.jpegs.with_name("few")
+        if not folder.is_dir():
+            folder.mkdir()
+            for path in sorted(self.jpegs.iterdir())[:count]:
+                shutil.copy(path, folder)
+        return folder
+
+    def extraction(self, folder: Path, threads: int, precision: str = "fp32") -> Extraction:
         """Return what extracts into a folder."""
-        return Extraction(self.clip, -1, self.given.batch, 49, "cpu", threads, folder)
+        return Extraction(self.clip, -1, self.given.batch, 49, "cpu", threads, folder, precision)
 
     def jobs(self, size: int) -> list[ShardJob]:
         """Return shards of so many images that hold them all."""

@@ -108,3 +108,14 @@ def test_what_is_no_such_model_is_refused(tmp_path: Path) -> None:
         write_timm("timm/test_vit", weights, tmp_path / "a", other)
     with pytest.raises(ModelError, match="not a config of timm"):
         write_timm("timm/test_vit", weights, tmp_path / "a", "[]")
+
+
+def test_bf16_gives_float32_close_to_fp32_and_another_identity(name: str, tmp_path: Path) -> None:
+    single = encoder_of(name, tmp_path)
+    half = PatchEncoder(tmp_path / "clip", -1, precision="bf16")
+    ours, theirs = half.encode_images(images()), single.encode_images(images())
+    assert ours.patches.dtype == ours.pooled.dtype == torch.float32
+    assert not torch.equal(ours.patches, theirs.patches)
+    alike = torch.nn.functional.cosine_similarity(ours.pooled, theirs.pooled)
+    assert alike.min() > 0.99
+    assert half.fingerprint != single.fingerprint == encoder_fingerprint(tmp_path / "clip", -1)

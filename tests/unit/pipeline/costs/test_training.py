@@ -113,6 +113,7 @@ def training(line: LanguageLine, method: Method, **changes: object) -> Training:
         targets=line.named("all-linear"),
         packed=False,
         half=False,
+        moments_8bit=False,
         checkpointing=False,
         masked=False,
         passes=0,

@@ -23,7 +23,13 @@ from tests.unit.pipeline.features.test_features import Folder, embed, made_backb
 
 COUNT = 1000
 PART = FeaturesPart(
-    layer=-1, second_layer=-1, patches=4, batch=50, rows_per_shard=400, clip_scores=False
+    layer=-1,
+    second_layer=-1,
+    patches=4,
+    batch=50,
+    precision="fp32",
+    rows_per_shard=400,
+    clip_scores=False,
 )
 
 

@@ -1,72 +1,92 @@
-"""How a step is computed where a CPU trains in bf16."""
+"""Which precision `auto` means: measured on a CPU, stated, and kept by a stage that goes on."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
-from model.language import add_lora, load_language_model
-from pipeline.engine.precision import fast_steps, training_attention
-
-
-def gradients() -> list[torch.Tensor]:
-    torch.manual_seed(0)
-    parts = [torch.randn(2, 3, 40, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
-    mask = torch.ones(40, 40, dtype=torch.bool).tril()
-    scaled_dot_product_attention(*parts, attn_mask=mask).float().square().sum().backward()
-    return [part.grad for part in parts if part.grad is not None]
+from pipeline.engine import precision
+from pipeline.engine.precision import Works, measured, settle_precision
+from pipeline.engine.stage import StageContext
+from pipeline.settings import Settings
+from tests.support.fake_stages import Quiet
 
 
-def test_attention_in_parts_has_the_gradients_of_the_fused_one() -> None:
-    fused = gradients()
-    with training_attention("cpu", "bf16"):
-        in_parts = gradients()
-    assert len(fused) == len(in_parts) == 3
-    for ours, theirs in zip(in_parts, fused, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+class Clock:
+    """A clock that only work moves, so that no test depends on what else the machine does."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def work(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(precision, "time", made)
+    return made
+
+
+def context_in(folder: Path, device: str = "cpu") -> StageContext:
+    for name in ("out", "scratch"):
+        (folder / name).mkdir(exist_ok=True)
+    settings = Settings(device=device)
+    return StageContext({}, folder / "out", folder / "scratch", settings, Quiet())
+
+
+def taking(clock: Clock, **seconds: float) -> Works:
+    """Work that takes so long, by precision."""
+    return lambda chosen: lambda: clock.work(seconds[chosen])
+
+
+def no_work(chosen: str) -> Callable[[], object]:
+    raise AssertionError(f"{chosen} was measured")
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+def test_what_the_recipe_names_is_taken_without_a_measurement(tmp_path: Path, wanted: str) -> None:
+    settled = settle_precision(wanted, context_in(tmp_path), no_work)
+    assert settled == (wanted, {"precision": wanted})
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "fused"),
-    [("cpu", "bf16", False), ("cpu", "fp32", True), ("cuda", "bf16", True)],
+    ("fp32", "bf16", "chosen"),
+    [(0.02, 0.005, "bf16"), (0.005, 0.02, "fp32"), (0.012, 0.01, "fp32")],
+    ids=["faster", "slower", "hardly faster"],
 )
-def test_only_a_cpu_in_bf16_does_without_the_fused_kernel(
-    device: str, precision: str, fused: bool
+def test_a_cpu_takes_bf16_where_it_is_measured_to_be_faster(
+    tmp_path: Path, clock: Clock, fp32: float, bf16: float, chosen: str
 ) -> None:
-    seen = []
-
-    def fail() -> None:
-        with training_attention(device, precision):
-            seen.append(torch.backends.cuda.flash_sdp_enabled())
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert seen == [fused]
-    assert torch.backends.cuda.flash_sdp_enabled()
-    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    settled = settle_precision("auto", context_in(tmp_path), taking(clock, fp32=fp32, bf16=bf16))
+    stated = {"precision": chosen, "fp32_ms": 1e3 * fp32, "bf16_ms": 1e3 * bf16}
+    assert settled == (chosen, stated)
+    assert 1 <= clock.now < 1.1  # the measured second
 
 
-def test_adapters_share_the_cast_input_of_their_layer_to_the_same_gradients(inputs: Path) -> None:
-    model = load_language_model(inputs / "backbones/lm", torch.bfloat16)
-    add_lora(model, rank=2, alpha=4, dropout=0.0, targets="all-linear")
-    torch.manual_seed(0)
-    for parameter in (p for p in model.parameters() if p.requires_grad):
-        torch.nn.init.normal_(parameter, std=0.1)
+def test_a_stage_that_goes_on_keeps_its_precision(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = taking(clock, fp32=0.02, bf16=0.002)
+    began = settle_precision("auto", context_in(tmp_path), works)
+    assert began.precision == "bf16"
+    assert settle_precision("auto", context_in(tmp_path), no_work) == began
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert settle_precision("auto", context_in(tmp_path, "cuda"), no_work) == began
+    other = settle_precision("auto", context_in(tmp_path, "cuda"), no_work, "of-another-model")
+    assert other == ("fp32", {"precision": "fp32"})
 
-    def gradients_of_a_step() -> list[torch.Tensor]:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=torch.arange(6)[None]).logits.float().square().mean()
-        loss.backward()
-        found = [p.grad for p in model.parameters() if p.grad is not None]
-        model.zero_grad()
-        return found
 
-    with training_attention("cpu", "bf16"):
-        before = gradients_of_a_step()
-    with fast_steps("cpu", "bf16", model):
-        after = gradients_of_a_step()
-    assert len(after) > 4
-    assert any(gradient.any() for gradient in after)
-    torch.testing.assert_close(after, before, rtol=0, atol=0)
+def test_the_first_turn_is_a_warm_up_unless_it_is_the_only_one(clock: Clock) -> None:
+    waits = iter([0.6, *[0.25] * 9])
+    assert measured(lambda: clock.work(next(waits))) == [pytest.approx(0.25)]
+    assert clock.now == pytest.approx(1.1)
+    began = clock.now
+    assert measured(lambda: clock.work(2.0), lambda: clock.work(0.5)) == pytest.approx([2.0, 0.5])
+    assert clock.now == pytest.approx(began + 2.5)

@@ -37,7 +37,13 @@ from tests.support.fake_stages import FakeStage, Quiet
 from tests.support.store_fixtures import NOTHING
 
 PART = FeaturesPart(
-    layer=-1, second_layer=-1, patches=4, batch=8, rows_per_shard=16, clip_scores=False
+    layer=-1,
+    second_layer=-1,
+    patches=4,
+    batch=8,
+    precision="fp32",
+    rows_per_shard=16,
+    clip_scores=False,
 )
 
 
@@ -349,19 +355,32 @@ def committed(store: ArtifactStore, stage: str, folder: Path) -> Manifest:
     return commit(store, folder, payload, fingerprint_of(payload), NOTHING, warn=print)
 
 
+def stage_with_four_patches(
+    context: StageContext, part: FeaturesPart, seed: int
+) -> Mapping[str, Any]:
+    return features(context, part.model_copy(update={"patches": 4}), seed)
+
+
+AS_TESTED = {
+    "features.layer": -1,
+    "features.batch": 8,
+    "features.rows_per_shard": 16,
+    "features.clip_scores": False,
+}
+FOUR_PATCHES = FakeStage(
+    "features",
+    inputs=("images", "backbones"),
+    reads=("features",),
+    call=lambda context, features, seed: stage_with_four_patches(context, features, seed),
+)
+
+
 def test_materialize_finds_earlier_rows_through_manifests(
     tmp_path: Path, backbones: Folder
 ) -> None:
     store = ArtifactStore(str(tmp_path / "store"), tmp_path / "cache")
     settings = Settings(store=str(tmp_path / "store"), workdir=tmp_path / "work", device="cpu")
-    changes = {"features.layer": -1, "features.batch": 8, "features.rows_per_shard": 16}
-    recipe = preset("demo").override({**changes, "features.clip_scores": False})
-    stage = FakeStage(
-        "features",
-        inputs=("images", "backbones"),
-        reads=("features",),
-        call=lambda context, features, seed: stage_with_four_patches(context, features, seed),
-    )
+    recipe = preset("demo").override(AS_TESTED)
     clip = committed(store, "backbones", backbones.root)
 
     def made(count: int, *, force: bool = False) -> Mapping[str, Any]:
@@ -369,7 +388,7 @@ def test_materialize_finds_earlier_rows_through_manifests(
         if not folder.exists():
             images_in(folder, range(count))
         inputs = {"images": committed(store, "images", folder), "backbones": clip}
-        outcome = materialize(stage, recipe, inputs, store, settings, Quiet(), force=force)
+        outcome = materialize(FOUR_PATCHES, recipe, inputs, store, settings, Quiet(), force=force)
         return outcome.manifest.summary
 
     assert made(20)["embedded"] == 20
@@ -383,12 +402,6 @@ def test_materialize_finds_earlier_rows_through_manifests(
             store.files.remove(f"manifests/features/{other.fingerprint}.json")
     assert made(27)["embedded"] == 11
     assert store.manifests("features")[0].digest == damaged.digest
-
-
-def stage_with_four_patches(
-    context: StageContext, part: FeaturesPart, seed: int
-) -> Mapping[str, Any]:
-    return features(context, part.model_copy(update={"patches": 4}), seed)
 
 
 # -- the table of encoders --------------------------------------------------------------------

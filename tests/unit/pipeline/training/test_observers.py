@@ -1,5 +1,6 @@
 """What is told while a model trains: speed, progress, the end that comes early, wandb's one run."""
 
+import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 import wandb
 from torch.utils.flop_counter import FlopCounterMode
 
+import pipeline.engine.precision
 import pipeline.training.observers.throughput
 from model.flops import size_of, training_flops
 from model.objectives import standard
@@ -184,22 +186,37 @@ def test_a_training_outlives_an_image_that_wandb_cannot_keep(
 
 
 @pytest.mark.parametrize(
-    ("found", "precision"),
-    [({"amx_bf16": True}, "bf16"), ({"amx_bf16": False, "avx2": True}, "fp32"), ({}, "fp32")],
+    ("seconds", "precision"), [([0.002, 0.001], "bf16"), ([0.001, 0.002], "fp32")]
 )
-def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(
+def test_auto_trains_in_the_precision_that_was_measured_to_be_faster(
     inputs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    found: dict[str, bool],
+    seconds: list[float],
     precision: str,
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setattr(pipeline.engine.precision, "measured", lambda *_: seconds)
     report = Recording()
     choices = Choices(stage="finetune", method="lora", precision="auto", epochs=0.5)
     told = choices.run(context_of(inputs, tmp_path, report, device="cpu"))
     assert told["precision"] == precision
+    assert (told["fp32_ms"], told["bf16_ms"]) == tuple(1e3 * each for each in seconds)
     assert any(f"computing in {precision}" in line for line in report.said)
+
+
+def test_a_killed_training_goes_on_in_the_precision_it_began_with(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices, killed = Choices(precision="auto", epochs=2.5), tmp_path / "killed"
+    run_stage(inputs, killed, choices, stop=7)
+    began = json.loads((killed / "scratch/precision.json").read_text())
+    other = [0.001, 0.002] if began["precision"] == "bf16" else [0.002, 0.001]
+    monkeypatch.setattr(pipeline.engine.precision, "measured", lambda *_: other)
+    told = choices.run(context_of(inputs, killed))
+    assert {name: told[name] for name in began} == began
+    whole = context_of(inputs, tmp_path / "whole")
+    Choices(precision=began["precision"], epochs=2.5).run(whole)
+    assert figures(context_of(inputs, killed))["val_nll"] == figures(whole)["val_nll"]
 
 
 def test_the_separator_has_a_rate_of_its_own(inputs: Path, tmp_path: Path) -> None:
