@@ -27,6 +27,7 @@ from storage.tables import where
 
 Row = dict[str, Any]
 T = TypeVar("T")
+PADDING = 0.1  # of the positions of texts that are read together, at most
 
 
 class Nats(NamedTuple):
@@ -103,7 +104,7 @@ def likelihood(
     for images, group in by_images(scored, lambda each: each.images[0], batch):
         read = read_images(vlm, shown.patches_of(images).to(device))
         group.sort(key=lambda each: (len(each.ids), each.place))
-        for part in _parts(group, batch):
+        for part in _similar(group, batch):
             texts = _texts(part, shown, read.tokens.shape[1]).to(device)
             of = torch.tensor([images.index(each.images[0]) for each in part], device=device)
             nats = nll_behind(vlm, read, of, texts).double().cpu().numpy()
@@ -114,6 +115,22 @@ def likelihood(
         condition: [found[condition, number] for number in range(len(rows))]
         for condition in conditions
     }
+
+
+def _similar(group: Sequence[_Scored], most: int) -> Iterator[list[_Scored]]:
+    """Yield texts that are given shortest first, so many together that little is padding."""
+    part: list[_Scored] = []
+    tokens = 0
+    for each in group:
+        length = len(each.ids)
+        padded = length * (len(part) + 1)
+        if part and (len(part) == most or padded - tokens - length > PADDING * padded):
+            yield part
+            part, tokens = [], 0
+        part.append(each)
+        tokens += length
+    if part:
+        yield part
 
 
 def _scored(place: tuple[str, int], row: Row, shown: Shown) -> _Scored:
