@@ -132,16 +132,24 @@ def nll_behind(
         rows: Which of them each text is about; any of them several times.
         texts: One text a row, without segments; its patches are those of further images only.
     """
+    states = _states_behind(vlm, images, rows, texts)
+    targets = texts.target_rows, texts.target_columns
+    return vlm.nll(states[targets], texts.input_ids[targets])
+
+
+def _states_behind(
+    vlm: VisionLanguageModel, images: ReadImages, rows: Int64[Tensor, "batch"], texts: Batch
+) -> Float[Tensor, "batch text language"]:
+    """Return the hidden states that predict the tokens of texts."""
     text = vlm.embed_text(texts.input_ids[:, :-1])  # the last token is only a target
     if texts.slot_rows is not None and texts.slot_columns is not None:
         further = vlm.embed_images(texts.patches).tokens.flatten(0, 1)
         text = text.index_put((texts.slot_rows, texts.slot_columns), further)
-    states = images.last[rows].unsqueeze(1)
-    if text.shape[1]:
-        cache = DynamicCache()
-        layers: list[Any] = images.cache.layers
-        for number, layer in enumerate(layers):
-            cache.update(layer.keys[rows], layer.values[rows], number)
-        states = torch.cat([states, vlm.hidden(text, None, cache)], dim=1)
-    targets = texts.target_rows, texts.target_columns
-    return vlm.nll(states[targets], texts.input_ids[targets])
+    separators = images.last[rows].unsqueeze(1)
+    if not text.shape[1]:
+        return separators
+    cache = DynamicCache()
+    layers: list[Any] = images.cache.layers
+    for number, layer in enumerate(layers):
+        cache.update(layer.keys[rows], layer.values[rows], number)
+    return torch.cat([separators, vlm.hidden(text, None, cache)], dim=1)
