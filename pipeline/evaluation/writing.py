@@ -24,9 +24,8 @@ from pipeline.evaluation.image_groups import by_images
 from pipeline.evaluation.tasks import Task
 from pipeline.recipe.parts import EvaluatePart
 
-# New texts join when this share of the places is free. A join takes a pass of its own, so that one
-# for each free place would cost more than places that wait. With SmolLM2-135M's size on a CPU any
-# share from an eighth to a half takes the same within 4 %.
+# New texts join when this share of the places is free. To join takes a pass of its own, which with
+# a single text would cost nearly as much as with a quarter of a batch.
 JOINING = 0.25
 
 
