@@ -107,8 +107,7 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
         positions=0,
     )
     captions, questions = min(evaluate.images, recipe.images.test_limit), evaluate.questions
-    # The two conditions with images show the same ones, so their captions are the same, too, and
-    # without an image there is one. Both models write captions, one answers questions.
+    # Two conditions show the same images, which have the same captions; without one, all are one.
     texts = 2 * (captions + 1) + CONDITIONS * questions
     positions = _positions(recipe, evaluated.prefix_tokens, captions, questions)
     # Every patch is hidden once, and the complete image is shown once.
