@@ -7,7 +7,7 @@ scheduling. The invariant: a text is the one that `model.generation.stream` give
 as products of another shape round alike.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from model.errors import ModelError
 from model.generation import chooser, left_padded, without_images
@@ -23,6 +23,23 @@ from model.generation_configs import GenerationConfig, GreedyConfig
 from model.language_parts import body_of
 from model.prefixes import ReadPrefix, behind_prefixes, read_prefix
 from model.vlm import VisionLanguageModel
+
+# Settings of a published language model by which a token's scores depend on the tokens before it.
+_OF_THE_PAST = (
+    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
+    *("min_length", "min_new_tokens", "exponential_decay_length_penalty", "guidance_scale"),
+    *("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+)
+
+
+def is_plainly_greedy(language_model: PreTrainedModel) -> bool:
+    """Return whether greedy decoding by transformers looks at the newest scores only.
+
+    A published model's own settings may ask for more, such as a penalty for repetition, which
+    `Batcher` does not know.
+    """
+    settings = language_model.generation_config
+    return all(getattr(settings, name, None) in (None, 0, 1) for name in _OF_THE_PAST)
 
 
 @dataclass
@@ -211,14 +228,12 @@ class Batcher:
             self._cache, self._seen = cache, seen
         else:
             length = max(self._seen.shape[1], seen.shape[1])
-            merged = _cache_of(
-                tuple(
-                    torch.cat([_longer(each, length, 2) for each in pair])
-                    for pair in zip(*both, strict=True)
+            # Layer by layer, so that no more than one is in memory twice.
+            for layer, new in zip(_layers(self._cache), _layers(cache), strict=True):
+                layer.keys, layer.values = (
+                    torch.cat([_longer(old, length, 2), _longer(added, length, 2)])
+                    for old, added in ((layer.keys, new.keys), (layer.values, new.values))
                 )
-                for both in zip(_layers(self._cache), _layers(cache), strict=True)
-            )
-            self._cache = merged
             self._seen = torch.cat([_longer(each, length, 1) for each in (self._seen, seen)])
         self._rows += rows
 
@@ -237,9 +252,9 @@ class Batcher:
         self._seen, self._next = self._seen[index], self._next[index]
         start = int(self._seen.any(dim=0).int().argmax())
         self._seen = self._seen[:, start:]
-        self._cache = _cache_of(
-            tuple(each[index, :, start:] for each in pair) for pair in _layers(self._cache)
-        )
+        for layer in _layers(self._cache):
+            layer.keys = layer.keys[index, :, start:]
+            layer.values = layer.values[index, :, start:]
 
 
 def _keep_prefixes(
@@ -260,17 +275,9 @@ def _keep_prefixes(
             request.keep(prefix)
 
 
-def _layers(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
-    """Return keys and values of each layer, [row, head, position, width]."""
-    layers: list[Any] = cache.layers
-    return [(layer.keys, layer.values) for layer in layers]
-
-
-def _cache_of(layers: Iterable[tuple[Tensor, ...]]) -> DynamicCache:
-    cache = DynamicCache()
-    for number, (keys, values) in enumerate(layers):
-        cache.update(keys, values, number)
-    return cache
+def _layers(cache: DynamicCache) -> list[Any]:
+    """Return the layers, each with keys and values [row, head, position, width]."""
+    return cache.layers
 
 
 def _longer(values: Tensor, length: int, dim: int) -> Tensor:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from model.batch import Batch
 from model.vlm import VisionLanguageModel
 
 
@@ -88,3 +89,67 @@ def behind_prefixes(
     places = torch.arange(size - 1 + new, device=embeddings.device)
     starts = torch.tensor([new - 1 - length for length in lengths], device=embeddings.device)
     return embeddings, places >= starts[:, None], cache
+
+
+@dataclass(frozen=True)
+class ReadImages:
+    """Several images, read together.
+
+    Attributes:
+        tokens: What was read [image, prefix, language].
+        cache: What it left; no part of it changes.
+        last: The hidden state of each separator, which predicts a text's first token
+            [image, language].
+    """
+
+    tokens: Float[Tensor, "image prefix language"]
+    cache: DynamicCache
+    last: Float[Tensor, "image language"]
+
+    def prefix(self, image: int) -> ReadPrefix | None:
+        """Return one of them, None where layers differ in their shapes."""
+        return read_prefix(self.tokens[image], self.cache, image, slice(self.tokens.shape[1]))
+
+
+@torch.inference_mode()
+def read_images(
+    vlm: VisionLanguageModel, patches: Float[Tensor, "image patch vision"]
+) -> ReadImages:
+    """Read the prefixes of images."""
+    tokens, cache = vlm.embed_images(patches).tokens, DynamicCache()
+    return ReadImages(tokens, cache, vlm.hidden(tokens, None, cache)[:, -1])
+
+
+@torch.inference_mode()
+def nll_behind(
+    vlm: VisionLanguageModel, images: ReadImages, rows: Int64[Tensor, "batch"], texts: Batch
+) -> Float32[Tensor, "target"]:
+    """Return what `vlm(texts)` would, in nats, without reading the texts' first images again.
+
+    Args:
+        vlm: The model.
+        images: Images that it has read.
+        rows: Which of them each text is about; any of them several times.
+        texts: One text a row, without segments; its patches are those of further images only.
+    """
+    states = _states_behind(vlm, images, rows, texts)
+    targets = texts.target_rows, texts.target_columns
+    return vlm.nll(states[targets], texts.input_ids[targets])
+
+
+def _states_behind(
+    vlm: VisionLanguageModel, images: ReadImages, rows: Int64[Tensor, "batch"], texts: Batch
+) -> Float[Tensor, "batch text language"]:
+    """Return the hidden states that predict the tokens of texts."""
+    text = vlm.embed_text(texts.input_ids[:, :-1])  # the last token is only a target
+    if texts.slot_rows is not None and texts.slot_columns is not None:
+        further = vlm.embed_images(texts.patches).tokens.flatten(0, 1)
+        text = text.index_put((texts.slot_rows, texts.slot_columns), further)
+    separators = images.last[rows].unsqueeze(1)
+    if not text.shape[1]:
+        return separators
+    cache = DynamicCache()
+    layers: list[Any] = images.cache.layers
+    for number, layer in enumerate(layers):
+        cache.update(layer.keys[rows], layer.values[rows], number)
+    return torch.cat([separators, vlm.hidden(text, None, cache)], dim=1)

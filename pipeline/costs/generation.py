@@ -40,6 +40,7 @@ class Writing:
         encoder: Bytes of the encoders where they are in memory too, else 0.
         half: Whether the language model is in bf16.
         rows: Texts generated together, times the beams of each.
+        images: Images that have been read and are held for the texts about them.
         prompt: Tokens of the longest prompt.
         new: Tokens generated, at most.
         read: Tokens of the longest text that is only scored by likelihood; 0: none is.
@@ -54,6 +55,7 @@ class Writing:
     encoder: int
     half: bool
     rows: int
+    images: int
     prompt: int
     new: int
     read: int
@@ -73,9 +75,11 @@ class Writing:
     @property
     def cache(self) -> int:
         """Bytes of the keys and values of full rows."""
-        length = self.prefix_tokens + self.prompt + self.new
-        kept = 2 * self.language.layers * self.language.keys
-        return self.element * kept * self.rows * length
+        return self.kept(self.rows * (self.prefix_tokens + self.prompt + self.new))
+
+    def kept(self, positions: float) -> int:
+        """Return the bytes of the keys and values of so many positions."""
+        return int(self.element * 2 * self.language.layers * self.language.keys * positions)
 
 
 def writings(recipe: Recipe) -> Iterator[Writing]:
@@ -95,6 +99,7 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
         encoder=0,
         half=recipe.finetune.precision == "bf16",
         rows=evaluate.batch * evaluate.beams,
+        images=evaluate.batch,
         prompt=recipe.examples.max_tokens,
         new=evaluate.max_new_tokens,
         read=recipe.examples.max_tokens,
@@ -102,14 +107,14 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
         positions=0,
     )
     captions, questions = min(evaluate.images, recipe.images.test_limit), evaluate.questions
-    batches = math.ceil(captions / evaluate.batch)  # of the pretrained model
-    batches += math.ceil((captions + questions) / evaluate.batch)
-    positions = CONDITIONS * _positions(recipe, evaluated.prefix_tokens, captions, questions)
+    # Two conditions show the same images, which have the same captions; without one, all are one.
+    texts = 2 * (captions + 1) + CONDITIONS * questions
+    positions = _positions(recipe, evaluated.prefix_tokens, captions, questions)
     # Every patch is hidden once, and the complete image is shown once.
     looked = POINTED * min(captions, evaluate.pointing_images) * (patches + 1)
     yield replace(
         evaluated,
-        steps=CONDITIONS * batches * evaluate.max_new_tokens,
+        steps=math.ceil(texts / evaluate.batch) * evaluate.max_new_tokens,
         positions=positions + looked * (evaluated.prefix_tokens + CAPTION[0]),
     )
     yield replace(
@@ -117,6 +122,7 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
         name="chat",
         encoder=_encoder_bytes(recipe.backbones),
         rows=evaluate.beams,
+        images=0,
         # A conversation may fill the model's context.
         prompt=language.positions - evaluated.prefix_tokens - evaluate.max_new_tokens,
         read=0,
@@ -124,14 +130,17 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
 
 
 def _positions(recipe: Recipe, prefix: int, captions: int, questions: int) -> float:
-    """Return the mean positions that both models read under one condition."""
+    """Return the mean positions that both models read, each image once for all conditions."""
     evaluate = recipe.evaluate
     asked_images = min(captions, evaluate.likelihood_images)
     asked = evaluate.presence_objects * (1 + NEGATIVES)
-    written = 2 * captions * prefix + questions * (prefix + QUESTION)
-    likelihoods = 2 * captions * (prefix + CAPTION[0]) + questions * (prefix + CONVERSATION[0])
+    # For the texts that are written, and again for those that are scored.
+    images = 2 * (2 * captions + questions) * prefix
+    written = 2 * captions + CONDITIONS * questions * (1 + QUESTION)
+    likelihoods = 2 * captions * CAPTION[0] + questions * CONVERSATION[0]
     choices = 2 * asked_images * (prefix + evaluate.choices * CAPTION[0])
-    return written + likelihoods + choices + asked_images * (prefix + asked * QUESTION)
+    presence = asked_images * (prefix + asked * QUESTION)
+    return images + written + CONDITIONS * (likelihoods + choices + presence)
 
 
 def _encoder_bytes(backbones: BackbonesChoice) -> int:
@@ -162,23 +171,26 @@ def writing_memory(writing: Writing) -> Memory:
     # Of the layer being computed: GELU's parts, and the tensors beside the MLP.
     inside = element * ((2 if language.fused_gelu else 4) * inner + 5 * width)
     length = writing.prefix_tokens + writing.prompt
-    # The last token: one layer's keys grow, and the token is chosen from logits in float32.
+    # The last token: one layer's keys grow, and the token is chosen from logits in float32, which
+    # are a copy of those in bf16.
     last = writing.cache // (2 * language.layers)
-    last += (element + 8) * language.vocabulary * writing.rows
+    last += (4 + 2 * writing.half) * language.vocabulary * writing.rows
     # The prompt, while the cache has no new token yet; with a mask, as prompts are padded.
     prompt = writing.rows * length * (inside + length)
     prompt -= writing.cache * writing.new // (length + writing.new)
     reading = 0
     if writing.read:
         texts = writing.rows * writing.read
-        layer = writing.rows * (writing.prefix_tokens + writing.read) * inside
+        layer = texts * inside
         logits = 8 * language.vocabulary * min(texts, LOGIT_ROWS)  # and their softmax
-        reading = max(layer, logits) - writing.cache
+        # Beside their own keys and values, which are fewer than those of full rows.
+        read = writing.rows * (writing.prefix_tokens + writing.read)
+        reading = max(layer + writing.kept(read), logits) - writing.cache
     return Memory(
         weights=writing.weights,
         gradients=0,
         optimizer=0,
-        activations=writing.cache,
+        activations=writing.cache + writing.kept(writing.images * writing.prefix_tokens),
         transient=max(last, prompt, reading),
     )
 

@@ -11,6 +11,7 @@ from pipeline.data.schemas import CONDITIONS
 from pipeline.data.stored_images import Patches
 
 MEAN_ROWS = 1024  # images whose mean stands for "no image"
+BLIND = -1  # stands for that mean where the rows of other images stand
 
 
 class Shown:
@@ -51,11 +52,22 @@ class Shown:
         """Return whether an image is among the test images that are shown."""
         return sha256 in self._hashes
 
+    def image(self, row: int, condition: str) -> int:
+        """Return the row of the image that is shown for an image, or `BLIND`."""
+        if condition == "blind":
+            return BLIND
+        return self._other[row] if condition == "shuffled" else row
+
+    def patches_of(self, images: Sequence[int]) -> Tensor:
+        """Return float32 patches [image, patch, vision] of what `image` returned."""
+        rows = np.asarray(images, np.int64)
+        is_blind = rows == BLIND
+        if is_blind.all():
+            return self._mean.expand(len(rows), -1, -1)
+        shown = torch.from_numpy(self.patches.gather(np.where(is_blind, rows.max(), rows))).float()
+        shown[torch.from_numpy(is_blind)] = self._mean
+        return shown
+
     def show(self, rows: Sequence[int] | NDArray[np.int64], condition: str) -> Tensor:
         """Return float32 patches [image, patch, vision] for rows under a condition."""
-        rows = np.asarray(rows, np.int64)
-        if condition == "blind":
-            return self._mean.expand(len(rows), -1, -1)
-        if condition == "shuffled":
-            rows = np.array([self._other[row] for row in rows.tolist()], np.int64)
-        return torch.from_numpy(self.patches.gather(rows)).float()
+        return self.patches_of([self.image(int(row), condition) for row in rows])

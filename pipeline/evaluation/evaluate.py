@@ -1,15 +1,13 @@
 """Stage `evaluate`: models on test images, under three conditions, against baselines."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from model.bundle import decoding_of
-from model.generation import Generated, generate
+from model.generation import Generated
 from model.language import forbid_ids, saved_dtype
 from model.prompt import PromptTemplate
 from model.vlm import VisionLanguageModel
@@ -18,7 +16,7 @@ from pipeline.engine.stage import StageContext, Summary
 from pipeline.evaluation.baselines import baseline_captions
 from pipeline.evaluation.by_source import by_source
 from pipeline.evaluation.evaluation_plan import TRAINED, EvaluationPlan, plan_evaluation
-from pipeline.evaluation.likelihood import model_likelihood, text_likelihood
+from pipeline.evaluation.likelihood import Nats, model_likelihood, text_likelihood
 from pipeline.evaluation.likelihood_tasks import choice_scores, presence_answers
 from pipeline.evaluation.metrics import (
     Metric,
@@ -33,7 +31,8 @@ from pipeline.evaluation.pointing import IMPORTANCE, look, pointing_metrics, tab
 from pipeline.evaluation.scorers.vqa import answer_accuracy
 from pipeline.evaluation.scores import change, summarize
 from pipeline.evaluation.tasks import Task
-from pipeline.progress import Ticker
+from pipeline.evaluation.writing import write_texts
+from pipeline.progress import Ticker, silent
 from pipeline.recipe.parts import EvaluatePart
 from pipeline.training.assemble import load_pretrained
 from storage.tables import write_table
@@ -112,11 +111,34 @@ def _conditions(
     """Return a stage's predictions under every condition, all metrics, and where it looked."""
     tick(0, f"load the model of {stage}")
     vlm = _load(context, plan, stage)
+    # Pretraining learns from conversations where there are no captions.
+    spoke = stage == "finetune" or not plan.captions
+    tick(0, f"{stage} writes")
+    tasks = [*plan.captions, *(plan.questions if spoke else ())]
+    written = predict(plan, vlm, tasks, plan.shown.conditions, tick)
+    tick(0, f"{stage} reads")
+    likelihoods = model_likelihood(
+        vlm,
+        plan.examples,
+        plan.answers,
+        plan.shown,
+        plan.shown.conditions,
+        plan.evaluate,
+        plan.device,
+        tick,
+        spoke=spoke,
+    )
     said: list[Row] = []
     measured: dict[str, list[Metric]] = {}
     for condition in plan.shown.conditions:
         tick(0, f"{stage}, {condition}")
-        rows, measured[condition] = _examine(plan, vlm, stage, condition, tick)
+        rows, nats = written[condition], likelihoods[condition]
+        chosen = choice(plan, vlm, condition, tick)
+        measured[condition] = _measure(plan, rows, nats, chosen, spoke=spoke)
+        if stage == "finetune":
+            answered = presence(plan, vlm, condition, tick)
+            measured[condition] += presence_metrics(answered) if answered else []
+            rows += answered
         said += [{"stage": stage, "condition": condition, **row} for row in rows]
     nats = text_likelihood(vlm, plan.texts, plan.evaluate.batch, plan.device, tick)
     measured[TEXT_ONLY] = likelihood_metrics({"text_nll": nats})
@@ -130,65 +152,56 @@ def _conditions(
     return said, measured, looked
 
 
-def _examine(
-    plan: EvaluationPlan, vlm: VisionLanguageModel, stage: str, condition: str, tick: Ticker
-) -> tuple[list[Row], list[Metric]]:
-    """Return a model's predictions under a condition, and all their metrics."""
-    # Pretraining learns from conversations where there are no captions.
-    spoke = stage == "finetune" or not plan.captions
-    tasks = [*plan.captions, *plan.questions] if spoke else plan.captions
-    rows = []
-    for row in _predict(plan, vlm, tasks, condition):
-        rows.append(row)
-        tick()
-    rows.sort(key=lambda row: (row["kind"], row["image_id"], row["question_id"] or 0))
+def _measure(
+    plan: EvaluationPlan,
+    rows: Sequence[Row],
+    nats: dict[str, list[Nats]],
+    chosen: list[Metric],
+    *,
+    spoke: bool,
+) -> list[Metric]:
+    """Return all metrics of a condition but presence: of what was written, read and chosen."""
     captions = [row for row in rows if row["kind"] == "caption"]
     for row in captions:
         plan.objects.judge(row)
     measured = caption_metrics(captions) if captions else []
     measured.append(ending_metric([row for row in rows if row["split"] == "test"]))
-    evaluate, shown = plan.evaluate, plan.shown
-    nats = model_likelihood(
-        vlm, plan.examples, plan.answers, shown, condition, evaluate, plan.device, tick, spoke=spoke
-    )
     captioned = {"caption_nll"} if spoke else {"caption_nll", "nll"}
     measured += likelihood_metrics({name: nats[name] for name in sorted(captioned)})
-    measured += _choice(plan, vlm, condition, tick)
+    measured += chosen
     if spoke:
         answers = [row for row in rows if row["kind"] == "answer"]
         about = answer_metrics(answers) if answers else []
         spoken = {name: each for name, each in nats.items() if name not in captioned}
         about += likelihood_metrics(spoken)
         measured += [replace(each, split=plan.spoken) for each in about]
-    if stage == "finetune":
-        presence = _presence(plan, vlm, condition, tick)
-        measured += presence_metrics(presence) if presence else []
-        rows += presence
-    return rows, measured
+    return measured
 
 
-def _predict(
-    plan: EvaluationPlan, vlm: VisionLanguageModel, tasks: Sequence[Task], condition: str
-) -> Iterator[Row]:
-    ordered = sorted(tasks, key=lambda task: len(task.prompt))
-    for start in range(0, len(ordered), plan.evaluate.batch):
-        batch = ordered[start : start + plan.evaluate.batch]
-        with torch.inference_mode():
-            texts = generate(
-                vlm,
-                plan.shown.show(_rows_shown(batch), condition).to(plan.device),
-                [task.prompt for task in batch],
-                eos_id=plan.template.eos_id,
-                max_new_tokens=plan.evaluate.max_new_tokens,
-                decoding=decoding_of(plan.evaluate.beams),
-            )
-        for task, text in zip(batch, texts, strict=True):
-            yield _row(task, text, plan.template)
-
-
-def _rows_shown(tasks: Sequence[Task]) -> list[int]:
-    """Return the rows of the first images of all tasks, then those of the further ones."""
-    return [task.row for task in tasks] + [row for task in tasks for row in task.more]
+def predict(
+    plan: EvaluationPlan,
+    vlm: VisionLanguageModel,
+    tasks: Sequence[Task],
+    conditions: Sequence[str],
+    tick: Ticker = silent,
+) -> dict[str, list[Row]]:
+    """Return by condition what a model writes, as rows of predictions: captions, then answers."""
+    rows: dict[str, list[Row]] = {condition: [] for condition in conditions}
+    texts = write_texts(
+        vlm,
+        tasks,
+        plan.shown,
+        conditions,
+        plan.evaluate,
+        plan.template.eos_id,
+        plan.device,
+    )
+    for condition, task, text in texts:
+        rows[condition].append(_row(task, text, plan.template))
+        tick()
+    for each in rows.values():
+        each.sort(key=lambda row: (row["kind"], row["image_id"], row["question_id"] or 0))
+    return rows
 
 
 def _row(task: Task, text: Generated, template: PromptTemplate) -> Row:
@@ -200,9 +213,10 @@ def _row(task: Task, text: Generated, template: PromptTemplate) -> Row:
     return row
 
 
-def _choice(
-    plan: EvaluationPlan, vlm: VisionLanguageModel, condition: str, tick: Ticker
+def choice(
+    plan: EvaluationPlan, vlm: VisionLanguageModel, condition: str, tick: Ticker = silent
 ) -> list[Metric]:
+    """Return how often an image's own caption is likeliest with it, if there are two captions."""
     tasks = plan.captions[: plan.evaluate.likelihood_images]
     if len(tasks) < 2:
         return []
@@ -221,9 +235,10 @@ def _choice(
     return [mean("image_choice", images, scores)]
 
 
-def _presence(
-    plan: EvaluationPlan, vlm: VisionLanguageModel, condition: str, tick: Ticker
+def presence(
+    plan: EvaluationPlan, vlm: VisionLanguageModel, condition: str, tick: Ticker = silent
 ) -> list[Row]:
+    """Return the answers to questions about presence, as rows of predictions."""
     asked = plan.presence
     texts = [
         [each.text(plan.evaluate.presence_question) for each in questions] for _, questions in asked

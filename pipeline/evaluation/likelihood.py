@@ -6,15 +6,18 @@ interval over images.
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from model.batch import Batch
+from model.prefixes import nll_behind, read_images
 from model.vlm import VisionLanguageModel
 from pipeline.evaluation.conditions import Shown
+from pipeline.evaluation.image_groups import by_images
 from pipeline.evaluation.scorers.vqa import answer_type
 from pipeline.evaluation.tasks import spread
 from pipeline.progress import Ticker, silent
@@ -23,6 +26,8 @@ from pipeline.training.collate import collate, widened
 from storage.tables import where
 
 Row = dict[str, Any]
+T = TypeVar("T")
+PADDING = 0.1  # of the positions of texts that are read together, at most
 
 
 class Nats(NamedTuple):
@@ -52,43 +57,99 @@ def held_out_rows(
     return sorted(rows, key=lambda row: (len(row["input_ids"]), row["example_id"]))
 
 
+class _Scored(NamedTuple):
+    """An example under a condition.
+
+    Attributes:
+        place: Where its nats belong among those of all.
+        images: What `Shown.image` returned for its images, the first one first.
+        ids: Token ids [text].
+        supervised: Which of them are targets.
+    """
+
+    place: tuple[str, int]
+    images: list[int]
+    ids: NDArray[np.int64]
+    supervised: NDArray[np.bool_]
+
+
 def likelihood(
     vlm: VisionLanguageModel,
     rows: Sequence[Row],
     shown: Shown,
-    condition: str,
+    conditions: Sequence[str],
     batch: int,
     device: str,
     tick: Ticker = silent,
-) -> list[NDArray[np.float64]]:
-    """Return the nats of every supervised token of each example, under a condition.
+) -> dict[str, list[NDArray[np.float64]]]:
+    """Return by condition the nats of every supervised token of each example.
+
+    Each image is read once for all examples and conditions.
 
     Args:
         vlm: The model.
         rows: Rows of the `examples` table.
         shown: Patch embeddings by condition.
-        condition: `real`, `shuffled` or `blind`.
-        batch: Examples per forward pass.
+        conditions: Some of `real`, `shuffled` and `blind`.
+        batch: Images and examples per forward pass.
         device: Where to compute.
-        tick: Called after every finished example.
+        tick: Called after every finished example, once for each condition.
     """
-    per_example: list[NDArray[np.float64]] = []
-    for part in _parts(rows, batch):
-        hashes = [row["sha256"] for row in part]
-        hashes += [sha256 for row in part for sha256 in row["more_sha256"]]
-        patches = shown.show(shown.patches.rows_of(hashes), condition).to(device)
-        ids = [np.array(row["input_ids"], np.int64) for row in part]
-        masks = [np.array(row["supervised"], np.bool_) for row in part]
-        with torch.inference_mode():
-            if len(patches) > len(part):
-                prefix = vlm.embed_images(patches[:1]).tokens.shape[1]
-                texts = zip(ids, masks, strict=True)
-                ids, masks = zip(*(widened(*text, prefix) for text in texts), strict=True)
-            nats = vlm(collate(patches, ids, masks).to(device))
-        ends = np.cumsum([mask.sum() for mask in masks])[:-1]
-        per_example += np.split(nats.double().cpu().numpy(), ends)
-        tick(len(part))
-    return per_example
+    scored = [
+        _scored((condition, number), row, shown)
+        for condition in conditions
+        for number, row in enumerate(rows)
+    ]
+    found: dict[tuple[str, int], NDArray[np.float64]] = {}
+    for images, group in by_images(scored, lambda each: each.images[0], batch):
+        read = read_images(vlm, shown.patches_of(images).to(device))
+        group.sort(key=lambda each: (len(each.ids), each.place))
+        for part in _similar(group, batch):
+            texts = _texts(part, shown, read.tokens.shape[1]).to(device)
+            of = torch.tensor([images.index(each.images[0]) for each in part], device=device)
+            nats = nll_behind(vlm, read, of, texts).double().cpu().numpy()
+            ends = np.cumsum([each.supervised.sum() for each in part])[:-1]
+            found |= zip((each.place for each in part), np.split(nats, ends), strict=True)
+            tick(len(part))
+    return {
+        condition: [found[condition, number] for number in range(len(rows))]
+        for condition in conditions
+    }
+
+
+def _similar(group: Sequence[_Scored], most: int) -> Iterator[list[_Scored]]:
+    """Yield texts that are given shortest first, so many together that little is padding."""
+    part: list[_Scored] = []
+    tokens = 0
+    for each in group:
+        length = len(each.ids)
+        padded = length * (len(part) + 1)
+        if part and (len(part) == most or padded - tokens - length > PADDING * padded):
+            yield part
+            part, tokens = [], 0
+        part.append(each)
+        tokens += length
+    if part:
+        yield part
+
+
+def _scored(place: tuple[str, int], row: Row, shown: Shown) -> _Scored:
+    own = shown.patches.rows_of([row["sha256"], *row["more_sha256"]]).tolist()
+    return _Scored(
+        place,
+        [shown.image(image, place[0]) for image in own],
+        np.array(row["input_ids"], np.int64),
+        np.array(row["supervised"], np.bool_),
+    )
+
+
+def _texts(part: Sequence[_Scored], shown: Shown, prefix: int) -> Batch:
+    """Return texts as a batch, with the patches of their further images only."""
+    texts = (widened(each.ids, each.supervised, prefix) for each in part)
+    ids, supervised = zip(*texts, strict=True)
+    further = [image for each in part for image in each.images[1:]]
+    patches = shown.patches_of(further or part[0].images[:1])[: len(further)]
+    return collate(patches, ids, supervised)
 
 
 def text_likelihood(
@@ -154,32 +215,34 @@ def model_likelihood(
     examples: dict[str, list[Row]],
     questions: Sequence[Row],
     shown: Shown,
-    condition: str,
+    conditions: Sequence[str],
     evaluate: EvaluatePart,
     device: str,
     tick: Ticker = silent,
     *,
     spoke: bool,
-) -> dict[str, list[Nats]]:
-    """Return the nats of held-out text under a condition, by metric name.
+) -> dict[str, dict[str, list[Nats]]]:
+    """Return the nats of held-out text by condition and metric name.
 
     `nll` is over what the stage was trained on: answers where it has learned from conversations
     (`spoke`), and then there are also `nll_yes_no`, `nll_number` and `nll_other`; else captions.
     `caption_nll` is over captions for both.
     """
-    captions = examples["caption"]
-    nats = likelihood(vlm, captions, shown, condition, evaluate.batch, device, tick)
-    by_metric = {"caption_nll": whole(captions, nats)}
-    spoken = examples["conversation"]
-    if not spoke or not spoken:
-        return {**by_metric, "nll": by_metric["caption_nll"]}
-    nats = likelihood(vlm, spoken, shown, condition, evaluate.batch, device, tick)
-    by_metric["nll"] = whole(spoken, nats)
-    for name, rows in sorted(by_answer_type(spoken, nats, questions).items()):
-        by_metric[f"nll_{name}"] = rows
-    return by_metric
+    captions, spoken = examples["caption"], examples["conversation"]
+    of_captions = likelihood(vlm, captions, shown, conditions, evaluate.batch, device, tick)
+    by_condition: dict[str, dict[str, list[Nats]]] = {}
+    for condition, nats in of_captions.items():
+        summed = whole(captions, nats)
+        by_condition[condition] = {"caption_nll": summed, "nll": summed}
+    if spoke and spoken:
+        answers = likelihood(vlm, spoken, shown, conditions, evaluate.batch, device, tick)
+        for condition, nats in answers.items():
+            by_condition[condition]["nll"] = whole(spoken, nats)
+            by_type = by_answer_type(spoken, nats, questions)
+            by_condition[condition] |= {f"nll_{name}": by_type[name] for name in sorted(by_type)}
+    return by_condition
 
 
-def _parts(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

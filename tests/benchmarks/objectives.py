@@ -102,7 +102,7 @@ def answers(
     tuned = Files({p.relative_to(context.out).as_posix(): str(p) for p in _files(context.out)})
     plan = plan_evaluation(context, recipe.evaluate, recipe.seed)
     vlm = load_pretrained(tuned.directory("lm"), tuned)
-    rows = list(stage._predict(plan, vlm, [*plan.captions, *plan.questions], "real"))
+    rows = stage.predict(plan, vlm, [*plan.captions, *plan.questions], ["real"])["real"]
     for row in rows:
         if row["kind"] == "caption":
             plan.objects.judge(row)

@@ -58,6 +58,8 @@ BENCHMARKS = (
     Benchmark("sampling_cost", "--rows 2 --tokens 10 --repeats 1"),
     Benchmark("objectives", "--epochs 0.05 --seeds 1 --steps 2", store=" "),
     Benchmark("evaluation_metrics", "--count 200 --resamples 100"),
+    Benchmark("evaluation_speed", "--captions 8 --questions 8 --batch 4 --longest 24 --layers 2 "
+              "--width 192 --vocabulary 512 --rounds 2"),
     Benchmark("explore_pages", "--rows 500 --pixels 32 --repeats 1"),
     Benchmark("chat_latency", "--repeats 2 --crowd 2", store="--store"),
     Benchmark("serving", "--count 16 --rounds 1"),

@@ -189,6 +189,7 @@ class Choices:
     method: str = "full"
     epochs: float = 5.0
     micro_batch: int = 4
+    examples_per_row: int = 2
     rate: float = 3e-3
     projector: ProjectorConfig = field(default_factory=LinearConfig)
     dropout: float = 0.1
@@ -210,7 +211,7 @@ class Choices:
             "epochs": self.epochs,
             "batch": 8,
             "micro_batch": self.micro_batch,
-            "examples_per_row": 2,
+            "examples_per_row": self.examples_per_row,
             "augment": self.augment,
             "optimizer": self.optimizer,
             "weight_decay": 0.01,

@@ -1,20 +1,22 @@
 """The plan of evaluation and chat: bytes against measured passes, time against the device."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from flows.commands.hardware import Device, writing_rows
-from model.generation import generate
-from model.generation_configs import GreedyConfig
 from model.language_table import LANGUAGE_MODELS
 from model.projector_costs import projector_costs
 from pipeline.costs.generation import Writing, most_rows, writing_memory, writings
+from pipeline.evaluation.conditions import Shown
+from pipeline.evaluation.likelihood import likelihood
+from pipeline.evaluation.tasks import Task
+from pipeline.evaluation.writing import write_texts
 from pipeline.recipe.presets import preset
-from pipeline.training.collate import collate
 from tests.support.peak_memory import peak_allocated
+from tests.support.shown_images import key_of, write_images
 from tests.unit.pipeline.costs.test_training import MIXTURE, PATCHES, TINY, VISION, opened
 
 TOLERANCE = 0.15
@@ -32,6 +34,7 @@ def written(words: int, rows: int, *, fused: bool, **changes: int) -> Writing:
         encoder=0,
         half=False,
         rows=rows,
+        images=rows,
         prompt=40,
         new=12,
         read=0,
@@ -46,33 +49,47 @@ def written(words: int, rows: int, *, fused: bool, **changes: int) -> Writing:
     ("words", "rows", "prompt", "new"), [(300, 16, 40, 4), (300, 8, 4, 40), (51_200, 8, 20, 20)]
 )
 def test_the_planned_memory_is_that_of_measured_writing(
-    fused: bool, words: int, rows: int, prompt: int, new: int
+    tmp_path: Path, fused: bool, words: int, rows: int, prompt: int, new: int
 ) -> None:
     planned = written(words, rows, fused=fused, prompt=prompt, new=new)
     vlm = opened(planned.language, "frozen", MIXTURE)
-    patches, asked = torch.randn(rows, PATCHES, VISION), [[5] * prompt] * rows
+    shown = shown_images(tmp_path, 2 * rows)
+    tasks = [Task("answer", image, [5] * prompt, {}) for image in range(2 * rows)]
+    part = preset("demo").evaluate.model_copy(update={"batch": rows, "max_new_tokens": new})
 
     def write() -> None:
-        generate(vlm, patches, asked, eos_id=-1, max_new_tokens=new, decoding=GreedyConfig())
+        for _ in write_texts(vlm, tasks, shown, ["real"], part, -1, "cpu"):
+            pass
 
     write()
     need = writing_memory(planned)
     assert need.activations + need.transient == pytest.approx(peak_allocated(write), rel=TOLERANCE)
 
 
+def shown_images(folder: Path, count: int) -> Shown:
+    """Random patch embeddings of test images."""
+    values = np.random.default_rng(0).standard_normal((count, PATCHES, VISION))
+    patches = write_images(folder, values.astype(np.float16))
+    return Shown(patches, np.arange(count), np.arange(count), 0)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize(("words", "rows"), [(300, 16), (3000, 32)])
 def test_the_planned_memory_is_that_of_a_measured_likelihood(
-    fused: bool, words: int, rows: int
+    tmp_path: Path, fused: bool, words: int, rows: int
 ) -> None:
     # Nothing but a likelihood: a single word is written.
     planned = written(words, rows, fused=fused, prompt=0, new=0, read=40)
     vlm = opened(planned.language, "frozen", MIXTURE)
-    texts, every = [np.arange(40) % words] * rows, [np.ones(40, np.bool_)] * rows
+    shown = shown_images(tmp_path, rows)
+    ids = (np.arange(40) % words).tolist()
+    texts = [
+        {"sha256": key_of(n), "more_sha256": [], "input_ids": ids, "supervised": [True] * 40}
+        for n in range(rows)
+    ]
 
     def read() -> None:
-        with torch.inference_mode():
-            vlm(collate(torch.randn(rows, PATCHES, VISION), texts, every))
+        likelihood(vlm, texts, shown, ["real"], rows, "cpu")
 
     read()
     need = writing_memory(planned)

@@ -84,28 +84,47 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("condition", ["real", "shuffled", "blind"])
+CONDITIONS = ("real", "shuffled", "blind")
+
+
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_it_is_what_one_plain_pass_per_text_gives(
-    vlm: VisionLanguageModel, shown: Shown, condition: str, batch: int
+    vlm: VisionLanguageModel, shown: Shown, batch: int
 ) -> None:
-    found = likelihood(vlm, ROWS, shown, condition, batch, "cpu")
-    assert len(found) == len(ROWS)
-    for row, nats in zip(ROWS, found, strict=True):
-        image = shown.show(shown.patches.rows_of([row["sha256"]]), condition)[0]
-        expected = nats_by_hand(vlm, image, row["input_ids"])[torch.tensor(row["supervised"])]
-        np.testing.assert_allclose(nats, expected.numpy(), rtol=1e-4)
+    rows = [*ROWS, row_of(5, 3, [7], 0)]  # a single token, which the separator predicts
+    done: list[int] = []
+    found = likelihood(
+        vlm, rows, shown, CONDITIONS, batch, "cpu", lambda amount=1, note="": done.append(amount)
+    )
+    assert sum(done) == len(CONDITIONS) * len(rows)
+    assert tuple(found) == CONDITIONS
+    for condition, nats_of in found.items():
+        for row, nats in zip(rows, nats_of, strict=True):
+            image = shown.show(shown.patches.rows_of([row["sha256"]]), condition)[0]
+            expected = nats_by_hand(vlm, image, row["input_ids"])[torch.tensor(row["supervised"])]
+            np.testing.assert_allclose(nats, expected.numpy(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("condition", ["real", "shuffled", "blind"])
+def test_each_image_is_read_once_for_all_conditions(vlm: VisionLanguageModel, shown: Shown) -> None:
+    seen: list[int] = []
+    hook = vlm.vision_prefix.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    likelihood(vlm, ROWS, shown, CONDITIONS, 2, "cpu")
+    hook.remove()
+    about = shown.patches.rows_of([row["sha256"] for row in ROWS]).tolist()
+    images = {shown.image(row, condition) for row in about for condition in CONDITIONS}
+    assert sum(seen) == len(images) < len(CONDITIONS) * len(set(about))
+    assert max(seen) == 2
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_text_may_be_about_several_images(
     vlm: VisionLanguageModel, shown: Shown, condition: str
 ) -> None:
     several = row_of(5, 2, [5, IMAGE, 6, 7, IMAGE, 8, 0], 5)
     several["more_sha256"] = [key_of(0), key_of(3)]
     rows = [*ROWS[:2], several, *ROWS[2:]]
-    found = likelihood(vlm, rows, shown, condition, 4, "cpu")
-    alone = likelihood(vlm, ROWS, shown, condition, 4, "cpu")
+    found = likelihood(vlm, rows, shown, [condition], 4, "cpu")[condition]
+    alone = likelihood(vlm, ROWS, shown, [condition], 4, "cpu")[condition]
     for nats, expected in zip([*found[:2], *found[3:]], alone, strict=True):
         np.testing.assert_allclose(nats, expected, rtol=1e-4)
     hashes = [several["sha256"], *several["more_sha256"]]
@@ -123,10 +142,8 @@ def test_a_blind_model_gives_a_text_the_same_about_every_image(
     vlm: VisionLanguageModel, shown: Shown
 ) -> None:
     same = [row_of(n, n, [5, 6, 7, 0], 0) for n in range(TESTED)]
-    sums = {
-        condition: [nats.sum() for nats in likelihood(vlm, same, shown, condition, 4, "cpu")]
-        for condition in ("real", "shuffled", "blind")
-    }
+    found = likelihood(vlm, same, shown, CONDITIONS, 4, "cpu")
+    sums = {condition: [nats.sum() for nats in each] for condition, each in found.items()}
     assert np.ptp(sums["blind"]) < 1e-4
     assert np.ptp(sums["real"]) > 0.01
     # Shuffling shows each image exactly once, and no image its own.
@@ -199,7 +216,9 @@ def test_each_stage_is_judged_on_what_it_learned(vlm: VisionLanguageModel, shown
     ]  # fmt: skip
     part = preset("demo").evaluate
     pretrained, finetuned = (
-        model_likelihood(vlm, examples, questions, shown, "real", part, "cpu", spoke=spoke)
+        model_likelihood(vlm, examples, questions, shown, ["real"], part, "cpu", spoke=spoke)[
+            "real"
+        ]
         for spoke in (False, True)
     )
     assert set(pretrained) == {"caption_nll", "nll"}

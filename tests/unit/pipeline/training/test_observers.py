@@ -5,22 +5,28 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import wandb
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 import pipeline.engine.precision
 import pipeline.training.observers.throughput
+from model.batch import Batch
 from model.flops import size_of, training_flops
 from model.objectives import standard
 from model.projectors import LinearConfig, ProjectorConfig, SparseMixtureConfig
+from model.shared_rows import segment_mask
 from pipeline.data.stored_images import open_patches
 from pipeline.engine.stage import StageContext
 from pipeline.progress import Ticker
 from pipeline.recipe.parts import PretrainPart
 from pipeline.training.batches import TrainingBatches
+from pipeline.training.collate import collate
 from pipeline.training.example_sets import ExampleSet
+from pipeline.training.observers.throughput import seen_pairs
 from pipeline.training.pretrain import prepare, pretrain
 from tests.support.training_inputs import (
     PATCHES,
@@ -92,6 +98,55 @@ def test_the_speed_is_that_of_all_examples_tokens_and_operations(
     )
     assert any("tokens_per_second" in line and "mfu" in line for line in report.said)
     assert not any("per_second" in name for name in figures(context))  # nothing of a clock
+
+
+def visible_to_tokens(batch: Batch, prefix: int) -> torch.Tensor:
+    """Which positions see which, as training's own mask says; padding sees nothing."""
+    segments = torch.zeros_like(batch.input_ids) if batch.segments is None else batch.segments
+    visible = segment_mask(segments[:, :-1], prefix, batch.has_image)
+    return visible & functional.pad(batch.attention[:, :-1], (prefix, 0), value=True).unsqueeze(2)
+
+
+@pytest.mark.parametrize("has_image", [None, [True, False, True]])
+def test_pairs_that_see_each_other_are_those_of_the_mask(has_image: list[bool] | None) -> None:
+    ids = [np.array(text) for text in ([5, 6, 1], [5, 6, 2, 3], [5, 7], [9, 8, 7, 6], [4, 4, 1])]
+    judged = [np.array([False] * 2 + [True] * (len(text) - 2)) for text in ids]
+    judged[2] = np.array([False, True])
+    told = None if has_image is None else torch.tensor(has_image)
+    for counts in ([2, 1, 2], [1] * 5):
+        some = told if len(counts) == 3 else None
+        batch = collate(torch.zeros(len(counts), 4, 2), ids, judged, counts, some)
+        expected = int(visible_to_tokens(batch, 5).sum())
+        assert int(seen_pairs(batch, 5)) == expected
+
+
+@pytest.mark.parametrize("examples_per_row", [1, 3])
+def test_the_shares_of_padding_and_of_masked_attention_are_told(
+    inputs: Path, tmp_path: Path, examples_per_row: int
+) -> None:
+    context = context_of(inputs, tmp_path)
+    choices = Choices(epochs=1.5, examples_per_row=examples_per_row)
+    told = choices.run(context)
+    patches = open_patches(context.inputs["features"])
+    source = context.inputs["examples"]
+    examples = ExampleSet(source, patches, "train", {"caption": 1.0}, 3, examples_per_row)
+    batches = TrainingBatches(examples, batch=8, micro_batch=4, seed=3)
+    prefix, padding, positions, hidden, pairs = PATCHES + 1, 0, 0, 0, 0
+    for step in range(told["steps"]):
+        for each in batches.step(step):
+            batch = each.batch
+            padding += int((~batch.attention).sum())
+            positions += batch.attention.numel() + len(batch.attention) * prefix
+            if batch.segments is not None:
+                visible = visible_to_tokens(batch, prefix)
+                hidden += int((~visible).sum())
+                pairs += visible.numel()
+    assert padding > 0
+    assert told["padding_share"] == pytest.approx(padding / positions, rel=1e-3)
+    assert ("masked_attention_share" in told) is (examples_per_row > 1)
+    if examples_per_row > 1:
+        assert told["masked_attention_share"] == pytest.approx(hidden / pairs, rel=1e-3)
+        assert hidden > pairs / 2
 
 
 def test_the_bar_moves_once_a_step_and_begins_where_the_checkpoint_ended(
