@@ -50,6 +50,11 @@ class Artifact:
         return sorted(self._records)
 
     @property
+    def packages(self) -> dict[str, str]:
+        """Versions of the libraries that made it."""
+        return self.manifest.packages
+
+    @property
     def address(self) -> str:
         """Where its files are: a folder of this machine, or a URL."""
         files, folder = self._store.files, self.manifest.folder
