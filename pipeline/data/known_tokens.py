@@ -151,20 +151,19 @@ class KnownTokens:
     def find(self, keys: Sequence[bytes]) -> dict[bytes, Fitted]:
         """Return the tokens of those keys that are known."""
         places = self._index.rows(keys)
-        order = [at for at in np.argsort(places, kind="stable").tolist() if places[at] >= 0]
+        order = np.argsort(places, kind="stable")
+        order = order[places[order] >= 0]
+        sources = np.searchsorted(self._starts, places[order], side="right") - 1
+        rows = places[order] - np.array(self._starts)[sources]
+        groups = zip(sources.tolist(), (rows // ROW_GROUP).tolist(), range(len(order)), strict=True)
         found: dict[bytes, Fitted] = {}
-        for (source, number), group in groupby(order, key=lambda at: self._group_of(places[at])):
-            some, first = list(group), self._starts[source] + number * ROW_GROUP
-            rows = self._rows(source, number)
-            if rows is not None:
-                found |= zip(
-                    [keys[at] for at in some], _fitted(rows.take(places[some] - first)), strict=True
-                )
+        for (source, number), some in groupby(groups, key=lambda each: each[:2]):
+            at = [place for _, _, place in some]
+            table = self._rows(source, number)
+            if table is not None:
+                fitted = _fitted(table.take(rows[at] - number * ROW_GROUP))
+                found |= zip((keys[place] for place in order[at]), fitted, strict=True)
         return found
-
-    def _group_of(self, place: int) -> tuple[int, int]:
-        source = int(np.searchsorted(self._starts, place, side="right")) - 1
-        return source, (int(place) - self._starts[source]) // ROW_GROUP
 
     def _rows(self, source: int, number: int) -> pa.Table | None:
         if self._read[:2] != (source, number):
