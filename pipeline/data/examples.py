@@ -38,7 +38,10 @@ _AT_ONCE = 8192  # examples; as Python objects they take about 1 kB for each hun
 
 
 def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summary:
-    """Write `examples`, `questions`, `drops` and the prompt template.
+    """Write `examples`, `questions`, `drops`, the keys of tokens and the prompt template.
+
+    A killed run resumes at the first batch that was not tokenized, and a text that was tokenized
+    for an earlier artifact of the store is not tokenized again.
 
     Raises:
         PipelineError: Nothing is left to train on, to validate with or to test with, or an
@@ -51,24 +54,25 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
         "caption_question": examples.caption_question,
     }
     template = PromptTemplate.load(folder, **stored)
-    checks, made_by = Checks(), template_digest(folder, stored)
+    made_by = template_digest(folder, stored)
+    known = KnownTokens(context, made_by, sum(map(len, _texts(context))))
+    checks = Checks()
     with ExampleTables(context.out, made_by) as tables:
-        for rows, drops, late in _made(context, examples, template, made_by):
+        for rows, drops, late in _made(context, examples, template, known):
             checks.add(rows, drops + late)
             tables.add(rows, drops, late)
     checks.refuse_empty(_kinds(context))
     checks.refuse_leaks()
     (context.out / "template.json").write_text(json.dumps(stored, indent=1))
-    return checks.summary()
+    return {**checks.summary(), "tokenized": known.made}
 
 
 def _made(
-    context: StageContext, examples: ExamplesPart, template: PromptTemplate, made_by: str
+    context: StageContext, examples: ExamplesPart, template: PromptTemplate, known: KnownTokens
 ) -> Iterator[tuple[list[Row], list[Row], list[Row]]]:
     """Yield examples, drops, and the drops of the recipe's own filters, some thousand at a time."""
     names, mine = Names(context.inputs["images"]), UserFilters(context, examples)
     texts = sum(len(table) for table in _texts(context))
-    known = KnownTokens(context, made_by, texts)
     threads = context.settings.threads or os.cpu_count() or 1
     with (
         context.report.track("tokenize", texts) as tick,

@@ -77,15 +77,19 @@ class _Source:
     """A file with tokens, one row for each key, in groups of `ROW_GROUP` rows."""
 
     file: Callable[[], Path]
+    rows: int
     is_lost: bool = False
 
     def group(self, number: int) -> pa.Table | None:
-        """Return one group of rows, None if it cannot be read."""
+        """Return one group of rows, None if it cannot be read or has not as many as keys."""
         try:
-            return None if self.is_lost else read_group(self.file(), number, _ROWS)
+            rows = None if self.is_lost else read_group(self.file(), number, _ROWS)
         except _UNUSABLE:
+            rows = None
+        if rows is None or len(rows) != min(ROW_GROUP, self.rows - number * ROW_GROUP):
             self.is_lost = True
             return None
+        return rows
 
 
 class KnownTokens:
@@ -98,11 +102,15 @@ class KnownTokens:
             many as are needed to know as many keys as this stage has texts.
         made_by: Digest of the template.
         texts: How many texts the stage has.
+
+    Attributes:
+        made: How many were not known.
     """
 
     def __init__(self, context: StageContext, made_by: str, texts: int) -> None:
         self._folder = context.scratch / f"tokens-{version('tokenizers')}"
         self._folder.mkdir(exist_ok=True)
+        self.made = 0
         self._sources: list[_Source] = []
         self._starts = [0]  # of each source among all rows, and their end
         pieces = sorted(self._folder.glob("piece-*.parquet"))
@@ -144,7 +152,7 @@ class KnownTokens:
             keys = np.frombuffer(column.buffers()[1] or b"", np.uint64).reshape(-1, 2)
         except _UNUSABLE:  # half a file, after a failure of power
             keys = np.empty((0, 2), np.uint64)
-        self._sources.append(_Source(file))
+        self._sources.append(_Source(file, len(keys)))
         self._starts.append(self._starts[-1] + len(keys))
         return keys
 
@@ -188,6 +196,7 @@ class KnownTokens:
         path = self._folder / f"piece-{self._pieces:06d}.parquet"
         write_arrow(path, pa.table(columns, _PIECE))
         self._pieces += 1
+        self.made += len(made)
 
 
 class _Index:

@@ -6,8 +6,8 @@ runs in a process of its own. Seconds are those of the stage's function; memory 
 process held, imports included. The exponent is that of a power law fitted to processor seconds,
 which other load on the machine changes least. Goals: an exponent of at most 1.05, at most 2 GB.
 
-`examples-again` is `examples` with all tokens known from the artifact of `examples`, as where a recipe
-changes what is kept, or a few texts are added.
+`examples-again` is `examples` with all tokens known from the artifact of `examples`, as where a
+recipe changes what is kept, or a few texts are added.
 
 `features` embeds with a tiny encoder of random weights, up to --features images: what it costs at
 full size is the encoder's forward pass (`feature_extraction.py`).
