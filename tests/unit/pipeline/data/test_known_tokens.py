@@ -12,7 +12,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,11 +23,10 @@ from pipeline.data import known_tokens
 from pipeline.data.examples import examples
 from pipeline.data.known_tokens import Fitted, KnownTokens
 from pipeline.data.schemas import CAPTIONS, CONVERSATIONS
-from pipeline.engine.stage import InputArtifact, StageContext
+from pipeline.engine.stage import InputArtifact
 from pipeline.recipe.parts import ExamplesPart
 from pipeline.recipe.presets import preset
 from storage import tables
-from storage.errors import StorageError
 from storage.tables import TableWriter, read_table, write_table
 from tests.support.training_inputs import context_of, files_of
 from tests.unit.pipeline.data.test_examples import COUNT, write_dataset
@@ -66,13 +64,17 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Encoded:
 
 @pytest.fixture
 def inputs(tmp_path: Path, tiny_bundle: Path) -> Path:
-    """A dataset in which every text differs from all others."""
-    write_dataset(tmp_path / "in", tiny_bundle, range(COUNT))
-    add(tmp_path / "in", {}, {number: _talk(number) for number in range(COUNT)})
-    return tmp_path / "in"
+    return write_inputs(tmp_path / "in", tiny_bundle)
 
 
-def _talk(number: int) -> tuple[str, ...]:
+def write_inputs(root: Path, tiny_bundle: Path) -> Path:
+    """Write a dataset in which every text differs from all others, and return its folder."""
+    write_dataset(root, tiny_bundle, range(COUNT))
+    add(root, {}, {number: talk_of(number) for number in range(COUNT)})
+    return root
+
+
+def talk_of(number: int) -> tuple[str, ...]:
     return tuple(f"{text} {number}" for text in ("What is it?", "A box.", "And here?", "An oval."))
 
 
@@ -124,7 +126,7 @@ def test_one_more_batch_of_conversations_tokenizes_just_that(
     encoded.texts.clear()
     assert make(inputs, tmp_path / "same", tmp_path / "before")["tokenized"] == 0
     assert encoded.texts == []
-    add(inputs, {}, {number: _talk(number) for number in range(COUNT, COUNT + 5)})
+    add(inputs, {}, {number: talk_of(number) for number in range(COUNT, COUNT + 5)})
     summary = make(inputs, tmp_path / "more", tmp_path / "before")
     assert summary["tokenized"] == 5
     assert all(any(str(n) in text for n in range(COUNT, COUNT + 5)) for text in encoded.texts)
@@ -341,76 +343,3 @@ def test_tokens_of_another_version_of_the_library_are_not_taken(
     monkeypatch.setattr(known_tokens, "version", lambda _: "0.1")
     assert make(inputs, tmp_path / "third", known)["tokenized"] == 0
     assert make(inputs, tmp_path / "after")["tokenized"] == 2 * COUNT  # its scratch is older
-
-
-@pytest.mark.parametrize("name", ["examples.parquet", "token_keys.parquet"])
-@pytest.mark.parametrize("damage", ["half", "flipped", "gone"])
-def test_a_damaged_artifact_is_as_none(
-    inputs: Path, tmp_path: Path, name: str, damage: str
-) -> None:
-    summary = make(inputs, tmp_path / "before")
-    expected, path = content(tmp_path / "before"), tmp_path / "before/out" / name
-    known = files_of(path.parent)
-    spoil(path, damage)
-    assert make(inputs, tmp_path / "after", known) == summary
-    assert content(tmp_path / "after") == expected
-
-
-@pytest.mark.parametrize("damage", ["half", "flipped"])
-def test_a_damaged_piece_of_a_killed_run_is_as_none(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
-) -> None:
-    monkeypatch.setattr(stage, "_AT_ONCE", 6)
-    summary, pieces = make(inputs, tmp_path / "work"), tmp_path / "work/scratch"
-    expected = content(tmp_path / "work")
-    spoil(sorted(pieces.rglob("piece-*"))[1], damage)
-    assert make(inputs, tmp_path / "work") == summary | {"tokenized": 6}
-    assert content(tmp_path / "work") == expected
-    assert make(inputs, tmp_path / "work")["tokenized"] == 0
-
-
-def spoil(path: Path, damage: str) -> None:
-    data = bytearray(path.read_bytes())
-    if damage == "gone":
-        path.unlink()
-    elif damage == "half":
-        path.write_bytes(data[: len(data) // 2])
-    else:
-        group = pq.read_metadata(path).row_group(0)
-        chunks = [group.column(number) for number in range(group.num_columns)]
-        at = {each.path_in_schema.partition(".")[0]: each.dictionary_page_offset for each in chunks}
-        data[at["key" if "key" in at else "input_ids"] + 60] ^= 255
-        path.write_bytes(data)
-
-
-def test_keys_without_rows_are_not_followed(inputs: Path, tmp_path: Path) -> None:
-    """A store that lost a file may hold another one in its place."""
-    make(inputs, tmp_path / "before")
-    out = tmp_path / "before/out"
-    with TableWriter(out / "examples.parquet", tables.read_table(out / "examples.parquet").schema):
-        pass
-    assert make(inputs, tmp_path / "after", tmp_path / "before")["tokenized"] == 2 * COUNT
-
-
-def test_an_artifact_that_is_removed_meanwhile_is_as_none(inputs: Path, tmp_path: Path) -> None:
-    make(inputs, tmp_path / "before")
-    known = files_of(tmp_path / "before/out")
-
-    class Removed(InputArtifact):
-        names = known.names
-        packages: Mapping[str, str] = {}
-
-        def path(self, name: str) -> Path:
-            if name == "examples.parquet":
-                raise StorageError("it is gone")
-            return known.path(name)
-
-    assert make(inputs, tmp_path / "after", Removed())["tokenized"] == 2 * COUNT
-
-
-def test_nothing_is_kept_of_a_context_without_texts(tmp_path: Path) -> None:
-    context: StageContext = context_of(tmp_path, tmp_path / "work")
-    known = KnownTokens(context, "template", 0)
-    assert known.find([]) == {}
-    known.keep({})
-    assert list(context.scratch.rglob("piece-*")) == []
