@@ -41,6 +41,7 @@ class Artifact:
 
     def __init__(self, store: "ArtifactStore", manifest: Manifest) -> None:
         self.manifest = manifest
+        self.packages = manifest.packages  # versions of the libraries that made it
         self._store = store
         self._records = {record.name: record for record in manifest.files}
 
@@ -48,11 +49,6 @@ class Artifact:
     def names(self) -> list[str]:
         """Names of the files, sorted."""
         return sorted(self._records)
-
-    @property
-    def packages(self) -> dict[str, str]:
-        """Versions of the libraries that made it."""
-        return self.manifest.packages
 
     @property
     def address(self) -> str:
