@@ -151,6 +151,16 @@ class PromptTemplate:
             tokens.supervised.extend([False] * len(asked) + [True] * len(answered))
         return tokens
 
+    def fitting(
+        self, turns: Sequence[tuple[str, str]], limit: int, more: int = 0
+    ) -> tuple[int, Tokens]:
+        """Return how many first turns fit into `limit` tokens, at least one, and their tokens."""
+        tokens = self.conversation(turns, more)
+        while len(tokens) > limit and len(turns) > 1:
+            turns = turns[:-1]
+            tokens = self.conversation(turns, more)
+        return len(turns), tokens
+
     def question(
         self, question: str, history: Sequence[tuple[str, str]] = (), more: int = 0
     ) -> list[int]:

@@ -30,6 +30,21 @@ def importing() -> Generator[None]:
             gc.enable()
 
 
+@contextmanager
+def collecting_rarely() -> Generator[None]:
+    """Let the garbage collector run once in 50,000 new objects, instead of in 700.
+
+    For loops over many lists and rows, of which none is garbage: looking through them again and
+    again took a quarter of the time of the stage `examples`.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def child_environment() -> dict[str, str]:
     """Return an environment for a child Python process that imports the same code as this one.
 

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -91,6 +92,23 @@ def _pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any
         yield some
 
 
+def list_column(lists: Sequence[Sequence[Any]], field: pa.Field) -> pa.ListArray:
+    """Return lists of numbers or booleans as a column; Arrow takes them faster as one array."""
+    kind = field.type.value_type
+    ends = np.cumsum([0, *map(len, lists)], dtype=np.int32)
+    flat = np.fromiter(chain.from_iterable(lists), kind.to_pandas_dtype(), int(ends[-1]))
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat, kind), field.type)
+
+
+def lists_of(column: pa.ChunkedArray) -> list[list[Any]]:
+    """Return a column of lists of numbers or booleans as Python's, without nulls."""
+    array = column.combine_chunks()
+    flat = array.flatten().to_numpy(zero_copy_only=False).tolist()
+    lengths = np.diff(array.offsets.to_numpy())
+    ends = np.cumsum(lengths).tolist()
+    return [flat[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
+
+
 def write_arrow(path: Path, table: pa.Table) -> None:
     """Write an Arrow table as one deterministic Parquet file."""
     with TableWriter(path, table.schema) as writer:
@@ -112,9 +130,16 @@ class TableWriter:
 
     The bytes depend on the rows alone, not on the pieces. The file is there once all is written,
     and not at all after an error.
+
+    Args:
+        path: The file.
+        schema: Of the rows.
+        metadata: What the file says about itself, for `read_metadata`.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(
+        self, path: Path, schema: pa.Schema, metadata: Mapping[str, str] | None = None
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._schema = path, schema.remove_metadata()
         self._temporary = path.with_name(f".{path.name}.tmp")
@@ -126,6 +151,8 @@ class TableWriter:
             write_page_checksum=True,
             store_schema=False,
         )
+        if metadata:
+            self._writer.add_key_value_metadata(dict(metadata))
 
     def write(self, table: pa.Table) -> None:
         """Add rows."""
@@ -182,6 +209,39 @@ def _unreadable(path: Path, error: Exception) -> StorageError:
         f"{path} cannot be read: {str(error).splitlines()[0]}",
         "run `phivision verify`, then `phivision run` to make it again",
     )
+
+
+def read_group(path: Path, rows: int, columns: Sequence[str]) -> pa.Table:
+    """Return columns of one of the row groups that `TableWriter` makes.
+
+    Args:
+        path: The file.
+        rows: Number of the row group.
+        columns: Their names.
+
+    Raises:
+        StorageError: The file is not readable Parquet, or has no such row group.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if rows >= file.num_row_groups:
+                raise _unreadable(path, IndexError(f"it has no row group {rows}"))
+            return file.read_row_group(rows, list(columns))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a file of `TableWriter` says about itself.
+
+    Raises:
+        StorageError: The file is not readable Parquet.
+    """
+    try:
+        known = pq.read_metadata(path).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from None
+    return {key.decode(): value.decode() for key, value in known.items()}
 
 
 def read_batches(path: Path, rows: int) -> Iterator[pa.Table]:

@@ -2,31 +2,33 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
 
-from pipeline.data.schemas import DROPS, EXAMPLES, QUESTIONS
+from pipeline.data.known_tokens import KEYS, MADE_BY
+from pipeline.data.schemas import DROPS, EXAMPLES, QUESTIONS, TOKEN_KEYS
 from pipeline.data.tokenized import questions_of
-from storage.tables import TableWriter
+from storage.tables import TableWriter, list_column
 
 Row = dict[str, Any]
-_TOKENS = ("input_ids", "supervised")  # long lists, which Arrow takes faster as one array
+_TOKENS = ("input_ids", "supervised")
 
 
 class ExampleTables:
     """Numbers examples and their questions, and writes them with what was dropped.
 
     Args:
-        folder: Gets `examples.parquet`, `questions.parquet` and `drops.parquet`.
+        folder: Gets `examples.parquet`, `questions.parquet`, `drops.parquet` and
+            `token_keys.parquet`.
+        made_by: Digest of the template that made the tokens.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, made_by: str) -> None:
         self._stack = ExitStack()
         self._examples = TableWriter(folder / "examples.parquet", EXAMPLES)
+        self._keys = TableWriter(folder / KEYS, TOKEN_KEYS, {MADE_BY: made_by})
         self._questions = TableWriter(folder / "questions.parquet", QUESTIONS)
         self._drops = TableWriter(folder / "drops.parquet", DROPS)
         self._late: list[pa.Table] = []
@@ -38,6 +40,7 @@ class ExampleTables:
             row["example_id"] = number
         self._examples_done += len(rows)
         self._examples.write(_table(rows))
+        self._keys.write(pa.table([pa.array([row["key"] for row in rows], pa.binary(16))], ["key"]))
         asked = [
             {"question_id": number, **row}
             for number, row in enumerate(questions_of(rows), self._questions_done)
@@ -50,7 +53,7 @@ class ExampleTables:
 
     def __enter__(self) -> Self:
         """Return itself."""
-        for writer in (self._examples, self._questions, self._drops):
+        for writer in (self._examples, self._keys, self._questions, self._drops):
             self._stack.enter_context(writer)
         return self
 
@@ -67,10 +70,5 @@ def _table(rows: Sequence[Row]) -> pa.Table:
     columns = pa.Table.from_pylist(list(rows), plain)
     for name in _TOKENS:
         field = EXAMPLES.field(name)
-        lists = [row[name] for row in rows]
-        ends = np.cumsum([0, *map(len, lists)], dtype=np.int32)
-        kind = field.type.value_type
-        flat = np.fromiter(chain.from_iterable(lists), kind.to_pandas_dtype(), int(ends[-1]))
-        column = pa.ListArray.from_arrays(pa.array(ends), pa.array(flat, kind), field.type)
-        columns = columns.append_column(field, column)
+        columns = columns.append_column(field, list_column([row[name] for row in rows], field))
     return columns.select(EXAMPLES.names)

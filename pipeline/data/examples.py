@@ -24,10 +24,12 @@ from pipeline.data.filtered import (
 )
 from pipeline.data.filters import MACROS
 from pipeline.data.further_images import add_further
+from pipeline.data.known_tokens import KnownTokens, template_digest
 from pipeline.data.lm_folder import eos_id
-from pipeline.data.tokenized import Names, ask_for_tokens, make_example
+from pipeline.data.tokenized import Names, make_example, make_tokens, said_in
 from pipeline.data.user_filtered import UserFilters
 from pipeline.engine.stage import StageContext, Summary
+from pipeline.interpreter import collecting_rarely
 from pipeline.recipe.parts import ExamplesPart
 from storage.tables import read_batches, read_table
 
@@ -36,7 +38,10 @@ _AT_ONCE = 8192  # examples; as Python objects they take about 1 kB for each hun
 
 
 def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summary:
-    """Write `examples`, `questions`, `drops` and the prompt template.
+    """Write `examples`, `questions`, `drops`, the keys of tokens and the prompt template.
+
+    A killed run resumes at the first batch that was not tokenized, and a text that was tokenized
+    for an earlier artifact of the store is not tokenized again.
 
     Raises:
         PipelineError: Nothing is left to train on, to validate with or to test with, or an
@@ -49,19 +54,21 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
         "caption_question": examples.caption_question,
     }
     template = PromptTemplate.load(folder, **stored)
+    made_by = template_digest(folder, stored)
+    known = KnownTokens(context, made_by, sum(map(len, _texts(context))))
     checks = Checks()
-    with ExampleTables(context.out) as tables:
-        for rows, drops, late in _made(context, examples, template):
+    with ExampleTables(context.out, made_by) as tables:
+        for rows, drops, late in _made(context, examples, template, known):
             checks.add(rows, drops + late)
             tables.add(rows, drops, late)
     checks.refuse_empty(_kinds(context))
     checks.refuse_leaks()
     (context.out / "template.json").write_text(json.dumps(stored, indent=1))
-    return checks.summary()
+    return {**checks.summary(), "tokenized": known.made}
 
 
 def _made(
-    context: StageContext, examples: ExamplesPart, template: PromptTemplate
+    context: StageContext, examples: ExamplesPart, template: PromptTemplate, known: KnownTokens
 ) -> Iterator[tuple[list[Row], list[Row], list[Row]]]:
     """Yield examples, drops, and the drops of the recipe's own filters, some thousand at a time."""
     names, mine = Names(context.inputs["images"]), UserFilters(context, examples)
@@ -70,14 +77,19 @@ def _made(
     with (
         context.report.track("tokenize", texts) as tick,
         one_thread_per_tokenizer(),
+        collecting_rarely(),
         ThreadPoolExecutor(threads) as executor,
     ):
         batches = BatchTemplate(template, executor, threads)
         for records in _filtered(context, examples):
-            batches.prepare(lambda some=records: ask_for_tokens(some, batches.template, examples))
+            said = [said_in(record, examples) for record in records]
+            tokens = make_tokens([*filter(None, said)], batches, known, examples.max_tokens)
             drops: list[Row] = []
             late: list[Row] = []
-            made = (make_example(r, batches.template, examples, names, drops) for r in records)
+            made = (
+                make_example(*both, tokens, template, examples, names, drops)
+                for both in zip(records, said, strict=True)
+            )
             yield mine.keep([row for row in made if row is not None], late), drops, late
             tick(len(records))
 

@@ -74,6 +74,8 @@ EXAMPLES = pa.schema(
         ("supervised", pa.list_(pa.bool_())),
     ]
 )
+# Row by row beside the examples: equal keys mean equal tokens (see `pipeline.data.known_tokens`).
+TOKEN_KEYS = pa.schema([("key", pa.binary(16))])
 QUESTIONS = pa.schema(
     [
         ("question_id", pa.int64()),

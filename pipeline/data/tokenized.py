@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from model.prompt import MARKER, PromptTemplate, Tokens
+from model.prompt_batches import BatchTemplate
 from pipeline.data.further_images import Pair, named_in, of_turn, placed_pairs, readable
+from pipeline.data.known_tokens import Fitted, KnownTokens, key_of
 from pipeline.data.name_forms import Alikes
 from pipeline.data.schemas import drop
 from pipeline.engine.stage import InputArtifact
@@ -43,22 +46,67 @@ class Names:
         return Alikes(known["file_name"].to_pylist())
 
 
-def ask_for_tokens(
-    records: Sequence[Row], template: PromptTemplate, examples: ExamplesPart
-) -> None:
-    """Make the tokens of all examples, so that a template learns which texts they need."""
-    for record in records:
-        if record["reason"] is not None:
-            continue
-        if record["kind"] == "caption":
-            template.caption(record["caption"])
-        else:
-            more, pairs = _turns(record, examples.max_turns)
-            template.conversation(pairs, more)
+class Said(NamedTuple):
+    """What a caption or a conversation says.
+
+    Attributes:
+        key: See `pipeline.data.known_tokens`.
+        caption: The caption; of a conversation "".
+        pairs: The first turns of a conversation, as many as the recipe allows.
+        more: Further images in front of it.
+    """
+
+    key: bytes
+    caption: str
+    pairs: list[Pair]
+    more: int
+
+
+def said_in(record: Row, examples: ExamplesPart) -> Said | None:
+    """Return what a record says, None if it is to be dropped."""
+    if record["reason"] is not None:
+        return None
+    if record["kind"] == "caption":
+        caption = record["caption"]
+        return Said(key_of(record["sha256"], [caption]), caption, [], 0)
+    more, pairs = _turns(record, examples.max_turns)
+    key = key_of(record["sha256"], [examples.max_tokens, more, *chain.from_iterable(pairs)])
+    return Said(key, "", pairs, more)
+
+
+def make_tokens(
+    texts: Sequence[Said], batches: BatchTemplate, known: KnownTokens, limit: int
+) -> dict[bytes, Fitted]:
+    """Return the tokens of all texts by key; those that are not known are made together and kept.
+
+    Args:
+        texts: The texts.
+        batches: Makes tokens.
+        known: Finds and keeps them.
+        limit: Tokens of a conversation, at most.
+    """
+    fitted = known.find([said.key for said in texts])
+    left = [said for said in texts if said.key not in fitted]
+
+    def make() -> dict[bytes, Fitted]:
+        return {said.key: _fitted(said, batches.template, limit) for said in left}
+
+    batches.prepare(make)
+    made = make()
+    known.keep(made)
+    return fitted | made
+
+
+def _fitted(said: Said, template: PromptTemplate, limit: int) -> Fitted:
+    if not said.pairs:
+        return Fitted(0, template.caption(said.caption))
+    return Fitted(*template.fitting(said.pairs, limit, said.more))
 
 
 def make_example(
     record: Row,
+    said: Said | None,
+    tokens: Mapping[bytes, Fitted],
     template: PromptTemplate,
     examples: ExamplesPart,
     names: Names,
@@ -67,22 +115,17 @@ def make_example(
     """Return an example row, or None after adding the reason to `drops`."""
     kind, reason = record["kind"], record["reason"]
     key, talks = record[f"{kind}_id"], kind == "conversation"
-    pairs: list[Pair] = []
-    more, tokens = 0, None
-    if reason is None and not talks:
-        tokens = template.caption(record["caption"])
-    elif reason is None:
-        more, pairs = _turns(record, examples.max_turns)
-        pairs, tokens = _fit(template, pairs, more, examples.max_tokens)
-    if reason is None:
-        reason = _token_reason(tokens, examples.max_tokens)
-    if reason is not None or tokens is None:
+    fitted = tokens[said.key] if said else None
+    if fitted is not None:
+        reason = _token_reason(fitted.tokens, examples.max_tokens)
+    if reason is not None or fitted is None or said is None:
         text = record.get("caption") or str(record.get("texts", ""))
         file = (record["image_name"] if talks else names.files.get(record["image_id"])) or ""
         if hint := names.alikes.hint(file) if reason == "image missing" else "":
             text = f"{hint}; {text}"
         drops.append(drop("examples", kind, key, file, str(reason), text))
         return None
+    pairs, more = said.pairs[: fitted.turns], said.more
     further = record["further"][: more + named_in(pairs)] if talks else []
     return {
         "source": record["source"],
@@ -94,8 +137,9 @@ def make_example(
         "source_id": key,
         "turns": len(pairs),
         "text": _spoken(template, pairs, more) if talks else record["caption"],
-        "input_ids": tokens.input_ids,
-        "supervised": tokens.supervised,
+        "input_ids": fitted.tokens.input_ids,
+        "supervised": fitted.tokens.supervised,
+        "key": said.key,
         "pairs": pairs,
         "more": more,
         "further": further,
@@ -118,19 +162,8 @@ def _spoken(template: PromptTemplate, pairs: list[Pair], more: int) -> str:
     return f"{MARKER} " * more + readable(said)
 
 
-def _fit(
-    template: PromptTemplate, pairs: list[Pair], more: int, limit: int
-) -> tuple[list[Pair], Tokens]:
-    """Return as many first turns as fit the limit, and their tokens; at least one is kept."""
-    tokens = template.conversation(pairs, more)
-    while len(tokens) > limit and len(pairs) > 1:
-        pairs = pairs[:-1]
-        tokens = template.conversation(pairs, more)
-    return pairs, tokens
-
-
-def _token_reason(tokens: Tokens | None, limit: int) -> str | None:
-    if tokens is None or not any(tokens.supervised):
+def _token_reason(tokens: Tokens, limit: int) -> str | None:
+    if not any(tokens.supervised):
         return "no supervised token"
     return "too many tokens" if len(tokens) > limit else None
 

@@ -162,7 +162,7 @@ def other_versions(manifest: Manifest) -> str:
 
     Versions are not part of the identity, so an upgrade re-runs nothing; it is only reported.
     """
-    pairs = [(name, old, _version(name)) for name, old in manifest.packages.items()]
+    pairs = [(name, old, installed_version(name)) for name, old in manifest.packages.items()]
     return ", ".join(f"{name} {old} → {new}" for name, old, new in pairs if old != new)
 
 
@@ -207,7 +207,7 @@ class _Work:
             summary = self._call(space)
             provenance = Provenance(
                 summary=summary,
-                packages={name: _version(name) for name in PACKAGES},
+                packages={name: installed_version(name) for name in PACKAGES},
                 commit=_git_commit(),
                 seconds=time.monotonic() - start,
                 machine=_machine(self.settings),
@@ -285,7 +285,8 @@ def _lacks_room(error: BaseException | None, folder: Path) -> bool:
         return False
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """Return the version of an installed package, "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -56,6 +56,11 @@ class Files(InputArtifact):
         """Names of all files, sorted."""
         return sorted(self.files)
 
+    @property
+    def packages(self) -> Mapping[str, str]:
+        """Versions of libraries, which nobody asks of inputs."""
+        return {}
+
     def path(self, name: str) -> Path:
         """Return the local path of one file."""
         return self.files[name]

@@ -22,6 +22,10 @@ class InputArtifact(Protocol):
     def names(self) -> list[str]:
         """Names of all files, sorted."""
 
+    @property
+    def packages(self) -> Mapping[str, str]:
+        """Versions of the libraries that made it, as far as they are known."""
+
     def path(self, name: str) -> Path:
         """Return the local path of one file."""
 

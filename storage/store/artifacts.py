@@ -41,6 +41,7 @@ class Artifact:
 
     def __init__(self, store: "ArtifactStore", manifest: Manifest) -> None:
         self.manifest = manifest
+        self.packages = manifest.packages  # versions of the libraries that made it
         self._store = store
         self._records = {record.name: record for record in manifest.files}
 

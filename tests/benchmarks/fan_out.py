@@ -1,26 +1,29 @@
-"""How fast features are extracted by Dask workers, beside one process with and without threads.
+"""What features cost on 1, 2 and 4 Dask workers, in processor seconds and by the clock.
 
-Run it from the repository root: `python tests/benchmarks/fan_out.py`. The sides make the same
-shards in turns. A cluster is started once and its workers load the encoder before the first turn,
-as on machines that make many shards; what this costs is printed. One process is timed twice: with
-one thread for the forward pass, as each worker has, and with one for each worker.
+Run it from the repository root: `python tests/benchmarks/fan_out.py`. Of the stages only `features`
+fans out. For each number of workers, one process and the workers make the same shards in turns,
+one thread each. A cluster's workers load the encoder before the first turn, as on machines that
+make many shards; what this costs is a column of its own. Processor seconds are those of all
+processes, the scheduler among them; the clock says something only where each worker has a core.
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 # A file run by its path finds only its own folder; the packages lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from flows.runner.fan_out import fan_out
 from pipeline.features.extraction import ShardJob, make_shard, make_shards, open_encoder
@@ -28,24 +31,45 @@ from storage.features.shards import verify_shard
 from tests.benchmarks.helpers.extraction_inputs import Inputs, add_options
 
 
-def alone(inputs: Inputs, folder: Path, jobs: Sequence[ShardJob], threads: int) -> float:
-    """Return the seconds in which this process makes all shards."""
-    torch.set_num_threads(threads)
-    extraction = inputs.extraction(folder, threads)
+class Cost(NamedTuple):
+    """What making all shards took."""
+
+    clock: float
+    processor: float
+
+
+def alone(inputs: Inputs, folder: Path, jobs: Sequence[ShardJob]) -> Cost:
+    """Return what it costs this process to make all shards."""
+    torch.set_num_threads(inputs.given.threads)
+    extraction = inputs.extraction(folder, inputs.given.threads)
     open_encoder(extraction)
-    began = time.perf_counter()
-    make_shards(extraction, jobs, lambda _: None)
-    return time.perf_counter() - began
+    return timed(lambda: make_shards(extraction, jobs, lambda _: None), time.process_time)
 
 
-def spread(inputs: Inputs, folder: Path, jobs: Sequence[ShardJob], address: str) -> float:
-    """Return the seconds in which the workers of a cluster make all shards."""
+def spread(inputs: Inputs, folder: Path, jobs: Sequence[ShardJob], client: Client) -> Cost:
+    """Return what it costs the workers of a cluster to make all shards."""
+    address = client.scheduler.address
     run, extraction = fan_out(address), inputs.extraction(folder, inputs.given.threads)
     assert run is not None
-    began = time.perf_counter()
-    done = sum(run(partial(make_shard, extraction), jobs))
-    assert done == sum(len(job.rows) for job in jobs)
-    return time.perf_counter() - began
+
+    def make() -> None:
+        done = sum(run(partial(make_shard, extraction), jobs))
+        assert done == sum(len(job.rows) for job in jobs)
+
+    return timed(make, lambda: processor_seconds(client))
+
+
+def timed(make: Callable[[], None], processor: Callable[[], float]) -> Cost:
+    """Return what a call costs."""
+    clock, before = time.perf_counter(), processor()
+    make()
+    took = time.perf_counter() - clock
+    return Cost(took, processor() - before)
+
+
+def processor_seconds(client: Client) -> float:
+    """Return the processor seconds of all workers and of this process, where the scheduler is."""
+    return time.process_time() + sum(client.run(time.process_time).values())
 
 
 def finish(folder: Path, jobs: Sequence[ShardJob]) -> None:
@@ -55,43 +79,54 @@ def finish(folder: Path, jobs: Sequence[ShardJob]) -> None:
     shutil.rmtree(folder)
 
 
+def measure(inputs: Inputs, folder: Path, workers: int) -> None:
+    """Print the lines of one process and of so many workers."""
+    given, jobs = inputs.given, inputs.jobs(inputs.given.shard)
+    sides: dict[str, list[Cost]] = {"one process": [], f"{workers} workers": []}
+    began = time.perf_counter()
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        spread(inputs, folder, jobs[:workers], client)
+        finish(folder, jobs[:workers])
+        ready = Cost(time.perf_counter() - began, sum(client.run(time.process_time).values()))
+        makers = alone, partial(spread, client=client)
+        for turn in range(given.repeats):
+            for side, make in sorted(zip(sides, makers, strict=True), reverse=bool(turn % 2)):
+                sides[side].append(make(inputs, folder, jobs))
+                finish(folder, jobs)
+    one = statistics.median(cost.clock for cost in sides["one process"])
+    for side, costs in sides.items():
+        clock = statistics.median(cost.clock for cost in costs)
+        processor = sorted(1000 * cost.processor / given.images for cost in costs)
+        start = f"{ready.clock:.1f} / {ready.processor:.1f}" if side != "one process" else ""
+        print(
+            f"| {side} | {statistics.median(processor):.0f} ({processor[0]:.0f} to "
+            f"{processor[-1]:.0f}) | {clock:.1f} | {given.images / clock:.1f} "
+            f"| {one / clock:.2f} | {start} |",
+            flush=True,
+        )
+
+
 def main() -> None:
-    """Print the rate of each side, and the workers' as a ratio of each."""
+    """Print a table with two lines for each number of workers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--shard", type=int, default=64, help="images per shard")
     add_options(parser, images=512)
     given = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    print(f"{given.images} images in shards of {given.shard}, {cores} cores, {given.repeats} turns")
+    print(
+        "| | ms of processor per image | seconds | images/s | times as fast as one process "
+        "| start of the cluster, clock / processor seconds |\n|---|--:|--:|--:|--:|--:|",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(prefix="phivision-bench-") as name:
-        inputs, shards = Inputs(Path(name), given), Path(name) / "shards"
-        jobs, began = inputs.jobs(given.shard), time.perf_counter()
-        with LocalCluster(
-            n_workers=given.workers, threads_per_worker=1, dashboard_address=None
-        ) as cluster:
-            address = cluster.scheduler_address
-            spread(inputs, shards, jobs[: given.workers], address)
-            print(f"cluster, imports and a shard each: {time.perf_counter() - began:.1f} s")
-            workers = f"{given.workers} workers"
-            took: dict[str, list[float]] = {}
-            for turn in range(given.repeats):
-                sides = {
-                    "one thread": lambda: alone(inputs, shards, jobs, given.threads),
-                    "all threads": lambda: alone(
-                        inputs, shards, jobs, given.threads * given.workers
-                    ),
-                    workers: lambda: spread(inputs, shards, jobs, address),
-                }
-                for side in sorted(sides, reverse=bool(turn % 2)):
-                    took.setdefault(side, []).append(sides[side]())
-                    finish(shards, jobs)
-                    print(f"  {side}: {given.images / took[side][-1]:.2f} images/s", flush=True)
-        for side, seconds in took.items():
-            ratios = [one / many for one, many in zip(seconds, took[workers], strict=True)]
-            print(
-                f"{side:12} {given.images / statistics.median(seconds):7.2f} images/s; "
-                f"{workers} are {statistics.median(ratios):.2f} times as fast"
-                f" ({min(ratios):.2f} to {max(ratios):.2f})"
-            )
+        inputs = Inputs(Path(name), given)
+        for workers in given.workers:
+            measure(inputs, Path(name) / "shards", workers)
 
 
 if __name__ == "__main__":

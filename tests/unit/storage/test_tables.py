@@ -1,5 +1,6 @@
 """Tables that are written piece by piece, and read so."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,17 @@ from hypothesis import strategies as st
 
 from storage import tables
 from storage.errors import StorageError
-from storage.tables import TableWriter, read_batches, read_table, write_arrow, write_table
+from storage.tables import (
+    TableWriter,
+    list_column,
+    lists_of,
+    read_batches,
+    read_group,
+    read_metadata,
+    read_table,
+    write_arrow,
+    write_table,
+)
 
 SCHEMA = pa.schema([("number", pa.int64()), ("words", pa.list_(pa.string()))])
 
@@ -68,3 +79,42 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
         list(read_batches(path, 2))
     with pytest.raises(StorageError, match="phivision verify"):
         read_table(path)
+
+
+def test_a_file_says_what_it_is_told_and_nothing_else(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(rows(3), SCHEMA)
+    for name, metadata in (("plain", None), ("empty", {}), ("told", {"phivision.x": "ä"})):
+        with TableWriter(tmp_path / name, SCHEMA, metadata) as writer:
+            writer.write(table)
+    assert read_metadata(tmp_path / "told") == {"phivision.x": "ä"}
+    assert read_metadata(tmp_path / "plain") == {}
+    assert (tmp_path / "empty").read_bytes() == (tmp_path / "plain").read_bytes()
+    assert read_table(tmp_path / "told").to_pylist() == rows(3)
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_a_row_group_is_read_alone(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", rows(20), SCHEMA)
+    assert read_group(tmp_path / "a.parquet", 2, ["number"])["number"].to_pylist() == [
+        *range(16, 20)
+    ]
+    with pytest.raises(StorageError, match="it has no row group 3"):
+        read_group(tmp_path / "a.parquet", 3, ["number"])
+
+
+@pytest.mark.parametrize("read", [read_metadata, lambda path: read_group(path, 0, [])])
+def test_what_is_no_table_is_told(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(StorageError, match=r"a\.parquet cannot be read"):
+        read(tmp_path / "a.parquet")
+
+
+@given(st.lists(st.lists(st.integers(-5, 2**31 - 1), max_size=4), max_size=6), st.integers(0, 6))
+def test_lists_are_a_column_and_lists_again(lists: list[list[int]], start: int) -> None:
+    field = pa.field("ids", pa.list_(pa.int32()))
+    column = list_column(lists, field)
+    assert column.equals(pa.array(lists, field.type))
+    assert lists_of(pa.chunked_array([column.slice(start)])) == lists[start:]
+    flags = [[number > 0 for number in some] for some in lists]
+    column = list_column(flags, pa.field("flags", pa.list_(pa.bool_())))
+    assert lists_of(pa.chunked_array([column, column])) == flags * 2
