@@ -24,8 +24,8 @@ from pipeline.evaluation.image_groups import by_images
 from pipeline.evaluation.tasks import Task
 from pipeline.recipe.parts import EvaluatePart
 
-# New texts join when this share of the places is free. To join takes a pass of its own, which with
-# a single text would cost nearly as much as with a quarter of a batch.
+# New texts join when this share of the places is free: to join takes a pass of its own, whose fixed
+# cost several texts should share.
 JOINING = 0.25
 
 
