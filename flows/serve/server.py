@@ -1,6 +1,7 @@
 """Serve until interrupted, on loopback by default: the model here, HTTP in a process beside it."""
 
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
@@ -59,6 +60,8 @@ def serve(load: Callable[[], Assistant], place: Place, threads: int | None = Non
     Raises:
         ModelError: The process that speaks HTTP has ended by itself.
     """
+    # Shells let programs in the background ignore it; a server ends when it is told to.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with _bound(place) as listening, _http_process(listening) as (process, connection):
         assistant = load()
         warm(assistant, threads)

@@ -165,7 +165,11 @@ def test_a_server_does_not_outlive_either_process(tiny_bundle: Path) -> None:
 def test_what_was_asked_is_still_answered(tiny_bundle: Path, request_to_end: int) -> None:
     serve = [sys.executable, "-m", "flows.cli", "serve", "--bundle", str(tiny_bundle), "--port=0"]
     with subprocess.Popen(
-        serve, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        ["sh", "-c", 'trap "" INT; exec "$@"', "serve", *serve],  # as a shell's background does
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
