@@ -16,7 +16,7 @@ from flows.serve.images import DATA, read_image
 from flows.serve.limits import ServeLimits
 from flows.serve.messages import ChatBody, asked_by
 from flows.serve.metrics import Metrics
-from flows.serve.remote_engine import FullError, Image, Order, RemoteEngine
+from flows.serve.remote_engine import FullError, GoneError, Image, Order, RemoteEngine
 from flows.serve.served import Served
 from model.errors import ModelError
 from model.generation_configs import GenerationConfig, GreedyConfig, TopPConfig
@@ -126,6 +126,8 @@ class Service:
             raise RequestError(error.sentence, param="messages") from None
         except FullError:
             raise RequestError("too many requests wait, try again later", 429) from None
+        except GoneError:
+            raise RequestError("the server is stopping", 503) from None
         return Prepared(leave, len(prompt) + assistant.prefix * max(len(asked.urls), 1))
 
     def _recalled(self, urls: Sequence[str]) -> list[Image]:

@@ -27,6 +27,10 @@ class FullError(Exception):
     """Too many requests wait."""
 
 
+class GoneError(Exception):
+    """The process that owns the model has ended."""
+
+
 @dataclass(frozen=True)
 class Image:
     """An image of a request.
@@ -83,6 +87,7 @@ class RemoteEngine:
         self._numbers, self._orders = count(), dict[int, Order]()
         self._known: LRUCache[bytes, bool] = LRUCache(_KNOWN)
         self._lock, self._sending = threading.Lock(), threading.Lock()
+        self._is_lost = False
 
     @property
     def active(self) -> int:
@@ -133,8 +138,11 @@ class RemoteEngine:
 
         Raises:
             FullError: Too many wait already.
+            GoneError: Nobody would write it.
         """
         with self._lock:
+            if self._is_lost:
+                raise GoneError
             if len(self._orders) >= self._most:
                 raise FullError
             number = next(self._numbers)
@@ -157,7 +165,7 @@ class RemoteEngine:
         self._ask(number, Order(images, order.prompt, order.longest, order.decoding, order.answer))
 
     def _send(self, message: Ask | Leave) -> None:
-        # That nobody is there `_receive` sees, and tells those who wait.
+        # `_listen` sees that nobody is there, and those who wait are told.
         with self._sending, suppress(ConnectionError):
             self._connection.send(message)
 
@@ -173,6 +181,8 @@ class RemoteEngine:
             self._take(news)
 
     def _lose(self) -> None:
+        with self._lock:
+            self._is_lost = True
         for number in list(self._orders):
             self._take((number, _GONE))
         self._gone()

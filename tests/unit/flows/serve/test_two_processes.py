@@ -26,7 +26,7 @@ from flows.inference.limits import EngineLimits
 from flows.serve.limits import ServeLimits
 from flows.serve.link import Opening, Outbox
 from flows.serve.model_process import ModelSide
-from flows.serve.remote_engine import FullError, Order, RemoteEngine
+from flows.serve.remote_engine import FullError, GoneError, Order, RemoteEngine
 from flows.serve.served import Served
 from model.assistant import Assistant
 from model.generation_configs import GreedyConfig
@@ -128,7 +128,10 @@ def test_those_who_wait_are_told_that_the_model_is_gone(assistant: Assistant) ->
             asking = asyncio.create_task(written(engine, served, "What is it?", []))
             await asyncio.sleep(0.1)
             end(ours)
-            return await asking
+            said = await asking
+            with pytest.raises(GoneError):  # nor does anybody who asks later wait for ever
+                await written(engine, served, "What is it?", [])
+            return said
 
     assert "has ended" in asyncio.run(ask())
     assert gone.is_set()
