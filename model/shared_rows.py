@@ -11,8 +11,6 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from model.errors import ModelError
-
 SHARED = -1  # segment of the text that all examples of a row begin with
 
 
@@ -78,31 +76,6 @@ def per_example(
     # Where nothing is counted the segment may be padding's, which is any number.
     numbers = segments.where(counted, 0)
     return torch.zeros_like(segments).scatter_add(1, numbers, counted.long()).gather(1, numbers)
-
-
-def mask_for(
-    implementation: str, visible: Bool[Tensor, "batch position position"], dtype: torch.dtype
-) -> Tensor:
-    """The mask [batch, 1, position, position] in the form that an attention takes.
-
-    Args:
-        implementation: transformers' name of the attention: sdpa or eager.
-        visible: Whether the first position sees the second.
-        dtype: Type of the embeddings.
-
-    Raises:
-        ModelError: The attention takes no mask per pair of positions.
-    """
-    if implementation == "sdpa":
-        return visible.unsqueeze(1)  # a boolean is right under autocast too
-    if implementation == "eager":
-        # Eager attention adds its mask to the scores; a boolean would add 1 to what is visible.
-        hidden = torch.finfo(dtype).min
-        return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, hidden).unsqueeze(1)
-    raise ModelError(
-        f"attention {implementation!r} takes no mask per pair of positions",
-        "load the language model with sdpa, or put one example in each row",
-    )
 
 
 def _shared_before(segments: Int64[Tensor, "batch text"]) -> Int64[Tensor, "batch text"]:

@@ -19,12 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from model.attention_masks import mask_for
 from model.batch import Batch
 from model.blocks import Projection
 from model.errors import ModelError
 from model.language_parts import body_of, check_parts, word_scores
 from model.projectors import ProjectorConfig
-from model.shared_rows import mask_for, positions_in_example, predictors, segment_mask
+from model.shared_rows import positions_in_example, predictors
 from model.vision_prefix import VisionPrefix
 
 # Rows of logits held at once: 1,024 rows of 51,200 words are 210 MB in float32.
@@ -139,10 +140,10 @@ class VisionLanguageModel(nn.Module):
         positions = positions_in_example(segments, attention, prefix)
         if embeddings.shape[1] > self.max_positions:  # reading values makes the CPU wait for a GPU
             self.check_length(int(positions.max()) + 1)
-        visible = segment_mask(segments, prefix, has_image)
+        attention_by = config._attn_implementation
         outputs = body_of(self.language_model)(
             inputs_embeds=embeddings,
-            attention_mask=mask_for(config._attn_implementation, visible, embeddings.dtype),
+            attention_mask=mask_for(attention_by, segments, prefix, has_image, embeddings.dtype),
             position_ids=positions,
             use_cache=False,
         )

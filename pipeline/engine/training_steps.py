@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from peft.helpers import disable_input_dtype_casting
-from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
+
+from pipeline.errors import PipelineError
 
 ROWS = 512  # of the measured products
 
@@ -30,7 +31,9 @@ def language_product(folder: Path, precision: str) -> Callable[[], object]:
 
 
 @contextmanager
-def fast_steps(device: str, precision: str, language_model: nn.Module) -> Generator[None]:
+def fast_steps(
+    device: str, precision: str, attention: str, language_model: PreTrainedModel
+) -> Generator[None]:
     """Compute training steps as fast as the device and the precision allow.
 
     Autocast casts the inputs of a product, and adapters share the cast input of the layer that they
@@ -38,10 +41,46 @@ def fast_steps(device: str, precision: str, language_model: nn.Module) -> Genera
     SmolLM2-135M on a CPU.
     """
     with (
+        attention_by(attention, device, language_model),
         training_attention(device, precision),
         disable_input_dtype_casting(language_model, active=precision == "bf16"),
     ):
         yield
+
+
+@contextmanager
+def attention_by(name: str, device: str, language_model: PreTrainedModel) -> Generator[None]:
+    """Compute a language model's attention by another implementation of transformers.
+
+    Args:
+        name: sdpa leaves the one that the model was loaded with; or flex_attention.
+        device: The device.
+        language_model: The model.
+
+    Raises:
+        PipelineError: flex_attention is asked for on a CPU, where it has no backward pass, or of a
+            model that cannot be computed by it.
+    """
+    if name == "sdpa":
+        yield
+        return
+    if device == "cpu":
+        raise PipelineError(
+            "flex_attention cannot be trained on a CPU: it has no backward pass there",
+            "set attention to sdpa",
+        )
+    before = language_model.config._attn_implementation
+    try:
+        language_model.set_attn_implementation(name)
+    except ValueError as error:
+        family = language_model.config.model_type
+        raise PipelineError(
+            f"{family} cannot be computed by {name}: {error}", "set attention to sdpa"
+        ) from None
+    try:
+        yield
+    finally:
+        language_model.set_attn_implementation(before)
 
 
 @contextmanager

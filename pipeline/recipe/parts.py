@@ -163,6 +163,10 @@ class TrainingPart(Part):
         description="Arithmetic of the forward pass; auto: on a GPU bf16 where it has instructions "
         "for it, on a CPU bf16 where a measured second shows it to be faster."
     )
+    attention: Literal["sdpa", "flex_attention"] = Field(
+        description="Kernel of the language model's attention in training; flex_attention, for "
+        "GPUs only, reads no mask where examples share a row, and skips what the mask hides."
+    )
     gradient_checkpointing: bool = Field(description="Recompute activations to save memory.")
     validate_every: Positive = Field(description="Optimizer steps between validations.")
     validation_examples: Positive = Field(

@@ -182,7 +182,8 @@ def _run(
         device = pick_device(context.settings)
         try:
             trainer = _trainer(context, training.part, rounds, callbacks, logger, world)
-            with fast_steps(device, training.part.precision, training.vlm.language_model):
+            part = training.part
+            with fast_steps(device, part.precision, part.attention, training.vlm.language_model):
                 trainer.fit(
                     module,
                     datamodule=rounds,

@@ -162,6 +162,7 @@ def measure(training: Training, recipe: Recipe, given: argparse.Namespace, peak:
         f"{samples:g} samples; at the peak {samples * peak / flops:.4g} samples/s"
     )
     vlm = model_of(training, recipe, device)
+    vlm.language_model.set_attn_implementation(given.attention)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     took = list(time_steps(vlm, rows, passes, device))[given.warmup :]
@@ -198,6 +199,9 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, help="rows of a pass; the recipe's if omitted")
     parser.add_argument("--per-row", type=int, help="examples of a row; the recipe's if omitted")
     parser.add_argument("--fused-gelu", action="store_true", help="Phi-2's GELU as one kernel")
+    parser.add_argument(
+        "--attention", choices=("sdpa", "flex_attention"), default="sdpa", help="its kernel"
+    )
     given = parser.parse_args()
     if given.tiny:
         given.peak = given.peak or 0.05  # of one CPU core, about; only to have a figure

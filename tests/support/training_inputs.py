@@ -199,6 +199,7 @@ class Choices:
     validation: int = 1000
     precision: str = "fp32"
     optimizer: str = "adamw"
+    attention: str = "sdpa"
     quantize: str = "none"
     checkpointing: bool = False
     augment: AugmentationConfig = NO_AUGMENTATION
@@ -218,6 +219,7 @@ class Choices:
             "warmup_share": 0.1,
             "clip_norm": 1.0,
             "precision": self.precision,
+            "attention": self.attention,
             "gradient_checkpointing": self.checkpointing,
             "validate_every": 5,
             "validation_examples": self.validation,

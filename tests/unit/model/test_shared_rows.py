@@ -11,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
 from transformers import PhiConfig, PhiForCausalLM
 
+from model.attention_masks import block_mask
 from model.batch import Batch
 from model.errors import ModelError
 from model.objectives import scheduled_sampling, standard
 from model.projectors import MixtureConfig
+from model.shared_rows import segment_mask
 from model.vlm import VisionLanguageModel, build_vlm, freeze
 from pipeline.training.collate import collate
 from tests.support.sampling_reference import scheduled_sampling_reference
@@ -226,6 +229,52 @@ def test_segments_that_are_all_0_change_nothing(told: Story) -> None:
     assert batch.segments is None
     numbered = replace(batch, segments=torch.zeros_like(batch.input_ids))
     torch.testing.assert_close(vlm(numbered), vlm(batch), rtol=0, atol=1e-5)
+
+
+# FlexAttention
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=1, max_size=3),
+    question=st.integers(0, 3),
+    seen=st.lists(st.booleans(), min_size=3, max_size=3) | st.none(),
+    prefix=st.integers(1, 5),
+)
+def test_the_rule_of_flex_attention_is_that_of_the_dense_mask(
+    lengths: list[list[int]], question: int, seen: list[bool] | None, prefix: int
+) -> None:
+    segments = asked(story(lengths), question).shared().segments
+    if segments is None:
+        segments = torch.zeros(len(lengths), 4, dtype=torch.int64)
+    has_image = None if seen is None else torch.tensor(seen[: len(lengths)])
+    rule = block_mask(segments, prefix, has_image).mask_mod
+    size = prefix + segments.shape[1]
+    dense = create_mask(rule, len(segments), None, size, size, device="cpu").squeeze(1)
+    torch.testing.assert_close(dense, segment_mask(segments, prefix, has_image))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@torch.no_grad()
+def test_flex_attention_scores_examples_as_if_alone() -> None:
+    told, alone = asked(TOLD, 4), tiny_vlm()(asked(TOLD, 4).alone())
+    vlm = tiny_vlm("flex_attention")
+    with torch.compiler.set_stance("force_eager"):  # a compiled kernel needs a C++ compiler
+        found = vlm(told.shared())
+    torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention trains on GPUs only")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_flex_attention_has_the_gradients_of_the_dense_mask(checkpointing: bool) -> None:
+    found = []
+    for attention in ("sdpa", "flex_attention"):
+        vlm = tiny_vlm(attention).cuda().train()
+        if checkpointing:
+            vlm.enable_gradient_checkpointing()
+        vlm(asked(TOLD, 4).shared().to("cuda")).sum().backward()
+        found.append({n: p.grad for n, p in vlm.named_parameters() if p.requires_grad})
+    torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-3)
 
 
 # Objectives

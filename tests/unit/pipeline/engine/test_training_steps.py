@@ -9,10 +9,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from model.language import add_lora, load_language_model
 from pipeline.engine.training_steps import (
     ROWS,
+    attention_by,
     fast_steps,
     language_product,
     training_attention,
 )
+from pipeline.errors import PipelineError
 
 
 def gradients() -> list[torch.Tensor]:
@@ -70,11 +72,36 @@ def test_adapters_share_the_cast_input_of_their_layer_to_the_same_gradients(inpu
 
     with training_attention("cpu", "bf16"):
         before = gradients_of_a_step()
-    with fast_steps("cpu", "bf16", model):
+    with fast_steps("cpu", "bf16", "sdpa", model):
         after = gradients_of_a_step()
     assert len(after) > 4
     assert any(gradient.any() for gradient in after)
     torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_attention_is_exchanged_for_a_training_and_put_back(inputs: Path) -> None:
+    model = load_language_model(inputs / "backbones/lm")
+    before = model.config._attn_implementation
+
+    def fail() -> None:
+        with attention_by("flex_attention", "cuda", model):
+            assert model.config._attn_implementation == "flex_attention"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert model.config._attn_implementation == before
+
+
+def test_what_flex_attention_cannot_train_is_refused_by_name(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_language_model(inputs / "backbones/lm")
+    with pytest.raises(PipelineError, match="cannot be trained on a CPU"):
+        attention_by("flex_attention", "cpu", model).__enter__()
+    monkeypatch.setattr(type(model), "_supports_flex_attn", False)
+    with pytest.raises(PipelineError, match="phi cannot be computed by flex_attention"):
+        attention_by("flex_attention", "cuda", model).__enter__()
 
 
 @pytest.mark.parametrize(
