@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, nargs="?")
     parser.add_argument("--long", action="store_true", help="SmolLM2-135M's size, 48 tokens")
     parser.add_argument("--count", type=int, default=256, help="questions of each measurement")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     tokens = 48 if given.long else None
     with tempfile.TemporaryDirectory() as folder:

@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=120)
     parser.add_argument("--words", type=int, nargs="+", default=[512, 51_200])
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps of a repeat")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
