@@ -148,7 +148,8 @@ def measure(
             (statistics.median(c for c, _ in each), statistics.median(u for _, u in each))
             for each in took
         ]
-        print(f"{command.arguments}: {medians[command]}", file=sys.stderr, flush=True)
+        seconds = ", ".join(f"{clock:.2f} s" for clock, _ in medians[command])
+        print(f"{command.arguments}: {seconds}", file=sys.stderr, flush=True)
     return medians
 
 

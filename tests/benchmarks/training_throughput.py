@@ -252,9 +252,12 @@ def compare(data: Data, words: int, repeats: int) -> None:
     plain, ours = took["transformers' LLaVA"], took["ours"]
     for name, seconds in took.items():
         speed = 1 / statistics.median(seconds)
-        over = statistics.median(p / s for p, s in zip(plain, seconds, strict=True))
+        over = sorted(p / s for p, s in zip(plain, seconds, strict=True))
         under = statistics.median(s / o for s, o in zip(seconds, ours, strict=True))
-        print(f"{name:<27} {speed:7.1f} samples/s  {over:5.2f} x plain  ours is {under:5.2f} x")
+        print(
+            f"{name:<27} {speed:7.1f} samples/s  {statistics.median(over):5.2f} x plain "
+            f"({over[0]:.2f} to {over[-1]:.2f})  ours is {under:5.2f} x"
+        )
 
 
 def main() -> None:
