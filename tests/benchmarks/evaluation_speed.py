@@ -8,7 +8,8 @@ side is the code of the stage `evaluate` for both models and all conditions: tex
 captions and conversations, choices of an image, questions about presence. Random weights do not end
 their texts, so lengths are drawn and forced on both sides alike (`Lengths`): captions of 13 tokens
 on average, answers of 31, cut at 128. Metrics, baselines and where the model looks are left out.
-Goal: at most 1.5 times the limit. Figures are processor seconds, the two sides in turns.
+Goal: at most 1.5 times the limit. Figures are processor seconds, the two sides in turns; with
+`--device cuda` seconds of the clock.
 """
 
 import argparse
@@ -58,8 +59,13 @@ class Measured:
 
 @contextmanager
 def measured(vlm: VisionLanguageModel) -> Generator[Measured]:
-    """Measure what happens inside, in processor time."""
-    work = Measured()
+    """Measure what happens inside, in processor time, or on a GPU by the clock."""
+    work, by_clock = Measured(), next(vlm.parameters()).is_cuda
+
+    def now() -> float:
+        if by_clock:
+            torch.cuda.synchronize()
+        return time.perf_counter() if by_clock else time.process_time()
 
     def count(_: object, __: object, given: dict[str, torch.Tensor | None]) -> None:
         ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
@@ -68,11 +74,11 @@ def measured(vlm: VisionLanguageModel) -> Generator[Measured]:
                 work.positions += fed.shape[0] * fed.shape[1]
 
     hook = body_of(vlm.language_model).register_forward_pre_hook(count, with_kwargs=True)
-    began = time.process_time()
+    began = now()
     try:
         yield work
     finally:
-        work.seconds = time.process_time() - began
+        work.seconds = now() - began
         hook.remove()
 
 
@@ -91,7 +97,7 @@ def bare(
     with torch.inference_mode():
         for start in range(0, len(ordered), evaluate.batch):
             part = ordered[start : start + evaluate.batch]
-            patches = plan.shown.show([task.row for task in part], "real")
+            patches = plan.shown.show([task.row for task in part], "real").to(plan.device)
             embeddings, attention = left_padded(vlm, patches, [task.prompt for task in part])
             ready.append((embeddings, attention.long()))
         needed = 0
@@ -147,7 +153,7 @@ def ours(
     part(
         "likelihoods",
         lambda: model_likelihood(
-            vlm, plan.examples, [], plan.shown, conditions, plan.evaluate, "cpu", spoke=spoke
+            vlm, plan.examples, [], plan.shown, conditions, plan.evaluate, plan.device, spoke=spoke
         ),
     )
     part("choices", lambda: [choice(plan, vlm, name) for name in conditions])
@@ -195,7 +201,7 @@ def told(values: Sequence[float]) -> str:
 def report(rounds: Sequence[dict[str, Measured]]) -> None:
     """Print medians over the rounds."""
     print(
-        "                         processor seconds: median (spread)      positions   real tokens"
+        "                         seconds: median (spread)                positions   real tokens"
     )
     for name in rounds[0]:
         works = [work[name] for work in rounds]
@@ -221,12 +227,14 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     given = vars(parser.parse_args())
     torch.set_num_threads(given.pop("threads"))
-    dtype, count = DTYPES[given.pop("dtype")], given.pop("rounds")
+    dtype, count, device = (given.pop(name) for name in ("dtype", "rounds", "device"))
     sizes = Sizes(**given)
     with tempfile.TemporaryDirectory() as folder:
-        plan, vlm = build_plan(Path(folder), sizes), build_model(sizes, dtype)
+        plan = build_plan(Path(folder), sizes, device=device)
+        vlm = build_model(sizes, DTYPES[dtype]).to(device)
         lengths = Lengths(vlm, sizes.longest, plan.template.eos_id)
         rounds = []
         for number in range(count):

@@ -66,6 +66,7 @@ BENCHMARKS = (
     Benchmark("serving_soak", "--count 50 --rounds 2"),
     Benchmark("demo_seeds", "--runs 1"),
     Benchmark("gpu_training", "--tiny --steps 2 --warmup 1", needs="gpu", instead="--tiny"),
+    Benchmark("gpu", "--tiny", needs="gpu"),
     Benchmark("plain_photos", "--steps 5 --test 8", needs="photos"),
 )  # fmt: skip
 

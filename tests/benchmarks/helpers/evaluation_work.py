@@ -130,7 +130,7 @@ class Lengths:
             self._last = given["input_ids"][:, -1]
             return
         marks = given["inputs_embeds"][:, -1, :MARKS].float() * 128
-        powers = 128 ** torch.arange(MARKS)
+        powers = 128 ** torch.arange(MARKS, device=marks.device)
         self._last = torch.where(marks[:, 0] < 0, -1, (marks.round().long() * powers).sum(1))
 
     def _alter(self, _: nn.Module, __: Any, scores: Tensor) -> None:
@@ -152,7 +152,7 @@ def _hash(scores: Tensor) -> int:
     return sum(place * factor for place, factor in zip(parts, (1, 31, 57, 101, 977), strict=True))
 
 
-def build_plan(folder: Path, sizes: Sizes, seed: int = 0) -> EvaluationPlan:
+def build_plan(folder: Path, sizes: Sizes, seed: int = 0, device: str = "cpu") -> EvaluationPlan:
     """Return captions, questions and likelihoods about random images."""
     rng = np.random.default_rng(seed)
     tokenizer = train_tokenizer(TEXTS * 3, WORDS + sizes.longest + 50, folder / "lm")
@@ -200,7 +200,7 @@ def build_plan(folder: Path, sizes: Sizes, seed: int = 0) -> EvaluationPlan:
         boxes=Boxes([], {}, {}, objects.names),
         shown=shown,
         evaluate=part,
-        device="cpu",
+        device=device,
     )
 
 

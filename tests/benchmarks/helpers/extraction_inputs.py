@@ -53,6 +53,7 @@ def add_options(parser: argparse.ArgumentParser, images: int) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
 
 
 class Inputs:
@@ -90,7 +91,8 @@ class Inputs:
 
     def extraction(self, folder: Path, threads: int, precision: str = "fp32") -> Extraction:
         """Return what extracts into a folder."""
-        return Extraction(self.clip, -1, self.given.batch, 49, "cpu", threads, folder, precision)
+        batch, device = self.given.batch, self.given.device
+        return Extraction(self.clip, -1, batch, 49, device, threads, folder, precision)
 
     def jobs(self, size: int) -> list[ShardJob]:
         """Return shards of so many images that hold them all."""
