@@ -6,8 +6,8 @@ worker to another one. A scheduler that comes back under its address gets the jo
 A worker whose code or libraries would give other results refuses its first job.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.errors import PipelineError
 
 LOST_WORKERS = 3  # workers that one job may lose before it is given up
 LOST_SCHEDULERS = 3  # schedulers that one stage may lose
+TRIM = "MALLOC_TRIM_THRESHOLD_"  # glibc's variable, which Dask sets for its workers
 
 
 def fan_out(task_runner: str) -> FanOut | None:
@@ -40,7 +41,7 @@ def _on_dask(
     """
     try:
         from dask import config
-        from distributed import CancelledError, KilledWorker, LocalCluster
+        from distributed import CancelledError, KilledWorker
     except ImportError:
         raise PipelineError(
             f"task_runner={task_runner} needs Dask", "pip install 'phivision[scale]'"
@@ -50,9 +51,7 @@ def _on_dask(
         address: Any = task_runner
         if task_runner.startswith("dask:"):
             count = int(task_runner.removeprefix("dask:"))
-            address = stack.enter_context(
-                LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)
-            )
+            address = stack.enter_context(local_cluster(count))
         left = dict(enumerate(jobs))
         for _ in range(LOST_SCHEDULERS + 1):
             try:
@@ -69,6 +68,25 @@ def _on_dask(
             f"the Dask scheduler at {task_runner} was lost {LOST_SCHEDULERS + 1} times",
             "see its log, then run again: finished shards are kept",
         )
+
+
+@contextmanager
+def local_cluster(workers: int) -> Generator[Any]:
+    """Yield a Dask cluster of processes on this machine, with one thread each.
+
+    Dask has each process give freed memory back to the system at once. Then every forward pass gets
+    its memory page by page anew: with ViT-B/32 on a CPU an image took 119 ms instead of 97.
+    """
+    from dask import config
+    from distributed import LocalCluster
+
+    name = "distributed.nanny.pre-spawn-environ"
+    kept = {key: value for key, value in config.get(name).items() if key != TRIM}
+    with (
+        config.set({name: kept}),
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+    ):
+        yield cluster
 
 
 def _submit(address: Any, function: Callable[[Any], int], left: dict[int, Any]) -> Iterator[int]:

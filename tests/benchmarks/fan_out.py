@@ -23,9 +23,9 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client
 
-from flows.runner.fan_out import fan_out
+from flows.runner.fan_out import fan_out, local_cluster
 from pipeline.features.extraction import ShardJob, make_shard, make_shards, open_encoder
 from storage.features.shards import verify_shard
 from tests.benchmarks.helpers.extraction_inputs import Inputs, add_options
@@ -85,7 +85,7 @@ def measure(inputs: Inputs, folder: Path, workers: int) -> None:
     sides: dict[str, list[Cost]] = {"one process": [], f"{workers} workers": []}
     began = time.perf_counter()
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        local_cluster(workers) as cluster,
         Client(cluster) as client,
     ):
         spread(inputs, folder, jobs[:workers], client)

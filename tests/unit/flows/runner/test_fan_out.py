@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import Client
 
-from flows.runner.fan_out import fan_out
+from flows.runner.fan_out import TRIM, fan_out, local_cluster
 from pipeline.errors import PipelineError
 from pipeline.features.extraction import ShardJob
 from pipeline.settings import Settings
@@ -60,6 +61,13 @@ def test_a_killed_worker_costs_one_shard(tmp_path: Path) -> None:
     calls = Counter((tmp_path / "calls.txt").read_text().split())
     assert calls.pop("1") == 2
     assert set(calls.values()) == {1}
+
+
+def test_workers_keep_memory_that_they_use_again() -> None:
+    with local_cluster(1) as cluster, Client(cluster) as client:
+        (found,) = client.run(os.environ.get, TRIM).values()
+        (threads,) = client.run(os.environ.get, "OMP_NUM_THREADS").values()
+    assert (found, threads) == (None, "1")
 
 
 def dying(make_it: Callable[[ShardJob], int], mark: Path, job: ShardJob) -> int:
