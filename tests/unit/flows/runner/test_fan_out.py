@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from distributed import Client
 
 from flows.runner.fan_out import TRIM, fan_out, local_cluster
 from pipeline.errors import PipelineError
@@ -21,7 +20,7 @@ from storage.features.shards import ShardRows, publish_shard, shard_paths, verif
 from tests.unit.pipeline.features.test_features import content, embed, images_in, made_backbones
 
 cloudpickle = pytest.importorskip("cloudpickle")
-pytest.importorskip("distributed")
+distributed = pytest.importorskip("distributed")
 config = pytest.importorskip("dask").config
 
 # The cluster's sockets may still be closing when the test ends.
@@ -64,7 +63,7 @@ def test_a_killed_worker_costs_one_shard(tmp_path: Path) -> None:
 
 
 def test_workers_keep_memory_that_they_use_again() -> None:
-    with local_cluster(1) as cluster, Client(cluster) as client:
+    with local_cluster(1) as cluster, distributed.Client(cluster) as client:
         (found,) = client.run(os.environ.get, TRIM).values()
         (threads,) = client.run(os.environ.get, "OMP_NUM_THREADS").values()
     assert (found, threads) == (None, "1")
