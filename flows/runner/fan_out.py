@@ -75,7 +75,8 @@ def local_cluster(workers: int) -> Generator[Any]:
     """Yield a Dask cluster of processes on this machine, with one thread each.
 
     Dask has each process give freed memory back to the system at once. Then every forward pass gets
-    its memory page by page anew: with ViT-B/32 on a CPU an image took 119 ms instead of 97.
+    its memory page by page anew: with ViT-B/32 on a CPU an image took 119 ms of processor, without
+    it 94 (docs/performance.md).
     """
     from dask import config
     from distributed import LocalCluster
