@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from pipeline.engine.dag import DAG
 from pipeline.recipe.presets import preset
 from storage.filesystem import LocalFiles
 from storage.store.artifacts import ArtifactStore
+from tests.benchmarks.helpers.spread import ratio, spread
 from tests.conftest import TINY, assignments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,12 +139,11 @@ def prepare_dvc(
 
 def report(took: Mapping[str, Sequence[float]]) -> None:
     """Print median, best and worst of each command, and what they mean."""
-    medians = {name: statistics.median(seconds) for name, seconds in took.items()}
     for name, seconds in took.items():
-        print(f"{name:<15} {medians[name]:.2f} s  ({min(seconds):.2f} to {max(seconds):.2f})")
-    if "dvc repro" in medians:
-        ratio = medians["phivision run"] / medians["dvc repro"]
-        print(f"phivision run takes {ratio:.2f} times as long as dvc repro")
+        print(f"{name:<15} {spread(seconds)} s")
+    if "dvc repro" in took:
+        times = ratio(took["phivision run"], took["dvc repro"])
+        print(f"phivision run takes {times} times as long as dvc repro")
     else:
         print("without DVC: give its path with --dvc, or put uv on the PATH")
 

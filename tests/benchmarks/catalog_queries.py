@@ -8,7 +8,6 @@ in under 0.2 s, the 10 most similar images in under 1 s.
 
 import argparse
 import hashlib
-import statistics
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from storage.store.artifacts import ArtifactStore
 from storage.store.commits import Provenance, commit
 from storage.store.manifest import Manifest, fingerprint_of
 from storage.tables import write_table
+from tests.benchmarks.helpers.spread import spread
 
 SPLIT = "SELECT split, count(*) AS images FROM features GROUP BY split ORDER BY split"
 SHARD = 2048
@@ -96,14 +96,14 @@ def _commit(store: ArtifactStore, stage: str, folder: Path) -> Manifest:
 
 
 def seconds(call: Callable[[], object], repeats: int) -> str:
-    """Return the median time of a call, and the CPU time, which other load hardly changes."""
+    """Return the time of a call, and that of the processor, which other load hardly changes."""
     taken, worked = [], []
     for _ in range(repeats):
         start, begin = time.perf_counter(), time.process_time()
         call()
         taken.append(time.perf_counter() - start)
         worked.append(time.process_time() - begin)
-    return f"{statistics.median(taken):7.3f} s, {statistics.median(worked):7.3f} s of CPU"
+    return f"{spread(taken, 3)} s, {spread(worked, 3)} s of processor"
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ Goal: at most 1.5 times the limit. Figures are processor seconds, the two sides 
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -43,6 +42,7 @@ from tests.benchmarks.helpers.evaluation_work import (
     build_model,
     build_plan,
 )
+from tests.benchmarks.helpers.spread import spread
 
 CONDITIONS = 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -193,11 +193,6 @@ def spent(work: dict[str, Measured], parts: str = "") -> float:
     )
 
 
-def told(values: Sequence[float]) -> str:
-    """Return a median and the spread."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
 def report(rounds: Sequence[dict[str, Measured]]) -> None:
     """Print medians over the rounds."""
     print(
@@ -206,10 +201,10 @@ def report(rounds: Sequence[dict[str, Measured]]) -> None:
     for name in rounds[0]:
         works = [work[name] for work in rounds]
         share = f"{works[0].needed / works[0].positions:.0%}" if works[0].needed else ""
-        seconds = told([work.seconds for work in works])
+        seconds = spread([work.seconds for work in works])
         print(f"{name:24} {seconds:38} {works[0].positions:10} {share:>13}")
     for parts in ("", "texts", "likelihoods"):
-        ratios = told([spent(work, parts) / limit(work) for work in rounds])
+        ratios = spread([spent(work, parts) / limit(work) for work in rounds])
         goal = "; goal: at most 1.5" if not parts else ""
         print(f"{parts or 'all parts'} / limit ({CONDITIONS} x bare): {ratios}{goal}")
 
@@ -224,7 +219,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--width", type=int, default=576, help="a multiple of 64")
     parser.add_argument("--vocabulary", type=int, default=49152)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")

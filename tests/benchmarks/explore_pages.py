@@ -8,7 +8,6 @@ filters to the images of the gallery. The goal for each: half a second.
 import argparse
 import hashlib
 import io
-import statistics
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ from storage.store.artifacts import ArtifactStore
 from storage.store.commits import Provenance, commit
 from storage.store.manifest import Manifest, fingerprint_of
 from storage.tables import write_table
+from tests.benchmarks.helpers.spread import spread
 
 OBJECTS = [f"object {n}" for n in range(80)]
 WORDS = (
@@ -186,7 +186,7 @@ def _commit(store: ArtifactStore, stage: str, folder: Path) -> Manifest:
 
 
 def measure(question: Callable[[], Iterator[object]], repeats: int) -> str:
-    """Return the median time until the list is there, and until its images are."""
+    """Return the time until the list is there, and until its images are."""
     listed, complete = [], []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -195,10 +195,7 @@ def measure(question: Callable[[], Iterator[object]], repeats: int) -> str:
         listed.append(time.perf_counter() - start)
         deque(answers, maxlen=0)
         complete.append(time.perf_counter() - start)
-    return (
-        f"list {statistics.median(listed):6.3f} s (slowest {max(listed):6.3f}), "
-        f"images {statistics.median(complete):6.3f} s"
-    )
+    return f"list {spread(listed, 3)} s, images {spread(complete, 3)} s"
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ processes, the scheduler among them; the clock says something only where each wo
 import argparse
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from flows.runner.fan_out import fan_out, local_cluster
 from pipeline.features.extraction import ShardJob, make_shard, make_shards, open_encoder
 from storage.features.shards import verify_shard
 from tests.benchmarks.helpers.extraction_inputs import Inputs, add_options
+from tests.benchmarks.helpers.spread import ratio, spread
 
 
 class Cost(NamedTuple):
@@ -46,7 +46,7 @@ def alone(inputs: Inputs, folder: Path, jobs: Sequence[ShardJob]) -> Cost:
     return timed(lambda: make_shards(extraction, jobs, lambda _: None), time.process_time)
 
 
-def spread(inputs: Inputs, folder: Path, jobs: Sequence[ShardJob], client: Client) -> Cost:
+def distributed(inputs: Inputs, folder: Path, jobs: Sequence[ShardJob], client: Client) -> Cost:
     """Return what it costs the workers of a cluster to make all shards."""
     address = client.scheduler.address
     run, extraction = fan_out(address), inputs.extraction(folder, inputs.given.threads)
@@ -88,23 +88,23 @@ def measure(inputs: Inputs, folder: Path, workers: int) -> None:
         local_cluster(workers) as cluster,
         Client(cluster) as client,
     ):
-        spread(inputs, folder, jobs[:workers], client)
+        distributed(inputs, folder, jobs[:workers], client)
         finish(folder, jobs[:workers])
         ready = Cost(time.perf_counter() - began, sum(client.run(time.process_time).values()))
-        makers = alone, partial(spread, client=client)
+        makers = alone, partial(distributed, client=client)
         for turn in range(given.repeats):
             for side, make in sorted(zip(sides, makers, strict=True), reverse=bool(turn % 2)):
                 sides[side].append(make(inputs, folder, jobs))
                 finish(folder, jobs)
-    one = statistics.median(cost.clock for cost in sides["one process"])
+    one = [cost.clock for cost in sides["one process"]]
     for side, costs in sides.items():
-        clock = statistics.median(cost.clock for cost in costs)
-        processor = sorted(1000 * cost.processor / given.images for cost in costs)
+        clock = [cost.clock for cost in costs]
+        processor = [1000 * cost.processor / given.images for cost in costs]
         start = f"{ready.clock:.1f} / {ready.processor:.1f}" if side != "one process" else ""
         print(
-            f"| {side} | {statistics.median(processor):.0f} ({processor[0]:.0f} to "
-            f"{processor[-1]:.0f}) | {clock:.1f} | {given.images / clock:.1f} "
-            f"| {one / clock:.2f} | {start} |",
+            f"| {side} | {spread(processor, 0)} | {spread(clock, 1)} "
+            f"| {spread([given.images / each for each in clock], 1)} | {ratio(one, clock)} "
+            f"| {start} |",
             flush=True,
         )
 
@@ -113,8 +113,8 @@ def main() -> None:
     """Print a table with two lines for each number of workers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--shard", type=int, default=64, help="images per shard")
-    add_options(parser, images=512)
+    parser.add_argument("--shard", type=int, default=48, help="images per shard")
+    add_options(parser, images=192)
     given = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     print(f"{given.images} images in shards of {given.shard}, {cores} cores, {given.repeats} turns")

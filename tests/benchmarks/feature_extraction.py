@@ -19,7 +19,6 @@ has put it.
 import argparse
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from pipeline.data.stored_images import NO_LIMIT
 from pipeline.features.extraction import make_shards, open_encoder
 from storage.features.shards import verify_shard
 from tests.benchmarks.helpers.extraction_inputs import Inputs, add_options
+from tests.benchmarks.helpers.spread import spread
 
 PEER = """
 import resource, sys, time
@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--peer", type=Path, help="environment that has clip-retrieval")
     parser.add_argument("--shard", type=int, help="images per shard; all if omitted")
-    add_options(parser, images=256)
+    add_options(parser, images=64)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory(prefix="phivision-bench-") as name:
@@ -233,14 +233,6 @@ def report(took: Mapping[str, Sequence[Took]], device: str) -> None:
             ratios = [o.rate(device) / t.rate(device) for o, t in pairs]
             by = "in processor time" if device == "cpu" else "by the clock"
             print(f"{side} is {spread(ratios, 3)} times {against}, {by}; goal {goal}")
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Return the median, and the smallest and the largest in brackets."""
-    shown = [
-        f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values))
-    ]
-    return f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
 def closeness(inputs: Inputs) -> None:

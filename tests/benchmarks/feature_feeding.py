@@ -14,7 +14,6 @@ on the same rows (see `helpers/feeding_peers.py`). Goal: at least 2.5 times each
 
 import argparse
 import hashlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from storage.features.patches import PatchTable
 from storage.features.shards import ShardRows, shard_paths, write_shard
+from tests.benchmarks.helpers.spread import ratio, spread
 
 PATCH, WIDTH, POOLED = 49, 768, 512
 
@@ -146,13 +146,11 @@ def main() -> None:
         assert table.direct
         assert table.gather(sample).tobytes() == raw[sample].tobytes()
     for name, found in speeds.items():
-        median, low, high = statistics.median(found), min(found), max(found)
-        print(f"{name:13} {median:6.0f} MB/s median of {len(found)}, {low:.0f} to {high:.0f}")
+        print(f"{name:13} {spread(found, 0)} MB/s, median of {len(found)}")
     ours = speeds.pop("PatchTable")
     for name, theirs in speeds.items():
-        ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
         goal = "0.65, aim 0.85" if name == "numpy memmap" else "2.5"
-        print(f"PatchTable is {ratio:6.3f} times {name}      goal {goal}")
+        print(f"PatchTable is {ratio(ours, theirs)} times {name}; goal {goal}")
     for what, size in sizes.items():
         print(f"size          {size:6.4f}      {what}{'; goal 1.01' if 'pooled' in what else ''}")
 

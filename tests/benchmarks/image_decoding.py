@@ -42,6 +42,7 @@ from model.decoding import decode_image
 from model.encoder import PatchEncoder
 from pipeline.data.stored_images import NO_LIMIT
 from tests.benchmarks.helpers.extraction_inputs import made_images, write_random_clip
+from tests.benchmarks.helpers.spread import spread
 
 TODAY = "Pillow (today)"
 LITE = Path(__file__).resolve().parents[2] / ".weights/tf_efficientnet_lite0"
@@ -163,9 +164,8 @@ def measure(
         equal = sum(np.array_equal(ours, today) for ours, today in pairs) / len(data)
         cosines = torch.nn.functional.cosine_similarity(features[name], features[TODAY])
         print(
-            f"{name:22} {statistics.median(rates):4.0f} ({min(rates):.0f} to {max(rates):.0f}) "
-            f"images/s, {statistics.median(gains):.2f} ({min(gains):.2f} to {max(gains):.2f}) "
-            f"times today; decoding alone {part:.2f} ms; {equal:.0%} equal, "
+            f"{name:22} {spread(rates, 0)} images/s, {spread(gains)} times today; "
+            f"decoding alone {part:.2f} ms; {equal:.0%} equal, "
             f"cosine {cosines.median():.6f}, at least {cosines.min():.6f}",
             flush=True,
         )

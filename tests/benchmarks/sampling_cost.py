@@ -9,7 +9,6 @@ cost of standard.
 """
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from model.batch import Batch
 from model.objectives import scheduled_sampling, standard, true_token_coins
 from model.projectors import LinearConfig
 from model.vlm import VisionLanguageModel, build_vlm, freeze
+from tests.benchmarks.helpers.spread import ratio, spread
 
 PATCHES, VISION, WORDS, RATE = 49, 96, 512, 0.5
 
@@ -86,12 +86,11 @@ def main() -> None:
             began = time.process_time()  # of this process, so that other load does not count
             loss().backward()
             took[name] += [time.process_time() - began] if repeat else []
-    median = {name: statistics.median(seconds) for name, seconds in took.items()}
     for name, seconds in took.items():
-        speed = given.rows / median[name]
-        print(f"{name:<11} {speed:8.1f} samples/s  ({min(seconds):.3f} to {max(seconds):.3f} s)")
-    print(f"scheduled beside the loop: {median['token loop'] / median['scheduled']:.1f} (goal 8)")
-    print(f"scheduled beside standard: {median['scheduled'] / median['standard']:.2f} (goal 2.5)")
+        print(f"{name:<11} {spread([given.rows / each for each in seconds], 1)} samples/s")
+    faster = ratio(took["token loop"], took["scheduled"], 1)
+    print(f"scheduled beside the loop: {faster}; goal 8")
+    print(f"scheduled beside standard: {ratio(took['scheduled'], took['standard'])}; goal 2.5")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.tiny_phi import train_tokenizer
 from tests.benchmarks.helpers.serving_images import scene
+from tests.benchmarks.helpers.spread import ratio, spread
 from tests.support.serve_load import Timed, load, post
 from tests.support.serving import Server, running
 from tests.support.tiny_bundle import TEXTS, write_bundle, write_card, write_clip, write_prefix
@@ -123,16 +124,13 @@ def main() -> None:
             for _ in range(given.rounds):
                 one_round(server, given.count, tokens, rates)
             for images in ("new", "known"):
-                median = {
-                    clients: statistics.median(rate for rate, _ in rates[images, clients])
-                    for clients in CLIENTS
-                }
-                told = ", ".join(f"{n}: {median[n] / median[1]:.1f}" for n in CLIENTS[1:])
+                speeds = {n: [rate for rate, _ in rates[images, n]] for n in CLIENTS}
+                told = ", ".join(f"{n}: {ratio(speeds[n], speeds[1], 1)}" for n in CLIENTS[1:])
                 firsts = sorted(chain.from_iterable(found for _, found in rates[images, 16]))
                 p95 = firsts[int(0.95 * len(firsts))] * 1e3
                 print(
-                    f"{images} images, medians: {median[1]:.1f} answers/s of one client, times "
-                    f"that by more: {told}; p95 of the first token of 16: {p95:.0f} ms"
+                    f"{images} images: {spread(speeds[1], 1)} answers/s of one client, times that "
+                    f"by more: {told}; p95 of the first token of 16: {p95:.0f} ms"
                 )
 
 

@@ -13,7 +13,6 @@ features (`--features 10_000_000`, some minutes), with few open files.
 
 import argparse
 import logging
-import statistics
 import sys
 import tempfile
 import threading
@@ -50,6 +49,7 @@ from storage.store.survey import take_survey
 from storage.store.verify import committed, verify
 from storage.tables import write_arrow
 from tests.benchmarks.helpers.large_store import objects, write_store
+from tests.benchmarks.helpers.spread import spread
 from tests.support.store_fixtures import AWS, environment
 
 BY_SPLIT = "SELECT split, count(*) AS n FROM {} GROUP BY split ORDER BY split"
@@ -100,7 +100,7 @@ def on_this_disk(folder: Path, manifests: int, files: int, repeats: int) -> None
         often = repeats if name not in ("verify", "gc --dry-run") else 1
         taken, worked = _timed(command, often)
         goal = "  (goal 1 s)" if name.startswith("plan") else ""
-        print(f"  {name:21} {_spread(worked)} of processor, {_spread(taken)}{goal}")
+        print(f"  {name:21} {spread(worked)} s of processor, {spread(taken)} s{goal}")
 
 
 def on_s3(folder: Path, manifests: int, files: int) -> None:
@@ -160,7 +160,7 @@ def rows(folder: Path, examples: int, features: int, repeats: int) -> None:
         with open_files() as most:
             taken, worked = _timed(ask, repeats)
         print(
-            f"{view}: {count:,} rows by split {_spread(taken)}, {_spread(worked)} of processor, "
+            f"{view}: {count:,} rows by split {spread(taken)} s, {spread(worked)} s of processor, "
             f"{most[0]} files open at most{goal}"
         )
 
@@ -245,11 +245,6 @@ def _timed(call: Callable[[], None], repeats: int) -> tuple[list[float], list[fl
         taken.append(time.perf_counter() - start)
         worked.append(time.process_time() - begin)
     return taken, worked
-
-
-def _spread(seconds: list[float]) -> str:
-    middle = f"{statistics.median(seconds):.2f} s"
-    return middle if len(seconds) < 2 else f"{middle} ({min(seconds):.2f} to {max(seconds):.2f})"
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ from pipeline.training.batches import TrainingBatches
 from pipeline.training.example_sets import ExampleSet
 from storage.store.artifacts import ArtifactStore
 from storage.tables import read_table, where
+from tests.benchmarks.helpers.spread import ratio
 from tests.support.fake_stages import make
 from tests.support.plain_training import PlainLlava, TinySizes, clip_tower
 
@@ -252,11 +253,9 @@ def compare(data: Data, words: int, repeats: int) -> None:
     plain, ours = took["transformers' LLaVA"], took["ours"]
     for name, seconds in took.items():
         speed = 1 / statistics.median(seconds)
-        over = sorted(p / s for p, s in zip(plain, seconds, strict=True))
-        under = statistics.median(s / o for s, o in zip(seconds, ours, strict=True))
         print(
-            f"{name:<27} {speed:7.1f} samples/s  {statistics.median(over):5.2f} x plain "
-            f"({over[0]:.2f} to {over[-1]:.2f})  ours is {under:5.2f} x"
+            f"{name:<27} {speed:7.1f} samples/s  {ratio(plain, seconds):20} x plain  "
+            f"ours is {ratio(seconds, ours):20} x"
         )
 
 
