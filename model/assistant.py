@@ -16,10 +16,11 @@ from model.adapters import merge_adapter
 from model.asked import Turn
 from model.assistant_base import AssistantBase
 from model.bundle import PREFIX, PREFIX_CONFIG, decoding_of
+from model.caption_consensus import CaptionConsensus, load_consensus
 from model.decoding import decode_image
 from model.errors import ModelError
 from model.generation import generate, stream
-from model.generation_configs import BeamConfig, GenerationConfig
+from model.generation_configs import BeamConfig, GenerationConfig, TopPConfig
 from model.joined_encoders import JoinedEncoders
 from model.language import forbid_ids, saved_dtype
 from model.shrink import Pixels
@@ -29,7 +30,7 @@ from model.vlm_loading import load_vlm
 HUB = "hf://"
 # What is fetched from a hub: the parts of a bundle, and nothing else from its repository.
 PARTS = (
-    *("bundle.json", "README.md", "vision_prefix.*", "reference.*"),
+    *("bundle.json", "README.md", "vision_prefix.*", "reference.*", "consensus.*"),
     *("clip/*", "second/*", "lm/*", "adapter/*", "examples/*"),
 )
 
@@ -74,8 +75,32 @@ class Assistant(AssistantBase):
         return self.encoders.shrink(decode_image(data, self.card["max_pixels"]))
 
     def caption(self, images: Sequence[Image]) -> list[str]:
-        """Return a caption of each image."""
-        return self._write(images, [self.template.caption_prompt] * len(images))
+        """Return a caption of each image.
+
+        Where the assistant was evaluated so, further ones are drawn, and the one is returned on
+        which captions of similar training images agree. `stream` always writes the first one.
+        """
+        texts = self._write(images, [self.template.caption_prompt] * len(images))
+        if self.consensus is None:
+            return texts
+        seen = self.shown(images)
+        return [self._agreed(patches, text) for patches, text in zip(seen, texts, strict=True)]
+
+    def _agreed(self, patches: torch.Tensor, first: str) -> str:
+        """Return the caption of an image that agrees most with those of similar images."""
+        assert self.consensus is not None
+        count = self.card["caption_samples"]
+        drawn = TopPConfig(top_p=1, temperature=self.card["sample_temperature"], seed=1)
+        texts = [
+            first,
+            *self._write([patches] * count, [self.template.caption_prompt] * count, drawn),
+        ]
+        return texts[self.consensus.choose(patches, texts)]
+
+    @cached_property
+    def consensus(self) -> CaptionConsensus | None:
+        """What captions are chosen by, None where each image has one only."""
+        return load_consensus(self.folder) if self.card.get("caption_samples") else None
 
     def ask(self, images: Images | None, question: str, history: Sequence[Turn] = ()) -> str:
         """Return the answer to a question about an image, after earlier turns if there are any.

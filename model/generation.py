@@ -157,7 +157,8 @@ def chooser(
         steps.append(SuppressTokensLogitsProcessor(suppressed, str(device)))
     if isinstance(decoding, TopPConfig):
         steps.append(TemperatureLogitsWarper(decoding.temperature))
-        steps.append(TopPLogitsWarper(decoding.top_p))
+        if decoding.top_p < 1:  # all words: nothing to sort
+            steps.append(TopPLogitsWarper(decoding.top_p))
         generator = torch.Generator(device).manual_seed(decoding.seed)
     no_ids = torch.LongTensor(1, 0)  # these processors look at the scores only
 

@@ -25,7 +25,7 @@ from model.light_phi import LightPhi
 from model.vision_prefix import VisionPrefix
 
 # Fields of a card that ask for what only `Assistant` does.
-_MORE = ("adapter", "second_layer", "text_only")
+_MORE = ("adapter", "second_layer", "text_only", "caption_samples")
 
 
 class LightAssistant(AssistantBase):

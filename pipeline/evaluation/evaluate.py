@@ -196,12 +196,23 @@ def predict(
         plan.template.eos_id,
         plan.device,
     )
-    for condition, task, text in texts:
-        rows[condition].append(_row(task, text, plan.template))
+    for condition, task, written in texts:
+        rows[condition].append(_row(task, _chosen(plan, condition, task, written), plan.template))
         tick()
     for each in rows.values():
         each.sort(key=lambda row: (row["kind"], row["image_id"], row["question_id"] or 0))
     return rows
+
+
+def _chosen(
+    plan: EvaluationPlan, condition: str, task: Task, texts: Sequence[Generated]
+) -> Generated:
+    """Return the only text, or the one on which captions of similar training images agree."""
+    if plan.consensus is None or len(texts) == 1:
+        return texts[0]
+    (patches,) = plan.shown.show([task.row], condition)
+    candidates = [plan.template.decode(text.ids) for text in texts]
+    return texts[plan.consensus.choose(patches, candidates)]
 
 
 def _row(task: Task, text: Generated, template: PromptTemplate) -> Row:

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from model.caption_consensus import CaptionConsensus
 from model.prompt import PromptTemplate
 from pipeline.data.stored_images import open_patches
 from pipeline.engine.devices import pick_device
 from pipeline.engine.stage import StageContext
 from pipeline.evaluation.conditions import Shown
+from pipeline.evaluation.consensus import consensus_of
 from pipeline.evaluation.likelihood import held_out_rows
 from pipeline.evaluation.pointing import CONDITIONS as POINTED
 from pipeline.evaluation.pointing import Boxes, read_boxes
@@ -45,6 +47,7 @@ class EvaluationPlan:
         shown: Patch embeddings by condition.
         evaluate: The recipe's part.
         device: Where to compute.
+        consensus: What captions are chosen by; None if there is one caption of each image.
     """
 
     template: PromptTemplate
@@ -59,6 +62,7 @@ class EvaluationPlan:
     shown: Shown
     evaluate: EvaluatePart
     device: str
+    consensus: CaptionConsensus | None = None
 
     @property
     def texts(self) -> list[Row]:
@@ -109,6 +113,7 @@ def plan_evaluation(context: StageContext, evaluate: EvaluatePart, seed: int) ->
         shown,
         evaluate,
         pick_device(context.settings),
+        consensus_of(context, evaluate),
     )
 
 

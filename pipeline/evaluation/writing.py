@@ -8,7 +8,7 @@ continuous batching (`model.batching`): one that has ended makes room for the ne
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from model.batching import Batcher, TextRequest, is_plainly_greedy
 from model.bundle import decoding_of
 from model.generation import Generated, evaluating, generate
-from model.generation_configs import GreedyConfig
+from model.generation_configs import GenerationConfig, TopPConfig
 from model.prefixes import read_images
 from model.vlm import VisionLanguageModel
 from pipeline.evaluation.conditions import Shown
@@ -35,10 +35,18 @@ class Wanted(NamedTuple):
     Attributes:
         images: What `Shown.image` returned for its images, the first one first.
         prompt: Token ids after the first image.
+        draw: 0 for the text that beams or greedy decoding give, else the seed it is drawn with.
     """
 
     images: tuple[int, ...]
     prompt: tuple[int, ...]
+    draw: int = 0
+
+    def decoding(self, evaluate: EvaluatePart) -> GenerationConfig:
+        """Return how its tokens are chosen."""
+        if not self.draw:
+            return decoding_of(evaluate.beams)
+        return TopPConfig(top_p=1, temperature=evaluate.sample_temperature, seed=self.draw)
 
 
 @dataclass
@@ -68,8 +76,10 @@ def write_texts(
     evaluate: EvaluatePart,
     eos_id: int,
     device: str,
-) -> Iterator[tuple[str, Task, Generated]]:
-    """Yield condition, task and text, in the order in which texts are finished.
+) -> Iterator[tuple[str, Task, list[Generated]]]:
+    """Yield condition, task and texts, in the order in which texts are finished.
+
+    A question has one text. A caption has a further one for each that is drawn beside it.
 
     Args:
         vlm: The model.
@@ -84,15 +94,26 @@ def write_texts(
         ModelError: A text might outgrow the model.
     """
     asked: dict[Wanted, list[tuple[str, Task]]] = {}
+    draws: dict[Wanted, int] = {}
     for condition in conditions:
         for task in tasks:
             images = tuple(shown.image(row, condition) for row in (task.row, *task.more))
-            asked.setdefault(Wanted(images, tuple(task.prompt)), []).append((condition, task))
+            wanted = Wanted(images, tuple(task.prompt))
+            asked.setdefault(wanted, []).append((condition, task))
+            draws[wanted] = evaluate.caption_samples if task.kind == "caption" else 0
+    texts = [wanted._replace(draw=n) for wanted, count in draws.items() for n in range(count + 1)]
     plain = evaluate.beams == 1 and is_plainly_greedy(vlm.language_model)
     write = _continuously if plain else _in_batches
+    found: dict[Wanted, dict[int, Generated]] = {}
     with evaluating(vlm):
-        for wanted, text in write(vlm, [*asked], shown, evaluate, eos_id, device):
-            yield from ((condition, task, text) for condition, task in asked[wanted])
+        for wanted, text in write(vlm, texts, shown, evaluate, eos_id, device):
+            first = wanted._replace(draw=0)
+            known = found.setdefault(first, {})
+            known[wanted.draw] = text
+            if len(known) == draws[first] + 1:
+                del found[first]
+                ordered = [known[draw] for draw in sorted(known)]
+                yield from ((condition, task, ordered) for condition, task in asked[first])
 
 
 def _continuously(
@@ -141,7 +162,7 @@ def _requests(
                 own,
                 wanted.prompt,
                 evaluate.max_new_tokens,
-                GreedyConfig(),
+                wanted.decoding(evaluate),
                 text.take,
                 prefix=None if several else prefixes[wanted.images[0]],
             )
@@ -156,9 +177,10 @@ def _in_batches(
     device: str,
 ) -> Iterator[tuple[Wanted, Generated]]:
     """Yield texts that wait for the longest of their batch: those of a beam search, for example."""
-    ordered = sorted(texts, key=lambda text: (len(text.prompt), text))
-    for start in range(0, len(ordered), evaluate.batch):
-        part = ordered[start : start + evaluate.batch]
+    ordered = sorted(texts, key=lambda text: (text.draw, len(text.prompt), text))
+    groups = [[*group] for _, group in groupby(ordered, key=lambda text: text.draw)]
+    size = evaluate.batch
+    for part in (group[at : at + size] for group in groups for at in range(0, len(group), size)):
         images = [text.images[0] for text in part]
         images += [image for text in part for image in text.images[1:]]
         with torch.inference_mode():
@@ -168,6 +190,6 @@ def _in_batches(
                 [text.prompt for text in part],
                 eos_id=eos_id,
                 max_new_tokens=evaluate.max_new_tokens,
-                decoding=decoding_of(evaluate.beams),
+                decoding=part[0].decoding(evaluate),
             )
         yield from zip(part, written, strict=True)

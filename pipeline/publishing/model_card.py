@@ -62,6 +62,12 @@ from the evaluated references, here {{ images }} images, so compare it within th
 {%- endif %}
 
 
+{% if drawn %}
+Captions are those of `phivision caption`: {{ drawn }} are drawn beside the likeliest one, and
+the one is taken on which captions of similar training images agree; `consensus.json` has these.
+The chat, the server and other formats write the likeliest one, and its scores are lower.
+
+{% endif %}
 {% if gaps %}
 ## What the image is worth
 
@@ -108,6 +114,7 @@ def model_card(card: dict[str, Any]) -> str:
         joined="second_layer" in card,
         trained_on=card.get("trained_on"),
         text_only=card.get("text_only", False),
+        drawn=card.get("caption_samples", 0),
         scores=_table(values, _CONDITIONS),
         gaps=_table(values, _AGAINST, "_gap", "+.3f"),
         images=values["cider_d", "real"]["count"] if ("cider_d", "real") in values else 0,

@@ -9,6 +9,7 @@ from model.bundle import BUNDLE, FORMAT, PREFIX, PREFIX_CONFIG, TWO_ENCODERS
 from model.encoder_table import SECOND
 from pipeline.data.stored_images import has_second
 from pipeline.engine.stage import StageContext, Summary
+from pipeline.evaluation.consensus import consensus_of
 from pipeline.publishing.bundle_parts import bundle_parts
 from pipeline.publishing.model_card import model_card
 from pipeline.publishing.trained_images import (
@@ -35,6 +36,8 @@ def publish(
 
     A second encoder is in `second/`.
     `reference.safetensors` holds embeddings of training images, for `model.training_reference`.
+    Where captions are chosen among drawn ones, `consensus.safetensors` and `consensus.json` hold
+    the training images and captions that choose, for `model.caption_consensus`.
     """
     del seed
     joined = has_second(context.inputs["backbones"])
@@ -50,6 +53,7 @@ def publish(
         "patches": features.patches,
         "template": json.loads(context.inputs["examples"].path("template.json").read_text()),
         "beams": evaluate.beams,
+        **_drawn(context, evaluate),
         "max_new_tokens": evaluate.max_new_tokens,
         "max_pixels": MAX_PIXELS,
         "max_images": most_images(context.inputs["examples"]),
@@ -74,6 +78,15 @@ def _copy_models(context: StageContext, encoders: Sequence[str]) -> None:
     clone_folder(context.inputs["finetune"].directory("lm"), context.out / "lm")
     for name in (PREFIX, PREFIX_CONFIG):
         shutil.copyfile(context.inputs["finetune"].path(name), context.out / name)
+
+
+def _drawn(context: StageContext, evaluate: EvaluatePart) -> dict[str, Any]:
+    """Return the card's entries on captions that are drawn, after writing what chooses."""
+    consensus = consensus_of(context, evaluate)
+    if consensus is None:
+        return {}
+    consensus.save(context.out)
+    return {name: getattr(evaluate, name) for name in ("caption_samples", "sample_temperature")}
 
 
 def _trained_on(context: StageContext, what: str) -> dict[str, Any]:

@@ -222,6 +222,16 @@ class FinetunePart(TrainingPart):
     caption_share: Share = Field(
         description="Share of the examples that are captions, so that captioning is kept."
     )
+    own_captions: int = Field(
+        ge=0,
+        description="Captions of a training image that are learned: those that agree most with its "
+        "others and with those of similar training images; 0: all of them.",
+    )
+    other_captions: int = Field(
+        ge=0,
+        description="Captions of similar training images that are learned for an image, too: those "
+        "that agree most with its own and with each other; needs own_captions.",
+    )
     lora_rank: Positive = Field(description="Rank of the adapters.")
     lora_alpha: Positive = Field(description="Scale of the adapters, before division by rank.")
     lora_dropout: Share = Field(description="Dropout in front of the adapters.")
@@ -240,6 +250,15 @@ class FinetunePart(TrainingPart):
     )
 
     @model_validator(mode="after")
+    def _other_captions_join_chosen_ones(self) -> Self:
+        if self.other_captions and not self.own_captions:
+            raise ValueError(
+                f"other_captions {self.other_captions} needs own_captions of at least 1: where all "
+                "of an image's captions are learned, none is chosen"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _only_frozen_layers_are_quantized(self) -> Self:
         if self.quantize != "none" and self.method != "lora":
             raise ValueError(
@@ -256,6 +275,14 @@ class EvaluatePart(Part):
     batch: Positive = Field(description="Prompts generated together.")
     max_new_tokens: Positive = Field(description="Tokens after which a generation is cut.")
     beams: Positive = Field(description="Beams of the search; 1 is greedy.")
+    caption_samples: int = Field(
+        ge=0,
+        description="Captions drawn for an image beside the greedy one; of all, the one is taken "
+        "that agrees most with captions of similar training images; 0: the greedy one.",
+    )
+    sample_temperature: float = Field(
+        gt=0, description="Divisor of the logits where captions are drawn."
+    )
     resamples: Positive = Field(description="Bootstrap resamples of every interval.")
     likelihood_images: Positive = Field(
         description="Test images of presence questions and of image choice, at most."
@@ -279,6 +306,15 @@ class EvaluatePart(Part):
         description="Test images, at most, for whose texts patch importance is measured; 0: none. "
         "Each takes one pass per patch, under two conditions.",
     )
+
+    @model_validator(mode="after")
+    def _captions_are_drawn_beside_greedy_ones(self) -> Self:
+        if self.caption_samples and self.beams > 1:
+            raise ValueError(
+                f"caption_samples {self.caption_samples} needs beams 1: captions are drawn beside "
+                "a greedy one"
+            )
+        return self
 
     @field_validator("presence_question")
     @classmethod

@@ -160,6 +160,48 @@ def test_the_bundle_captions_a_photo_with_the_encoder_of_timm(
     assert not assistant.text_only
 
 
+def test_captions_are_learned_and_chosen_where_similar_images_agree(
+    store: Path, recipe: Recipe
+) -> None:
+    asked = recipe.override(
+        {
+            "finetune.own_captions": 1,
+            "finetune.other_captions": 2,
+            "finetune.epochs": 8.0,
+            "evaluate.caption_samples": 3,
+            "evaluate.max_new_tokens": 12,
+        }
+    )
+    made = run(asked, store)
+    remade = {name for name, outcome in made.items() if outcome.status == "made"}
+    assert remade == {"finetune", "evaluate", "publish"}
+    assert made["finetune"].manifest.summary["examples"] == 3 * 18
+    captions = [
+        row
+        for row in rows_of(store, made["evaluate"], "predictions")
+        if row["stage"] == "finetune" and row["condition"] == "real"
+    ]
+    assert len(captions) == 6
+    kept = ArtifactStore(str(store / "store"), store / "cache")
+    folder = kept.artifact(made["publish"].manifest).path("bundle.json").parent
+    texts = json.loads((folder / "consensus.json").read_text())
+    assert (len(texts), {len(each) for each in texts}) == (18, {2})
+    assert "3 are drawn beside the likeliest one" in (folder / "README.md").read_text()
+    assistant = Assistant(folder)
+    photo = io.BytesIO()
+    Image.new("RGB", (96, 80), COLOURS["red"]).save(photo, "PNG")
+    said = assistant.caption([photo.getvalue(), assistant.see(photo.getvalue())])
+    assert len(set(said)) == 1
+    assert assistant.consensus is not None
+
+
+def test_captions_are_drawn_beside_greedy_ones_only(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match="caption_samples 2 needs beams 1"):
+        recipe.override({"evaluate.caption_samples": 2, "evaluate.beams": 3})
+    with pytest.raises(RecipeError, match="other_captions 2 needs own_captions"):
+        recipe.override({"finetune.own_captions": 0, "finetune.other_captions": 2})
+
+
 def test_pretraining_that_sees_nothing_stops_before_finetuning(store: Path, recipe: Recipe) -> None:
     asked = recipe.override({"finetune.least_image_gain": 50})
     with pytest.raises(PipelineError, match="pretraining left the image without effect"):

@@ -68,7 +68,7 @@ def written(
 ) -> dict[tuple[str, int], Generated]:
     part = preset("demo").evaluate.model_copy(update={"max_new_tokens": LONGEST, **changes})
     texts = write_texts(vlm, TASKS, shown, CONDITIONS, part, eos, "cpu")
-    found = [((condition, task.fixed["number"]), text) for condition, task, text in texts]
+    found = [((condition, task.fixed["number"]), text) for condition, task, (text,) in texts]
     assert len({place for place, _ in found}) == len(found) == len(CONDITIONS) * len(TASKS)
     return dict(found)
 
@@ -173,6 +173,32 @@ def test_each_image_is_read_once_and_no_text_is_written_twice(
     # A single token each: the passes are those that read images, and those that read prompts.
     assert sum(rows) == sum(read) + len(distinct)
     assert len(distinct) == TESTED + 1 + 2 * 4 + 3
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+def test_a_caption_has_drawn_ones_beside_the_greedy_one_and_a_question_has_none(
+    vlm: VisionLanguageModel,
+    shown: Shown,
+    eos: int,
+    monkeypatch: pytest.MonkeyPatch,
+    continuous: bool,
+) -> None:
+    if not continuous:
+        monkeypatch.setattr("pipeline.evaluation.writing.is_plainly_greedy", lambda _: False)
+    greedy = written(vlm, shown, eos, batch=8)
+    changes = {"max_new_tokens": LONGEST, "batch": 8, "caption_samples": 3}
+    part = preset("demo").evaluate.model_copy(update=changes)
+    found = {
+        (condition, task.fixed["number"]): texts
+        for condition, task, texts in write_texts(vlm, TASKS, shown, CONDITIONS, part, eos, "cpu")
+    }
+    assert {place: texts[0] for place, texts in found.items()} == greedy
+    captions = [texts for (_, number), texts in found.items() if number < TESTED]
+    assert {len(texts) for texts in captions} == {4}
+    assert all(len(texts) == 1 for (_, number), texts in found.items() if number >= TESTED)
+    assert all(len({tuple(text.ids) for text in texts}) > 1 for texts in captions)
+    again = write_texts(vlm, TASKS, shown, CONDITIONS, part, eos, "cpu")
+    assert {(name, task.fixed["number"]): texts for name, task, texts in again} == found
 
 
 def test_groups_hold_all_work_about_their_images() -> None:

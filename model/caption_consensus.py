@@ -1,0 +1,172 @@
+"""Captions on which people would agree, by the captions of similar training images.
+
+The consensus caption of Devlin et al. 2015, "Exploring Nearest Neighbor Approaches for Image
+Captioning" (arXiv 1505.04467): the candidate that is most similar to the captions of the nearest
+training images. There the candidates are these captions; here a model may have written them.
+Similarity is that of CIDEr (Vedantam et al. 2015, arXiv 1411.5726): the cosine of n-grams weighted
+by their rarity among the training captions, the mean over n of 1 to 4.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Float16
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model.training_reference import pool
+
+EMBEDDINGS, CAPTIONS = "consensus.safetensors", "consensus.json"
+NEAREST = 80  # training images that have a say
+SHARPNESS = 10.0  # an image whose cosine is smaller by 0.1 than the nearest one's counts 1/e of it
+LONGEST = 4  # words of an n-gram
+_KEY = "pooled"
+_WORD = re.compile(r"\w+(?:'\w+)?")
+Grams = dict[tuple[str, ...], float]
+
+
+class CaptionConsensus:
+    """Training images with their captions, which judge captions of an image.
+
+    How many neighbours there are and how they are weighted was chosen on training images of
+    Flickr8k, each judged by the others (docs/photographs.md).
+
+    Args:
+        pooled: Embeddings of the images from `model.training_reference.pool`.
+        captions: The captions of each of these images, at least one.
+    """
+
+    def __init__(
+        self, pooled: Float16[Tensor, "image vision"], captions: Sequence[Sequence[str]]
+    ) -> None:
+        self.pooled, self.captions = pooled, captions
+        self._mean = pooled.float().mean(dim=0)
+        self._places = nn.functional.normalize(pooled.float() - self._mean, dim=-1)
+
+    def choose(self, patches: Float[Tensor, "patch vision"], candidates: Sequence[str]) -> int:
+        """Return the number of the candidate that agrees most with captions of similar images.
+
+        The first one of equal candidates is taken.
+
+        Args:
+            patches: The image's patch embeddings. Of two encoders' joined embeddings, those of the
+                first are compared.
+            candidates: Captions of it.
+        """
+        pooled = pool(patches[:, : self.pooled.shape[1]].float().cpu())
+        place = nn.functional.normalize(pooled - self._mean, dim=-1)
+        judge = self._judge(self._neighbours(self._places @ place))
+        scores = [_product(self._weighted(_grams(text)), judge) for text in candidates]
+        return scores.index(max(scores))
+
+    def targets(self, image: int, own: int, others: int) -> list[tuple[int, int]]:
+        """Return the captions that agree most with those of an image and its neighbours.
+
+        Both sides count alike. No text is returned twice.
+
+        Args:
+            image: Number of the training image.
+            own: How many of its own captions, at most.
+            others: How many of its neighbours' captions, at most.
+
+        Returns:
+            Number of the image and number of the caption among that image's, own ones first.
+        """
+        similarity = self._places @ self._places[image]
+        similarity[image] = -torch.inf
+        neighbours = self._neighbours(similarity)
+        judge = self._judge([(image, 1.0), *neighbours])
+        mine = self._ranked([(image, 1.0)], judge)[:own]
+        taken = {self.captions[image][caption] for _, caption in mine}
+        found = list(mine)
+        for other, caption in self._ranked(neighbours, judge):
+            text = self.captions[other][caption]
+            if len(found) < len(mine) + others and text not in taken:
+                taken.add(text)
+                found.append((other, caption))
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write the embeddings and the captions into a bundle."""
+        save_file({_KEY: self.pooled.contiguous()}, folder / EMBEDDINGS)
+        (folder / CAPTIONS).write_text(json.dumps(list(map(list, self.captions))), "utf-8")
+
+    @cached_property
+    def _counted(self) -> list[list[Counter[tuple[str, ...]]]]:
+        return [[_grams(text) for text in texts] for texts in self.captions]
+
+    @cached_property
+    def _rarity(self) -> Grams:
+        """How rare n-grams are, as the logarithm of images by images with it."""
+        seen = Counter(gram for texts in self._counted for gram in set().union(*texts))
+        return {gram: self._most - math.log(count) for gram, count in seen.items()}
+
+    @cached_property
+    def _most(self) -> float:
+        return math.log(len(self.captions))
+
+    def _neighbours(self, similarity: Float[Tensor, "image"]) -> list[tuple[int, float]]:
+        """Return the nearest images with their weights, which add up to 1."""
+        best = similarity.topk(min(NEAREST, int(similarity.isfinite().sum())))
+        weights = (best.values * SHARPNESS).softmax(dim=0)
+        return list(zip(best.indices.tolist(), weights.tolist(), strict=True))
+
+    def _judge(self, images: Iterable[tuple[int, float]]) -> Grams:
+        """Return the weighted mean of images' captions, by n-grams."""
+        total: Grams = {}
+        for image, weight in images:
+            texts = self._counted[image]
+            for text in texts:
+                for gram, value in self._weighted(text).items():
+                    total[gram] = total.get(gram, 0.0) + weight * value / len(texts)
+        return total
+
+    def _ranked(self, images: Sequence[tuple[int, float]], judge: Grams) -> list[tuple[int, int]]:
+        """Return the captions of images, most agreement first; none agrees with itself."""
+        scored = []
+        for image, weight in images:
+            texts = self._counted[image]
+            for number, text in enumerate(texts):
+                grams = self._weighted(text)
+                alone = _product(grams, grams) * weight / len(texts)
+                scored.append((alone - _product(grams, judge), image, number))
+        return [(image, number) for _, image, number in sorted(scored)]
+
+    def _weighted(self, counted: Counter[tuple[str, ...]]) -> Grams:
+        """Return n-grams by their rarity; those of each length have a norm of 1/2."""
+        values = {
+            gram: count * self._rarity.get(gram, self._most) for gram, count in counted.items()
+        }
+        squares = [0.0] * (LONGEST + 1)
+        for gram, value in values.items():
+            squares[len(gram)] += value * value
+        return {
+            gram: value / math.sqrt(LONGEST * squares[len(gram)])
+            for gram, value in values.items()
+            if value
+        }
+
+
+def load_consensus(folder: Path) -> CaptionConsensus:
+    """Return what a bundle's captions are chosen by."""
+    captions = json.loads((folder / CAPTIONS).read_text("utf-8"))
+    return CaptionConsensus(load_file(folder / EMBEDDINGS)[_KEY], captions)
+
+
+def _grams(text: str) -> Counter[tuple[str, ...]]:
+    words = _WORD.findall(text.lower())
+    return Counter(
+        tuple(words[start : start + length])
+        for length in range(1, LONGEST + 1)
+        for start in range(len(words) - length + 1)
+    )
+
+
+def _product(first: Grams, second: Grams) -> float:
+    return sum(value * second.get(gram, 0.0) for gram, value in first.items())

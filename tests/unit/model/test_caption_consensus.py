@@ -1,0 +1,76 @@
+"""Captions on which those of similar training images agree."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.caption_consensus import CaptionConsensus, load_consensus
+from model.training_reference import pool
+
+DOGS = ["a dog runs on grass", "a brown dog runs", "the dog is running on the grass"]
+BOATS = ["a boat on a lake", "a red boat", "the boat lies on the lake"]
+WIDTH = 8
+
+
+def images(kinds: str) -> Tensor:
+    """Return patches [image, patch, vision] of dogs and boats, alike within a kind."""
+    torch.manual_seed(1)
+    centres = {kind: torch.randn(WIDTH) for kind in "db"}
+    return torch.stack([centres[kind] + 0.1 * torch.randn(4, WIDTH) for kind in kinds])
+
+
+@pytest.fixture
+def consensus() -> CaptionConsensus:
+    texts = [DOGS if kind == "d" else BOATS for kind in "dddbbb"]
+    return CaptionConsensus(pool(images("dddbbb")).half(), texts)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("d", 1), ("b", 0)])
+def test_the_caption_of_what_similar_images_show_is_chosen(
+    consensus: CaptionConsensus, kind: str, expected: int
+) -> None:
+    (patches,) = images(kind)
+    candidates = ["a boat on the lake", "a dog runs on the grass", "people sit at a table"]
+    assert consensus.choose(patches, candidates) == expected
+    wider = torch.cat([patches, torch.randn(4, 3)], dim=1)  # a second encoder's, which has no say
+    assert consensus.choose(wider, candidates) == expected
+
+
+def test_of_equal_candidates_the_first_is_taken(consensus: CaptionConsensus) -> None:
+    (patches,) = images("d")
+    assert consensus.choose(patches, ["", "a dog runs", "A dog runs.", "…"]) == 1
+    assert consensus.choose(patches, ["zebra", "giraffe"]) == 0
+
+
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=5))
+def test_any_texts_can_be_compared(candidates: list[str]) -> None:
+    texts = [DOGS if kind == "d" else BOATS for kind in "db"]
+    chosen = CaptionConsensus(pool(images("db")).half(), texts).choose(images("d")[0], candidates)
+    assert 0 <= chosen < len(candidates)
+
+
+def test_a_bundle_keeps_what_chooses(consensus: CaptionConsensus, tmp_path: Path) -> None:
+    consensus.save(tmp_path)
+    again = load_consensus(tmp_path)
+    assert torch.equal(again.pooled, consensus.pooled)
+    assert again.captions == [list(texts) for texts in consensus.captions]
+
+
+def test_an_image_learns_captions_of_its_neighbours_that_describe_it() -> None:
+    odd = ["a dog runs on grass", "completely different words", "a man stands at a stove"]
+    texts = [odd, DOGS, BOATS, BOATS]
+    consensus = CaptionConsensus(pool(images("ddbb")).half(), texts)
+    learned = [texts[image][caption] for image, caption in consensus.targets(0, 1, 2)]
+    assert learned[0] == "a dog runs on grass"
+    assert set(learned[1:]) <= set(DOGS)
+    assert len(set(learned)) == 3  # the same text stands among the neighbours' as well
+
+
+def test_there_may_be_fewer_captions_than_are_asked_for() -> None:
+    consensus = CaptionConsensus(pool(images("db")).half(), [["a dog"], ["a boat"]])
+    assert consensus.targets(0, 3, 5) == [(0, 0), (1, 0)]
+    assert CaptionConsensus(pool(images("d")).half(), [DOGS]).targets(0, 1, 2)[0][0] == 0
