@@ -60,7 +60,7 @@ _FREE = {
     "pretrain.projector": "balance_weight",
     "finetune": _TRAINING_FREE,
     "evaluate": "images questions likelihood_images pointing_images presence_question "
-    "presence_answers",
+    "presence_answers caption_samples sample_temperature",
 }
 
 

@@ -118,7 +118,7 @@ def _pretrain(parts: Parts, counts: Counts) -> float:
 
 def _finetune(parts: Parts, counts: Counts) -> float:
     part = parts["finetune"]
-    if part["own_captions"]:
+    if part.get("own_captions"):  # artifacts of earlier versions have all
         images = counts["train_images"]
         own = min(counts["train_captions"], images * part["own_captions"])
         counts = {**counts, "train_captions": own + images * part["other_captions"]}
@@ -150,7 +150,8 @@ def _evaluate(parts: Parts, counts: Counts) -> float:
     questions = min(part["questions"], spoken * counts["turns"])
     choices = min(captions, part["likelihood_images"])
     pointed = min(captions or questions, part["pointing_images"])
-    both = MODELS * (2 * captions + choices)
+    drawn = part.get("caption_samples", 0)  # artifacts of earlier versions have none
+    both = MODELS * ((2 + drawn) * captions + choices)
     last = questions + min(part["questions"], spoken) + choices
     return CONDITIONS * (both + last) + POINTED * pointed * parts["features"]["patches"]
 

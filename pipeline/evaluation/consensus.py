@@ -4,17 +4,13 @@ They are chosen by a fixed rule: the files with the smallest SHA-256, which is a
 draw, whatever the order of the dataset.
 """
 
-import torch
-
 from model.caption_consensus import CaptionConsensus
-from model.training_reference import pool
-from pipeline.data.stored_images import open_first
+from pipeline.data.pooled_images import pooled_images
 from pipeline.engine.stage import StageContext
 from pipeline.recipe.parts import EvaluatePart
 from storage.tables import read_table, where
 
 MOST = 2000  # images
-_AT_ONCE = 128  # images whose patches are in memory together
 
 
 def consensus_of(context: StageContext, evaluate: EvaluatePart) -> CaptionConsensus | None:
@@ -35,10 +31,5 @@ def consensus_of(context: StageContext, evaluate: EvaluatePart) -> CaptionConsen
     if not captions:
         return None
     hashes = sorted(captions)[:MOST]
-    patches = open_first(context.inputs["features"])
-    rows = patches.rows_of(hashes)
-    pooled = [
-        pool(torch.from_numpy(patches.gather(rows[start : start + _AT_ONCE])).float())
-        for start in range(0, len(rows), _AT_ONCE)
-    ]
-    return CaptionConsensus(torch.cat(pooled).half(), [captions[sha256] for sha256 in hashes])
+    pooled = pooled_images(context.inputs["features"], hashes)
+    return CaptionConsensus(pooled.half(), [captions[sha256] for sha256 in hashes])

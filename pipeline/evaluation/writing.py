@@ -6,7 +6,7 @@ Images are read in groups, and everything that is asked about them follows. Text
 continuous batching (`model.batching`): one that has ended makes room for the next.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import NamedTuple
@@ -104,16 +104,23 @@ def write_texts(
     texts = [wanted._replace(draw=n) for wanted, count in draws.items() for n in range(count + 1)]
     plain = evaluate.beams == 1 and is_plainly_greedy(vlm.language_model)
     write = _continuously if plain else _in_batches
-    found: dict[Wanted, dict[int, Generated]] = {}
     with evaluating(vlm):
-        for wanted, text in write(vlm, texts, shown, evaluate, eos_id, device):
-            first = wanted._replace(draw=0)
-            known = found.setdefault(first, {})
-            known[wanted.draw] = text
-            if len(known) == draws[first] + 1:
-                del found[first]
-                ordered = [known[draw] for draw in sorted(known)]
-                yield from ((condition, task, ordered) for condition, task in asked[first])
+        for wanted, found in _together(write(vlm, texts, shown, evaluate, eos_id, device), draws):
+            yield from ((condition, task, found) for condition, task in asked[wanted])
+
+
+def _together(
+    written: Iterator[tuple[Wanted, Generated]], draws: Mapping[Wanted, int]
+) -> Iterator[tuple[Wanted, list[Generated]]]:
+    """Yield each text with those drawn beside it, as soon as all of them are there."""
+    found: dict[Wanted, dict[int, Generated]] = {}
+    for wanted, text in written:
+        first = wanted._replace(draw=0)
+        known = found.setdefault(first, {})
+        known[wanted.draw] = text
+        if len(known) == draws[first] + 1:
+            del found[first]
+            yield first, [known[draw] for draw in sorted(known)]
 
 
 def _continuously(

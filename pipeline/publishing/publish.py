@@ -34,10 +34,9 @@ def publish(
 ) -> Summary:
     """Write the bundle: `clip/`, `lm/`, the vision prefix, `bundle.json` and `README.md`.
 
-    A second encoder is in `second/`.
-    `reference.safetensors` holds embeddings of training images, for `model.training_reference`.
-    Where captions are chosen among drawn ones, `consensus.safetensors` and `consensus.json` hold
-    the training images and captions that choose, for `model.caption_consensus`.
+    A second encoder is in `second/`. `reference.safetensors` holds embeddings of training images,
+    for `model.training_reference`. Where captions are drawn, `consensus.safetensors` and
+    `consensus.json` hold those that choose among them, for `model.caption_consensus`.
     """
     del seed
     joined = has_second(context.inputs["backbones"])

@@ -4,15 +4,12 @@ They are chosen by a fixed rule: the files with the smallest SHA-256, which is a
 draw, whatever the order of the dataset.
 """
 
-import torch
-
-from model.training_reference import FEWEST, TrainingReference, make_reference, pool
-from pipeline.data.stored_images import open_first, open_patches
+from model.training_reference import FEWEST, TrainingReference, make_reference
+from pipeline.data.pooled_images import pooled_images
 from pipeline.engine.stage import InputArtifact
 from storage.tables import read_table, where
 
 MOST = 2000  # images kept: 3 MB of embeddings of CLIP ViT-B/32
-_AT_ONCE = 128  # images whose patches are in memory together
 
 
 def trained_images(examples: InputArtifact) -> list[str]:
@@ -42,11 +39,4 @@ def reference_of(
     """Return what a bundle compares images to, None if there are too few training images."""
     if len(trained) < FEWEST:
         return None
-    patches = open_patches(features)
-    width = open_first(features).shape[1]  # images are compared by the first encoder alone
-    rows = patches.rows_of(trained[:MOST])
-    parts = [
-        pool(torch.from_numpy(patches.gather(rows[start : start + _AT_ONCE])[..., :width]).float())
-        for start in range(0, len(rows), _AT_ONCE)
-    ]
-    return make_reference(torch.cat(parts), what)
+    return make_reference(pooled_images(features, trained[:MOST]), what)

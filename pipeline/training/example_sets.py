@@ -219,13 +219,17 @@ def open_examples(
             prefix=prefix,
             captions=captions if split == "train" else None,
         )
-        if not len(examples):
-            raise PipelineError(
-                f"the {split} split has no example",
-                "raise images.limit or images.validation_share, or look at the drops",
-            )
-        sets.append(examples)
+        sets.append(_filled(examples, split))
     return sets[0], sets[1]
+
+
+def _filled(examples: ExampleSet, split: str) -> ExampleSet:
+    if not len(examples):
+        raise PipelineError(
+            f"the {split} split has no example",
+            "raise images.limit or images.validation_share, or look at the drops",
+        )
+    return examples
 
 
 def _keys(

@@ -135,7 +135,7 @@ def test_no_more_are_kept_than_the_bound(tmp_path: Path, monkeypatch: pytest.Mon
     assert MOST <= 2000
     write_inputs(tmp_path, ["train"] * 12)
     monkeypatch.setattr("pipeline.publishing.trained_images.MOST", 5)
-    monkeypatch.setattr("pipeline.publishing.trained_images._AT_ONCE", 2)
+    monkeypatch.setattr("pipeline.data.pooled_images._AT_ONCE", 2)
     reference = referred(tmp_path)
     assert reference is not None
     by_hash = sorted(range(12), key=key_of)[:5]
