@@ -20,6 +20,7 @@ from jaxtyping import Float, Float16
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.errors import ModelError
 from model.training_reference import pool
 
 EMBEDDINGS, CAPTIONS = "consensus.safetensors", "consensus.json"
@@ -27,7 +28,9 @@ NEAREST = 80  # training images that have a say
 SHARPNESS = 10.0  # an image whose cosine is smaller by 0.1 than the nearest one's counts 1/e of it
 LONGEST = 4  # words of an n-gram
 _KEY = "pooled"
-_WORD = re.compile(r"\w+(?:'\w+)?")
+# Thai and Lao, Burmese, Khmer, Japanese, Chinese: written without blanks, so each character counts.
+_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_ALONE}]|(?:(?![{_ALONE}])\w)+(?:'\w+)?")
 Grams = dict[tuple[str, ...], float]
 
 
@@ -68,7 +71,7 @@ class CaptionConsensus:
     def targets(self, image: int, own: int, others: int) -> list[tuple[int, int]]:
         """Return the captions that agree most with those of an image and its neighbours.
 
-        Both sides count alike. No text is returned twice.
+        Both sides count alike. Neighbours add no text that is there already.
 
         Args:
             image: Number of the training image.
@@ -154,9 +157,20 @@ class CaptionConsensus:
 
 
 def load_consensus(folder: Path) -> CaptionConsensus:
-    """Return what a bundle's captions are chosen by."""
+    """Return what a bundle's captions are chosen by.
+
+    Raises:
+        ModelError: The captions are not those of the embeddings.
+    """
     captions = json.loads((folder / CAPTIONS).read_text("utf-8"))
-    return CaptionConsensus(load_file(folder / EMBEDDINGS)[_KEY], captions)
+    pooled = load_file(folder / EMBEDDINGS)[_KEY]
+    if len(pooled) != len(captions):
+        raise ModelError(
+            f"{folder / CAPTIONS} has captions of {len(captions)} images, {EMBEDDINGS} has "
+            f"{len(pooled)}",
+            "fetch or export the bundle again",
+        )
+    return CaptionConsensus(pooled, captions)
 
 
 def _grams(text: str) -> Counter[tuple[str, ...]]:

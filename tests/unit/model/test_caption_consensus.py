@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.caption_consensus import CaptionConsensus, load_consensus
+from model.errors import ModelError
 from model.training_reference import pool
 
 DOGS = ["a dog runs on grass", "a brown dog runs", "the dog is running on the grass"]
@@ -58,6 +59,22 @@ def test_a_bundle_keeps_what_chooses(consensus: CaptionConsensus, tmp_path: Path
     again = load_consensus(tmp_path)
     assert torch.equal(again.pooled, consensus.pooled)
     assert again.captions == [list(texts) for texts in consensus.captions]
+
+
+def test_files_that_do_not_belong_together_are_refused(
+    consensus: CaptionConsensus, tmp_path: Path
+) -> None:
+    consensus.save(tmp_path)
+    (tmp_path / "consensus.json").write_text('[["a dog"]]')
+    with pytest.raises(ModelError, match=r"captions of 1 images, consensus\.safetensors has 6"):
+        load_consensus(tmp_path)
+
+
+def test_characters_count_where_there_are_no_blanks() -> None:
+    texts = [["一只棕色的狗在草地上跑"], ["湖上有一条红色的船"]]
+    consensus = CaptionConsensus(pool(images("db")).half(), texts)
+    candidates = ["人们坐在桌边", "船在湖上", "狗在草地上"]
+    assert consensus.choose(images("d")[0], candidates) == 2
 
 
 def test_an_image_learns_captions_of_its_neighbours_that_describe_it() -> None:
