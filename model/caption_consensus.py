@@ -62,11 +62,19 @@ class CaptionConsensus:
                 first are compared.
             candidates: Captions of it.
         """
-        pooled = pool(patches[:, : self.pooled.shape[1]].float().cpu())
-        place = nn.functional.normalize(pooled - self._mean, dim=-1)
-        judge = self._judge(self._neighbours(self._places @ place))
+        judge = self._judge(self._similar(patches))
         scores = [_product(self._weighted(_grams(text)), judge) for text in candidates]
         return scores.index(max(scores))
+
+    def caption(self, patches: Float[Tensor, "patch vision"]) -> str:
+        """Return the caption of similar training images that agrees most with the others.
+
+        Args:
+            patches: See `choose`.
+        """
+        neighbours = self._similar(patches)
+        image, caption = self._ranked(neighbours, self._judge(neighbours))[0]
+        return self.captions[image][caption]
 
     def targets(self, image: int, own: int, others: int) -> list[tuple[int, int]]:
         """Return the captions that agree most with those of an image and its neighbours.
@@ -113,6 +121,12 @@ class CaptionConsensus:
     @cached_property
     def _most(self) -> float:
         return math.log(len(self.captions))
+
+    def _similar(self, patches: Float[Tensor, "patch vision"]) -> list[tuple[int, float]]:
+        """Return the training images nearest to an image, with their weights."""
+        pooled = pool(patches[:, : self.pooled.shape[1]].float().cpu())
+        place = nn.functional.normalize(pooled - self._mean, dim=-1)
+        return self._neighbours(self._places @ place)
 
     def _neighbours(self, similarity: Float[Tensor, "image"]) -> list[tuple[int, float]]:
         """Return the nearest images with their weights, which add up to 1."""

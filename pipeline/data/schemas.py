@@ -3,7 +3,8 @@
 import pyarrow as pa
 
 CONDITIONS = ("real", "shuffled", "blind")  # what the model is shown in evaluation
-BASELINES = ("most_frequent", "nearest_neighbour")  # captions that need no language model
+# Captions that need no language model; the last one where the model's captions are chosen so, too.
+BASELINES = ("most_frequent", "nearest_neighbour", "neighbour_consensus")
 TEXT_ONLY = "text_only"  # the language model alone, without any image prefix
 
 IMAGES = pa.schema(

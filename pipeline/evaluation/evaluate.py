@@ -94,6 +94,11 @@ def _baseline_rows(context: StageContext, plan: EvaluationPlan) -> dict[str, lis
     """Return captions that no language model wrote, as rows of predictions, by baseline."""
     inputs = context.inputs
     texts = baseline_captions(inputs["examples"], inputs["features"], context.settings.threads)
+    if plan.consensus is not None:
+        texts["neighbour_consensus"] = {
+            task.fixed["sha256"]: plan.consensus.caption(plan.shown.show([task.row], "real")[0])
+            for task in plan.captions
+        }
     rows_of: dict[str, list[Row]] = {}
     for name, by_hash in texts.items():
         rows_of[name] = [

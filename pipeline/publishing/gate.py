@@ -24,6 +24,7 @@ _RESAMPLES = 2000
 _BASELINES = {
     "most_frequent": "the commonest training caption for every image",
     "nearest_neighbour": "the caption of the most similar training image",
+    "neighbour_consensus": "the caption of similar images that agrees most with the others",
 }
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.data.schemas import BASELINES, CONDITIONS
 from pipeline.evaluation.shown_metrics import SHOWN_METRICS
 from pipeline.publishing.templates import TEMPLATES
 
@@ -73,11 +74,13 @@ The chat, the server and other formats write the likeliest one, and its scores a
 
 By how much the real image is better than what a column names, over the same images. Above 0
 speaks for the image, also where less of a metric is better; an interval above 0 shows that the
-image is used. The last two columns are captions that no language model wrote: the commonest
-training caption, and one of the most similar training image.
+image is used. Columns from the third on are captions that no language model wrote: the commonest
+training caption, {{ "" if drawn else "and " }}one of the most similar training image
+{%- if drawn %}, and of the captions of similar
+training images the one that agrees most with the others{% endif %}.
 
-| metric | shuffled | blind | most frequent | nearest neighbour |
-|---|--:|--:|--:|--:|
+| metric | {{ against|join(" | ")|replace("_", " ") }} |
+|---|{{ "--:|" * against|length }}
 {% for line in gaps %}
 {{ line }}
 {% endfor %}
@@ -101,22 +104,22 @@ The model repeats what its training data holds, errors and biases included. It i
 confidently wrong. The licences of the data and of the backbones apply to it.
 """
 
-_CONDITIONS = ("real", "shuffled", "blind")
-_AGAINST = ("shuffled", "blind", "most_frequent", "nearest_neighbour")
-
 
 def model_card(card: dict[str, Any]) -> str:
     """Return a bundle's card as Markdown."""
     values = {(row["metric"], row["condition"]): row for row in card["metrics"]}
+    drawn = card.get("caption_samples", 0)
+    against = CONDITIONS[1:] + BASELINES[: None if drawn else -1]
     return TEMPLATES.from_string(_CARD).render(
         name=card["name"],
         parts=card["parts"].items(),
         joined="second_layer" in card,
         trained_on=card.get("trained_on"),
         text_only=card.get("text_only", False),
-        drawn=card.get("caption_samples", 0),
-        scores=_table(values, _CONDITIONS),
-        gaps=_table(values, _AGAINST, "_gap", "+.3f"),
+        drawn=drawn,
+        scores=_table(values, CONDITIONS),
+        against=against,
+        gaps=_table(values, against, "_gap", "+.3f"),
         images=values["cider_d", "real"]["count"] if ("cider_d", "real") in values else 0,
     )
 

@@ -41,6 +41,11 @@ def test_the_caption_of_what_similar_images_show_is_chosen(
     assert consensus.choose(wider, candidates) == expected
 
 
+def test_a_similar_images_caption_is_known_without_a_model(consensus: CaptionConsensus) -> None:
+    assert consensus.caption(images("d")[0]) in DOGS
+    assert consensus.caption(images("b")[0]) in BOATS
+
+
 def test_of_equal_candidates_the_first_is_taken(consensus: CaptionConsensus) -> None:
     (patches,) = images("d")
     assert consensus.choose(patches, ["", "a dog runs", "A dog runs.", "…"]) == 1

@@ -182,11 +182,17 @@ def test_captions_are_learned_and_chosen_where_similar_images_agree(
         if row["stage"] == "finetune" and row["condition"] == "real"
     ]
     assert len(captions) == 6
+    metrics = rows_of(store, made["evaluate"], "metrics")
+    assert {"real", "nearest_neighbour", "neighbour_consensus"} <= {
+        row["condition"] for row in metrics if row["metric"] == "cider_d"
+    }
     kept = ArtifactStore(str(store / "store"), store / "cache")
     folder = kept.artifact(made["publish"].manifest).path("bundle.json").parent
     texts = json.loads((folder / "consensus.json").read_text())
     assert (len(texts), {len(each) for each in texts}) == (18, {2})
-    assert "3 are drawn beside the likeliest one" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "3 are drawn beside the likeliest one" in card
+    assert "| nearest neighbour | neighbour consensus |" in card
     assistant = Assistant(folder)
     photo = io.BytesIO()
     Image.new("RGB", (96, 80), COLOURS["red"]).save(photo, "PNG")
