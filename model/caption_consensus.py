@@ -2,7 +2,7 @@
 
 The consensus caption of Devlin et al. 2015, "Exploring Nearest Neighbor Approaches for Image
 Captioning" (arXiv 1505.04467): the candidate that is most similar to the captions of the nearest
-training images. There the candidates are these captions; here a model may have written them.
+training images. There the candidates are these captions; here a model has written them.
 Similarity is that of CIDEr (Vedantam et al. 2015, arXiv 1411.5726): the cosine of n-grams weighted
 by their rarity among the training captions, the mean over n of 1 to 4.
 """
@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from jaxtyping import Float, Float16
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -76,33 +75,6 @@ class CaptionConsensus:
         image, caption = self._ranked(neighbours, self._judge(neighbours))[0]
         return self.captions[image][caption]
 
-    def targets(self, image: int, own: int, others: int) -> list[tuple[int, int]]:
-        """Return the captions that agree most with those of an image and its neighbours.
-
-        Both sides count alike. Neighbours add no text that is there already.
-
-        Args:
-            image: Number of the training image.
-            own: How many of its own captions, at most.
-            others: How many of its neighbours' captions, at most.
-
-        Returns:
-            Number of the image and number of the caption among that image's, own ones first.
-        """
-        similarity = self._places @ self._places[image]
-        similarity[image] = -torch.inf
-        neighbours = self._neighbours(similarity)
-        judge = self._judge([(image, 1.0), *neighbours])
-        mine = self._ranked([(image, 1.0)], judge)[:own]
-        taken = {self.captions[image][caption] for _, caption in mine}
-        found = list(mine)
-        for other, caption in self._ranked(neighbours, judge):
-            text = self.captions[other][caption]
-            if len(found) < len(mine) + others and text not in taken:
-                taken.add(text)
-                found.append((other, caption))
-        return found
-
     def save(self, folder: Path) -> None:
         """Write the embeddings and the captions into a bundle."""
         save_file({_KEY: self.pooled.contiguous()}, folder / EMBEDDINGS)
@@ -130,7 +102,7 @@ class CaptionConsensus:
 
     def _neighbours(self, similarity: Float[Tensor, "image"]) -> list[tuple[int, float]]:
         """Return the nearest images with their weights, which add up to 1."""
-        best = similarity.topk(min(NEAREST, int(similarity.isfinite().sum())))
+        best = similarity.topk(min(NEAREST, len(similarity)))
         weights = (best.values * SHARPNESS).softmax(dim=0)
         return list(zip(best.indices.tolist(), weights.tolist(), strict=True))
 

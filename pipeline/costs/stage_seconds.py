@@ -49,8 +49,8 @@ _DECISIVE = {
 _TRAINING_FREE = (
     "epochs weight_decay warmup_share clip_norm validate_every validation_examples keep patience "
     "start learning_rate separator_learning_rate projector_learning_rate caption_share lora_alpha "
-    "own_captions other_captions lora_dropout least_image_gain objective.replaced augment.mirrored "
-    "augment.dropped projector.balance_weight"
+    "lora_dropout least_image_gain objective.replaced augment.mirrored augment.dropped "
+    "projector.balance_weight"
 )
 _FREE = {
     "images.source": "train test",

@@ -118,10 +118,6 @@ def _pretrain(parts: Parts, counts: Counts) -> float:
 
 def _finetune(parts: Parts, counts: Counts) -> float:
     part = parts["finetune"]
-    if part.get("own_captions"):  # artifacts of earlier versions have all
-        images = counts["train_images"]
-        own = min(counts["train_captions"], images * part["own_captions"])
-        counts = {**counts, "train_captions": own + images * part["other_captions"]}
     sizes = [_mixed(counts, split, part["caption_share"]) for split in SPLITS]
     return _training(part, sizes[0], sizes[1], counts["train_images"])
 

@@ -222,16 +222,6 @@ class FinetunePart(TrainingPart):
     caption_share: Share = Field(
         description="Share of the examples that are captions, so that captioning is kept."
     )
-    own_captions: int = Field(
-        ge=0,
-        description="Captions of a training image that are learned: those that agree most with its "
-        "others and with those of similar training images; 0: all of them.",
-    )
-    other_captions: int = Field(
-        ge=0,
-        description="Captions of similar training images that are learned for an image, too: those "
-        "that agree most with its own and with each other; needs own_captions.",
-    )
     lora_rank: Positive = Field(description="Rank of the adapters.")
     lora_alpha: Positive = Field(description="Scale of the adapters, before division by rank.")
     lora_dropout: Share = Field(description="Dropout in front of the adapters.")
@@ -248,15 +238,6 @@ class FinetunePart(TrainingPart):
         description="How the frozen layers below the adapters are stored in training: unchanged, "
         "or in 4 bits (QLoRA); the adapters are always merged into the unquantized layers."
     )
-
-    @model_validator(mode="after")
-    def _other_captions_join_chosen_ones(self) -> Self:
-        if self.other_captions and not self.own_captions:
-            raise ValueError(
-                f"other_captions {self.other_captions} needs own_captions of at least 1: where all "
-                "of an image's captions are learned, none is chosen"
-            )
-        return self
 
     @model_validator(mode="after")
     def _only_frozen_layers_are_quantized(self) -> Self:

@@ -152,8 +152,6 @@ DEMO = Recipe(
         projector_learning_rate=2e-3,
         # A caption has five times as many tokens as an answer, and is learned sooner.
         caption_share=0.15,
-        own_captions=0,
-        other_captions=0,
         lora_rank=16,
         lora_alpha=32,
         lora_dropout=0.05,
@@ -283,8 +281,6 @@ COCO = Recipe(
         learning_rate=2e-4,
         projector_learning_rate=2e-5,
         caption_share=0.1,
-        own_captions=0,
-        other_captions=0,
         lora_rank=128,
         lora_alpha=256,
         lora_dropout=0.05,

@@ -1,7 +1,7 @@
 """Tokenized examples with their patch embeddings, in rows that share an image's prefix."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -43,7 +43,6 @@ class ExampleSet:
         limit: Examples, at most; the seed chooses them from all kinds.
         text_only: Whether to take texts without an image, too.
         prefix: Tokens of an image, the separator included; only for examples with several images.
-        captions: Replaces captions of the split by others, if given.
     """
 
     def __init__(
@@ -58,10 +57,8 @@ class ExampleSet:
         *,
         text_only: bool = True,
         prefix: int = 1,
-        captions: Callable[[pa.Table], pa.Table] | None = None,
     ) -> None:
         table = where(read_table(examples.path("examples.parquet")), split=split)
-        table = table if captions is None else captions(table)
         if not text_only:
             table = table.filter(table["sha256"].is_valid())
         kinds = np.array(table["kind"].to_pylist())
@@ -187,7 +184,6 @@ def open_examples(
     seed: int,
     *,
     text_only: bool,
-    captions: Callable[[pa.Table], pa.Table] | None = None,
 ) -> tuple[ExampleSet, ExampleSet]:
     """Return the training examples and the validation examples of a training stage.
 
@@ -198,7 +194,6 @@ def open_examples(
         shares: See `ExampleSet`.
         seed: See `ExampleSet`.
         text_only: See `ExampleSet`.
-        captions: See `ExampleSet`; for training alone.
 
     Raises:
         PipelineError: A split has no example.
@@ -217,19 +212,14 @@ def open_examples(
             limit,
             text_only=text_only,
             prefix=prefix,
-            captions=captions if split == "train" else None,
         )
-        sets.append(_filled(examples, split))
+        if not len(examples):
+            raise PipelineError(
+                f"the {split} split has no example",
+                "raise images.limit or images.validation_share, or look at the drops",
+            )
+        sets.append(examples)
     return sets[0], sets[1]
-
-
-def _filled(examples: ExampleSet, split: str) -> ExampleSet:
-    if not len(examples):
-        raise PipelineError(
-            f"the {split} split has no example",
-            "raise images.limit or images.validation_share, or look at the drops",
-        )
-    return examples
 
 
 def _keys(

@@ -17,7 +17,6 @@ from pipeline.engine.stage import StageContext, Summary
 from pipeline.engine.training_steps import language_product
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import FinetunePart
-from pipeline.training.agreed_captions import agreed_captions
 from pipeline.training.assemble import load_pretrained, save_language_model, save_prefix
 from pipeline.training.example_sets import open_examples
 from pipeline.training.image_effect import refuse_blind
@@ -65,15 +64,7 @@ def prepare(context: StageContext, part: FinetunePart, seed: int) -> Training:
         check_quantization(context.settings)
     shares = _shares(part.caption_share)
     projector = read_projector(context.inputs["pretrain"].path(PREFIX_CONFIG))
-    training, validation = open_examples(
-        context,
-        part,
-        projector,
-        shares,
-        seed,
-        text_only=True,
-        captions=partial(agreed_captions, context, part) if part.own_captions else None,
-    )
+    training, validation = open_examples(context, part, projector, shares, seed, text_only=True)
     vlm = _opened(context, part, seed, packed=packed)
     rates = (part.projector_learning_rate, part.projector_learning_rate, part.learning_rate)
     return Training("finetune", vlm, part, training, validation, rates, seed)

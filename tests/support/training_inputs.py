@@ -235,8 +235,6 @@ class Choices:
             method=self.method,
             projector_learning_rate=self.rate,
             caption_share=self.captions,
-            own_captions=0,
-            other_captions=0,
             lora_rank=4,
             lora_alpha=8,
             lora_dropout=self.dropout,

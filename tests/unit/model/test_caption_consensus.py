@@ -80,19 +80,3 @@ def test_characters_count_where_there_are_no_blanks() -> None:
     consensus = CaptionConsensus(pool(images("db")).half(), texts)
     candidates = ["人们坐在桌边", "船在湖上", "狗在草地上"]
     assert consensus.choose(images("d")[0], candidates) == 2
-
-
-def test_an_image_learns_captions_of_its_neighbours_that_describe_it() -> None:
-    odd = ["a dog runs on grass", "completely different words", "a man stands at a stove"]
-    texts = [odd, DOGS, BOATS, BOATS]
-    consensus = CaptionConsensus(pool(images("ddbb")).half(), texts)
-    learned = [texts[image][caption] for image, caption in consensus.targets(0, 1, 2)]
-    assert learned[0] == "a dog runs on grass"
-    assert set(learned[1:]) <= set(DOGS)
-    assert len(set(learned)) == 3  # the same text stands among the neighbours' as well
-
-
-def test_there_may_be_fewer_captions_than_are_asked_for() -> None:
-    consensus = CaptionConsensus(pool(images("db")).half(), [["a dog"], ["a boat"]])
-    assert consensus.targets(0, 3, 5) == [(0, 0), (1, 0)]
-    assert CaptionConsensus(pool(images("d")).half(), [DOGS]).targets(0, 1, 2)[0][0] == 0
