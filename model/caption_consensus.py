@@ -72,8 +72,16 @@ class CaptionConsensus:
             patches: See `choose`.
         """
         neighbours = self._similar(patches)
-        image, caption = self._ranked(neighbours, self._judge(neighbours))[0]
-        return self.captions[image][caption]
+        judge = self._judge(neighbours)
+        scored = []
+        for image, weight in neighbours:
+            texts = self._counted[image]
+            for number, text in enumerate(texts):
+                grams = self._weighted(text)
+                alone = _product(grams, grams) * weight / len(texts)  # none agrees with itself
+                scored.append((alone - _product(grams, judge), image, number))
+        _, image, number = min(scored)
+        return self.captions[image][number]
 
     def save(self, folder: Path) -> None:
         """Write the embeddings and the captions into a bundle."""
@@ -95,14 +103,10 @@ class CaptionConsensus:
         return math.log(len(self.captions))
 
     def _similar(self, patches: Float[Tensor, "patch vision"]) -> list[tuple[int, float]]:
-        """Return the training images nearest to an image, with their weights."""
+        """Return the training images nearest to an image; their weights add up to 1."""
         pooled = pool(patches[:, : self.pooled.shape[1]].float().cpu())
         place = nn.functional.normalize(pooled - self._mean, dim=-1)
-        return self._neighbours(self._places @ place)
-
-    def _neighbours(self, similarity: Float[Tensor, "image"]) -> list[tuple[int, float]]:
-        """Return the nearest images with their weights, which add up to 1."""
-        best = similarity.topk(min(NEAREST, len(similarity)))
+        best = (self._places @ place).topk(min(NEAREST, len(self._places)))
         weights = (best.values * SHARPNESS).softmax(dim=0)
         return list(zip(best.indices.tolist(), weights.tolist(), strict=True))
 
@@ -115,17 +119,6 @@ class CaptionConsensus:
                 for gram, value in self._weighted(text).items():
                     total[gram] = total.get(gram, 0.0) + weight * value / len(texts)
         return total
-
-    def _ranked(self, images: Sequence[tuple[int, float]], judge: Grams) -> list[tuple[int, int]]:
-        """Return the captions of images, most agreement first; none agrees with itself."""
-        scored = []
-        for image, weight in images:
-            texts = self._counted[image]
-            for number, text in enumerate(texts):
-                grams = self._weighted(text)
-                alone = _product(grams, grams) * weight / len(texts)
-                scored.append((alone - _product(grams, judge), image, number))
-        return [(image, number) for _, image, number in sorted(scored)]
 
     def _weighted(self, counted: Counter[tuple[str, ...]]) -> Grams:
         """Return n-grams by their rarity; those of each length have a norm of 1/2."""
