@@ -79,9 +79,7 @@ deploy: $(READY)  ## write the deployments and the schedule to the server
 	  >/dev/null 2>&1 || \
 	  $(BIN)/prefect --no-prompt work-pool inspect $(PREFECT_DEFAULT_WORK_POOL_NAME) >/dev/null
 	$(BIN)/prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml
-	$(BIN)/python -m deployments.closed_parameters
-	$(BIN)/python -m deployments.lost_runs
-	$(BIN)/python -m deployments.crash_notice
+	$(BIN)/python -m deployments.finish_deploy
 
 audit: $(READY)  ## ask PyPI's advisories about every pinned dependency; needs the network
 	$(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip --requirement requirements.txt
@@ -95,7 +93,7 @@ coverage: $(DEV)  ## every branch of the store and of stages is taken by some un
 	$(BIN)/python -m pytest tests/unit --cov=storage --cov=pipeline.engine.stage --cov-branch \
 	  --cov-report=term-missing:skip-covered --cov-fail-under=100
 
-# Hours; ARGUMENTS=--quick takes minutes and says only whether each works.
+# An hour on two cores; ARGUMENTS=--quick takes minutes and says only whether each works.
 bench: $(DEV)  ## print the figures of every benchmark beside their goals
 	$(BIN)/python tests/benchmarks/run_all.py $(ARGUMENTS)
 

@@ -1,4 +1,4 @@
-"""Close the deployments' parameters to unknown names: `python -m deployments.closed_parameters`.
+"""Close the deployments' parameters to unknown names.
 
 Prefect derives a deployment's schema from its flow and leaves its outermost object open. A run with
 the misspelt parameter `presett` would start and silently train the deployment's own preset.
@@ -17,7 +17,6 @@ from prefect.client.schemas.filters import (
 
 from flows.full_pipeline import full_pipeline
 from flows.retrain import retrain
-from flows.surroundings import spare_loopback
 
 
 def close() -> None:
@@ -30,8 +29,3 @@ def close() -> None:
             schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
             update = DeploymentUpdate(parameter_openapi_schema=schema)
             client.update_deployment(deployment.id, update)
-
-
-if __name__ == "__main__":
-    spare_loopback()
-    close()

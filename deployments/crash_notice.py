@@ -1,4 +1,4 @@
-"""Have the server tell a webhook about crashed runs: `python -m deployments.crash_notice`.
+"""Have the server tell a webhook about crashed runs.
 
 A run tells its webhook itself how it ended (flows/notifications.py), but not that it was killed:
 the server learns that from the worker, or from deployments/lost_runs.py. The address comes from
@@ -16,7 +16,6 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.types import SecretDict
 
 from deployments.lost_runs import FLOWS, remove
-from flows.surroundings import spare_loopback
 from flows.webhook import webhook_address
 
 NAME = "phivision: a crashed run is told to the webhook"
@@ -67,13 +66,3 @@ def install() -> None:
         Webhook.delete(BLOCK)
     except ValueError:
         return  # there is none
-
-
-def main() -> None:
-    """Install the automation on the server of PREFECT_API_URL."""
-    spare_loopback()
-    install()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Mark runs whose machine died as crashed: `python -m deployments.lost_runs`.
+"""Mark runs whose machine died as crashed.
 
 A worker reports a flow process that dies. If the worker dies with it, the run would stay *Running*
 for ever and hold its deployment's only slot. Our runs send a heartbeat every 30 seconds, wherever
@@ -6,8 +6,6 @@ they start, so this automation marks a run without one as crashed; runs of other
 be silent for longer, are left alone. Running this again changes nothing.
 """
 
-import argparse
-from collections.abc import Sequence
 from datetime import timedelta
 
 from prefect.automations import Automation
@@ -18,7 +16,6 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from flows.full_pipeline import full_pipeline
 from flows.retrain import retrain
 from flows.runner.ui_artifacts import ENDINGS
-from flows.surroundings import spare_loopback
 
 NAME = "phivision: runs without a heartbeat have crashed"
 SILENCE = 120.0  # seconds; heartbeats come every 30, and a busy machine may be late with some
@@ -66,17 +63,3 @@ def remove(name: str) -> None:
         return
     if isinstance(old, Automation):
         old.delete()
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Install the automation on the server of PREFECT_API_URL."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.lost_runs", description=__doc__)
-    parser.add_argument(
-        "--silence", type=float, default=SILENCE, help="seconds without a heartbeat; default 120"
-    )
-    spare_loopback()
-    install(parser.parse_args(arguments).silence)
-
-
-if __name__ == "__main__":
-    main()

@@ -113,8 +113,8 @@ def main() -> None:
     """Print a table with two lines for each number of workers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--shard", type=int, default=48, help="images per shard")
-    add_options(parser, images=192)
+    parser.add_argument("--shard", type=int, default=64, help="images per shard")
+    add_options(parser, images=256)
     given = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     print(f"{given.images} images in shards of {given.shard}, {cores} cores, {given.repeats} turns")

@@ -31,6 +31,7 @@ class Benchmark:
         quick: Arguments of the smallest useful call.
         usual: Arguments where the file's own sizes take hours.
         store: Option before the demo's store, " " where it has none, "" where none is needed.
+        bundle: Whether it takes the assistant that the demo has published.
         needs: What the machine must have.
         instead: Arguments where the machine lacks it; None skips the benchmark.
     """
@@ -39,6 +40,7 @@ class Benchmark:
     quick: str = ""
     usual: str = ""
     store: str = ""
+    bundle: bool = False
     needs: str = ""
     instead: str | None = None
 
@@ -64,8 +66,8 @@ BENCHMARKS = (
               "--width 192 --vocabulary 512 --rounds 2"),
     Benchmark("explore_pages", "--rows 500 --pixels 32 --repeats 1"),
     Benchmark("chat_latency", "--repeats 2 --crowd 2", store="--store"),
-    Benchmark("serving", "--count 16 --rounds 1"),
-    Benchmark("serving_soak", "--count 50 --rounds 2"),
+    Benchmark("serving", "--count 16 --rounds 1", bundle=True),
+    Benchmark("serving_soak", "--count 50 --rounds 2", bundle=True),
     Benchmark("demo_seeds", "--runs 1", usual="--runs 2"),
     Benchmark("gpu_training", "--tiny --steps 2 --warmup 1", needs="gpu", instead="--tiny"),
     Benchmark("gpu", "--tiny", needs="gpu"),
@@ -88,6 +90,8 @@ def command(benchmark: Benchmark, store: Path, *, quick: bool) -> list[str] | No
             return None
         arguments = arguments or benchmark.instead.split()
     place = [*benchmark.store.split(), str(store)] if benchmark.store else []
+    if benchmark.bundle:
+        place = [str(bundle_of(store))]
     if benchmark.needs == "photos":
         place = [str(ROOT / ".weights")]  # where `make realweights` puts the weights
     return [sys.executable, str(FOLDER / f"{benchmark.name}.py"), *place, *arguments]
@@ -104,15 +108,19 @@ def shown(call: Sequence[str], report: IO[str]) -> int:
     return process.returncode
 
 
-def made_store(store: Path) -> Path:
-    """Return a store with a finished run of the demo; what is there already is not made again."""
-    preset = ["--preset", "demo", "--threads", "2", "--publish-anyway", "--store", str(store)]
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "run", *preset], cwd=ROOT, check=False
-    )
-    if done.returncode:
-        sys.exit("the demo could not be made")
-    return store
+def bundle_of(store: Path) -> Path:
+    """Return where the assistant of the demo's store is exported to."""
+    return store.with_name(f"{store.name}-bundle")
+
+
+def make_demo(store: Path) -> None:
+    """Finish a run of the demo in a store and export its assistant; cached stages are kept."""
+    shutil.rmtree(bundle_of(store), ignore_errors=True)
+    preset = ["--preset", "demo", "--threads", "2", "--publish-anyway"]
+    for arguments in (["run", *preset], ["export", str(bundle_of(store))]):
+        call = [sys.executable, "-m", "flows.cli", *arguments, "--store", str(store)]
+        if subprocess.run(call, cwd=ROOT, check=False).returncode:
+            sys.exit("the demo could not be made")
 
 
 def main() -> None:
@@ -125,8 +133,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path, default=ROOT / ".phivision-bench.txt")
     given = parser.parse_args()
     chosen = [each for each in BENCHMARKS if each.name in (given.names or names)]
-    if any(each.store for each in chosen):
-        made_store(given.store)
+    if any(each.store or each.bundle for each in chosen):
+        make_demo(given.store)
     ended = []
     with given.report.open("w") as report:
         report.write(f"{time.strftime('%Y-%m-%d')}\n")

@@ -123,7 +123,7 @@ class Service:
 
     def lost_after(self, seconds: int) -> None:
         """Have a run count as crashed after so many seconds without a heartbeat."""
-        module = ("-m", "deployments.lost_runs", "--silence", str(seconds))
+        module = ("-m", "deployments.finish_deploy", "--silence", str(seconds))
         done = self.run(sys.executable, *module)
         assert done.returncode == 0, done.stderr
 

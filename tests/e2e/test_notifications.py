@@ -148,7 +148,7 @@ def test_a_killed_run_of_a_worker_is_told_and_then_the_one_that_resumes_it(
 
 
 def installed(service: Service, address: str) -> None:
-    done = service.run(sys.executable, "-m", "deployments.crash_notice", PHIVISION_WEBHOOK=address)
+    done = service.run(sys.executable, "-m", "deployments.finish_deploy", PHIVISION_WEBHOOK=address)
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
 
