@@ -139,7 +139,11 @@ def _training(part: Parts, train: float, held_out: float, images: float) -> floa
 
 
 def _evaluate(parts: Parts, counts: Counts) -> float:
-    """Return the texts that are written or read under all conditions, each hidden patch one."""
+    """Return the texts that are written or read under all conditions, each hidden patch one.
+
+    A caption is written once for each image and once without one: two conditions show the same
+    images.
+    """
     part = parts["evaluate"]
     captions = min(part["images"], counts["test_images"] if counts["test_captions"] else 0)
     spoken = counts["test_conversations"] or counts["validation_conversations"]
@@ -147,9 +151,10 @@ def _evaluate(parts: Parts, counts: Counts) -> float:
     choices = min(captions, part["likelihood_images"])
     pointed = min(captions or questions, part["pointing_images"])
     drawn = part.get("caption_samples", 0)  # artifacts of earlier versions have none
-    both = MODELS * ((2 + drawn) * captions + choices)
+    written = MODELS * (captions + 1) * (1 + drawn)
+    read = MODELS * (captions + choices)
     last = questions + min(part["questions"], spoken) + choices
-    return CONDITIONS * (both + last) + POINTED * pointed * parts["features"]["patches"]
+    return written + CONDITIONS * (read + last) + POINTED * pointed * parts["features"]["patches"]
 
 
 _WORK: dict[str, Callable[[Parts, Counts], float]] = {

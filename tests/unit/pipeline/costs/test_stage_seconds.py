@@ -279,3 +279,20 @@ def test_work_of_a_training_counts_validations_by_a_third() -> None:
     }
     # 4,550 images of five captions, in rows of five, are 910 steps of ten rows in two epochs.
     assert work_of("pretrain", part, counts) == pytest.approx(2 * 4550 * 5 + 10 * 300 / 3)
+
+
+def test_captions_are_drawn_once_for_two_conditions_and_once_without_an_image() -> None:
+    part = {
+        "features": {"patches": 49},
+        "evaluate": {
+            "images": 300,
+            "questions": 0,
+            "likelihood_images": 0,
+            "pointing_images": 0,
+            "caption_samples": 0,
+        },
+    }
+    counts = counts_of(summaries(10_000))  # 500 of them are test images
+    greedy = work_of("evaluate", part, counts)
+    part["evaluate"]["caption_samples"] = 20
+    assert work_of("evaluate", part, counts) - greedy == 2 * 20 * 301  # two models
