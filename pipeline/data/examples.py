@@ -34,7 +34,8 @@ from pipeline.recipe.parts import ExamplesPart
 from storage.tables import read_batches, read_table
 
 Row = dict[str, Any]
-_AT_ONCE = 8192  # examples; as Python objects they take about 1 kB for each hundred tokens
+# As Python objects, examples take about 1 kB for each hundred tokens.
+_CAPTIONS_AT_ONCE, _TALKS_AT_ONCE = 8192, 2048
 
 
 def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summary:
@@ -122,8 +123,8 @@ def _captions(
 ) -> Iterator[list[Row]]:
     captions = read_table(context.inputs["images"].path("captions.parquet"))
     for table in filtered_captions(captions, images, examples):
-        for start in range(0, len(table), _AT_ONCE):
-            yield _rows(table.slice(start, _AT_ONCE), "caption")
+        for start in range(0, len(table), _CAPTIONS_AT_ONCE):
+            yield _rows(table.slice(start, _CAPTIONS_AT_ONCE), "caption")
 
 
 def _conversations(
@@ -133,8 +134,8 @@ def _conversations(
     names = read_table(path, ["conversation_id", "source", "image_name"])
     pieces = read_batches(path, CONVERSATIONS_AT_ONCE)
     for table in filtered_conversations(names, pieces, images, examples):
-        for start in range(0, len(table), _AT_ONCE):
-            talks = _rows(table.slice(start, _AT_ONCE), "conversation")
+        for start in range(0, len(table), _TALKS_AT_ONCE):
+            talks = _rows(table.slice(start, _TALKS_AT_ONCE), "conversation")
             add_further(talks, images, MACROS)
             yield talks
 

@@ -225,9 +225,10 @@ def test_the_schedule_is_paused_until_it_is_resumed(service: Service) -> None:
     assert found["global_concurrency_limit"]["limit"] == 1
     assert planned() == 0
     # Prefect's commands for this are run by test_deployments_page.py.
-    assert service.client.post(f"deployments/{found['id']}/resume_deployment").is_success
+    schedule = f"deployments/{found['id']}/schedules/{found['schedules'][0]['id']}"
+    assert service.client.patch(schedule, json={"active": True}).is_success
     service.wait(lambda: planned() > 0, 300)
-    assert service.client.post(f"deployments/{found['id']}/pause_deployment").is_success
+    assert service.client.patch(schedule, json={"active": False}).is_success
     service.wait(lambda: planned() == 0, 300)
 
 

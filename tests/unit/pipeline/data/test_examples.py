@@ -143,8 +143,8 @@ def test_the_files_do_not_depend_on_how_many_texts_are_made_at_once(
     part = preset("demo").examples.model_copy(update={"filters": filters, "max_tokens": 500})
     whole = context_of(tmp_path / "in", tmp_path / "whole")
     summary = examples(whole, part, 0)
-    monkeypatch.setattr("pipeline.data.examples._AT_ONCE", size)
-    monkeypatch.setattr("pipeline.data.examples.CONVERSATIONS_AT_ONCE", size)
+    for name in ("_CAPTIONS_AT_ONCE", "_TALKS_AT_ONCE", "CONVERSATIONS_AT_ONCE"):
+        monkeypatch.setattr(f"pipeline.data.examples.{name}", size)
     pieces = context_of(tmp_path / "in", tmp_path / "pieces")
     assert examples(pieces, part, 0) == summary
     for name in ("examples", "questions", "drops"):

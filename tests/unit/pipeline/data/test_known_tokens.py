@@ -156,7 +156,8 @@ def test_what_is_reused_changes_no_byte(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "ROW_GROUP", group)
         patch.setattr(known_tokens, "ROW_GROUP", group)
-        patch.setattr(stage, "_AT_ONCE", 5)
+        patch.setattr(stage, "_CAPTIONS_AT_ONCE", 5)
+        patch.setattr(stage, "_TALKS_AT_ONCE", 5)
         make(work / "before", work / "first")
         made = make(work / "after", work / "grown", work / "first")
         alone = make(work / "after", work / "alone")
@@ -218,7 +219,8 @@ class Dying:
 def test_whenever_it_dies_nothing_that_was_kept_is_tokenized_again(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
-    monkeypatch.setattr(stage, "_AT_ONCE", COUNT)
+    monkeypatch.setattr(stage, "_CAPTIONS_AT_ONCE", COUNT)
+    monkeypatch.setattr(stage, "_TALKS_AT_ONCE", COUNT)
     whole = make(inputs, tmp_path / "whole")
     expected = content(tmp_path / "whole")
     assert len(list((tmp_path / "whole/scratch").rglob("piece-*"))) == 2
@@ -250,7 +252,8 @@ from pathlib import Path
 from pipeline.data import examples as stage
 from pipeline.data.known_tokens import KnownTokens
 from tests.unit.pipeline.data.test_known_tokens import make
-stage._AT_ONCE, keep, left = 4, KnownTokens.keep, [int(sys.argv[3])]
+stage._CAPTIONS_AT_ONCE = stage._TALKS_AT_ONCE = 4
+keep, left = KnownTokens.keep, [int(sys.argv[3])]
 def dying(known, made):
     keep(known, made)
     left[0] -= 1

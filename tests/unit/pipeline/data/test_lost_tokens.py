@@ -48,7 +48,8 @@ def test_a_damaged_artifact_is_as_none(
 def test_a_damaged_piece_of_a_killed_run_is_as_none(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    monkeypatch.setattr(stage, "_AT_ONCE", 6)
+    monkeypatch.setattr(stage, "_CAPTIONS_AT_ONCE", 6)
+    monkeypatch.setattr(stage, "_TALKS_AT_ONCE", 6)
     summary, pieces = make(inputs, tmp_path / "work"), tmp_path / "work/scratch"
     expected = content(tmp_path / "work")
     spoil(sorted(pieces.rglob("piece-*"))[1], damage)
