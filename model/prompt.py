@@ -24,6 +24,7 @@ MARKER = "<image>"  # in texts of datasets: an image belongs here
 # it in a dataset or a chat.
 IMAGE_MARK = "\udfff"
 IMAGE = -1  # among token ids: the prefix of a further image belongs here
+Part = tuple[str, int | None]  # text, and its id if it is a control token or an image
 
 
 def placed(text: str) -> tuple[int, str]:
@@ -181,15 +182,27 @@ class PromptTemplate:
     @cached_property
     def _blank(self) -> str:
         """Text between the assistant's prefix and an answer."""
-        parts = self._parts(self.assistant_prefix)
-        return "" if any(text in self._controls for text in parts) else " "
+        return "" if any(number is not None for _, number in self._closing) else " "
 
-    def _parts(self, prefix: str) -> list[str]:
-        """Return a prefix cut into control tokens and the text between them."""
-        if not self._controls:
-            return [prefix]
-        pattern = "|".join(map(re.escape, sorted(self._controls, key=len, reverse=True)))
-        return [part for part in re.split(f"({pattern})", prefix) if part]
+    @cached_property
+    def _closing(self) -> list[Part]:
+        return self._parts(self.assistant_prefix)
+
+    @cached_property
+    def _first_opening(self) -> list[Part]:
+        return self._parts(self.opening + self.user_prefix)
+
+    @cached_property
+    def _later_opening(self) -> list[Part]:
+        return self._parts(self.between + self.user_prefix)
+
+    def _parts(self, prefix: str) -> list[Part]:
+        """Return a prefix cut into control tokens, each with its id, and the text between them."""
+        texts = [prefix]
+        if self._controls:
+            pattern = "|".join(map(re.escape, sorted(self._controls, key=len, reverse=True)))
+            texts = [part for part in re.split(f"({pattern})", prefix) if part]
+        return [(text, self._controls.get(text)) for text in texts]
 
     def _asked(self, question: str, *, is_first: bool) -> list[int]:
         """Return the ids of a question between its prefixes, after the text before its turn.
@@ -197,11 +210,10 @@ class PromptTemplate:
         Texts without a control token between them are encoded as one, so that they are split into
         the tokens that the language model knows.
         """
-        before = (self.opening if is_first else self.between) + self.user_prefix
-        parts = [(text, self._controls.get(text)) for text in self._parts(before)]
+        parts = [*(self._first_opening if is_first else self._later_opening)]
         for number, text in enumerate(question.split(IMAGE_MARK)):
             parts += [(IMAGE_MARK, IMAGE)] * (number > 0) + [(text, None)]
-        parts += [(text, self._controls.get(text)) for text in self._parts(self.assistant_prefix)]
+        parts += self._closing
         ids: list[int] = []
         for is_text, run in groupby(parts, key=lambda part: part[1] is None):
             if is_text:

@@ -5,18 +5,15 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 
 from model.prompt import PromptTemplate
+from model.word_tokenizer import Ids, WordTokenizer, splits_at_blanks
 
 _OWN_THREADS = "TOKENIZERS_PARALLELISM"
 _AT_ONCE = 1024  # texts; each of these jobs holds one tokenizer
-
-
-class _Ids(NamedTuple):
-    ids: list[int]
 
 
 @dataclass
@@ -24,7 +21,7 @@ class _Remembering:
     """Stands for a tokenizer: remembers which texts are asked for, and later knows their ids."""
 
     tokenizer: Tokenizer
-    known: dict[str, _Ids] = field(default_factory=dict)
+    known: dict[str, Ids] = field(default_factory=dict)
     asked: dict[str, None] | None = None  # while they are remembered
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Any:
@@ -39,7 +36,7 @@ class _Remembering:
         return getattr(self.tokenizer, name)
 
 
-_NONE = _Ids([])
+_NONE = Ids([])
 
 
 @contextmanager
@@ -56,23 +53,27 @@ def one_thread_per_tokenizer() -> Generator[None]:
 
 
 class BatchTemplate:
-    """A template that encodes the texts of many examples together, on several threads.
+    """A template that encodes the texts of many examples, word by word where its tokenizer allows.
 
-    A tokenizer of its own for each thread: threads that share one wait for its cache of words, and
-    then two are slower than one.
+    Otherwise it encodes them together on several threads, with a tokenizer of its own for each:
+    threads that share one wait for its cache of words, and then two are slower than one.
     """
 
     def __init__(self, template: PromptTemplate, executor: Executor, threads: int) -> None:
-        self._standing = _Remembering(template.tokenizer)
+        by_word = splits_at_blanks(template.tokenizer)
+        kind = WordTokenizer if by_word else _Remembering
+        self._standing = kind(template.tokenizer)
         self.template = replace(template, tokenizer=cast("Tokenizer", self._standing))
         self._executor = executor
-        self._free = [_copy(template.tokenizer) for _ in range(threads)]
+        self._free = [] if by_word else [_copy(template.tokenizer) for _ in range(threads)]
 
     def prepare(self, make: Callable[[], object]) -> None:
         """Encode every text that `make` asks `template` for, so that asking again costs nothing.
 
-        What was encoded before is forgotten.
+        What was encoded before is forgotten. Word by word nothing has to be prepared.
         """
+        if isinstance(self._standing, WordTokenizer):
+            return
         self._standing.known, self._standing.asked = {}, {}
         try:
             make()
@@ -82,7 +83,7 @@ class BatchTemplate:
         jobs = [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
         encoded = self._executor.map(self._encode, jobs)
         ids = (each for some in encoded for each in some)
-        self._standing.known = dict(zip(texts, map(_Ids, ids), strict=True))
+        self._standing.known = dict(zip(texts, map(Ids, ids), strict=True))
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         tokenizer = self._free.pop()

@@ -17,6 +17,7 @@ from model.chat_template import chat_pieces
 from model.gguf_model import write_gguf_model
 from model.prompt import PromptTemplate
 from model.timm_encoder import TimmTower
+from model.word_tokenizer import WordTokenizer, splits_at_blanks
 from tests.real.test_photos_realdata import WEIGHTS
 from tests.unit.model.test_chat_template import CONVERSATION, by_transformers
 
@@ -80,3 +81,15 @@ def test_conversations_are_those_of_smollm2s_own_template(
     assert len(expected) - len(ours) <= 1  # the line break before another turn
     asked = template.question("is it cold?", CONVERSATION[:turns])
     assert asked == by_transformers(theirs, CONVERSATION[:turns], "is it cold?")
+
+
+def test_smollm2_is_tokenized_word_by_word(
+    smollm2: tuple[Path, PreTrainedTokenizerBase],
+) -> None:
+    tokenizer = PromptTemplate.load(smollm2[0], 0, "", "").tokenizer
+    assert splits_at_blanks(tokenizer)
+    words = WordTokenizer(tokenizer)
+    for path in (*Path("docs").glob("*.md"), Path("README.md")):
+        for text in path.read_text("utf-8").split("\n\n"):
+            ids = words.encode(text, add_special_tokens=False).ids
+            assert ids == tokenizer.encode(text, add_special_tokens=False).ids

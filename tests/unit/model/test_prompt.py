@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from model.errors import ModelError
 from model.prompt import IMAGE, IMAGE_MARK, MARKER, PromptTemplate, Tokens, placed
 from model.tiny_phi import EOS, train_tokenizer
+from model.word_tokenizer import WordTokenizer, splits_at_blanks
 
 USER, ASSISTANT = "Instruct: ", "\nOutput:"
 TEXTS = [
@@ -223,6 +224,23 @@ def test_phi2_agrees_with_transformers(phi: PromptTemplate, realdata: Path) -> N
     theirs = CodeGenTokenizer.from_pretrained(source, local_files_only=True)
     for text in (*TEXTS, "A man's   two dogs don't  run.\n\n1234"):
         assert phi.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.realdata
+def test_phi2_ids_of_real_conversations_are_the_same_word_by_word(
+    phi: PromptTemplate, realdata: Path
+) -> None:
+    import json
+
+    assert splits_at_blanks(phi.tokenizer)
+    words, records = WordTokenizer(phi.tokenizer), 0
+    for path in (realdata / "instruct").glob("*.json"):
+        for record in json.loads(path.read_text("utf-8")):
+            records += 1
+            for turn in record["conversations"]:
+                ids = words.encode(turn["value"], add_special_tokens=False).ids
+                assert ids == phi.encode(turn["value"])
+    assert records > 100
 
 
 def test_a_model_without_its_tokenizer_is_named(tmp_path: Path) -> None:

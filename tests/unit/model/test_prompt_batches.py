@@ -6,23 +6,31 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from model.prompt import IMAGE_MARK, PromptTemplate, Tokens
 from model.prompt_batches import BatchTemplate, one_thread_per_tokenizer
 from model.tiny_phi import EOS, train_tokenizer
+from model.word_tokenizer import splits_at_blanks
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20) | st.sampled_from([EOS, "", "red"])
 talks = st.lists(st.tuples(texts | texts.map(lambda t: f"{t}{IMAGE_MARK}"), texts), max_size=3)
 THREADS = 2
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> PromptTemplate:
+@pytest.fixture(scope="module", params=["word by word", "whole texts"])
+def template(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> PromptTemplate:
     folder = tmp_path_factory.mktemp("lm")
     eos = train_tokenizer(["a red circle", "Instruct: how many?"], 320, folder).token_to_id(EOS)
     assert eos is not None
     # A prefix with a control token, so that texts are cut at it.
-    return PromptTemplate.load(folder, eos, f"Q: {EOS}", "\nA:", between="\n", opening="Hi ")
+    made = PromptTemplate.load(folder, eos, f"Q: {EOS}", "\nA:", "What is it?", "Hi ", "\n")
+    if request.param == "whole texts":  # a pattern of which nothing is known
+        made.tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    assert splits_at_blanks(made.tokenizer) == (request.param == "word by word")
+    return made
 
 
 @settings(max_examples=50, deadline=None)

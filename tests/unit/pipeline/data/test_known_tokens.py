@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.prompt_batches import BatchTemplate
 from model.tiny_phi import train_tokenizer
+from model.word_tokenizer import WordTokenizer
 from pipeline.data import examples as stage
 from pipeline.data import known_tokens
 from pipeline.data.examples import examples
@@ -48,13 +48,13 @@ class Encoded:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.texts: list[str] = []
-        encode = BatchTemplate._encode
+        encode = WordTokenizer.encode
 
-        def counted(batches: BatchTemplate, texts: list[str]) -> list[list[int]]:
-            self.texts += texts
-            return encode(batches, texts)
+        def counted(tokenizer: WordTokenizer, text: str, **options: Any) -> Any:
+            self.texts.append(text)
+            return encode(tokenizer, text, **options)
 
-        monkeypatch.setattr(BatchTemplate, "_encode", counted)
+        monkeypatch.setattr(WordTokenizer, "encode", counted)
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ class Dying:
 
     def __init__(self, patch: pytest.MonkeyPatch, left: int, *, late: bool) -> None:
         self.left, self.late, self.kept = left, late, []
-        for owner, name in ((BatchTemplate, "_encode"), (TableWriter, "write")):
+        for owner, name in ((stage, "make_tokens"), (TableWriter, "write")):
             patch.setattr(owner, name, self._wrap(getattr(owner, name)))
         patch.setattr(TableWriter, "__exit__", self._wrap(TableWriter.__exit__))
         keep = KnownTokens.keep
