@@ -29,6 +29,7 @@ from pipeline.engine.dag import DAG
 from pipeline.recipe.presets import preset
 from storage.filesystem import LocalFiles
 from storage.store.artifacts import ArtifactStore
+from tests.benchmarks.helpers.peer_environment import python_with
 from tests.benchmarks.helpers.spread import ratio, spread
 from tests.conftest import TINY, assignments
 
@@ -58,16 +59,8 @@ def call(
 
 def find_dvc(folder: Path) -> Path | None:
     """Return the DVC of this environment, else one newly installed, or None without uv."""
-    beside = Path(sys.executable).with_name("dvc")
-    if beside.is_file():
-        return beside
-    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-    if uv is None:
-        return None
-    for command in (["venv", "-q", "dvc"], ["pip", "install", "-q", "-p", "dvc", "dvc"]):
-        if subprocess.run([uv, *command], cwd=folder, check=False).returncode:
-            return None
-    return folder / "dvc" / "bin" / "dvc"
+    python = python_with("dvc", folder)
+    return None if python is None else python.with_name("dvc")
 
 
 def same_shape(store: ArtifactStore, folder: Path) -> int:

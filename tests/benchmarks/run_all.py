@@ -47,6 +47,7 @@ class Benchmark:
 
 BENCHMARKS = (
     Benchmark("data_stages", "--images 500 1000 --features 500"),
+    Benchmark("tokenization", "--captions 500 --talks 100 --repeats 1 --no-datasets"),
     Benchmark("store_scale", "--manifests 90 --files 900 --s3-manifests 18 --s3-files 180 "
               "--examples 5000 --features 5000 --repeats 2"),
     Benchmark("catalog_queries", "--rows 2000 --repeats 2"),
