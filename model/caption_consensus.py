@@ -1,10 +1,13 @@
 """Captions on which people would agree, by the captions of similar training images.
 
 The consensus caption of Devlin et al. 2015, "Exploring Nearest Neighbor Approaches for Image
-Captioning" (arXiv 1505.04467): the candidate that is most similar to the captions of the nearest
-training images. There the candidates are these captions; here a model has written them.
-Similarity is that of CIDEr (Vedantam et al. 2015, arXiv 1411.5726): the cosine of n-grams weighted
-by their rarity among the training captions, the mean over n of 1 to 4.
+Captioning" (arXiv 1505.04467): the candidate that is most similar to the captions of similar
+training images. There the candidates are captions of the nearest ones; here a model may have
+written them. Similarity is that of CIDEr (Vedantam et al. 2015, arXiv 1411.5726): the cosine of
+n-grams weighted by their rarity among the training captions, the mean over n of 1 to 4.
+
+How much each training image has a say is learned: a ridge regression (Hoerl and Kennard 1970), in
+its dual form, foretells the n-grams of an image's captions from its embedding.
 """
 
 import json
@@ -15,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from jaxtyping import Float, Float16
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,8 +27,8 @@ from model.errors import ModelError
 from model.training_reference import pool
 
 EMBEDDINGS, CAPTIONS = "consensus.safetensors", "consensus.json"
-NEAREST = 80  # training images that have a say
-SHARPNESS = 10.0  # an image whose cosine is smaller by 0.1 than the nearest one's counts 1/e of it
+NEAREST = 80  # training images whose captions are candidates where no model writes
+RIDGE = 0.5  # beside cosines of embeddings, which are 1 between an image and itself
 LONGEST = 4  # words of an n-gram
 _KEY = "pooled"
 # Thai and Lao, Burmese, Khmer, Japanese, Chinese: written without blanks, so each character counts.
@@ -36,8 +40,7 @@ Grams = dict[tuple[str, ...], float]
 class CaptionConsensus:
     """Training images with their captions, which judge captions of an image.
 
-    How many neighbours there are and how they are weighted was chosen on training images of
-    Flickr8k, each judged by the others (docs/photographs.md).
+    `RIDGE` was chosen on training images of Flickr8k, each judged by others (docs/photographs.md).
 
     Args:
         pooled: Embeddings of the images from `model.training_reference.pool`.
@@ -61,8 +64,9 @@ class CaptionConsensus:
                 first are compared.
             candidates: Captions of it.
         """
-        judge = self._judge(self._similar(patches))
-        scores = [_product(self._weighted(_grams(text)), judge) for text in candidates]
+        counted = [_grams(text) for text in candidates]
+        judge = self._judge(self._shares(self._place(patches)), counted)
+        scores = [_product(self._weighted(grams), judge) for grams in counted]
         return scores.index(max(scores))
 
     def caption(self, patches: Float[Tensor, "patch vision"]) -> str:
@@ -71,14 +75,18 @@ class CaptionConsensus:
         Args:
             patches: See `choose`.
         """
-        neighbours = self._similar(patches)
-        judge = self._judge(neighbours)
+        place = self._place(patches)
+        shares = self._shares(place)
+        nearest = (self._places @ place).topk(min(NEAREST, len(self._places))).indices.tolist()
+        judge = self._judge(shares, [text for image in nearest for text in self._counted[image]])
         scored = []
-        for image, weight in neighbours:
+        for image in nearest:
             texts = self._counted[image]
             for number, text in enumerate(texts):
                 grams = self._weighted(text)
-                alone = _product(grams, grams) * weight / len(texts)  # none agrees with itself
+                alone = (
+                    _product(grams, grams) * shares[image] / len(texts)
+                )  # none agrees with itself
                 scored.append((alone - _product(grams, judge), image, number))
         _, image, number = min(scored)
         return self.captions[image][number]
@@ -102,23 +110,39 @@ class CaptionConsensus:
     def _most(self) -> float:
         return math.log(len(self.captions))
 
-    def _similar(self, patches: Float[Tensor, "patch vision"]) -> list[tuple[int, float]]:
-        """Return the training images nearest to an image; their weights add up to 1."""
-        pooled = pool(patches[:, : self.pooled.shape[1]].float().cpu())
-        place = nn.functional.normalize(pooled - self._mean, dim=-1)
-        best = (self._places @ place).topk(min(NEAREST, len(self._places)))
-        weights = (best.values * SHARPNESS).softmax(dim=0)
-        return list(zip(best.indices.tolist(), weights.tolist(), strict=True))
-
-    def _judge(self, images: Iterable[tuple[int, float]]) -> Grams:
-        """Return the weighted mean of images' captions, by n-grams."""
-        total: Grams = {}
-        for image, weight in images:
-            texts = self._counted[image]
+    @cached_property
+    def _holders(self) -> dict[tuple[str, ...], list[tuple[int, float]]]:
+        """The training images whose captions have an n-gram, with its mean weight in these."""
+        held: dict[tuple[str, ...], dict[int, float]] = {}
+        for image, texts in enumerate(self._counted):
             for text in texts:
                 for gram, value in self._weighted(text).items():
-                    total[gram] = total.get(gram, 0.0) + weight * value / len(texts)
-        return total
+                    by_image = held.setdefault(gram, {})
+                    by_image[image] = by_image.get(image, 0.0) + value / len(texts)
+        return {gram: [*by_image.items()] for gram, by_image in held.items()}
+
+    @cached_property
+    def _factor(self) -> Float[Tensor, "image image"]:
+        """The Cholesky factor of the training images' cosines plus the ridge."""
+        ridge = RIDGE * torch.eye(len(self._places))
+        return torch.linalg.cholesky(self._places @ self._places.T + ridge)
+
+    def _place(self, patches: Float[Tensor, "patch vision"]) -> Float[Tensor, " vision"]:
+        pooled = pool(patches[:, : self.pooled.shape[1]].float().cpu())
+        return nn.functional.normalize(pooled - self._mean, dim=-1)
+
+    def _shares(self, place: Float[Tensor, " vision"]) -> list[float]:
+        """Return how much each training image's captions count; together they are 1."""
+        cosines = (self._places @ place)[:, None]
+        shares = torch.cholesky_solve(cosines, self._factor)[:, 0]
+        return (shares + (1 - shares.sum()) / len(shares)).tolist()
+
+    def _judge(self, shares: Sequence[float], texts: Iterable[Counter[tuple[str, ...]]]) -> Grams:
+        """Return what captions of an image are foretold to hold of the n-grams in texts."""
+        return {
+            gram: sum(shares[image] * value for image, value in self._holders.get(gram, ()))
+            for gram in set().union(*texts)
+        }
 
     def _weighted(self, counted: Counter[tuple[str, ...]]) -> Grams:
         """Return n-grams by their rarity; those of each length have a norm of 1/2."""
