@@ -11,16 +11,9 @@ from typing import Any, NamedTuple
 import gguf
 from tokenizers import Tokenizer
 
+from model.byte_level import byte_level_split
 from model.errors import ModelError
 from model.exported_template import SEPARATOR, refuse_own_separator
-
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPLITS = {
-    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
-    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": (
-        "llama-bpe"
-    ),
-}
 
 
 class Vocabulary(NamedTuple):
@@ -59,40 +52,18 @@ def split_name(stated: dict[str, Any]) -> str:
     Raises:
         ModelError: It is none that is known here.
     """
-    bpe, before = stated["model"], stated.get("pre_tokenizer") or {}
-    # Of these, NFC changes only text that is not composed, which llama.cpp leaves as it is.
-    normalized = (stated.get("normalizer") or {"type": "NFC"})["type"]
-    is_bytes = bpe["type"] == "BPE" and not bpe.get("byte_fallback") and normalized == "NFC"
-    steps = before.get("pretokenizers", [before])
-    name = _split_of(steps) if is_bytes else ""
+    # NFC changes only text that is not composed, which llama.cpp leaves as it is.
+    name, bpe = byte_level_split(stated), stated["model"]
     # llama.cpp takes whole words out of the vocabulary with this name, and with no other.
     if name and bool(bpe.get("ignore_merges")) == (name == "llama-bpe"):
         return name
-    kinds = [step.get("type", "none") for step in steps]
+    before = stated.get("pre_tokenizer") or {}
+    kinds = [step.get("type", "none") for step in before.get("pretokenizers", [before])]
     raise ModelError(
         f"the language model's tokenizer ({bpe['type']}, split by {', '.join(kinds)}) is not one "
         "of the byte-level BPEs that the export to GGUF knows: GPT-2's, SmolLM's, Qwen2's, "
         "Llama 3's"
     )
-
-
-def _split_of(steps: list[dict[str, Any]]) -> str:
-    """Return the name of steps before BPE, "" where it is not known."""
-    *first, last = steps
-    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        return ""
-    by_regex = last.get("use_regex", True)
-    match first:
-        case [] if by_regex:
-            return "gpt-2"
-        case [{"type": "Digits", "individual_digits": True}] if by_regex:
-            return "smollm"
-        case [{"type": "Split", "behavior": "Isolated", "pattern": {"Regex": pattern}}]:
-            plain = not first[0].get("invert") and not by_regex
-            start = f"{_CONTRACTIONS}|"
-            if plain and pattern.startswith(start):
-                return _SPLITS.get(pattern.removeprefix(start), "")
-    return ""
 
 
 def write_vocabulary(writer: gguf.GGUFWriter, lm: Path, vocabulary: Vocabulary, rows: int) -> None:

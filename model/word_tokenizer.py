@@ -1,8 +1,8 @@
 """Tokenizing a text word by word, where that gives the tokens of the whole text.
 
 Most of a tokenizer's time goes into finding the words of a text, and into words that it has seen
-thousands of times. GPT-2's pre-tokenizer (Radford et al. 2019), which Phi-2 and SmolLM2 use too,
-cuts a text before each single blank, and no token reaches across a cut. So a text's tokens are
+thousands of times. The byte-level BPEs of GPT-2, Phi-2, SmolLM2, Qwen2 and Llama 3 cut a text
+before each single blank between words, and no token reaches across a cut. So a text's tokens are
 those of its words, each with the blank before it, and the tokens of a word are remembered.
 """
 
@@ -10,6 +10,8 @@ import json
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
+
+from model.byte_level import byte_level_split
 
 _MOST = 1 << 18  # words that are remembered: some 40 MB
 
@@ -66,23 +68,16 @@ class WordTokenizer:
 def splits_at_blanks(tokenizer: Tokenizer) -> bool:
     """Return whether a tokenizer is known to cut texts before each single blank between words.
 
-    That is so for a byte-level BPE with GPT-2's pattern, also behind one that takes digits apart or
-    behind NFC, and with added tokens that no single blank is a part of. Of other patterns it is
+    So do those of `model.byte_level`, if no added token reaches across a blank. Of any other it is
     not known.
     """
-    described = json.loads(tokenizer.to_str())
-    before = described["pre_tokenizer"] or {"type": None}
-    *others, last = before.get("pretokenizers") or [before]
-    has_pattern = last["type"] == "ByteLevel" and last["use_regex"] and not last["add_prefix_space"]
-    normalizer = described["normalizer"] or {"type": "NFC"}
-    added = described["added_tokens"]
+    stated = json.loads(tokenizer.to_str())
+    added = stated["added_tokens"]
     if tokenizer.encode_special_tokens:  # then control tokens are not looked for in texts
         added = [token for token in added if not token["special"]]
     return (
-        described["model"]["type"] == "BPE"
-        and normalizer["type"] == "NFC"
-        and all(each["type"] == "Digits" for each in others)
-        and bool(has_pattern)
+        byte_level_split(stated) != ""
+        and stated["model"]["dropout"] is None
         and tokenizer.truncation is None
         and tokenizer.padding is None
         and all(map(_keeps_blanks, added))

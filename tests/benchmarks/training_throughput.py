@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
@@ -244,7 +245,8 @@ def compare(data: Data, words: int, repeats: int) -> None:
     sides = ways(data, TinySizes(words))
     took: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
-        for name in sorted(sides, reverse=bool(repeat % 2)):
+        # In another order each time: who follows a way of large logits finds memory in pieces.
+        for name in Random(repeat).sample(sorted(sides), len(sides)):
             began = time.process_time()  # of this process, so that other load does not count
             captions = sides[name](data.step_count if repeat else 1)
             took[name] += [(time.process_time() - began) / captions] if repeat else []

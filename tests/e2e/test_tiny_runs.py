@@ -272,6 +272,8 @@ def test_a_run_ends_with_one_line_as_soon_as_its_server_dies(
 
 def started(tiny: Mapping[str, object], tmp_path: Path) -> subprocess.Popen[str]:
     """Return a run in a session of its own that has just made the images."""
+    # A shell's background jobs, pytest among them, ignore Ctrl-C, and what they start inherits it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run", *assignments(tiny)],
         env=Cli(tmp_path / "store").environment,

@@ -130,7 +130,8 @@ def test_what_was_read_is_handed_over_for_one_image_only_and_is_used(
     (found,) = kept
     positions = found.tokens.shape[0]
     assert found.states.shape[3] == positions
-    assert torch.equal(found.tokens, vlm.embed_images(made[2].patches).tokens[0])
+    # Products of other sizes may round differently, and do on some CPUs.
+    torch.testing.assert_close(found.tokens, vlm.embed_images(made[2].patches).tokens[0])
     read: list[int] = []
     body = vlm.language_model.get_submodule("model")
     count = body.register_forward_pre_hook(

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from model import word_tokenizer
+from model import byte_level, word_tokenizer
 from model.word_tokenizer import WordTokenizer, splits_at_blanks
 
 EOS = "<|endoftext|>"
@@ -63,7 +63,24 @@ def codegen() -> Tokenizer:
     return tokenizer
 
 
-BY_WORD = {make.__name__: make() for make in (gpt2, smollm, composed, codegen)}
+def split_by(name: str) -> Callable[[], Tokenizer]:
+    """Return what makes one with the pattern of Qwen2 or Llama 3."""
+
+    def make() -> Tokenizer:
+        tokenizer = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
+        tokenizer.normalizer = normalizers.NFC()
+        pattern = next(text for text, known in byte_level._SPLITS.items() if known == name)
+        split = pre_tokenizers.Split(Regex(f"{byte_level._CONTRACTIONS}|{pattern}"), "isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+        return train(tokenizer)
+
+    return make
+
+
+BY_WORD = {make.__name__: make() for make in (gpt2, smollm, composed, codegen)} | {
+    name: split_by(name)() for name in ("qwen2", "llama-bpe")
+}
 
 
 @pytest.mark.parametrize("name", BY_WORD)
@@ -131,6 +148,12 @@ def with_text_before() -> Tokenizer:
     return tokenizer
 
 
+def drops_merges() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(dropout=0.5))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return train(tokenizer)
+
+
 def cut_short() -> Tokenizer:
     tokenizer = gpt2()
     tokenizer.enable_truncation(3)
@@ -162,6 +185,7 @@ def with_control_tokens() -> Tokenizer:
         without_pieces,
         with_text_before,
         cut_short,
+        drops_merges,
         with_control_tokens,
         with_added(AddedToken("red circle")),
         with_added(AddedToken(" ")),
