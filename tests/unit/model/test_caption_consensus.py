@@ -41,6 +41,23 @@ def test_the_caption_of_what_similar_images_show_is_chosen(
     assert consensus.choose(wider, candidates) == expected
 
 
+def test_what_tells_captions_apart_is_learned() -> None:
+    generator = torch.Generator().manual_seed(1)
+    sides = torch.arange(240) % 2
+    pooled = torch.randn(240, WIDTH, generator=generator)
+    pooled[:, 0] = 1.6 * sides - 0.8  # images differ more in the other seven channels
+    texts = [BOATS if side else DOGS for side in sides[:120].tolist()]
+    places = torch.nn.functional.normalize(pooled, dim=-1)
+    consensus = CaptionConsensus(places[:120].half(), texts)
+    nearest = (places[120:] @ places[:120].T).argmax(dim=1)
+    chosen = [
+        consensus.choose(place[None], ["a brown dog", "a red boat"]) for place in places[120:]
+    ]
+    rights = (torch.tensor(chosen) == sides[120:]).float().mean()
+    assert rights > 0.95
+    assert (sides[:120][nearest] == sides[120:]).float().mean() < rights
+
+
 def test_a_similar_images_caption_is_known_without_a_model(consensus: CaptionConsensus) -> None:
     assert consensus.caption(images("d")[0]) in DOGS
     assert consensus.caption(images("b")[0]) in BOATS
