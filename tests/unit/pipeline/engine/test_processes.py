@@ -120,6 +120,7 @@ def test_a_training_of_one_process_goes_on_in_two_that_share_the_weights(
         )
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_weights_of_a_llama_with_tied_embeddings(tmp_path: Path) -> None:
     root = tmp_path / "inputs"
     write_inputs(root)
@@ -135,6 +136,7 @@ def test_two_processes_share_the_weights_of_a_llama_with_tied_embeddings(tmp_pat
         Choices("finetune", epochs=1.0).run(full)
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_a_killed_stage_and_go_on_bit_for_bit(
     inputs: Path, tmp_path: Path
 ) -> None:
