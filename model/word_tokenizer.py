@@ -13,7 +13,9 @@ from tokenizers import Tokenizer
 
 from model.byte_level import byte_level_split
 
-_MOST = 1 << 18  # words that are remembered: some 40 MB
+# Words that are remembered, in some 80 MB. Longer ones are links, or sentences of a script without
+# blanks.
+_MOST, _LONGEST = 1 << 18, 32
 
 
 class Ids(NamedTuple):
@@ -32,9 +34,11 @@ class _Words(dict[str, list[int]]):
     def __missing__(self, word: str) -> list[int]:
         if word.strip() != word or not word:
             raise KeyError(word)  # where white space meets a blank, the cut is elsewhere
-        if len(self) >= _MOST:
-            self.clear()
-        ids = self[word] = self._tokenizer.encode(self._before + word, add_special_tokens=False).ids
+        ids = self._tokenizer.encode(self._before + word, add_special_tokens=False).ids
+        if len(word) <= _LONGEST:
+            if len(self) >= _MOST:
+                self.clear()
+            self[word] = ids
         return ids
 
 

@@ -97,7 +97,9 @@ def test_tokens_are_those_of_the_whole_text(name: str, some: list[str]) -> None:
         assert ids == tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def test_a_word_is_given_to_the_tokenizer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_of_usual_length_is_given_to_the_tokenizer_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[str] = []
 
     class Counting:
@@ -109,6 +111,12 @@ def test_a_word_is_given_to_the_tokenizer_once(monkeypatch: pytest.MonkeyPatch) 
     for text in ("a red box", "a red red box", " red box", "red  box"):
         words.encode(text, add_special_tokens=False)
     assert asked == ["a", " red", " box", "red", "red  box"]
+
+    asked.clear()
+    long = "一只棕色的狗在草地上跑" * 9
+    for text in (f"a {long} box", f"a {long} box"):
+        words.encode(text, add_special_tokens=False)
+    assert asked == [f" {long}"] * 2
 
     monkeypatch.setattr(word_tokenizer, "_MOST", 2)  # then memory is bounded, and ids the same
     for text in ("one two three four", "one two three four"):
