@@ -6,8 +6,8 @@ training images. There the candidates are captions of the nearest ones; here a m
 written them. Similarity is that of CIDEr (Vedantam et al. 2015, arXiv 1411.5726): the cosine of
 n-grams weighted by their rarity among the training captions, the mean over n of 1 to 4.
 
-How much each training image has a say is learned: a ridge regression (Hoerl and Kennard 1970), in
-its dual form, foretells the n-grams of an image's captions from its embedding.
+How much each training image counts is learned: a ridge regression (Hoerl and Kennard 1970), in its
+dual form, predicts the n-grams of an image's captions from its embedding.
 """
 
 import json
@@ -84,9 +84,8 @@ class CaptionConsensus:
             texts = self._counted[image]
             for number, text in enumerate(texts):
                 grams = self._weighted(text)
-                alone = (
-                    _product(grams, grams) * shares[image] / len(texts)
-                )  # none agrees with itself
+                # None agrees with itself.
+                alone = _product(grams, grams) * shares[image] / len(texts)
                 scored.append((alone - _product(grams, judge), image, number))
         _, image, number = min(scored)
         return self.captions[image][number]
@@ -138,7 +137,7 @@ class CaptionConsensus:
         return (shares + (1 - shares.sum()) / len(shares)).tolist()
 
     def _judge(self, shares: Sequence[float], texts: Iterable[Counter[tuple[str, ...]]]) -> Grams:
-        """Return what captions of an image are foretold to hold of the n-grams in texts."""
+        """Return the predicted weights, in an image's captions, of the n-grams in texts."""
         return {
             gram: sum(shares[image] * value for image, value in self._holders.get(gram, ()))
             for gram in set().union(*texts)
