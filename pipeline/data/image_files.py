@@ -4,10 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from model.decoding import BadImageError
 from pipeline.data.name_forms import Alikes, composed
 from storage.archives.archives import Archive, ArchiveLimits, resolve_member
+from storage.errors import StorageError
 from storage.names import name_fault
 
 _SHOWN = 4  # members listed in the error about an ambiguous name
@@ -39,6 +41,20 @@ class ImageFiles:
     own: bool = False
 
 
+class Place(NamedTuple):
+    """Where an image is, for other processes that see the same files.
+
+    Attributes:
+        paths: As of `ImageFiles`.
+        own: As of `ImageFiles`.
+        member: Its name there.
+    """
+
+    paths: tuple[Path, ...]
+    own: bool
+    member: str
+
+
 class ImageFinder:
     """Finds an image by its `file_name`, with or without the folders that lead to it.
 
@@ -50,7 +66,7 @@ class ImageFinder:
 
     def __init__(self, archive: Archive, known: ImageFiles | None = None) -> None:
         self.archive, self.names = archive, set(archive.names())
-        known = known or ImageFiles(())
+        self._known = known = known or ImageFiles(())
         self._refused = {**known.refused, **archive.refused}
         self._faults, self._fault = known.faults, known.fault
         self._ends = {
@@ -75,6 +91,14 @@ class ImageFinder:
                 "ambiguous file name", f"{file_name}: {', '.join(members[:_SHOWN])}"
             )
         return members[0] if members else None
+
+    def place(self, file_name: str) -> Place | None:
+        """Return where the one member is that a `file_name` stands for, None if there is none."""
+        try:
+            member = self.find(file_name)
+        except (BadImageError, StorageError):
+            return None
+        return None if member is None else Place(self._known.paths, self._known.own, member)
 
     def find_all(self, file_names: Iterable[str]) -> set[str]:
         """Return every member that the names match; missing and unsafe names are left out."""

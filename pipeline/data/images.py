@@ -1,7 +1,7 @@
 """Stage `images`: a COCO-format dataset becomes tables and shards of images that all decode.
 
-Each image is read once, decoded once as a check, and kept as its original bytes. Unusable images
-are quarantined in `drops` with file, record and reason; their bytes are kept separately.
+Each image is decoded once as a check, here or in other processes, and kept as its original bytes.
+Unusable images are quarantined in `drops` with file, record and reason; their bytes are kept apart.
 """
 
 import csv
@@ -15,12 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from model.decoding import BadImageError, decode_image
+from model.decoding import BadImageError
 from pipeline.data.annotations import BROKEN, Annotations, captions_of, objects_of
 from pipeline.data.draws import draw, rank
+from pipeline.data.image_checks import Checked, CheckJob, CheckWork, check, spread_checks
 from pipeline.data.image_files import ImageFiles, ImageFinder, image_limits
+from pipeline.data.image_shards import ImageShards
 from pipeline.data.quarantine import Quarantine
-from pipeline.data.schemas import CAPTIONS, DROPS, IMAGE_FILES, IMAGES, OBJECTS, drop
+from pipeline.data.schemas import CAPTIONS, DROPS, IMAGES, OBJECTS, drop
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.errors import PipelineError
 from pipeline.recipe.parts import ImagesPart
@@ -28,7 +30,7 @@ from storage.archives.archive_group import open_archives
 from storage.errors import StorageError, UnsafeArchiveError
 from storage.tables import collect, is_text, write_arrow, write_pieces, write_table
 
-SHARD_BYTES = 256 * 2**20
+_AT_ONCE = 1024  # images that one of several processes checks at once, some seconds of work
 _TABLES = {"image": "bad_images.csv", "caption": "bad_captions.csv"}  # for people, by kind
 _SHOWN = 120  # characters of the first fault
 
@@ -143,74 +145,66 @@ def _ingest(
     drops: list[dict],
 ) -> Iterator[dict[str, Any]]:
     """Yield a row per usable image, still without its split; write the images' bytes to shards."""
-    limits = image_limits(images.max_bytes)
-    shards, quarantine = _ImageShards(context.out, images.max_bytes), Quarantine()
+    shards, quarantine = ImageShards(context.out, images.max_bytes), Quarantine()
+    unread = 0  # by the processes that should have checked them
     with ExitStack() as stack:
-        finders: dict[tuple[Path, ...], ImageFinder] = {}
-        for known in files.values():
-            if known.paths not in finders:
-                archive = stack.enter_context(open_archives(known.paths, limits, own=known.own))
-                finders[known.paths] = ImageFinder(archive, known)
+        finders = _finders(stack, files, images.max_bytes)
+        pieces = _with_checks(context, finders, chosen, images)
         tick = stack.enter_context(context.report.track("check images", len(chosen)))
-        for record in chosen:  # threads gain nothing: Pillow decodes under the interpreter's lock
+        for record, checks in pieces:  # threads gain nothing: Pillow decodes under Python's lock
             tick()
             data = b""
             try:
-                data = finders[files[record["origin"]].paths].read(record["file_name"])
-                image = decode_image(data, images.max_pixels)
+                data = finders[record["origin"]].read(record["file_name"])
+                sha256 = hashlib.sha256(data).hexdigest()
+                known = checks.get(sha256) if checks is not None else None
+                unread += checks is not None and known is None
+                size = (known or check(data, images.max_pixels)).size()
             except (BadImageError, StorageError) as error:
                 key, name = record["id"], record["file_name"]
                 drops.append(drop("images", "image", key, name, *_reason(error)))
                 quarantine.add(record, data)
                 continue
-            row = _row(record, images.source.kind, data, image.size)
-            shards.add(row["sha256"], data)
-            yield row
+            shards.add(sha256, data)
+            yield _row(record, images.source.kind, sha256, len(data), size)
     shards.flush()
     quarantine.write(context.out)
+    if unread:
+        context.report.say(f"  workers did not read {unread} images as they are: checked here")
 
 
-class _ImageShards:
-    """Collects the images' own bytes into Parquet shards of about `SHARD_BYTES`.
+def _finders(
+    stack: ExitStack, files: Mapping[str, ImageFiles], max_bytes: int
+) -> dict[str, ImageFinder]:
+    """Return what finds the images of each origin; origins in the same archives share it."""
+    limits, opened = image_limits(max_bytes), dict[tuple[Path, ...], ImageFinder]()
+    for known in files.values():
+        if known.paths not in opened:
+            archive = stack.enter_context(open_archives(known.paths, limits, own=known.own))
+            opened[known.paths] = ImageFinder(archive, known)
+    return {origin: opened[known.paths] for origin, known in files.items()}
 
-    Args:
-        folder: Gets the shards.
-        largest: Bytes of the largest image that may come.
-    """
 
-    def __init__(self, folder: Path, largest: int) -> None:
-        self.folder = folder
-        # In the form that Arrow needs, and not one that grows: both would hold every byte twice.
-        self.buffer = pa.allocate_buffer(SHARD_BYTES + largest)
-        self.seen: set[bytes] = set()
-        self.number = 0
-        self._begin()
-
-    def _begin(self) -> None:
-        self.data = pa.FixedSizeBufferWriter(self.buffer)
-        self.names: list[str] = []
-        self.ends = [0]
-
-    def add(self, sha256: str, data: bytes) -> None:
-        key = bytes.fromhex(sha256)
-        if key in self.seen:
-            return
-        self.seen.add(key)
-        self.names.append(sha256)
-        self.data.write(data)
-        self.ends.append(self.ends[-1] + len(data))
-        if self.ends[-1] >= SHARD_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.names or not self.number:
-            ends = pa.array(self.ends, pa.int32()).buffers()[1]
-            buffers = [None, ends, self.buffer.slice(0, self.ends[-1])]
-            data = pa.Array.from_buffers(pa.binary(), len(self.names), buffers)
-            rows = pa.table([pa.array(self.names, pa.string()), data], IMAGE_FILES)
-            write_arrow(self.folder / f"files-{self.number:05d}.parquet", rows)
-            self.number += 1
-            self._begin()
+def _with_checks(
+    context: StageContext,
+    finders: Mapping[str, ImageFinder],
+    chosen: list[dict[str, Any]],
+    images: ImagesPart,
+) -> Iterator[tuple[dict[str, Any], Mapping[str, Checked] | None]]:
+    """Yield each record with what other processes found, by content; None if none is asked."""
+    if context.fan_out is None or len(chosen) <= _AT_ONCE:
+        yield from ((record, None) for record in chosen)
+        return
+    pieces = [chosen[at : at + _AT_ONCE] for at in range(0, len(chosen), _AT_ONCE)]
+    jobs = [
+        CheckJob(
+            number, [*filter(None, (finders[r["origin"]].place(r["file_name"]) for r in some))]
+        )
+        for number, some in enumerate(pieces)
+    ]
+    work = CheckWork(context.scratch, images.max_bytes, images.max_pixels)
+    for some, checks in zip(pieces, spread_checks(context, work, jobs), strict=True):
+        yield from ((record, checks) for record in some)
 
 
 def _reason(error: BadImageError | StorageError) -> tuple[str, str]:
@@ -221,15 +215,15 @@ def _reason(error: BadImageError | StorageError) -> tuple[str, str]:
 
 
 def _row(
-    record: Mapping[str, Any], kind: str, data: bytes, size: tuple[int, int]
+    record: Mapping[str, Any], kind: str, sha256: str, length: int, size: tuple[int, int]
 ) -> dict[str, Any]:
     return {
         "image_id": record["id"],
         "source": record.get("source", kind),
         "origin": record["origin"],
         "file_name": record["file_name"],
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "bytes": len(data),
+        "sha256": sha256,
+        "bytes": length,
         "width": size[0],
         "height": size[1],
         "url": url if is_text(url := record.get("coco_url", "")) else "",

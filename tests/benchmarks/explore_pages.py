@@ -25,7 +25,7 @@ from PIL import Image
 from flows.explore.page import PAGE, Explorer
 from pipeline.catalog.catalog import Catalog
 from pipeline.data import schemas
-from pipeline.data.images import SHARD_BYTES
+from pipeline.data.image_shards import SHARD_BYTES
 from pipeline.engine.materialize import Outcome
 from pipeline.engine.runs import record_run
 from pipeline.recipe.presets import preset

@@ -1,4 +1,4 @@
-"""Fan-out over a real Dask cluster: a killed worker costs the one shard it was making."""
+"""Fan-out over a real Dask cluster: a killed worker costs the one job it was doing."""
 
 import os
 import signal
@@ -8,15 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
 from flows.runner.fan_out import TRIM, fan_out, local_cluster
+from pipeline.engine.stage import FanOut
 from pipeline.errors import PipelineError
-from pipeline.features.extraction import ShardJob
 from pipeline.settings import Settings
-from storage.features.shards import ShardRows, publish_shard, shard_paths, verify_shard
+from tests.unit.pipeline.data.test_image_checks import dataset as broken_dataset
+from tests.unit.pipeline.data.test_image_checks import made
 from tests.unit.pipeline.features.test_features import content, embed, images_in, made_backbones
 
 cloudpickle = pytest.importorskip("cloudpickle")
@@ -27,41 +28,6 @@ config = pytest.importorskip("dask").config
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
 
-def make(folder: Path, number: int) -> int:
-    """Make a small shard; the first worker that is at number 1 dies half-way."""
-    with (folder / "calls.txt").open("a") as calls:
-        calls.write(f"{number}\n")
-    mark = folder / "died"
-    if number == 1 and not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    rows = ShardRows(
-        sha256=[f"{number:064x}"],
-        image_id=np.array([number], np.int64),
-        width=np.array([1], np.int32),
-        height=np.array([1], np.int32),
-        split=["train"],
-        pooled=np.ones((1, 2), np.float32),
-        patches=np.full((1, 2, 3), number, np.float16),
-    )
-    publish_shard(folder / "shards", number, rows, "encoder")
-    return number
-
-
-def test_a_killed_worker_costs_one_shard(tmp_path: Path) -> None:
-    # Workers cannot import a test by its name, so its functions travel by value.
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    spread = fan_out("dask:2")
-    assert spread is not None
-    assert sorted(spread(partial(make, tmp_path), range(6))) == list(range(6))
-    for number in range(6):
-        verify_shard(tmp_path / "shards", number)
-        assert shard_paths(tmp_path / "shards", number)[0].is_file()
-    calls = Counter((tmp_path / "calls.txt").read_text().split())
-    assert calls.pop("1") == 2
-    assert set(calls.values()) == {1}
-
-
 def test_workers_keep_memory_that_they_use_again() -> None:
     with local_cluster(1) as cluster, distributed.Client(cluster) as client:
         (found,) = client.run(os.environ.get, TRIM).values()
@@ -69,13 +35,27 @@ def test_workers_keep_memory_that_they_use_again() -> None:
     assert (found, threads) == (None, "1")
 
 
-def dying(make_it: Callable[[ShardJob], int], mark: Path, job: ShardJob) -> int:
-    """Make a shard of the stage; the first worker that has made number 1 dies before it can say."""
-    done = make_it(job)
+def dying(function: Callable[[Any], int], folder: Path, job: Any) -> int:
+    """Do a job of a stage; the first worker that has done number 1 dies before it can say."""
+    with (folder / "calls.txt").open("a") as calls:
+        calls.write(f"{job.number}\n")
+    done = function(job)
+    mark = folder / "died"
     if job.number == 1 and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return done
+
+
+def losing_one(folder: Path) -> FanOut:
+    """Return what spreads jobs over two workers, one of which dies."""
+
+    def spread(function: Callable[[Any], int], jobs: Sequence[Any]) -> Iterator[int]:
+        cluster = fan_out("dask:2")
+        assert cluster is not None
+        yield from cluster(partial(dying, function, folder), jobs)
+
+    return spread
 
 
 @pytest.mark.timeout(600)  # workers import torch, on a machine that may be busy
@@ -85,15 +65,28 @@ def test_the_stage_on_a_cluster_that_loses_a_worker_gives_the_same_files(tmp_pat
     backbones = made_backbones(tmp_path / "backbones", seed=0)
     alone, summary = embed(tmp_path / "alone", images, backbones)
 
-    def spread(make_it: Callable[[ShardJob], int], jobs: Sequence[ShardJob]) -> Iterator[int]:
-        cluster = fan_out("dask:2")
-        assert cluster is not None
-        yield from cluster(partial(dying, make_it, tmp_path / "died"), jobs)
-
+    spread = losing_one(tmp_path)
     spread_out, same = embed(tmp_path / "spread", images, backbones, fan_out=spread)
     assert (tmp_path / "died").exists()
     assert same == summary
     assert content(spread_out) == content(alone)
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_worker_costs_one_job_and_the_files_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Workers cannot import a test by its name, so its functions travel by value.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr("pipeline.data.images._AT_ONCE", 8)
+    root = broken_dataset(tmp_path / "coco", "zip")
+    alone, _ = made(root, tmp_path / "alone")
+
+    files, said = made(root, tmp_path / "spread", losing_one(tmp_path))
+    assert (files, said) == (alone, [])
+    calls = Counter(map(int, (tmp_path / "calls.txt").read_text().split()))
+    assert calls.pop(1) == 2
+    assert calls == Counter([0, 2, 3, 4])
 
 
 def test_threads_need_no_cluster() -> None:
