@@ -8,20 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.data.filters import LEAKS_SQL
+from pipeline.data.made_examples import USED, MadeExamples
 from pipeline.errors import PipelineError
 from storage.sql.queries import Database
 
-Row = dict[str, Any]
 _VALIDATING = 4  # images with such a text that the suggested validation share should hold out
-_USED = pa.schema(
-    [
-        ("split", pa.string()),
-        ("kind", pa.string()),
-        ("image_id", pa.int64()),
-        ("sha256", pa.string()),
-        ("text_id", pa.int64()),  # of a text without an image
-    ]
-)
 _IMAGES_SQL = """
 SELECT split, kind, count(DISTINCT coalesce(sha256, text_id::VARCHAR)) AS images
 FROM used WHERE kind <> '' GROUP BY ALL
@@ -35,24 +26,16 @@ class Checks:
         self._examples: Counter[str] = Counter()
         self._dropped: Counter[tuple[str, str]] = Counter()
         self._used: list[pa.Table] = []
+        self._tokenized = 0
 
-    def add(self, rows: Sequence[Row], drops: Sequence[Row]) -> None:
+    def add(self, made: MadeExamples) -> None:
         """Count some examples and drops."""
-        self._examples.update(f"{row['split']}_{row['kind']}s" for row in rows)
-        self._dropped.update((row["kind"], row["reason"]) for row in drops)
-        used = {
-            (
-                row["split"],
-                row["kind"],
-                row["image_id"],
-                row["sha256"],
-                None if row["sha256"] else row["source_id"],
-            )
-            for row in rows
-        }
-        used |= {(row["split"], "", *image, None) for row in rows for image in row["further"]}
-        columns = [list(column) for column in zip(*used, strict=True)] or [[] for _ in _USED]
-        self._used.append(pa.table(columns, _USED))
+        for (split, kind), count in _counts(made.examples, "split", "kind").items():
+            self._examples[f"{split}_{kind}s"] += count
+        for drops in (made.drops, made.late):
+            self._dropped += _counts(drops, "kind", "reason")
+        self._used.append(made.used)
+        self._tokenized += made.counts["tokenized"][0].as_py()
 
     def refuse_empty(self, kinds: Sequence[str]) -> None:
         """Raise if there is nothing to train on, to validate with or to test with."""
@@ -101,7 +84,7 @@ class Checks:
             )
 
     def summary(self) -> dict[str, Any]:
-        """Return how many examples there are, by split and kind, and drops by reason."""
+        """Return numbers of examples by split and kind, of drops by reason, and of new tokens."""
         dropped: Counter[str] = Counter()
         for (_, reason), count in self._dropped.items():
             dropped[reason] += count
@@ -109,7 +92,15 @@ class Checks:
             "examples": self._examples.total(),
             **dict(sorted(self._examples.items())),
             "dropped": dict(sorted(dropped.items())),
+            "tokenized": self._tokenized,
         }
 
     def _all(self) -> pa.Table:
-        return pa.concat_tables([_USED.empty_table(), *self._used])
+        return pa.concat_tables([USED.empty_table(), *self._used])
+
+
+def _counts(table: pa.Table, first: str, second: str) -> Counter[tuple[str, str]]:
+    """Return how often each two values of two columns are in one row."""
+    grouped = table.group_by([first, second], use_threads=False).aggregate([([], "count_all")])
+    columns = (grouped[name].to_pylist() for name in (first, second, "count_all"))
+    return Counter({(one, two): count for one, two, count in zip(*columns, strict=True)})

@@ -1,6 +1,5 @@
 """The tables of examples, written as the examples come."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -8,12 +7,9 @@ from typing import Any, Self
 import pyarrow as pa
 
 from pipeline.data.known_tokens import KEYS, MADE_BY
+from pipeline.data.made_examples import MadeExamples
 from pipeline.data.schemas import DROPS, EXAMPLES, QUESTIONS, TOKEN_KEYS
-from pipeline.data.tokenized import questions_of
-from storage.tables import TableWriter, list_column
-
-Row = dict[str, Any]
-_TOKENS = ("input_ids", "supervised")
+from storage.tables import TableWriter
 
 
 class ExampleTables:
@@ -34,22 +30,17 @@ class ExampleTables:
         self._late: list[pa.Table] = []
         self._examples_done = self._questions_done = 0
 
-    def add(self, rows: Sequence[Row], drops: Sequence[Row], late: Sequence[Row]) -> None:
-        """Write some examples and drops; `late` ones are written behind all others."""
-        for number, row in enumerate(rows, self._examples_done):
-            row["example_id"] = number
-        self._examples_done += len(rows)
-        self._examples.write(_table(rows))
-        self._keys.write(pa.table([pa.array([row["key"] for row in rows], pa.binary(16))], ["key"]))
-        asked = [
-            {"question_id": number, **row}
-            for number, row in enumerate(questions_of(rows), self._questions_done)
-        ]
-        self._questions_done += len(asked)
-        self._questions.write_rows(asked)
-        self._drops.write_rows(drops)
-        if late:
-            self._late.append(pa.Table.from_pylist(list(late), DROPS))
+    def add(self, made: MadeExamples) -> None:
+        """Add some examples and drops; `late` drops are written behind all others."""
+        self._examples.write(_counted_from(made.examples, "example_id", self._examples_done))
+        self._keys.write(made.keys)
+        questions = _counted_from(made.questions, "example_id", self._examples_done)
+        self._questions.write(_counted_from(questions, "question_id", self._questions_done))
+        self._drops.write(made.drops)
+        self._examples_done += len(made.examples)
+        self._questions_done += len(made.questions)
+        if len(made.late):
+            self._late.append(made.late)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -65,10 +56,7 @@ class ExampleTables:
         self._stack.__exit__(*failure)
 
 
-def _table(rows: Sequence[Row]) -> pa.Table:
-    plain = pa.schema([field for field in EXAMPLES if field.name not in _TOKENS])
-    columns = pa.Table.from_pylist(list(rows), plain)
-    for name in _TOKENS:
-        field = EXAMPLES.field(name)
-        columns = columns.append_column(field, list_column([row[name] for row in rows], field))
-    return columns.select(EXAMPLES.names)
+def _counted_from(table: pa.Table, name: str, first: int) -> pa.Table:
+    """Return a table whose numbers in a column are larger by that of the first row."""
+    at = table.schema.get_field_index(name)
+    return table.set_column(at, table.schema.field(at), pa.array(table[name].to_numpy() + first))

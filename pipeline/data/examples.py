@@ -5,37 +5,42 @@ Every caption and conversation either becomes an example or a row of `drops` wit
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from model.prompt import PromptTemplate
-from model.prompt_batches import BatchTemplate, one_thread_per_tokenizer
+from model.prompt_batches import one_thread_per_tokenizer
 from pipeline.data.example_checks import Checks
+from pipeline.data.example_pieces import (
+    ExampleMaker,
+    Piece,
+    PieceWork,
+    files_for,
+    image_columns,
+    spread_pieces,
+)
 from pipeline.data.example_tables import ExampleTables
 from pipeline.data.filtered import (
     CONVERSATIONS_AT_ONCE,
     filtered_captions,
     filtered_conversations,
 )
-from pipeline.data.filters import MACROS
-from pipeline.data.further_images import add_further
 from pipeline.data.known_tokens import KnownTokens, template_digest
 from pipeline.data.lm_folder import eos_id
-from pipeline.data.tokenized import Names, make_example, make_tokens, said_in
-from pipeline.data.user_filtered import UserFilters
+from pipeline.data.made_examples import MadeExamples
 from pipeline.engine.stage import StageContext, Summary
 from pipeline.interpreter import collecting_rarely
 from pipeline.recipe.parts import ExamplesPart
 from storage.tables import read_batches, read_table
 
-Row = dict[str, Any]
 # As Python objects, examples take about 1 kB for each hundred tokens.
 _CAPTIONS_AT_ONCE, _TALKS_AT_ONCE = 8192, 2048
+_SPREAD = 65_536  # texts up to which other processes cost more than they save
 
 
 def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summary:
@@ -54,45 +59,41 @@ def examples(context: StageContext, examples: ExamplesPart, seed: int) -> Summar
         **_prefixes(folder, examples),
         "caption_question": examples.caption_question,
     }
-    template = PromptTemplate.load(folder, **stored)
-    made_by = template_digest(folder, stored)
-    known = KnownTokens(context, made_by, sum(map(len, _texts(context))))
-    checks = Checks()
+    made_by, checks = template_digest(folder, stored), Checks()
     with ExampleTables(context.out, made_by) as tables:
-        for rows, drops, late in _made(context, examples, template, known):
-            checks.add(rows, drops + late)
-            tables.add(rows, drops, late)
+        for made in _made(context, examples, stored, made_by):
+            checks.add(made)
+            tables.add(made)
     checks.refuse_empty(_kinds(context))
     checks.refuse_leaks()
     (context.out / "template.json").write_text(json.dumps(stored, indent=1))
-    return {**checks.summary(), "tokenized": known.made}
+    return checks.summary()
 
 
 def _made(
-    context: StageContext, examples: ExamplesPart, template: PromptTemplate, known: KnownTokens
-) -> Iterator[tuple[list[Row], list[Row], list[Row]]]:
-    """Yield examples, drops, and the drops of the recipe's own filters, some thousand at a time."""
-    names, mine = Names(context.inputs["images"]), UserFilters(context, examples)
-    texts = sum(len(table) for table in _texts(context))
-    threads = context.settings.threads or os.cpu_count() or 1
-    with (
-        context.report.track("tokenize", texts) as tick,
-        one_thread_per_tokenizer(),
-        collecting_rarely(),
-        ThreadPoolExecutor(threads) as executor,
-    ):
-        batches = BatchTemplate(template, executor, threads)
-        for records in _filtered(context, examples):
-            said = [said_in(record, examples) for record in records]
-            tokens = make_tokens([*filter(None, said)], batches, known, examples.max_tokens)
-            drops: list[Row] = []
-            late: list[Row] = []
-            made = (
-                make_example(*both, tokens, template, examples, names, drops)
-                for both in zip(records, said, strict=True)
-            )
-            yield mine.keep([row for row in made if row is not None], late), drops, late
-            tick(len(records))
+    context: StageContext, examples: ExamplesPart, stored: Mapping[str, Any], made_by: str
+) -> Iterator[MadeExamples]:
+    """Yield what texts become, some thousand at a time, made here or in other processes."""
+    texts, images = sum(map(len, _texts(context))), image_columns(context.inputs["images"])
+    known = KnownTokens(context.scratch, context.earlier, made_by, texts)
+    pieces, threads = _filtered(context, examples, images), context.settings.threads
+    with ExitStack() as stack:
+        tick = stack.enter_context(context.report.track("tokenize", texts))
+        if context.fan_out is not None and texts > _SPREAD:
+            sources = files_for(context.inputs), known.sent(), context.scratch.resolve()
+            work = PieceWork(*sources, examples, stored, made_by, texts)
+            spread = spread_pieces(context.fan_out, work, pieces)
+        else:
+            stack.enter_context(one_thread_per_tokenizer())
+            stack.enter_context(collecting_rarely())
+            threads = threads or os.cpu_count() or 1
+            executor = stack.enter_context(ThreadPoolExecutor(threads))
+            inputs = context.inputs, images
+            maker = ExampleMaker(*inputs, examples, stored, known, executor, threads)
+            spread = (maker.make(kind, some) for kind, some in pieces)
+        for made in spread:
+            yield made
+            tick(len(made.examples) + len(made.drops) + len(made.late))
 
 
 def _prefixes(folder: Path, examples: ExamplesPart) -> dict[str, Any]:
@@ -110,38 +111,18 @@ def _prefixes(folder: Path, examples: ExamplesPart) -> dict[str, Any]:
     }
 
 
-def _filtered(context: StageContext, examples: ExamplesPart) -> Iterator[list[Row]]:
+def _filtered(context: StageContext, examples: ExamplesPart, images: pa.Table) -> Iterator[Piece]:
     """Yield captions, then conversations, each with its `reason` to be dropped or None."""
-    images = read_table(context.inputs["images"].path("images.parquet"))
-    images = images.drop_columns(["bytes", "url"])
-    yield from _captions(context, images, examples)
-    yield from _conversations(context, images, examples)
-
-
-def _captions(
-    context: StageContext, images: pa.Table, examples: ExamplesPart
-) -> Iterator[list[Row]]:
     captions = read_table(context.inputs["images"].path("captions.parquet"))
     for table in filtered_captions(captions, images, examples):
         for start in range(0, len(table), _CAPTIONS_AT_ONCE):
-            yield _rows(table.slice(start, _CAPTIONS_AT_ONCE), "caption")
-
-
-def _conversations(
-    context: StageContext, images: pa.Table, examples: ExamplesPart
-) -> Iterator[list[Row]]:
+            yield "caption", table.slice(start, _CAPTIONS_AT_ONCE)
     path = context.inputs["conversations"].path("conversations.parquet")
     names = read_table(path, ["conversation_id", "source", "image_name"])
-    pieces = read_batches(path, CONVERSATIONS_AT_ONCE)
-    for table in filtered_conversations(names, pieces, images, examples):
+    some = read_batches(path, CONVERSATIONS_AT_ONCE)
+    for table in filtered_conversations(names, some, images, examples):
         for start in range(0, len(table), _TALKS_AT_ONCE):
-            talks = _rows(table.slice(start, _TALKS_AT_ONCE), "conversation")
-            add_further(talks, images, MACROS)
-            yield talks
-
-
-def _rows(table: pa.Table, kind: str) -> list[Row]:
-    return [{"kind": kind, **row} for row in table.to_pylist()]
+            yield "conversation", table.slice(start, _TALKS_AT_ONCE)
 
 
 def _texts(context: StageContext) -> tuple[pa.Table, pa.Table]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from model.decoding import BadImageError, decode_image
 from pipeline.data.image_files import Place, image_limits
+from pipeline.engine.spreading import in_order
 from pipeline.engine.stage import StageContext
 from storage.archives.archive_group import open_archives
 from storage.archives.members import Archive
@@ -158,13 +159,11 @@ def spread_checks(
     Later jobs go on while a caller uses what earlier ones found. Jobs that a killed run finished
     are not done again.
     """
-    done = {job.number for job in jobs if _known(work.path(job.number)) is not None}
-    left = [job for job in jobs if job.number not in done]
     assert context.fan_out is not None
-    coming = iter(context.fan_out(partial(check_images, work), left)) if left else iter(())
-    for job in jobs:
-        while job.number not in done:
-            done.add(next(coming))
+    check_some = partial(check_images, work)
+    for job in in_order(
+        context.fan_out, check_some, jobs, lambda job: _known(work.path(job.number)) is not None
+    ):
         yield _known(work.path(job.number)) or {}
 
 

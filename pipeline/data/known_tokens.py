@@ -11,7 +11,8 @@ not send readers through the whole file: rows are then found in about the order 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
@@ -24,7 +25,8 @@ from numpy.typing import NDArray
 
 from model.prompt import Tokens
 from pipeline.data.schemas import EXAMPLES, TOKEN_KEYS
-from pipeline.engine.stage import InputArtifact, StageContext
+from pipeline.engine.processes import Files, files_of
+from pipeline.engine.stage import InputArtifact
 from storage.errors import StorageError
 from storage.tables import (
     ROW_GROUP,
@@ -37,6 +39,7 @@ from storage.tables import (
 )
 
 KEYS = "token_keys.parquet"  # of an artifact; row by row the keys of its `examples.parquet`
+_TOKENS = "examples.parquet"
 MADE_BY = "phivision.template"  # in the metadata of that file
 _ROWS = ("turns", "input_ids", "supervised")
 _PIECE = pa.schema([*TOKEN_KEYS, *(EXAMPLES.field(name) for name in _ROWS)])
@@ -98,42 +101,54 @@ class KnownTokens:
     It holds 20 bytes for each key, and one row group of tokens.
 
     Args:
-        context: The stage's. Of its earlier artifacts the newest of this template are read, as
-            many as are needed to know as many keys as this stage has texts.
+        scratch: The stage's folder for what it may need again.
+        earlier: Returns its earlier artifacts. The newest of this template are read, as many as
+            are needed to know as many keys as this stage has texts.
         made_by: Digest of the template.
         texts: How many texts the stage has.
+        keeps: Whether new tokens are kept in the folder.
 
     Attributes:
         made: How many were not known.
+        artifacts: Those that are read.
     """
 
-    def __init__(self, context: StageContext, made_by: str, texts: int) -> None:
-        self._folder = context.scratch / f"tokens-{version('tokenizers')}"
+    def __init__(
+        self,
+        scratch: Path,
+        earlier: Callable[[], Iterable[InputArtifact]],
+        made_by: str,
+        texts: int,
+        *,
+        keeps: bool = True,
+    ) -> None:
+        self._folder = scratch / f"tokens-{version('tokenizers')}"
         self._folder.mkdir(exist_ok=True)
-        self.made = 0
+        self._keeps, self.made, self.artifacts = keeps, 0, list[InputArtifact]()
         self._sources: list[_Source] = []
         self._starts = [0]  # of each source among all rows, and their end
         pieces = sorted(self._folder.glob("piece-*.parquet"))
         self._pieces = int(pieces[-1].stem.removeprefix("piece-")) + 1 if pieces else 0
         keys = [
             *(self._add(lambda path=path: path, path) for path in pieces),
-            *self._of_artifacts(context, made_by, texts),
+            *self._of_artifacts(earlier, made_by, texts),
         ]
         self._index = _Index(keys)
         self._read: tuple[int, int, pa.Table | None] = (-1, -1, None)
 
     def _of_artifacts(
-        self, context: StageContext, made_by: str, texts: int
+        self, earlier: Callable[[], Iterable[InputArtifact]], made_by: str, texts: int
     ) -> Iterator[NDArray[np.uint64]]:
         """Yield the keys of earlier artifacts, newest first."""
         known, ours = 0, version("tokenizers")
-        for artifact in context.earlier():
+        for artifact in earlier():
             if known >= texts:
                 return
             if KEYS not in artifact.names or artifact.packages.get("tokenizers", ours) != ours:
                 continue
             if (keys := self._of_artifact(artifact, made_by)) is not None:
                 known += len(keys)
+                self.artifacts.append(artifact)
                 yield keys
 
     def _of_artifact(self, artifact: InputArtifact, made_by: str) -> NDArray[np.uint64] | None:
@@ -143,7 +158,15 @@ class KnownTokens:
                 return None
         except _UNUSABLE:  # damaged, or removed meanwhile
             return None
-        return self._add(lambda: artifact.path("examples.parquet"), path)
+        return self._add(lambda: artifact.path(_TOKENS), path)
+
+    def sent(self) -> list[Files]:
+        """Return the artifacts that are read in a form that can be sent to other processes."""
+        sent = []
+        for artifact in self.artifacts:
+            with suppress(StorageError):  # gone, or damaged
+                sent.append(files_of(artifact, (KEYS, _TOKENS)))
+        return sent
 
     def _add(self, file: Callable[[], Path], path: Path) -> NDArray[np.uint64]:
         """Add a source and return the keys [row, half] that a file has for it."""
@@ -181,7 +204,8 @@ class KnownTokens:
 
     def keep(self, made: Mapping[bytes, Fitted]) -> None:
         """Write new tokens to a file that is whole or not there, whenever this process ends."""
-        if not made:
+        self.made += len(made)
+        if not made or not self._keeps:
             return
         columns = {
             "key": pa.array([*made], pa.binary(16)),
@@ -196,7 +220,6 @@ class KnownTokens:
         path = self._folder / f"piece-{self._pieces:06d}.parquet"
         write_arrow(path, pa.table(columns, _PIECE))
         self._pieces += 1
-        self.made += len(made)
 
 
 class _Index:

@@ -1,13 +1,13 @@
 """One filtered caption or conversation becomes an example, or a drop with its reason."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
 from model.prompt import MARKER, PromptTemplate, Tokens
 from model.prompt_batches import BatchTemplate
-from pipeline.data.further_images import Pair, named_in, of_turn, placed_pairs, readable
+from pipeline.data.further_images import Pair, named_in, placed_pairs, readable
 from pipeline.data.known_tokens import Fitted, KnownTokens, key_of
 from pipeline.data.name_forms import Alikes
 from pipeline.data.schemas import drop
@@ -166,23 +166,3 @@ def _token_reason(tokens: Tokens, limit: int) -> str | None:
     if not any(tokens.supervised):
         return "no supervised token"
     return "too many tokens" if len(tokens) > limit else None
-
-
-def questions_of(rows: Sequence[Row]) -> Iterator[Row]:
-    """Yield the questions of held-out conversations, one for each turn."""
-    for row in rows:
-        if row["split"] == "train":
-            continue
-        for turn, (question, answer) in enumerate(row["pairs"]):
-            shown = of_turn(row["further"], row["more"], row["pairs"], turn)
-            yield {
-                "example_id": row["example_id"],
-                "source": row["source"],
-                "split": row["split"],
-                "image_id": row["image_id"],
-                "sha256": row["sha256"],
-                "more_sha256": [image.sha256 for image in shown],
-                "turn": turn,
-                "question": readable(question),
-                "answer": answer,
-            }

@@ -1,5 +1,6 @@
 """The recipe's own filters over examples; the rows that they drop become drops."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -7,7 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline.data.further_images import readable
 from pipeline.data.schemas import drop
-from pipeline.engine.stage import StageContext
+from pipeline.engine.stage import InputArtifact
 from pipeline.recipe.embedding_columns import CLIP_SCORE, SIMILARITIES
 from pipeline.recipe.parts import ExamplesPart
 from pipeline.recipe.user_filters import apply_filters
@@ -21,15 +22,14 @@ class UserFilters:
     """Drops what the recipe's own filters say, from any number of rows at a time.
 
     Args:
-        context: The stage's; tables of images and features are read if there are filters.
+        inputs: The stage's; tables of images and features are read if there are filters.
         examples: The recipe's part.
     """
 
-    def __init__(self, context: StageContext, examples: ExamplesPart) -> None:
+    def __init__(self, inputs: Mapping[str, InputArtifact], examples: ExamplesPart) -> None:
         self._filters = examples.filters
         if not self._filters:
             return
-        inputs = context.inputs
         self._images = read_table(inputs["images"].path("images.parquet"), _SHOWN)
         self._near = self._scores = None
         if "features" in inputs:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,15 @@ class Files(InputArtifact):
         """Return the local directory with all files below a prefix."""
         name = next(name for name in self.names if name.startswith(f"{prefix}/"))
         return self.files[name].parents[len(Path(name).relative_to(prefix).parts) - 1]
+
+
+def files_of(artifact: InputArtifact, names: Iterable[str]) -> Files:
+    """Return some files of an artifact in a form that can be sent to other processes.
+
+    Raises:
+        StorageError: One is not there, or damaged.
+    """
+    return Files({name: str(artifact.path(name).resolve()) for name in names})
 
 
 def run_processes(context: StageContext, stage: str, part: TrainingPart, seed: int) -> None:

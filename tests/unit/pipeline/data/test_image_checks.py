@@ -12,6 +12,7 @@ from pipeline.data import image_checks
 from pipeline.data import images as stage
 from pipeline.engine.stage import FanOut, StageContext
 from pipeline.settings import Settings
+from tests.support.fan_outs import Backwards
 from tests.unit.pipeline.data.test_images import (
     TRAIN,
     Recorder,
@@ -32,23 +33,6 @@ def few_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(stage, "_AT_ONCE", 8)
     yield
     image_checks._OPENED.close()
-
-
-class Backwards:
-    """Does jobs in this process, the last one first, and fails before a certain one.
-
-    Args:
-        before: Called with each job before it is done.
-    """
-
-    def __init__(self, before: Callable[[Any], None] = lambda job: None) -> None:
-        self.before, self.done = before, list[int]()
-
-    def __call__(self, function: Callable[[Any], int], jobs: Sequence[Any]) -> Iterator[int]:
-        for job in reversed(jobs):
-            self.before(job)
-            self.done.append(function(job))
-            yield self.done[-1]
 
 
 def dataset(root: Path, kind: str = "folder") -> Path:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from model.tiny_phi import train_tokenizer
 from model.word_tokenizer import WordTokenizer
+from pipeline.data import example_pieces, known_tokens
 from pipeline.data import examples as stage
-from pipeline.data import known_tokens
 from pipeline.data.examples import examples
 from pipeline.data.known_tokens import Fitted, KnownTokens
 from pipeline.data.schemas import CAPTIONS, CONVERSATIONS
@@ -191,7 +191,7 @@ class Dying:
 
     def __init__(self, patch: pytest.MonkeyPatch, left: int, *, late: bool) -> None:
         self.left, self.late, self.kept = left, late, []
-        for owner, name in ((stage, "make_tokens"), (TableWriter, "write")):
+        for owner, name in ((example_pieces, "make_tokens"), (TableWriter, "write")):
             patch.setattr(owner, name, self._wrap(getattr(owner, name)))
         patch.setattr(TableWriter, "__exit__", self._wrap(TableWriter.__exit__))
         keep = KnownTokens.keep
@@ -249,6 +249,7 @@ def test_whenever_it_dies_nothing_that_was_kept_is_tokenized_again(
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
+from pipeline.data import example_pieces
 from pipeline.data import examples as stage
 from pipeline.data.known_tokens import KnownTokens
 from tests.unit.pipeline.data.test_known_tokens import make

@@ -97,7 +97,7 @@ def test_an_artifact_that_is_removed_meanwhile_is_as_none(inputs: Path, tmp_path
 
 def test_nothing_is_kept_of_a_context_without_texts(tmp_path: Path) -> None:
     context: StageContext = context_of(tmp_path, tmp_path / "work")
-    known = KnownTokens(context, "template", 0)
+    known = KnownTokens(context.scratch, context.earlier, "template", 0)
     assert known.find([]) == {}
     known.keep({})
     assert list(context.scratch.rglob("piece-*")) == []

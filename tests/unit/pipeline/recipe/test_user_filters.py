@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.example_checks import Checks
+from pipeline.data.made_examples import MadeExamples, used_images
 from pipeline.data.schemas import IMAGES
 from pipeline.data.user_filtered import UserFilters
 from pipeline.engine.stage import InputArtifact, StageContext
@@ -159,7 +160,7 @@ def test_examples_that_a_filter_of_the_recipe_drops_are_drops(tmp_path: Path) ->
         example(3, "A dog"),
     ]
     drops: list[dict[str, Any]] = []
-    kept = UserFilters(context, part).keep(rows, drops)
+    kept = UserFilters(context.inputs, part).keep(rows, drops)
     assert [row["text"] for row in kept] == ["A cat", "A dog"]
     assert [(d["record"], d["kind"], d["file"], d["reason"]) for d in drops] == [
         ("10", "caption", "a.jpg", "shouting"),
@@ -174,9 +175,9 @@ def imaged(*images: tuple[int, str, str]) -> list[dict[str, Any]]:
 
 def refuse_leaks(rows: list[dict[str, Any]]) -> None:
     """Look for leaks among rows that come one by one."""
-    checks = Checks()
+    checks, nothing = Checks(), MadeExamples.of([], [], [], 0)
     for row in rows:
-        checks.add([row], [])
+        checks.add(nothing._replace(used=used_images([row])))
     checks.refuse_leaks()
 
 
