@@ -1,10 +1,11 @@
 """What features cost on 1, 2 and 4 Dask workers, in processor seconds and by the clock.
 
-Run it from the repository root: `python tests/benchmarks/fan_out.py`. Of the stages only `features`
-fans out. For each number of workers, one process and the workers make the same shards in turns,
-one thread each. A cluster's workers load the encoder before the first turn, as on machines that
-make many shards; what this costs is a column of its own. Processor seconds are those of all
-processes, the scheduler among them; the clock says something only where each worker has a core.
+Run it from the repository root: `python tests/benchmarks/fan_out.py`. The stages `images` and
+`examples` are in `data_fan_out.py`. For each number of workers, one process and the workers make
+the same shards in turns, one thread each. A cluster's workers load the encoder before the first
+turn, as on machines that make many shards; what this costs is a column of its own. Processor
+seconds are those of all processes, the scheduler among them; the clock says something only where
+each worker has a core.
 """
 
 import argparse
@@ -13,10 +14,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 # A file run by its path finds only its own folder; the packages lie two folders up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -27,15 +27,14 @@ from distributed import Client
 from flows.runner.fan_out import fan_out, local_cluster
 from pipeline.features.extraction import ShardJob, make_shard, make_shards, open_encoder
 from storage.features.shards import verify_shard
+from tests.benchmarks.helpers.cluster_costs import (
+    HEAD,
+    Cost,
+    print_sides,
+    processor_seconds,
+    timed,
+)
 from tests.benchmarks.helpers.extraction_inputs import Inputs, add_options
-from tests.benchmarks.helpers.spread import ratio, spread
-
-
-class Cost(NamedTuple):
-    """What making all shards took."""
-
-    clock: float
-    processor: float
 
 
 def alone(inputs: Inputs, folder: Path, jobs: Sequence[ShardJob]) -> Cost:
@@ -57,19 +56,6 @@ def distributed(inputs: Inputs, folder: Path, jobs: Sequence[ShardJob], client: 
         assert done == sum(len(job.rows) for job in jobs)
 
     return timed(make, lambda: processor_seconds(client))
-
-
-def timed(make: Callable[[], None], processor: Callable[[], float]) -> Cost:
-    """Return what a call costs."""
-    clock, before = time.perf_counter(), processor()
-    make()
-    took = time.perf_counter() - clock
-    return Cost(took, processor() - before)
-
-
-def processor_seconds(client: Client) -> float:
-    """Return the processor seconds of all workers and of this process, where the scheduler is."""
-    return time.process_time() + sum(client.run(time.process_time).values())
 
 
 def finish(folder: Path, jobs: Sequence[ShardJob]) -> None:
@@ -96,17 +82,7 @@ def measure(inputs: Inputs, folder: Path, workers: int) -> None:
             for side, make in sorted(zip(sides, makers, strict=True), reverse=bool(turn % 2)):
                 sides[side].append(make(inputs, folder, jobs))
                 finish(folder, jobs)
-    one = [cost.clock for cost in sides["one process"]]
-    for side, costs in sides.items():
-        clock = [cost.clock for cost in costs]
-        processor = [1000 * cost.processor / given.images for cost in costs]
-        start = f"{ready.clock:.1f} / {ready.processor:.1f}" if side != "one process" else ""
-        print(
-            f"| {side} | {spread(processor, 0)} | {spread(clock, 1)} "
-            f"| {spread([given.images / each for each in clock], 1)} | {ratio(one, clock)} "
-            f"| {start} |",
-            flush=True,
-        )
+    print_sides(*sides.values(), workers, given.images, ready)
 
 
 def main() -> None:
@@ -118,11 +94,7 @@ def main() -> None:
     given = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     print(f"{given.images} images in shards of {given.shard}, {cores} cores, {given.repeats} turns")
-    print(
-        "| | ms of processor per image | seconds | images/s | times as fast as one process "
-        "| start of the cluster, clock / processor seconds |\n|---|--:|--:|--:|--:|--:|",
-        flush=True,
-    )
+    print(HEAD, flush=True)
     with tempfile.TemporaryDirectory(prefix="phivision-bench-") as name:
         inputs = Inputs(Path(name), given)
         for workers in given.workers:

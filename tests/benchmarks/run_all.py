@@ -58,6 +58,7 @@ BENCHMARKS = (
     Benchmark("image_decoding", "--images 4 --repeats 1"),
     Benchmark("feature_feeding", "--shards 2 --rows 256 --batch 64 --repeats 2"),
     Benchmark("fan_out", "--images 32 --shard 16 --batch 16 --repeats 1"),
+    Benchmark("data_fan_out", "--images 1200 12000 --workers 2 --repeats 1"),
     Benchmark("training_throughput", "--words 512 --images 40 --steps 2 --repeats 1"),
     Benchmark("training_memory", "--words 512 --images 2"),
     Benchmark("sampling_cost", "--rows 2 --tokens 10 --repeats 1"),

@@ -9,7 +9,7 @@ have just seen.
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -73,20 +73,24 @@ class Texts:
         return {"id": f"{number:012d}", "image": image, "conversations": turns}
 
 
-def write_dataset(root: Path, images: int, seed: int = 0) -> None:
+def write_dataset(
+    root: Path, images: int, seed: int = 0, bodies: Sequence[bytes] | None = None
+) -> None:
     """Write `annotations/`, `train2017.zip`, `val2017.zip` and `conversations.json`.
 
     Args:
         root: A new folder.
         images: Images in all, `TEST_SHARE` of them in `val2017`.
         seed: Of texts and pixels.
+        bodies: JPEGs of which all images are copies with comments; by default small ones.
     """
+    drawn = [*_bodies(seed)] if bodies is None else bodies
     texts, tests = Texts(seed), max(int(images * TEST_SHARE), 1)
     (root / "annotations").mkdir(parents=True)
     first_test = images - tests + 1
     parts = {"train2017": range(1, first_test), "val2017": range(first_test, images + 1)}
     for split, ids in parts.items():
-        _write_images(root / f"{split}.zip", split, ids, seed)
+        _write_images(root / f"{split}.zip", split, ids, seed, drawn)
         with (root / f"annotations/captions_{split}.json").open("w") as stream:
             stream.write('{"info": {"year": 2017}, "images": [')
             _write_list(stream, map(_image, ids))
@@ -130,12 +134,12 @@ def _name(number: int) -> str:
     return f"{number:012d}.jpg"
 
 
-def _write_images(path: Path, split: str, ids: range, seed: int) -> None:
+def _write_images(path: Path, split: str, ids: range, seed: int, bodies: Sequence[bytes]) -> None:
     """Write a zip of JPEGs; a comment right after its first marker makes each file differ."""
-    bodies, noise = [*_bodies(seed)], Random(f"{seed} {split}")
+    noise = Random(f"{seed} {split}")
     with zipfile.ZipFile(path, "w") as archive:
         for number in ids:
-            body, note = bodies[number % BODIES], noise.randbytes(NOISE)
+            body, note = bodies[number % len(bodies)], noise.randbytes(NOISE)
             comment = b"\xff\xfe" + (len(note) + 2).to_bytes(2, "big") + note
             archive.writestr(f"{split}/{_name(number)}", body[:2] + comment + body[2:])
 
