@@ -1,7 +1,7 @@
 """Spread jobs over a Dask cluster, with one setting; a lost worker costs only its current job.
 
-Dask is used directly and not through Prefect's task runner: a shard is not a task run, so a
-thousand shards cost Prefect's server nothing, and Dask's own scheduler gives the job of a dead
+Dask is used directly and not through Prefect's task runner: a job is not a task run, so a
+thousand jobs cost Prefect's server nothing, and Dask's own scheduler gives the job of a dead
 worker to another one. A scheduler that comes back under its address gets the jobs that are left.
 A worker whose code or libraries would give other results refuses its first job.
 """
@@ -58,15 +58,15 @@ def _on_dask(
                 yield from _submit(address, partial(_checked, version_of(function), function), left)
             except KilledWorker as error:
                 raise PipelineError(
-                    f"one shard lost {LOST_WORKERS + 1} workers",
-                    "see their logs: often memory ran out; finished shards are kept",
+                    f"one job lost {LOST_WORKERS + 1} workers",
+                    "see their logs: often memory ran out; finished jobs are kept",
                 ) from error
             except CancelledError:  # the scheduler is gone, and all that it knew of jobs
                 continue
             return
         raise PipelineError(
             f"the Dask scheduler at {task_runner} was lost {LOST_SCHEDULERS + 1} times",
-            "see its log, then run again: finished shards are kept",
+            "see its log, then run again: finished jobs are kept",
         )
 
 
@@ -135,6 +135,6 @@ def _checked(version: Mapping[str, str], function: Callable[[Any], int], job: An
         raise PipelineError(
             f"the Dask worker {get_worker().address} has another version than this run of: "
             + ", ".join(names),
-            "install there what is installed here and restart it; finished shards are kept",
+            "install there what is installed here and restart it; finished jobs are kept",
         )
     return function(job)

@@ -116,7 +116,7 @@ def test_a_scheduler_that_is_lost_too_often_is_told(
     cluster.kill()
     with pytest.raises(PipelineError, match="was lost 2 times") as told:
         list(coming)
-    assert "finished shards are kept" in str(told.value)
+    assert "finished jobs are kept" in str(told.value)
     assert len(set(done)) == 2
 
 
