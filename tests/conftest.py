@@ -1,5 +1,6 @@
 """What all tests share: one thread per process, the tiny recipe, the whole demo run once."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +13,10 @@ from hypothesis import settings as hypothesis_settings
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.forks import run_command
+
+# None of a million objects that the tests' imports create is garbage. Looking through them while
+# they are made takes each process of `make test` seconds, and so does every test's turn later.
+gc.disable()
 
 # Several processes on two cores: torch's own threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -147,6 +152,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return first.get(item.path.name, len(first) + takes_seconds)
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look at what tests make, and only at that."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,11 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib import reload
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TextIO
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.support.preloaded"])
@@ -60,14 +63,35 @@ def run_command(
         return subprocess.CompletedProcess(list(arguments), process.exitcode, printed, said)
 
 
+def start_command(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[ForkServerProcess, TextIO]:
+    """Start `phivision` in a forked process that lasts, and return it with its standard output."""
+    reader, writer = FORKS.Pipe(duplex=False)
+    with reader, writer:
+        process = FORKS.Process(target=_lasting, args=(writer, dict(environment), arguments))
+        process.start()
+        return process, os.fdopen(os.dup(reader.fileno()))
+
+
+def _lasting(printed: Connection, variables: Mapping[str, str], arguments: Sequence[str]) -> None:
+    with printed, Path(os.devnull).open("w") as errors:
+        become(Path.cwd(), variables, printed.fileno(), errors.fileno())
+    _run_main(arguments)
+
+
 def _command(
     printed: Path, errors: Path, variables: Mapping[str, str], arguments: Sequence[str]
 ) -> None:
+    with printed.open("w") as out, errors.open("w") as err:
+        become(Path.cwd(), variables, out.fileno(), err.fileno())
+    _run_main(arguments)
+
+
+def _run_main(arguments: Sequence[str]) -> None:
     import flows
     from flows.cli import main
 
-    with printed.open("w") as out, errors.open("w") as err:
-        become(Path.cwd(), variables, out.fileno(), err.fileno())
     reload(flows)  # it sets variables where it is imported, and these are another environment's
     sys.argv = ["phivision", *arguments]
     try:
