@@ -14,8 +14,9 @@ import pytest
 
 from pipeline.engine.dag import DAG
 from tests.conftest import Cli, ForkedCli, assignments
-from tests.e2e.prefect_service import AUTH, ROOT, Service, descendants
+from tests.e2e.prefect_service import AUTH, Service, descendants
 from tests.e2e.secret_search import files_with, traces
+from tests.support.forks import run_code
 from tests.support.webhook_server import TOKEN, WebhookServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -85,13 +86,7 @@ def test_a_run_tells_what_became_of_it_once_and_never_the_address(
 def retrained(cli: Cli, tiny: Mapping[str, object]) -> subprocess.CompletedProcess[str]:
     """Run the flow of the nightly deployment."""
     code = f"from flows.retrain import retrain; retrain(overrides={dict(tiny)!r})"
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**cli.environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_code(code, cli.environment, 600)
 
 
 def test_a_crashed_run_is_told_by_the_server(service: Service) -> None:
