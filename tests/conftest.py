@@ -110,7 +110,12 @@ def assignments(changes: Mapping[str, object]) -> list[str]:
 # The files whose tests look at the one whole run of the demo, and others that take minutes.
 DEMO_FILES = ("test_demo.py", "test_readme.py", "test_secrets.py", "test_deployments_page.py")
 TINY_FILES = ("test_tiny_runs.py", "test_golden_texts.py", "test_docs_commands.py")  # of a tiny one
-LONG_FILES = (*TINY_FILES, "test_server.py", "test_processes.py", "test_postgres.py")
+LONG_FILES = (
+    *TINY_FILES,
+    *("test_server.py", "test_processes.py", "test_postgres.py", "test_notifications.py"),
+    *("test_fan_out.py", "test_known_tokens.py", "test_two_processes.py", "test_surroundings.py"),
+    *("test_export_llava.py", "test_loop.py", "test_foreign_files.py", "test_verify_and_gc.py"),
+)
 _BEGUN = pytest.StashKey[bool]()
 
 

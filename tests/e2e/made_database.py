@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 
@@ -27,12 +27,18 @@ def database_in(home: Path) -> Generator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         known = kept.exists()
         if known:
-            home.mkdir(parents=True, exist_ok=True)
-            shutil.copy(kept, home / "prefect.db")
             fcntl.flock(lock, fcntl.LOCK_UN)
+            copy_database(home)
         yield
         if not known:
             _keep(home / "prefect.db", kept)
+
+
+def copy_database(home: Path) -> None:
+    """Put the database into a server's home, if there is one yet."""
+    home.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        shutil.copy(_place(), home / "prefect.db")
 
 
 def _place() -> Path:

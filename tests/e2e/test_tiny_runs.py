@@ -162,12 +162,14 @@ def test_a_mixture_goes_through_every_stage_and_each_source_has_scores(
 
 
 def test_two_runs_at_once_make_each_stage_once(
-    tiny_store: Path, tiny: Mapping[str, object], tmp_path: Path
+    tiny_store: Path, tiny: Mapping[str, object], tmp_path: Path, prefect_server: Mapping[str, str]
 ) -> None:
-    """Two commands, each with a Prefect server of its own, on one empty store."""
+    """Two commands, each with another Prefect server, on one empty store."""
     cli = ForkedCli(tmp_path / "store")
+    clis = [cli, ForkedCli(tmp_path / "store", **prefect_server)]
+    told = ("run", *assignments(tiny))
     with ThreadPoolExecutor(2) as people:
-        both = list(people.map(lambda _: cli.ok("run", *assignments(tiny), timeout=500), range(2)))
+        both = list(people.map(lambda each: each.ok(*told, timeout=500), clis))
     found = [statuses(printed) for printed in both]
     assert len(found[0]) == 9
     for stage in found[0]:
@@ -228,11 +230,11 @@ def test_a_run_that_ends_early_takes_its_server_along(
 
 
 def test_a_run_at_work_can_be_watched_and_asked_what_it_does(
-    tiny: Mapping[str, object], tmp_path: Path
+    tiny: Mapping[str, object], tmp_path: Path, prefect_server: Mapping[str, str]
 ) -> None:
     cli = ForkedCli(tmp_path / "store")
     assert "no run is at work in" in cli.ok("watch")  # and later ones start at once
-    run = started(tiny, tmp_path)
+    run = started(tiny, tmp_path, **prefect_server)
     shown = cli.ok("watch")
     assert re.search(r"images +made", shown)
     assert re.search(r"conversations +(at work|made)", shown)
@@ -260,13 +262,15 @@ def test_a_run_ends_with_one_line_as_soon_as_its_server_dies(
     assert not re.search("leaked|Traceback|Fatal", said)
 
 
-def started(tiny: Mapping[str, object], tmp_path: Path) -> subprocess.Popen[str]:
+def started(
+    tiny: Mapping[str, object], tmp_path: Path, **environment: str
+) -> subprocess.Popen[str]:
     """Return a run in a session of its own that has just made the images."""
     # A shell's background jobs, pytest among them, ignore Ctrl-C, and what they start inherits it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run", *assignments(tiny)],
-        env=Cli(tmp_path / "store").environment,
+        env=Cli(tmp_path / "store", **environment).environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

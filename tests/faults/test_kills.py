@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,8 +18,8 @@ from storage.store.garbage import garbage_of
 from storage.store.survey import take_survey
 from storage.store.verify import committed, verify
 from tests.conftest import assignments
-from tests.faults.conftest import Pipeline, Reference, digests, environment, opened
-from tests.support.forks import start_command
+from tests.e2e.made_database import copy_database
+from tests.faults.conftest import ROOT, Pipeline, Reference, digests, environment, opened
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(7200)]
 KILLS = int(os.environ.get("PHIVISION_KILLS") or "5")
@@ -96,19 +98,26 @@ def test_after_a_kill_of_the_command_itself_the_next_run_ends_the_same(
     """`phivision run` with Prefect and its server, killed as one group."""
     chance = random.Random(SEED + 2)
     settings = ("--wandb", "disabled", "--threads", "1")
+    copy_database(tmp_path / "prefect")
     alone = {"PREFECT_HOME": str(tmp_path / "prefect"), "PHIVISION_DEVICE": "cpu"}
     for number in range(1 if KILLS < 10 else 2):
         store = pipeline.folder / f"command-{number}"
         target = chance.choice([name for name in reference.seconds if name != "publish"])
-        told = ("run", "--store", str(store), *settings, *assignments(pipeline.changes))
-        running, printed = start_command(told, environment() | alone)
-        with printed:
-            assert any(line.startswith(target) for line in printed)  # the next one begins
+        changes = assignments(pipeline.changes)
+        with subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", "--store", str(store), *settings, *changes],
+            cwd=ROOT,
+            env=environment() | alone,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        ) as running:
+            assert running.stdout is not None
+            assert any(line.startswith(target) for line in running.stdout)  # the next one begins
             time.sleep(chance.uniform(0.0, 1.0))
-            assert running.pid is not None
             os.killpg(running.pid, signal.SIGKILL)
-        running.join()
-        assert running.exitcode == -signal.SIGKILL
+        assert running.returncode == -signal.SIGKILL
         rows = pipeline.finish(store)
         assert [row[1] for row in rows][: list(reference.seconds).index(target) + 1] == [
             "cached"
