@@ -1,5 +1,6 @@
 """What all tests share: one thread per process, the tiny recipe, the whole demo run once."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +13,10 @@ from hypothesis import settings as hypothesis_settings
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.forks import run_command
+
+# None of a million objects that the tests' imports create is garbage. Looking through them while
+# they are made takes each process of `make test` seconds, and so does every test's turn later.
+gc.disable()
 
 # Several processes on two cores: torch's own threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -105,7 +110,12 @@ def assignments(changes: Mapping[str, object]) -> list[str]:
 # The files whose tests look at the one whole run of the demo, and others that take minutes.
 DEMO_FILES = ("test_demo.py", "test_readme.py", "test_secrets.py", "test_deployments_page.py")
 TINY_FILES = ("test_tiny_runs.py", "test_golden_texts.py", "test_docs_commands.py")  # of a tiny one
-LONG_FILES = (*TINY_FILES, "test_server.py", "test_processes.py", "test_postgres.py")
+LONG_FILES = (
+    *TINY_FILES,
+    *("test_server.py", "test_processes.py", "test_postgres.py", "test_notifications.py"),
+    *("test_fan_out.py", "test_known_tokens.py", "test_two_processes.py", "test_surroundings.py"),
+    *("test_export_llava.py", "test_loop.py", "test_foreign_files.py", "test_verify_and_gc.py"),
+)
 _BEGUN = pytest.StashKey[bool]()
 
 
@@ -147,6 +157,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return first.get(item.path.name, len(first) + takes_seconds)
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look at what tests make, and only at that."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -25,9 +25,10 @@ PLANTED = {
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
-    """Run the demo in a fresh store, and return it with what it printed.
+    """Run the demo in a fresh store, and return commands on it with what it printed.
 
-    With one thread: the other tests need the second core at the same time.
+    With one thread: the other tests need the second core at the same time. The run starts from
+    nothing, and the many commands that look at what it left are forked.
     """
     root = tmp_path_factory.mktemp("demo")
     variables = {
@@ -35,8 +36,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cli, str]:
         "PHIVISION_PUBLISH_ANYWAY": "false",
         "PHIVISION_WANDB": "offline",
     }
-    cli = Cli(root / "store", **variables, **PLANTED)
-    return cli, cli.ok("run", "--preset", "demo", timeout=3000)
+    printed = Cli(root / "store", **variables, **PLANTED).ok(
+        "run", "--preset", "demo", timeout=3000
+    )
+    return ForkedCli(root / "store", **variables, **PLANTED), printed
 
 
 @pytest.fixture(scope="session")

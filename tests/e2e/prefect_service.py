@@ -9,10 +9,13 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.e2e.made_database import database_in
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -75,8 +78,10 @@ class Service:
 
     def server(self) -> None:
         """Start the server and wait until it answers."""
-        self.start(sys.executable, "-m", "deployments.server", "--port", str(self.port))
-        self.wait(self.is_up, 600)
+        other = "PREFECT_SERVER_DATABASE_CONNECTION_URL" in self.environment
+        with nullcontext() if other else database_in(self.folder / "home"):
+            self.start(sys.executable, "-m", "deployments.server", "--port", str(self.port))
+            self.wait(self.is_up, 600)
 
     def worker(self) -> subprocess.Popen[bytes]:
         """Start a worker that takes one run at a time."""

@@ -13,12 +13,12 @@ from flows.cli import main
 from flows.commands.ports import refuse_taken
 from flows.failures import explain
 from pipeline.errors import PipelineError
-from tests.conftest import Cli
+from tests.conftest import Cli, ForkedCli
 
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
-    return Cli(tmp_path / "store")
+    return ForkedCli(tmp_path / "store")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_prefect_server_that_does_not_answer_is_named(tmp_path: Path, url: str
     with socket.socket() as taken:  # bound, and nobody listens
         taken.bind(("127.0.0.1", 0))
         address = url.format(free=taken.getsockname()[1])
-        done = Cli(tmp_path / "store", PREFECT_API_URL=address)("run")
+        done = ForkedCli(tmp_path / "store", PREFECT_API_URL=address)("run")
     assert done.returncode == 1, done.stderr
     assert address in done.stderr
     assert "PREFECT_API_URL" in done.stderr
@@ -87,7 +87,7 @@ def test_a_prefect_server_that_does_not_answer_is_named(tmp_path: Path, url: str
 def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    done = Cli(blocked / "store")("run", "--set", "images.source.train=60")
+    done = ForkedCli(blocked / "store")("run", "--set", "images.source.train=60")
     assert done.returncode == 1
     assert str(blocked) in done.stderr
     assert "Traceback" not in done.stderr
@@ -102,7 +102,7 @@ def test_a_broken_image_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_setting_is_named_as_the_variable_that_it_came_from(tmp_path: Path) -> None:
-    done = Cli(tmp_path / "store", PHIVISION_DEVICE="gpu")("plan")
+    done = ForkedCli(tmp_path / "store", PHIVISION_DEVICE="gpu")("plan")
     assert done.returncode == 1
     assert "PHIVISION_DEVICE" in done.stderr
     assert "'cuda'" in done.stderr
@@ -160,7 +160,9 @@ def test_a_number_that_is_no_port_is_told() -> None:
 
 def test_a_prefect_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = Cli(tmp_path / "store", PREFECT_HOME=str(tmp_path / "file" / "home"))("run", timeout=60)
+    done = ForkedCli(tmp_path / "store", PREFECT_HOME=str(tmp_path / "file" / "home"))(
+        "run", timeout=60
+    )
     assert done.returncode == 1
     assert "set PREFECT_HOME to a folder that can be written" in done.stderr
     assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ can do to it is tried here, too.
 import os
 import re
 from collections.abc import Generator
+from contextlib import nullcontext
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.conftest import Cli
+from tests.e2e.made_database import database_in
 from tests.e2e.prefect_service import BIN, ROOT, Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.server, pytest.mark.timeout(3000)]
@@ -57,9 +59,7 @@ def printed(service: Service) -> dict[str, str]:
     exports: list[str] = []
     for command in dict.fromkeys([*PAGES["README.md"], *PAGES["docs/deployments.md"]]):
         if command in LASTING:
-            service.start("bash", "-c", f"exec {command}")
-            if command == "make server":
-                service.wait(service.is_up, 600)
+            start(service, command)
             continue
         line = command.replace(":4200", f":{service.port}")
         if line.startswith(("export ", "source ")):
@@ -70,6 +70,15 @@ def printed(service: Service) -> dict[str, str]:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}\n{service.logs()}"
         found[command] = done.stdout + done.stderr
     return found
+
+
+def start(service: Service, command: str) -> None:
+    """Start a program that lasts, and wait for the server to answer."""
+    is_server = command == "make server"
+    with database_in(service.folder / "home") if is_server else nullcontext():
+        service.start("bash", "-c", f"exec {command}")
+        if is_server:
+            service.wait(service.is_up, 600)
 
 
 @pytest.mark.parametrize("page", PAGES)

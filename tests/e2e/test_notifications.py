@@ -14,8 +14,9 @@ import pytest
 
 from pipeline.engine.dag import DAG
 from tests.conftest import Cli, ForkedCli, assignments
-from tests.e2e.prefect_service import AUTH, ROOT, Service, descendants
+from tests.e2e.prefect_service import AUTH, Service, descendants
 from tests.e2e.secret_search import files_with, traces
+from tests.support.forks import run_code
 from tests.support.webhook_server import TOKEN, WebhookServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -85,19 +86,12 @@ def test_a_run_tells_what_became_of_it_once_and_never_the_address(
 def retrained(cli: Cli, tiny: Mapping[str, object]) -> subprocess.CompletedProcess[str]:
     """Run the flow of the nightly deployment."""
     code = f"from flows.retrain import retrain; retrain(overrides={dict(tiny)!r})"
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**cli.environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_code(code, cli.environment, 600)
 
 
 def test_a_crashed_run_is_told_by_the_server(service: Service) -> None:
     with WebhookServer() as hook:
-        for _ in range(2):  # the second time nothing changes
-            installed(service, hook.address)
+        installed_twice(service, hook.address)
         assert [row["name"] for row in notices(service)] == [
             "phivision: a crashed run is told to the webhook"
         ]
@@ -113,8 +107,7 @@ def test_a_crashed_run_is_told_by_the_server(service: Service) -> None:
         )
         assert hook.types == ["application/json"]
     assert files_with([service.folder], SECRET) == {}
-    installed(service, "")
-    installed(service, "")
+    installed_twice(service, "")
     assert notices(service) == []
     blocks = service.asked("block_documents", {})
     assert [row for row in blocks if row["name"] == "phivision-webhook"] == []
@@ -147,8 +140,10 @@ def test_a_killed_run_of_a_worker_is_told_and_then_the_one_that_resumes_it(
     assert files_with([tmp_path], SECRET) == {}
 
 
-def installed(service: Service, address: str) -> None:
-    done = service.run(sys.executable, "-m", "deployments.finish_deploy", PHIVISION_WEBHOOK=address)
+def installed_twice(service: Service, address: str) -> None:
+    """Deploy for an address; the second time nothing changes."""
+    code = "from deployments.finish_deploy import main; main([]); main([])"
+    done = service.run(sys.executable, "-c", code, PHIVISION_WEBHOOK=address)
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import assignments
+from tests.e2e.made_database import copy_database
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 PHIVISION = str(Path(sys.executable).with_name("phivision"))
@@ -83,7 +84,7 @@ def test_a_run_has_its_server_whatever_lies_around_it(
     broken: list[str], shadows: Path, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    home.mkdir()
+    copy_database(home)
     (home / "profiles.toml").write_text('active = "mine"\n[profiles.mine]\n')
     variables = {
         **PROXIES,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_compare_runs_all_variants_and_publishes_none(
 ) -> None:
     copy = tmp_path / "store"
     shutil.copytree(tiny_store, copy)
-    cli = Cli(copy, PHIVISION_PUBLISH_ANYWAY="false", **prefect_server)
+    cli = ForkedCli(copy, PHIVISION_PUBLISH_ANYWAY="false", **prefect_server)
     before = {path.name: path.read_bytes() for path in (copy / "published").iterdir()}
     latest = (copy / "refs" / "latest").read_bytes()
     variants = ("--variant", "base:", "--variant", "short: finetune.epochs=0.5")
@@ -161,29 +162,20 @@ def test_a_mixture_goes_through_every_stage_and_each_source_has_scores(
 
 
 def test_two_runs_at_once_make_each_stage_once(
-    tiny_store: Path, tiny: Mapping[str, object], tmp_path: Path
+    tiny_store: Path, tiny: Mapping[str, object], tmp_path: Path, prefect_server: Mapping[str, str]
 ) -> None:
-    """Two commands, each with a Prefect server of its own, on one empty store."""
-    cli = Cli(tmp_path / "store")
-    command = [sys.executable, "-m", "flows.cli", "run", *assignments(tiny)]
-    both = [
-        subprocess.Popen(
-            command,
-            env=cli.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    ends = [run.communicate(timeout=500) for run in both]
-    assert [run.returncode for run in both] == [0, 0], [said for _, said in ends]
-    found = [statuses(printed) for printed, _ in ends]
+    """Two commands, each with another Prefect server, on one empty store."""
+    cli = ForkedCli(tmp_path / "store")
+    clis = [cli, ForkedCli(tmp_path / "store", **prefect_server)]
+    told = ("run", *assignments(tiny))
+    with ThreadPoolExecutor(2) as people:
+        both = list(people.map(lambda each: each.ok(*told, timeout=500), clis))
+    found = [statuses(printed) for printed in both]
     assert len(found[0]) == 9
     for stage in found[0]:
         assert sorted(each[stage] for each in found) == ["cached", "made"]
     query = "SELECT stage, digest FROM artifacts ORDER BY stage"
-    alone = Cli(tiny_store).ok("sql", query, "--format", "csv")
+    alone = ForkedCli(tiny_store).ok("sql", query, "--format", "csv")
     assert cli.ok("sql", query, "--format", "csv") == alone
 
 
@@ -207,7 +199,7 @@ def test_a_bucket_holds_the_same_as_a_folder(
     assert set(statuses(cli.ok("run", *assignments(tiny))).values()) == {"made"}
     assert "nothing to do" in cli.ok("run", *assignments(tiny))
     query = "SELECT stage, digest FROM artifacts ORDER BY stage"
-    assert cli.ok("sql", query, "--format", "csv") == Cli(tiny_store).ok(
+    assert cli.ok("sql", query, "--format", "csv") == ForkedCli(tiny_store).ok(
         "sql", query, "--format", "csv"
     )
     draw(make_scene(seed=7, index=1)).save(tmp_path / "photo.jpg")
@@ -238,11 +230,11 @@ def test_a_run_that_ends_early_takes_its_server_along(
 
 
 def test_a_run_at_work_can_be_watched_and_asked_what_it_does(
-    tiny: Mapping[str, object], tmp_path: Path
+    tiny: Mapping[str, object], tmp_path: Path, prefect_server: Mapping[str, str]
 ) -> None:
     cli = ForkedCli(tmp_path / "store")
     assert "no run is at work in" in cli.ok("watch")  # and later ones start at once
-    run = started(tiny, tmp_path)
+    run = started(tiny, tmp_path, **prefect_server)
     shown = cli.ok("watch")
     assert re.search(r"images +made", shown)
     assert re.search(r"conversations +(at work|made)", shown)
@@ -270,13 +262,15 @@ def test_a_run_ends_with_one_line_as_soon_as_its_server_dies(
     assert not re.search("leaked|Traceback|Fatal", said)
 
 
-def started(tiny: Mapping[str, object], tmp_path: Path) -> subprocess.Popen[str]:
+def started(
+    tiny: Mapping[str, object], tmp_path: Path, **environment: str
+) -> subprocess.Popen[str]:
     """Return a run in a session of its own that has just made the images."""
     # A shell's background jobs, pytest among them, ignore Ctrl-C, and what they start inherits it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run", *assignments(tiny)],
-        env=Cli(tmp_path / "store").environment,
+        env=Cli(tmp_path / "store", **environment).environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

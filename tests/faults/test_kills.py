@@ -18,6 +18,7 @@ from storage.store.garbage import garbage_of
 from storage.store.survey import take_survey
 from storage.store.verify import committed, verify
 from tests.conftest import assignments
+from tests.e2e.made_database import copy_database
 from tests.faults.conftest import ROOT, Pipeline, Reference, digests, environment, opened
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(7200)]
@@ -97,6 +98,7 @@ def test_after_a_kill_of_the_command_itself_the_next_run_ends_the_same(
     """`phivision run` with Prefect and its server, killed as one group."""
     chance = random.Random(SEED + 2)
     settings = ("--wandb", "disabled", "--threads", "1")
+    copy_database(tmp_path / "prefect")
     alone = {"PREFECT_HOME": str(tmp_path / "prefect"), "PHIVISION_DEVICE": "cpu"}
     for number in range(1 if KILLS < 10 else 2):
         store = pipeline.folder / f"command-{number}"

@@ -11,10 +11,15 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import reload
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TextIO
+
+Body = Callable[..., Any]
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.support.preloaded"])
@@ -47,9 +52,23 @@ def run_command(
     Raises:
         TimeoutError: It did not end in so many seconds, and was killed.
     """
+    return _finished(_phivision, arguments, environment, timeout)
+
+
+def run_code(
+    code: str, environment: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a forked process, as `run_command` does a command."""
+    return _finished(exec, [code], environment, timeout)
+
+
+def _finished(
+    body: Body, arguments: Sequence[str], environment: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
     with TemporaryDirectory() as name:
         streams = [Path(name, "out"), Path(name, "err")]
-        process = FORKS.Process(target=_command, args=(*streams, dict(environment), arguments))
+        told = (*streams, dict(environment), body, arguments)
+        process = FORKS.Process(target=_with_files, args=told)
         process.start()
         process.join(timeout)
         if process.exitcode is None:
@@ -60,18 +79,48 @@ def run_command(
         return subprocess.CompletedProcess(list(arguments), process.exitcode, printed, said)
 
 
-def _command(
-    printed: Path, errors: Path, variables: Mapping[str, str], arguments: Sequence[str]
-) -> None:
-    import flows
-    from flows.cli import main
+def start_command(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[ForkServerProcess, TextIO]:
+    """Start `phivision` in a forked process that lasts, and return it with its standard output."""
+    reader, writer = FORKS.Pipe(duplex=False)
+    with reader, writer:
+        process = FORKS.Process(target=_with_pipe, args=(writer, dict(environment), arguments))
+        process.start()
+        return process, os.fdopen(os.dup(reader.fileno()))
 
+
+def _with_files(
+    printed: Path,
+    errors: Path,
+    variables: Mapping[str, str],
+    body: Body,
+    arguments: Sequence[str],
+) -> None:
     with printed.open("w") as out, errors.open("w") as err:
         become(Path.cwd(), variables, out.fileno(), err.fileno())
-    reload(flows)  # it sets variables where it is imported, and these are another environment's
+    _run(body, arguments)
+
+
+def _with_pipe(printed: Connection, variables: Mapping[str, str], arguments: Sequence[str]) -> None:
+    with printed, Path(os.devnull).open("w") as errors:
+        become(Path.cwd(), variables, printed.fileno(), errors.fileno())
+    _run(_phivision, arguments)
+
+
+def _phivision(*arguments: str) -> None:
+    from flows.cli import main
+
     sys.argv = ["phivision", *arguments]
+    main()
+
+
+def _run(body: Body, arguments: Sequence[str]) -> None:
+    import flows
+
+    reload(flows)  # it sets variables where it is imported, and these are another environment's
     try:
-        main()
+        body(*arguments)
     except Exception:
         traceback.print_exc()
         sys.exit(1)

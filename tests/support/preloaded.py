@@ -18,6 +18,9 @@ HEAVY = (
     "model.assistant",
     "flows.cli",
     "flows.pages.report",
+    # Lightning asks these two whether a checkpoint's folder is theirs: half a second a training.
+    "adlfs",
+    "gcsfs",
 )
 
 leave_quickly()  # no list of what its libraries leave behind

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import httpx
 import psutil
 
+from tests.support.forks import start_command
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -65,3 +67,21 @@ def running(bundle: Path, *options: str, key: str = "") -> Iterator[Server]:
         process.wait(30)
         if process.stdout is not None:
             process.stdout.close()
+
+
+@contextmanager
+def running_fork(bundle: Path, *options: str, key: str = "") -> Iterator[Server]:
+    """The same in a process forked from one that has loaded the libraries: 5 seconds less."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PHIVISION_API_KEY": key}
+    arguments = ("serve", "--bundle", str(bundle), "--port=0", *options)
+    process, printed = start_command(arguments, variables)
+    assert process.pid is not None
+    with printed:
+        try:
+            found = re.search(r"http://\S+", printed.readline())
+            assert found is not None
+            yield Server(found[0], process.pid)
+        finally:
+            if process.exitcode is None:
+                os.kill(process.pid, signal.SIGINT)
+            process.join(30)

@@ -20,7 +20,8 @@ import openai
 import pytest
 
 from model.assistant import Assistant
-from tests.support.serving import ROOT, running
+from tests.support.forks import run_command
+from tests.support.serving import ROOT, running_fork
 from tests.support.tiny_bundle import image
 
 COLOURS = ("red", "blue", "green", "yellow")
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.timeout(300)
 @contextmanager
 def served(bundle: Path, *options: str, key: str = "") -> Iterator[str]:
     """Serve a bundle in a process of its own and return its address."""
-    with running(bundle, *options, key=key) as server:
+    with running_fork(bundle, *options, key=key) as server:
         yield server.address
 
 
@@ -331,14 +332,8 @@ def test_a_key_is_asked_for(tiny_bundle: Path) -> None:
 
 
 def test_other_machines_need_a_key(tiny_bundle: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "serve", "--host", "0.0.0.0"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PHIVISION_API_KEY": ""},
-        check=False,
-    )
+    without = {**os.environ, "PHIVISION_API_KEY": ""}
+    done = run_command(("serve", "--host", "0.0.0.0"), without, 100)
     assert done.returncode == 1
     assert "PHIVISION_API_KEY" in done.stderr
 

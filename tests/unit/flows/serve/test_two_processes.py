@@ -30,7 +30,7 @@ from flows.serve.remote_engine import FullError, GoneError, Order, RemoteEngine
 from flows.serve.served import Served
 from model.assistant import Assistant
 from model.generation_configs import GreedyConfig
-from tests.support.serving import ROOT, running
+from tests.support.serving import ROOT, running_fork
 from tests.support.tiny_bundle import image
 
 pytestmark = pytest.mark.timeout(300)
@@ -152,11 +152,11 @@ def streamed() -> dict[str, Any]:
 
 
 def test_a_server_does_not_outlive_either_process(tiny_bundle: Path) -> None:
-    with running(tiny_bundle) as server:
+    with running_fork(tiny_bundle) as server:
         child = http_process(server.pid)
         child.kill()
-        until(lambda: psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE)
-    with running(tiny_bundle) as server:
+        until(lambda: not psutil.pid_exists(server.pid))
+    with running_fork(tiny_bundle) as server:
         child = http_process(server.pid)
         psutil.Process(server.pid).kill()
         until(lambda: not child.is_running())

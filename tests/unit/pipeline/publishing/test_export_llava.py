@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,21 @@ for folder in sys.argv[2:]:
     print(json.dumps([type(model).__name__, answers, moved]))
 """
 
+TEXT_ALONE = """
+import sys
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
+processor = AutoProcessor.from_pretrained(sys.argv[1])
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": [{"type": "text", "text": "What is red?"}]}],
+    tokenize=True, return_dict=True, return_tensors="pt",
+)
+answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1]:]
+print(ascii(processor.decode(answer, skip_special_tokens=True).strip()))
+"""
+(PHOTO,) = images(1, seed=7)
+
 
 def _export(root: Path, bundle: Path, **changes: Any) -> Path:
     settings = Settings(store=str(root / "store"), device="cpu")
@@ -76,23 +92,39 @@ def _export(root: Path, bundle: Path, **changes: Any) -> Path:
     return root / "out"
 
 
-def _alone(root: Path, code: str, *arguments: str) -> str:
-    """Run code in a new process that cannot import phivision, and return its output."""
-    place = root / "alone"
-    place.mkdir(exist_ok=True)
-    (place / "code.py").write_text(code)
-    # -S would leave out torch; an editable install would bring phivision in through a finder.
-    hide = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]"
-    start = f"{hide}; import runpy; sys.argv = sys.argv[1:]; runpy.run_path('code.py', {{}}, 'm')"
+START = """
+import contextlib, io, json, runpy, sys
+
+# -S would leave out torch; an editable install would bring phivision in through a finder.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+for path, *arguments in json.loads(sys.argv[1]):
+    sys.argv = [path, *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        runpy.run_path(path, {}, "m")
+    print(json.dumps(printed.getvalue()))
+"""
+
+
+def _alone(place: Path, *programs: tuple[str, ...]) -> list[str]:
+    """Run programs in one new process that cannot import phivision, and return their outputs.
+
+    Args:
+        place: The folder in which they run.
+        programs: Code and arguments of each; loading transformers for each would take longest.
+    """
+    commands = []
+    for number, (code, *arguments) in enumerate(programs):
+        (place / f"code{number}.py").write_text(code)
+        commands.append([f"code{number}.py", *arguments])
     done = subprocess.run(
-        [sys.executable, "-I", "-c", start, "code.py", *arguments],
+        [sys.executable, "-I", "-c", START, json.dumps(commands)],
         cwd=place,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -117,11 +149,23 @@ def shown() -> list[bytes]:
     return images(COUNT)
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What one process without phivision says of exports.
+
+    Attributes:
+        kinds: The bundle of each kind, and the lines of `ASK` about its export.
+        text: A bundle that may be asked without an image, and the answer of its export.
+        card: A bundle, its export, and what the code of the export's card prints.
+    """
+
+    kinds: dict[str, tuple[Path, Any]]
+    text: tuple[Path, str]
+    card: tuple[Path, Path, str]
+
+
 @pytest.fixture(scope="module")
-def answered(
-    shown: list[bytes], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Path, Any]]:
-    """The bundle of each kind, and what one process without phivision says of its export."""
+def answered(shown: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Answered:
     root = tmp_path_factory.mktemp("answered")
     bundles = {
         kind: write_llava_bundle(root / str(number) / "bundle", **choices)
@@ -132,16 +176,34 @@ def answered(
     photos.mkdir()
     for number, data in enumerate(shown):
         (photos / f"{number:02}.png").write_bytes(data)
-    printed = _alone(root, ASK, str(photos), *exported).splitlines()
-    lines = [json.loads(line) for line in printed]
-    return dict(zip(bundles, zip(bundles.values(), lines, strict=True), strict=True))
+    text, card = (write_llava_bundle(root / name / "bundle") for name in ("text", "card"))
+    known = json.loads((text / "bundle.json").read_text())
+    (text / "bundle.json").write_text(json.dumps(known | {"text_only": True}))
+    page = _export(card.parent, card)
+    (root / "photo.jpg").write_bytes(PHOTO)
+    asked, said, shows = _alone(
+        root,
+        (ASK, str(photos), *exported),
+        (TEXT_ALONE, str(_export(text.parent, text))),
+        (code_of(page).replace("OWNER/NAME", str(page)),),
+    )
+    lines = [json.loads(line) for line in asked.splitlines()]
+    kinds = dict(zip(bundles, zip(bundles.values(), lines, strict=True), strict=True))
+    return Answered(kinds, (text, said.strip()), (card, page, shows.strip()))
+
+
+def code_of(exported: Path) -> str:
+    """Return the code that an export's card shows."""
+    text = ModelCard.load(exported / "README.md").text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return code
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fifty_answers_by_transformers_alone_are_those_of_ask(
-    kind: str, answered: dict[str, tuple[Path, Any]], shown: list[bytes]
+    kind: str, answered: Answered, shown: list[bytes]
 ) -> None:
-    bundle, (name, answers, moved) = answered[kind]
+    bundle, (name, answers, moved) = answered.kinds[kind]
     assistant = load_assistant(bundle)
     expected = [assistant.ask(data, f"What is in image {n:02}?") for n, data in enumerate(shown)]
     assert name == "LlavaForConditionalGeneration"
@@ -189,37 +251,16 @@ def test_a_tokenizer_that_splits_differently_after_control_tokens_is_refused(
         check_ids(processor, tokens, template)
 
 
-def test_the_text_alone_is_an_ordinary_conversation(tmp_path: Path) -> None:
-    bundle = write_llava_bundle(tmp_path / "bundle")
-    card = json.loads((bundle / "bundle.json").read_text())
-    (bundle / "bundle.json").write_text(json.dumps(card | {"text_only": True}))
-    exported = _export(tmp_path, bundle)
-    code = f"""
-from transformers import AutoModelForImageTextToText, AutoProcessor
-model = AutoModelForImageTextToText.from_pretrained({str(exported)!r})
-processor = AutoProcessor.from_pretrained({str(exported)!r})
-inputs = processor.apply_chat_template(
-    [{{"role": "user", "content": [{{"type": "text", "text": "What is red?"}}]}}],
-    tokenize=True, return_dict=True, return_tensors="pt",
-)
-answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1]:]
-print(ascii(processor.decode(answer, skip_special_tokens=True).strip()))
-"""
-    expected = load_assistant(bundle).ask(None, "What is red?")
-    assert _alone(tmp_path, code).strip() == ascii(expected)
+def test_the_text_alone_is_an_ordinary_conversation(answered: Answered) -> None:
+    bundle, said = answered.text
+    assert said == ascii(load_assistant(bundle).ask(None, "What is red?"))
 
 
-def test_the_card_shows_code_that_gives_the_answer_of_ask(tmp_path: Path) -> None:
-    bundle = write_llava_bundle(tmp_path / "bundle")
-    exported = _export(tmp_path, bundle)
-    (tmp_path / "alone").mkdir()
-    data = next(d for d in images(1, seed=7))
-    (tmp_path / "alone" / "photo.jpg").write_bytes(data)
+def test_the_card_shows_code_that_gives_the_answer_of_ask(answered: Answered) -> None:
+    bundle, exported, printed = answered.card
+    assert "phivision" not in code_of(exported)
+    assert printed == load_assistant(bundle).ask(PHOTO, "What is in the image?")
     card = ModelCard.load(exported / "README.md")
-    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
-    assert "phivision" not in code
-    printed = _alone(tmp_path, code.replace("OWNER/NAME", str(exported)))
-    assert printed.strip() == load_assistant(bundle).ask(data, "What is in the image?")
     assert card.data.pipeline_tag == "image-text-to-text"
     assert (exported / "provenance.json").is_file()
     assert SEPARATOR in (exported / "chat_template.jinja").read_text()
