@@ -109,9 +109,9 @@ def lists_of(column: pa.ChunkedArray) -> list[list[Any]]:
     return [flat[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
 
 
-def write_arrow(path: Path, table: pa.Table) -> None:
-    """Write an Arrow table as one deterministic Parquet file."""
-    with TableWriter(path, table.schema) as writer:
+def write_arrow(path: Path, table: pa.Table, packed: Sequence[str] = ()) -> None:
+    """Write an Arrow table as one deterministic Parquet file; `packed` as in `TableWriter`."""
+    with TableWriter(path, table.schema, packed=packed) as writer:
         writer.write(table)
 
 
@@ -135,10 +135,16 @@ class TableWriter:
         path: The file.
         schema: Of the rows.
         metadata: What the file says about itself, for `read_metadata`.
+        packed: Columns of values that do not compress, such as JPEGs. They are stored as they are:
+            looking for equal ones, which needs their memory again and again, costs far more.
     """
 
     def __init__(
-        self, path: Path, schema: pa.Schema, metadata: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        schema: pa.Schema,
+        metadata: Mapping[str, str] | None = None,
+        packed: Sequence[str] = (),
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._schema = path, schema.remove_metadata()
@@ -147,9 +153,9 @@ class TableWriter:
         self._writer = pq.ParquetWriter(
             self._temporary,
             self._schema,
-            compression="zstd",
             write_page_checksum=True,
             store_schema=False,
+            **_encoding(self._schema, packed),
         )
         if metadata:
             self._writer.add_key_value_metadata(dict(metadata))
@@ -189,6 +195,14 @@ class TableWriter:
             self._writer.write_table(self._rest, row_group_size=ROW_GROUP)
         self._writer.close()
         self._temporary.replace(self._path)
+
+
+def _encoding(schema: pa.Schema, packed: Sequence[str]) -> dict[str, Any]:
+    if not packed:
+        return {"compression": "zstd"}
+    others = [name for name in schema.names if name not in packed]
+    compression = dict.fromkeys(others, "zstd") | dict.fromkeys(packed, "none")
+    return {"compression": compression, "use_dictionary": others, "write_statistics": others}
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

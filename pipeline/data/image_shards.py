@@ -50,6 +50,7 @@ class ImageShards:
             buffers = [None, ends, self.buffer.slice(0, self.ends[-1])]
             data = pa.Array.from_buffers(pa.binary(), len(self.names), buffers)
             rows = pa.table([pa.array(self.names, pa.string()), data], IMAGE_FILES)
-            write_arrow(self.folder / f"files-{self.number:05d}.parquet", rows)
+            path = self.folder / f"files-{self.number:05d}.parquet"
+            write_arrow(path, rows, packed=("data",))
             self.number += 1
             self._begin()

@@ -118,3 +118,16 @@ def test_lists_are_a_column_and_lists_again(lists: list[list[int]], start: int) 
     flags = [[number > 0 for number in some] for some in lists]
     column = list_column(flags, pa.field("flags", pa.list_(pa.bool_())))
     assert lists_of(pa.chunked_array([column, column])) == flags * 2
+
+
+def test_packed_columns_are_stored_as_they_are_and_come_back(tmp_path: Path) -> None:
+    data = [bytes(range(200))] * 5
+    table = pa.table({"name": ["one"] * 5, "data": pa.array(data, pa.binary())})
+    path = tmp_path / "packed.parquet"
+    write_arrow(path, table, packed=("data",))
+    assert read_table(path).equals(table)
+    stored = pq.read_metadata(path).row_group(0)
+    name, packed = (stored.column(at) for at in range(2))
+    assert (name.compression, packed.compression) == ("ZSTD", "UNCOMPRESSED")
+    assert packed.total_compressed_size > sum(map(len, data))
+    assert not packed.is_stats_set
