@@ -115,6 +115,7 @@ def without_wandb() -> dict[str, str]:
 
 
 NAMED = """
+import time
 from pathlib import Path
 from pipeline.training.observers.tracking import open_wandb
 from tests.unit.pipeline.training.test_tracking import context_of
@@ -122,6 +123,9 @@ context = context_of(Path("."), "offline")
 logger = open_wandb(context, "pretrain", {"batch": 8})
 logger.log_metrics({"loss": 1.0, "val_nll": 2.0, "expert_0_usage": 0.5, "mfu": 0.1}, 1)
 logger.log_table("held_out", columns=["text"], data=[["a"]])
+end = time.monotonic() + 30
+while "held_out" not in logger.experiment.summary.keys() and time.monotonic() < end:
+    time.sleep(0.1)  # wandb's own process writes it
 print(sorted(logger.experiment.summary.keys()), logger.experiment.config["batch"])
 logger.close()
 """
