@@ -45,7 +45,7 @@ class Place(NamedTuple):
     """Where an image is, for other processes that see the same files.
 
     Attributes:
-        paths: As of `ImageFiles`.
+        paths: As of `ImageFiles`, absolute.
         own: As of `ImageFiles`.
         member: Its name there.
     """
@@ -66,7 +66,8 @@ class ImageFinder:
 
     def __init__(self, archive: Archive, known: ImageFiles | None = None) -> None:
         self.archive, self.names = archive, set(archive.names())
-        self._known = known = known or ImageFiles(())
+        known = known or ImageFiles(())
+        self._paths, self._own = tuple(path.absolute() for path in known.paths), known.own
         self._refused = {**known.refused, **archive.refused}
         self._faults, self._fault = known.faults, known.fault
         self._ends = {
@@ -98,7 +99,7 @@ class ImageFinder:
             member = self.find(file_name)
         except (BadImageError, StorageError):
             return None
-        return None if member is None else Place(self._known.paths, self._known.own, member)
+        return None if member is None else Place(self._paths, self._own, member)
 
     def find_all(self, file_names: Iterable[str]) -> set[str]:
         """Return every member that the names match; missing and unsafe names are left out."""

@@ -202,7 +202,7 @@ def _with_checks(
         )
         for number, some in enumerate(pieces)
     ]
-    work = CheckWork(context.scratch, images.max_bytes, images.max_pixels)
+    work = CheckWork(context.scratch.absolute(), images.max_bytes, images.max_pixels)
     for some, checks in zip(pieces, spread_checks(context, work, jobs), strict=True):
         yield from ((record, checks) for record in some)
 

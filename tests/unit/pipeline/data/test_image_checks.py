@@ -1,5 +1,6 @@
 """Images checked by other processes: the same files, whatever those saw or when they died."""
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -129,6 +130,22 @@ def test_images_that_workers_cannot_see_are_checked_here(tmp_path: Path) -> None
     files, said = made(root, tmp_path / "spread", spread)
     assert files == alone
     assert len(said) == 1
+
+
+def test_workers_may_have_another_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset(tmp_path / "coco")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def spread(function: Callable[[Any], int], jobs: Sequence[Any]) -> Iterator[int]:
+        with contextlib.chdir("elsewhere"):
+            numbers = [function(job) for job in jobs]
+        yield from numbers
+
+    _, said = made(Path("coco"), Path(), spread)
+    assert said == []
 
 
 def test_few_images_are_not_worth_other_processes(
