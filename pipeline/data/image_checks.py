@@ -8,6 +8,7 @@ whatever the other processes saw, and a file that changed meanwhile is checked a
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from model.decoding import BadImageError, decode_image
-from pipeline.data.image_files import Place, image_limits
+from pipeline.data.image_files import Members, image_limits
 from pipeline.engine.spreading import in_order
 from pipeline.engine.stage import StageContext
 from storage.archives.archive_group import open_archives
@@ -68,11 +69,11 @@ class CheckJob(NamedTuple):
 
     Attributes:
         number: Its number, which names its file of results.
-        places: The images.
+        members: Where the images are.
     """
 
     number: int
-    places: Sequence[Place]
+    members: Sequence[Members]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,14 @@ class CheckWork:
     def path(self, number: int) -> Path:
         """Return the file with the results of a job."""
         return self.folder / f"checks-{number:06d}.parquet"
+
+
+def _readable(work: CheckWork, job: CheckJob) -> Iterator[bytes]:
+    """Yield the images that can be read; the stage meets the faults of the others by itself."""
+    for paths, own, names in job.members:
+        for name in names.to_pylist():
+            with suppress(StorageError):
+                yield _OPENED.archive(paths, own, work.max_bytes).read(name)
 
 
 class _Opened(threading.local):
@@ -130,16 +139,9 @@ def check(data: bytes, max_pixels: int) -> Checked:
 
 
 def check_images(work: CheckWork, job: CheckJob) -> int:
-    """Check some images, write what was found to a file, and return the number of the job.
-
-    An image that cannot be read gets no check: the stage meets the same fault and reports it.
-    """
+    """Check some images, write what was found to a file, and return the number of the job."""
     found: dict[str, Checked] = {}
-    for paths, own, member in job.places:
-        try:
-            data = _OPENED.archive(paths, own, work.max_bytes).read(member)
-        except StorageError:
-            continue
+    for data in _readable(work, job):
         sha256 = hashlib.sha256(data).hexdigest()
         if sha256 not in found:
             found[sha256] = check(data, work.max_pixels)

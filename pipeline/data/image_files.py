@@ -1,10 +1,13 @@
 """An image's bytes by the `file_name` of its record, wherever the source keeps them."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+
+import pyarrow as pa
 
 from model.decoding import BadImageError
 from pipeline.data.name_forms import Alikes, composed
@@ -41,18 +44,18 @@ class ImageFiles:
     own: bool = False
 
 
-class Place(NamedTuple):
-    """Where an image is, for other processes that see the same files.
+class Members(NamedTuple):
+    """Where some images are, for other processes that see the same files.
 
     Attributes:
         paths: As of `ImageFiles`, absolute.
         own: As of `ImageFiles`.
-        member: Its name there.
+        names: Theirs, as an Arrow array, which is smaller than Python's strings.
     """
 
     paths: tuple[Path, ...]
     own: bool
-    member: str
+    names: pa.Array
 
 
 class ImageFinder:
@@ -93,13 +96,14 @@ class ImageFinder:
             )
         return members[0] if members else None
 
-    def place(self, file_name: str) -> Place | None:
-        """Return where the one member is that a `file_name` stands for, None if there is none."""
-        try:
-            member = self.find(file_name)
-        except (BadImageError, StorageError):
-            return None
-        return None if member is None else Place(self._paths, self._own, member)
+    def locate(self, file_names: Iterable[str]) -> Members:
+        """Return where the images are; of those that are not found, nothing."""
+        found = []
+        for file_name in file_names:
+            with suppress(BadImageError, StorageError):
+                found.append(self.find(file_name))
+        names = pa.array((name for name in found if name is not None), pa.string())
+        return Members(self._paths, self._own, names)
 
     def find_all(self, file_names: Iterable[str]) -> set[str]:
         """Return every member that the names match; missing and unsafe names are left out."""

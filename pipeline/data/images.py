@@ -7,7 +7,7 @@ Unusable images are quarantined in `drops` with file, record and reason; their b
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ from model.decoding import BadImageError
 from pipeline.data.annotations import BROKEN, Annotations, captions_of, objects_of
 from pipeline.data.draws import draw, rank
 from pipeline.data.image_checks import Checked, CheckJob, CheckWork, check, spread_checks
-from pipeline.data.image_files import ImageFiles, ImageFinder, image_limits
+from pipeline.data.image_files import ImageFiles, ImageFinder, Members, image_limits
 from pipeline.data.image_shards import ImageShards
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.schemas import CAPTIONS, DROPS, IMAGES, OBJECTS, drop
@@ -196,15 +196,20 @@ def _with_checks(
         yield from ((record, None) for record in chosen)
         return
     pieces = [chosen[at : at + _AT_ONCE] for at in range(0, len(chosen), _AT_ONCE)]
-    jobs = [
-        CheckJob(
-            number, [*filter(None, (finders[r["origin"]].place(r["file_name"]) for r in some))]
-        )
-        for number, some in enumerate(pieces)
-    ]
+    jobs = [CheckJob(number, _members(finders, some)) for number, some in enumerate(pieces)]
     work = CheckWork(context.scratch.absolute(), images.max_bytes, images.max_pixels)
     for some, checks in zip(pieces, spread_checks(context, work, jobs), strict=True):
         yield from ((record, checks) for record in some)
+
+
+def _members(
+    finders: Mapping[str, ImageFinder], records: Iterable[Mapping[str, Any]]
+) -> list[Members]:
+    """Return where the images of some records are."""
+    names: dict[str, list[str]] = {}
+    for record in records:
+        names.setdefault(record["origin"], []).append(record["file_name"])
+    return [finders[origin].locate(of_origin) for origin, of_origin in names.items()]
 
 
 def _reason(error: BadImageError | StorageError) -> tuple[str, str]:
