@@ -113,14 +113,24 @@ def _prefixes(folder: Path, examples: ExamplesPart) -> dict[str, Any]:
 
 def _filtered(context: StageContext, examples: ExamplesPart, images: pa.Table) -> Iterator[Piece]:
     """Yield captions, then conversations, each with its `reason` to be dropped or None."""
+    yield from _captions(context, images, examples)
+    yield from _conversations(context, images, examples)
+
+
+def _captions(context: StageContext, images: pa.Table, examples: ExamplesPart) -> Iterator[Piece]:
     captions = read_table(context.inputs["images"].path("captions.parquet"))
     for table in filtered_captions(captions, images, examples):
         for start in range(0, len(table), _CAPTIONS_AT_ONCE):
             yield "caption", table.slice(start, _CAPTIONS_AT_ONCE)
+
+
+def _conversations(
+    context: StageContext, images: pa.Table, examples: ExamplesPart
+) -> Iterator[Piece]:
     path = context.inputs["conversations"].path("conversations.parquet")
     names = read_table(path, ["conversation_id", "source", "image_name"])
-    some = read_batches(path, CONVERSATIONS_AT_ONCE)
-    for table in filtered_conversations(names, some, images, examples):
+    pieces = read_batches(path, CONVERSATIONS_AT_ONCE)
+    for table in filtered_conversations(names, pieces, images, examples):
         for start in range(0, len(table), _TALKS_AT_ONCE):
             yield "conversation", table.slice(start, _TALKS_AT_ONCE)
 
