@@ -123,7 +123,7 @@ class _Opened(threading.local):
 
     def close(self, kept: int = 0) -> None:
         """Close all but the latest few."""
-        for key in list(self._archives)[: len(self._archives) - kept]:
+        for key in list(self._archives)[: max(len(self._archives) - kept, 0)]:
             self._archives.pop(key).close()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.data import image_checks
 from pipeline.data import images as stage
 from pipeline.engine.stage import FanOut, StageContext
 from pipeline.settings import Settings
+from storage.errors import StorageError
 from tests.support.fan_outs import Backwards
 from tests.unit.pipeline.data.test_images import (
     TRAIN,
@@ -146,6 +148,20 @@ def test_workers_may_have_another_current_folder(
 
     _, said = made(Path("coco"), Path(), spread)
     assert said == []
+
+
+def test_the_latest_archives_stay_open_and_older_ones_are_closed(tmp_path: Path) -> None:
+    places = [(tmp_path / f"{number}.zip",) for number in range(image_checks._KEPT_OPEN + 1)]
+    for (path,) in places:
+        with zipfile.ZipFile(path, "w") as packed:
+            packed.writestr("a.jpg", b"some")
+    opened = image_checks._Opened()
+    first, *others = [opened.archive(place, True, 100) for place in places]
+    assert [opened.archive(place, True, 100) for place in places[1:]] == others
+    with pytest.raises(StorageError, match="already closed"):
+        first.read("a.jpg")
+    assert opened.archive(places[0], True, 100).read("a.jpg") == b"some"
+    opened.close()
 
 
 def test_few_images_are_not_worth_other_processes(
