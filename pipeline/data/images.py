@@ -170,7 +170,9 @@ def _ingest(
     shards.flush()
     quarantine.write(context.out)
     if unread:
-        context.report.say(f"  workers did not read {unread} images as they are: checked here")
+        context.report.say(
+            f"  {unread} images decoded here: workers could not read them, or read other bytes"
+        )
 
 
 def _finders(
