@@ -108,7 +108,8 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
     )
     captions, questions = min(evaluate.images, recipe.images.test_limit), evaluate.questions
     # Two conditions show the same images, which have the same captions; without one, all are one.
-    texts = 2 * (captions + 1) * (1 + evaluate.caption_samples) + CONDITIONS * questions
+    # Two models write greedily, the last one draws others beside.
+    texts = (captions + 1) * (2 + evaluate.caption_samples) + CONDITIONS * questions
     positions = _positions(recipe, evaluated.prefix_tokens, captions, questions)
     # Every patch is hidden once, and the complete image is shown once.
     looked = POINTED * min(captions, evaluate.pointing_images) * (patches + 1)

@@ -151,7 +151,7 @@ def _evaluate(parts: Parts, counts: Counts) -> float:
     choices = min(captions, part["likelihood_images"])
     pointed = min(captions or questions, part["pointing_images"])
     drawn = part.get("caption_samples", 0)  # artifacts of earlier versions have none
-    written = MODELS * (captions + 1) * (1 + drawn)
+    written = (MODELS + drawn) * (captions + 1)  # the last model alone draws
     read = MODELS * (captions + choices)
     last = questions + min(part["questions"], spoken) + choices
     return written + CONDITIONS * (read + last) + POINTED * pointed * parts["features"]["patches"]

@@ -120,7 +120,9 @@ def _conditions(
     spoke = stage == "finetune" or not plan.captions
     tick(0, f"{stage} writes")
     tasks = [*plan.captions, *(plan.questions if spoke else ())]
-    written = predict(plan, vlm, tasks, plan.shown.conditions, tick)
+    # Captions are drawn by the model that is published alone: each takes as long as a greedy one.
+    asked = plan if stage == "finetune" else replace(plan, evaluate=_greedy(plan.evaluate))
+    written = predict(asked, vlm, tasks, plan.shown.conditions, tick)
     tick(0, f"{stage} reads")
     likelihoods = model_likelihood(
         vlm,
@@ -207,6 +209,10 @@ def predict(
     for each in rows.values():
         each.sort(key=lambda row: (row["kind"], row["image_id"], row["question_id"] or 0))
     return rows
+
+
+def _greedy(evaluate: EvaluatePart) -> EvaluatePart:
+    return evaluate.model_copy(update={"caption_samples": 0})
 
 
 def _chosen(

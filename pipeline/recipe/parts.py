@@ -258,8 +258,9 @@ class EvaluatePart(Part):
     beams: Positive = Field(description="Beams of the search; 1 is greedy.")
     caption_samples: int = Field(
         ge=0,
-        description="Captions drawn for an image beside the greedy one; of all, the one is taken "
-        "that agrees most with captions of similar training images; 0: the greedy one.",
+        description="Captions drawn for an image beside the greedy one by the finetuned model; of "
+        "all, the one is taken that agrees most with captions of similar training images; 0: the "
+        "greedy one.",
     )
     sample_temperature: float = Field(
         gt=0, description="Divisor of the logits where captions are drawn."
