@@ -80,13 +80,9 @@ class MadeExamples(NamedTuple):
         Raises:
             StorageError: One is not there or damaged.
         """
-        tables = {
-            name: read_table(folder / f"{name}.parquet").cast(
-                schema
-            )  # names of lists' items differ
-            for name, schema in _SCHEMAS.items()
-        }
-        return cls(**tables)
+        tables = {name: read_table(folder / f"{name}.parquet") for name in _SCHEMAS}
+        # Files have another name for the items of lists.
+        return cls(**{name: table.cast(_SCHEMAS[name]) for name, table in tables.items()})
 
     def write(self, folder: Path) -> None:
         """Write the tables to files of a folder."""
