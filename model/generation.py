@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, GenerationMixin, LogitsProcessorList
@@ -145,6 +145,18 @@ def _stream_tokens(
             attention = nn.functional.pad(attention, (0, 1), value=True)
 
 
+def _drawn(scores: Float[Tensor, "1 word"], generator: torch.Generator) -> Int[Tensor, "1 1"]:
+    """Draw a word with the probability that its score gives it.
+
+    `torch.multinomial` makes a random number for each word of the vocabulary, which takes longer
+    than a small language model; this makes one.
+    """
+    sums = scores.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    # float32 is below 1 by so much that its product is below the last sum.
+    point = torch.rand(1, 1, generator=generator, device=scores.device) * sums[:, -1:]
+    return torch.searchsorted(sums, point, right=True)
+
+
 def chooser(
     vlm: VisionLanguageModel, decoding: GenerationConfig, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
@@ -166,7 +178,7 @@ def chooser(
         scores = steps(no_ids, logits)
         if not isinstance(decoding, TopPConfig):
             return scores.argmax(dim=-1, keepdim=True)
-        return torch.multinomial(scores.softmax(dim=-1), 1, generator=generator)
+        return _drawn(scores, generator)
 
     return choose
 

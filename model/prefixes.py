@@ -1,11 +1,13 @@
 """Images that a language model has read before: what they left in its key-value cache.
 
 The prefix of an image begins every conversation about it, and nothing before it, so its keys and
-values are the same in each. Kwon et al. 2023 (arXiv 2309.06180), section 4.4, shares a prefix so.
+values are the same in each, and so are those of a prompt that several texts answer. Kwon et al.
+2023 (arXiv 2309.06180), section 4.4, shares a prefix so.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import Any
 
 import torch
@@ -20,10 +22,10 @@ from model.vlm import VisionLanguageModel
 
 @dataclass(frozen=True)
 class ReadPrefix:
-    """The prefix of an image, read.
+    """The prefix of an image, read, and maybe a prompt behind it.
 
     Attributes:
-        tokens: What was read: projected patches and the separator [prefix, language].
+        tokens: What was read: projected patches, the separator, the prompt [prefix, language].
         states: Keys and values [layer, 2, head, prefix, width].
     """
 
@@ -60,35 +62,52 @@ def behind_prefixes(
 ) -> tuple[Float[Tensor, "row new language"], Bool[Tensor, "row position"], DynamicCache]:
     """Return what is left to be read of prefixes and prompts, the mask of all, and the cache.
 
-    All rows are padded on the left, in front of the image. So that their new positions begin at the
-    same place, those with a shorter prompt read the end of their prefix again; the separator, whose
-    state predicts the first token of an empty prompt, always is.
+    All rows are padded on the left, in front of the image. So that their new positions begin at
+    the same place, those with a shorter prompt read the end of their prefix again; its last token,
+    whose state predicts the first one of an empty prompt, always is.
     """
-    lengths, size = [len(prompt) for prompt in prompts], len(prefixes[0].tokens)
+    lengths = [len(prompt) for prompt in prompts]
+    sizes = [len(prefix.tokens) for prefix in prefixes]
     new = max(lengths) + 1
-    again = [min(new - length, size) for length in lengths]
+    again = [min(new - length, size) for length, size in zip(lengths, sizes, strict=True)]
+    kept = [size - count for size, count in zip(sizes, again, strict=True)]
     tokens = torch.tensor([i for prompt in prompts for i in prompt], dtype=torch.long)
     texts = vlm.embed_text(tokens.to(prefixes[0].tokens.device)).split(lengths)
     embeddings = pad_sequence(
         [
-            torch.cat([prefix.tokens[size - count :], text])
-            for prefix, count, text in zip(prefixes, again, texts, strict=True)
+            torch.cat([prefix.tokens[count:], text])
+            for prefix, count, text in zip(prefixes, kept, texts, strict=True)
         ],
         batch_first=True,
         padding_side="left",
     )
     states = torch.stack(
         [
-            nn.functional.pad(prefix.states[..., : size - count, :], (0, 0, count - 1, 0))
-            for prefix, count in zip(prefixes, again, strict=True)
+            nn.functional.pad(prefix.states[..., :count, :], (0, 0, max(kept) - count, 0))
+            for prefix, count in zip(prefixes, kept, strict=True)
         ]
     )
     cache = DynamicCache()
     for number, pair in enumerate(states.unbind(dim=1)):
         cache.update(pair[:, 0], pair[:, 1], number)
-    places = torch.arange(size - 1 + new, device=embeddings.device)
-    starts = torch.tensor([new - 1 - length for length in lengths], device=embeddings.device)
-    return embeddings, places >= starts[:, None], cache
+    end = max(kept) + new
+    own = torch.tensor([*map(add, sizes, lengths)], device=embeddings.device)
+    places = torch.arange(end, device=embeddings.device)
+    return embeddings, places >= end - own[:, None], cache
+
+
+@torch.inference_mode()
+def read_prompt(
+    vlm: VisionLanguageModel, prefixes: Sequence[ReadPrefix], prompt: Sequence[int]
+) -> list[ReadPrefix | None]:
+    """Return prefixes of one size with a prompt behind them, None where layers differ in shape."""
+    embeddings, _, cache = behind_prefixes(vlm, prefixes, [prompt] * len(prefixes))
+    vlm.hidden(embeddings, None, cache)
+    tokens = [
+        torch.cat([prefix.tokens[:-1], new])
+        for prefix, new in zip(prefixes, embeddings, strict=True)
+    ]
+    return [read_prefix(each, cache, row, slice(len(each))) for row, each in enumerate(tokens)]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from model.batching import Batcher, TextRequest, is_plainly_greedy
 from model.bundle import decoding_of
 from model.generation import Generated, evaluating, generate
 from model.generation_configs import GenerationConfig, TopPConfig
-from model.prefixes import read_images
+from model.prefixes import ReadPrefix, read_images, read_prompt
 from model.vlm import VisionLanguageModel
 from pipeline.evaluation.conditions import Shown
 from pipeline.evaluation.image_groups import by_images
@@ -159,20 +159,39 @@ def _requests(
         read = read_images(vlm, patches)
         prefixes = {image: read.prefix(number) for number, image in enumerate(images)}
         del read
+        prompted = _prompted(vlm, prefixes, group)
         # Similar prompts join together, so that little is padded.
         for wanted in sorted(group, key=lambda text: (len(text.prompt), text)):
             several = len(wanted.images) > 1
             at = images.index(wanted.images[0])
             own = shown.patches_of(wanted.images).to(device) if several else patches[at : at + 1]
             text = _Text(wanted, evaluate.max_new_tokens, finished)
+            prefix = prompted.get(wanted._replace(draw=0))
             yield TextRequest(
                 own,
-                wanted.prompt,
+                () if prefix else wanted.prompt,
                 evaluate.max_new_tokens,
                 wanted.decoding(evaluate),
                 text.take,
-                prefix=None if several else prefixes[wanted.images[0]],
+                prefix=prefix or (None if several else prefixes[wanted.images[0]]),
             )
+
+
+def _prompted(
+    vlm: VisionLanguageModel, prefixes: Mapping[int, ReadPrefix | None], group: Sequence[Wanted]
+) -> dict[Wanted, ReadPrefix | None]:
+    """Return images with the prompts that several texts answer, as they are read."""
+    drawn = sorted({text._replace(draw=0) for text in group if text.draw})
+    found: dict[Wanted, ReadPrefix | None] = {}
+    for prompt in {text.prompt for text in drawn}:
+        known = {
+            text: prefix
+            for text in drawn
+            if text.prompt == prompt and (prefix := prefixes[text.images[0]]) is not None
+        }
+        if known:
+            found |= zip(known, read_prompt(vlm, [*known.values()], prompt), strict=True)
+    return found
 
 
 def _in_batches(

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PhiConfig, PhiForCausalLM
 
 from model.errors import ModelError
-from model.generation import Generated, generate, stream
+from model.generation import Generated, chooser, generate, stream
 from model.generation_configs import BeamConfig, GenerationConfig, GreedyConfig, TopPConfig
 from model.projectors import MixtureConfig
 from model.vlm import VisionLanguageModel, build_vlm
@@ -19,6 +19,7 @@ PROMPTS = [[5, 6, 8], [], [9] * 7, [1, 2]]
 GREEDY = GreedyConfig()
 BEAM = BeamConfig(beams=3, length_penalty=1.0)
 TOP_P = TopPConfig(top_p=0.9, temperature=0.8, seed=3)
+SUPPRESSED = [90, 91, 92, 93, 94, 95, 96]
 
 
 def tiny_vlm(vocabulary: int = VOCABULARY, seed: int = 0) -> VisionLanguageModel:
@@ -120,16 +121,25 @@ def test_a_text_that_is_cut_says_so() -> None:
     assert [len(g.ids) for g in generated if not g.ended] == [3] * len(PROMPTS)
 
 
-@pytest.mark.parametrize("decoding", [GREEDY, TOP_P], ids=lambda d: d.kind)
 @pytest.mark.parametrize("prompt", PROMPTS, ids=len)
-def test_streaming_gives_the_same_tokens_one_by_one(
-    decoding: GenerationConfig, prompt: list[int]
-) -> None:
+def test_streaming_gives_the_same_tokens_one_by_one(prompt: list[int]) -> None:
     vlm, patches = tiny_vlm(), images(1)
-    vlm.language_model.generation_config.suppress_tokens = [90, 91, 92, 93, 94, 95, 96]
-    whole = texts(vlm, [prompt], patches, decoding)[0]
-    tokens = stream(vlm, patches[0], prompt, eos_id=EOS, max_new_tokens=12, decoding=decoding)
+    vlm.language_model.generation_config.suppress_tokens = SUPPRESSED
+    whole = texts(vlm, [prompt], patches)[0]
+    tokens = stream(vlm, patches[0], prompt, eos_id=EOS, max_new_tokens=12, decoding=GREEDY)
     assert list(tokens) == whole.ids
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=len)
+def test_streaming_draws_by_the_scores_of_the_whole_text_so_far(prompt: list[int]) -> None:
+    vlm, patches = tiny_vlm(), images(1)
+    vlm.language_model.generation_config.suppress_tokens = SUPPRESSED
+    draw, ids = chooser(vlm, TOP_P, torch.device("cpu")), []
+    while EOS not in ids and len(ids) < 12:
+        ids.append(int(draw(naive_logits(vlm, patches[0], [*prompt, *ids]).unsqueeze(0))))
+    tokens = stream(vlm, patches[0], prompt, eos_id=EOS, max_new_tokens=12, decoding=TOP_P)
+    assert list(tokens) == [token for token in ids if token != EOS]
+    assert not set(ids) & set(SUPPRESSED)
 
 
 def test_streaming_stops_at_the_end_of_sequence_token_and_is_lazy() -> None:
@@ -153,6 +163,17 @@ def test_sampling_repeats_with_its_seed_and_leaves_the_global_state_alone() -> N
 def test_sampling_from_the_smallest_nucleus_is_greedy() -> None:
     vlm = tiny_vlm()
     assert texts(vlm, decoding=TopPConfig(top_p=1e-6, temperature=1.0, seed=0)) == texts(vlm)
+
+
+def test_words_are_drawn_as_often_as_they_are_likely() -> None:
+    draw = chooser(tiny_vlm(), TopPConfig(top_p=1.0, temperature=2.0, seed=0), torch.device("cpu"))
+    never = float("-inf")
+    logits = torch.tensor([[never, 2.0, 4.0, never, 0.0, 5.0, never]])
+    drawn = torch.cat([draw(logits) for _ in range(20_000)]).flatten()
+    shares = drawn.bincount(minlength=7) / len(drawn)
+    expected = (logits[0] / 2).softmax(dim=0)
+    assert torch.equal(shares > 0, expected > 0)
+    assert (shares - expected).abs().max() < 0.01  # three standard deviations
 
 
 def test_the_nucleus_is_not_cut_by_a_default_top_k() -> None:

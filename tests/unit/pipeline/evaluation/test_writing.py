@@ -26,7 +26,7 @@ TESTED, LONGEST = 7, 14
 CONDITIONS = ("real", "shuffled", "blind")
 # A caption of each image, questions about some, the last of which name further images.
 TASKS = [
-    *(Task("caption", image, [], {"number": image}) for image in range(TESTED)),
+    *(Task("caption", image, [4, 7, 10], {"number": image}) for image in range(TESTED)),
     *(
         Task("answer", image, prompt, {"number": TESTED + number}, more)
         for number, (image, prompt, more) in enumerate(
@@ -199,6 +199,24 @@ def test_a_caption_has_drawn_ones_beside_the_greedy_one_and_a_question_has_none(
     assert all(len({tuple(text.ids) for text in texts}) > 1 for texts in captions)
     again = write_texts(vlm, TASKS, shown, CONDITIONS, part, eos, "cpu")
     assert {(name, task.fixed["number"]): texts for name, task, texts in again} == found
+
+
+def test_drawn_captions_share_what_was_read_of_image_and_prompt(
+    vlm: VisionLanguageModel, shown: Shown, eos: int
+) -> None:
+    read: list[int] = []
+    captions = [task for task in TASKS if task.kind == "caption"]
+    changes = {"max_new_tokens": 1, "batch": 8, "caption_samples": 3}
+    part = preset("demo").evaluate.model_copy(update=changes)
+    hook = body_of(vlm.language_model).register_forward_pre_hook(
+        lambda _, __, given: read.append(given["inputs_embeds"].shape[:2].numel()),
+        with_kwargs=True,
+    )
+    texts = [*write_texts(vlm, captions, shown, ("real",), part, eos, "cpu")]
+    hook.remove()
+    assert sum(len(each) for _, _, each in texts) == TESTED * 4
+    # The prompt's three tokens behind the separator once; each text reads the last one again.
+    assert sum(read) == TESTED * (PATCHES + 1 + 3 + 1 + 4)
 
 
 def test_groups_hold_all_work_about_their_images() -> None:
