@@ -48,13 +48,23 @@ def export_to(
     if target.startswith(HUB):
         name, token = hub_name(target), hub_token()
         with tempfile.TemporaryDirectory(prefix="phivision-export-") as folder:
-            run = _write(settings, Path(folder) / "repository", adapters, images, name, style)
-            place = upload(
-                Path(folder) / "repository", name, token, "model", public=public, tag=run
-            )
-            return f"{place}\nthis revision is {HUB}{name}@{run}"
+            written = Path(folder) / "repository"
+            run = _write(settings, written, adapters, images, name, style)
+            place = upload(written, name, token, "model", public=public, tag=run)
+            return f"{place}\nthis revision is {HUB}{name}@{run}{captions_inside(written)}"
     _write(settings, Path(target), adapters, images, None, style)
-    return f"{target} is a model repository; its README.md says how to load it"
+    told = f"{target} is a model repository; its README.md says how to load it"
+    return told + captions_inside(Path(target))
+
+
+def captions_inside(folder: Path) -> str:
+    """Return a line that says that an export holds captions of training images, "" if not."""
+    if not (folder / "consensus.json").exists():
+        return ""
+    return (
+        "\nconsensus.json holds captions of training images as they were written: publish it only "
+        "where these may be published; --set evaluate.caption_samples=0 leaves them out of a run"
+    )
 
 
 def _write(

@@ -23,6 +23,7 @@ from pipeline.evaluation.metrics import (
     answer_metrics,
     caption_metrics,
     ending_metric,
+    greedy_metric,
     likelihood_metrics,
     mean,
     presence_metrics,
@@ -67,7 +68,7 @@ def evaluate(context: StageContext, evaluate: EvaluatePart, seed: int) -> Summar
     metrics += change("text_nll_rise", "finetune", *plain, evaluate.resamples, seed)
     for number, row in enumerate(predictions):
         row["prediction_id"] = number
-        for name in ("sha256", "mentions", "images"):
+        for name in ("sha256", "mentions", "images", "greedy"):
             row.pop(name, None)
     write_table(context.out / "predictions.parquet", predictions, PREDICTIONS)
     write_table(context.out / "importance.parquet", table_rows(looked), IMPORTANCE)
@@ -172,6 +173,8 @@ def _measure(
     for row in captions:
         plan.objects.judge(row)
     measured = caption_metrics(captions) if captions else []
+    if captions and "greedy" in captions[0]:
+        measured.append(greedy_metric(captions))
     measured.append(ending_metric([row for row in rows if row["split"] == "test"]))
     captioned = {"caption_nll"} if spoke else {"caption_nll", "nll"}
     measured += likelihood_metrics({name: nats[name] for name in sorted(captioned)})
@@ -204,7 +207,10 @@ def predict(
         plan.device,
     )
     for condition, task, written in texts:
-        rows[condition].append(_row(task, _chosen(plan, condition, task, written), plan.template))
+        row = _row(task, _chosen(plan, condition, task, written), plan.template)
+        if len(written) > 1:
+            row["greedy"] = plan.template.decode(written[0].ids)
+        rows[condition].append(row)
         tick()
     for each in rows.values():
         each.sort(key=lambda row: (row["kind"], row["image_id"], row["question_id"] or 0))

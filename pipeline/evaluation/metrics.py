@@ -81,6 +81,12 @@ def caption_metrics(rows: Sequence[Row]) -> list[Metric]:
     return metrics
 
 
+def greedy_metric(rows: Sequence[Row]) -> Metric:
+    """Return the CIDEr-D of the greedy captions beside which others were drawn."""
+    scores = score_captions([row["greedy"] for row in rows], [row["references"] for row in rows])
+    return mean("greedy_cider_d", [row["image_id"] for row in rows], scores.per_image["cider_d"])
+
+
 def answer_metrics(rows: Sequence[Row]) -> list[Metric]:
     """Return the accuracy of answers, overall and by expected type, their length, repetition."""
     groups: dict[str, list[Row]] = {"answer_accuracy": list(rows)}

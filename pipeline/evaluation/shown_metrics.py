@@ -38,6 +38,9 @@ SHOWN_METRICS = MappingProxyType(
             heading="CIDEr-D",
             kind="caption",
         ),
+        "greedy_cider_d": ShownMetric(
+            "CIDEr-D of greedy captions, where others are drawn beside them", main=True, card=True
+        ),
         "answer_accuracy": ShownMetric(
             "Share of answers right",
             main=True,

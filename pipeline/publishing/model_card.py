@@ -66,7 +66,7 @@ from the evaluated references, here {{ images }} images, so compare it within th
 {% if drawn %}
 Captions are those of `phivision caption`: {{ drawn }} are drawn beside the likeliest one, and
 the one is taken on which captions of similar training images agree; `consensus.json` has these.
-The chat, the server and other formats write the likeliest one: these scores are not theirs.
+The chat, the server and other formats write the likeliest one, which `greedy_cider_d` scores.
 
 {% endif %}
 {% if gaps %}

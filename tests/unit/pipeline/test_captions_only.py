@@ -100,6 +100,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
             "finetune.batch": 4,
             "finetune.micro_batch": 4,
             "evaluate.max_new_tokens": 4,
+            "evaluate.caption_samples": 0,
             "evaluate.resamples": 50,
         }
     )
@@ -178,6 +179,15 @@ def test_captions_are_chosen_where_those_of_similar_images_agree(
     others = {key for key, text in greedy.items() if chosen[key] != text}
     assert {stage for stage, *_ in others} == {"finetune"}  # before it nothing is drawn
     metrics = rows_of(store, made["evaluate"], "metrics")
+    values = {(row["stage"], row["metric"], row["condition"]): row["value"] for row in metrics}
+    before = {
+        row["condition"]: row["value"]
+        for row in rows_of(store, again["evaluate"], "metrics")
+        if (row["stage"], row["metric"]) == ("finetune", "cider_d")
+    }
+    for condition in ("real", "shuffled", "blind"):
+        assert values["finetune", "greedy_cider_d", condition] == before[condition]
+    assert ("pretrain", "greedy_cider_d", "real") not in values
     assert {"real", "nearest_neighbour", "neighbour_consensus"} <= {
         row["condition"] for row in metrics if row["metric"] == "cider_d"
     }

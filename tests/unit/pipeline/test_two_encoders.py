@@ -67,6 +67,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
             "finetune.batch": 4,
             "finetune.micro_batch": 4,
             "evaluate.max_new_tokens": 4,
+            "evaluate.caption_samples": 0,
             "evaluate.resamples": 50,
         }
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from flows.commands.assistant import open_assistant
+from flows.commands.export import captions_inside
+from model.caption_consensus import CAPTIONS
 from model.bundle import BUNDLE
 from pipeline.hub.checksums import SUMS
 from pipeline.settings import Settings
@@ -152,3 +154,9 @@ def test_a_refusal_and_no_network_are_one_line_without_the_token(
     assert waits == ["starting the export …", "writing the repository …"]
     assert token not in done.stderr
     assert hub.repositories == {}
+
+
+def test_an_export_that_holds_captions_of_training_images_says_so(tmp_path: Path) -> None:
+    assert captions_inside(tmp_path) == ""
+    (tmp_path / CAPTIONS).write_text("[]")
+    assert "evaluate.caption_samples=0" in captions_inside(tmp_path)
