@@ -9,8 +9,8 @@ import pytest
 
 from flows.commands.assistant import open_assistant
 from flows.commands.export import captions_inside
-from model.caption_consensus import CAPTIONS
 from model.bundle import BUNDLE
+from model.caption_consensus import CAPTIONS
 from pipeline.hub.checksums import SUMS
 from pipeline.settings import Settings
 from storage.store.artifacts import ArtifactStore
