@@ -107,8 +107,7 @@ def writings(recipe: Recipe) -> Iterator[Writing]:
         positions=0,
     )
     captions, questions = min(evaluate.images, recipe.images.test_limit), evaluate.questions
-    # Two conditions show the same images, which have the same captions; without one, all are one.
-    # Two models write greedily, the last one draws others beside.
+    # Two conditions show the same images; without one, all captions are one. One model draws.
     texts = (captions + 1) * (2 + evaluate.caption_samples) + CONDITIONS * questions
     positions = _positions(recipe, evaluated.prefix_tokens, captions, questions)
     # Every patch is hidden once, and the complete image is shown once.

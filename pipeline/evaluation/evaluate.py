@@ -121,9 +121,7 @@ def _conditions(
     spoke = stage == "finetune" or not plan.captions
     tick(0, f"{stage} writes")
     tasks = [*plan.captions, *(plan.questions if spoke else ())]
-    # Captions are drawn by the model that is published alone: each takes as long as a greedy one.
-    asked = plan if stage == "finetune" else replace(plan, evaluate=_greedy(plan.evaluate))
-    written = predict(asked, vlm, tasks, plan.shown.conditions, tick)
+    written = predict(_drawing(plan, stage), vlm, tasks, plan.shown.conditions, tick)
     tick(0, f"{stage} reads")
     likelihoods = model_likelihood(
         vlm,
@@ -217,8 +215,11 @@ def predict(
     return rows
 
 
-def _greedy(evaluate: EvaluatePart) -> EvaluatePart:
-    return evaluate.model_copy(update={"caption_samples": 0})
+def _drawing(plan: EvaluationPlan, stage: str) -> EvaluationPlan:
+    """Return the plan, of greedy captions alone for a model that is not published."""
+    if stage == "finetune":
+        return plan
+    return replace(plan, evaluate=plan.evaluate.model_copy(update={"caption_samples": 0}))
 
 
 def _chosen(

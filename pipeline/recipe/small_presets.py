@@ -117,7 +117,7 @@ def photos(coco: "Recipe") -> "Recipe":
             **PHOTOS_FINETUNE,
             "evaluate.images": 300,
             "evaluate.questions": 1,
-            "evaluate.batch": 50,
+            "evaluate.batch": 100,  # draws captions 1.3 times as fast as 50 on two cores
             "evaluate.max_new_tokens": 32,
             # CIDEr-D 0.46 instead of 0.38, for five minutes on two cores: docs/photographs.md.
             "evaluate.caption_samples": 20,
