@@ -34,7 +34,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     store = ArtifactStore(settings.store, settings.work / "cache")
     publish_tiny(store, root / "made")
     made = [store.manifests("publish")[0]]
-    made += [vary(store, made[0], root / "varied", seed, 2.0) for seed in (1, 2)]
+    made += [vary(store, made[0], root / "varied", half) for half in (0, 1)]
     for number, (run, manifest) in enumerate(zip(RUNS, made, strict=True), start=1):
         record(store, run, number, manifest, "good" if number == 3 else "")
     record(store, "0000000004", 4, made[0])  # a run with the first one's assistant again
@@ -65,7 +65,7 @@ def test_the_published_one_is_first_and_each_assistant_is_offered_once(models: M
 
 def test_the_run_that_is_asked_for_is_first(settings: Settings) -> None:
     store = settings.open_store()
-    manifest = next(m for m in store.manifests("publish") if m.payload.get("varied") == 1)
+    manifest = next(m for m in store.manifests("publish") if m.payload.get("half") == 0)
     assert [name for _, name in models_to_chat(settings, manifest).choices] == [
         "0000000002",
         "0000000004",
@@ -101,7 +101,7 @@ def test_a_damaged_assistant_is_told_to_the_visitor_without_its_path(
     def bundle_of(manifest: Manifest) -> Path:
         return store.artifact(manifest).path("bundle.json")
 
-    broken = next(m for m in store.manifests("publish") if m.payload.get("varied") == 2)
+    broken = next(m for m in store.manifests("publish") if m.payload.get("half") == 1)
     path, content = bundle_of(broken), bundle_of(broken).read_bytes()
     path.chmod(0o644)
     path.write_bytes(content[:-1])
