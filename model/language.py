@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from model.errors import ModelError
+from model.lora_linear import InPlaceLora
 
 ALL_LINEAR = "all-linear"  # peft's own name for every linear layer but the output layer
 Targets = Literal["all-linear"] | tuple[str, ...]
@@ -141,6 +142,8 @@ def add_lora(
         _check_targets(targets, _linears(language_model))
     chosen = targets if isinstance(targets, str) else list(targets)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
+    if not getattr(language_model, "is_quantized", False):
+        config._register_custom_module({nn.Linear: InPlaceLora})  # the way that peft documents
     inject_adapter_in_model(config, language_model)
     # peft gives adapters the type of their layer, and bf16 would swallow most of Adam's steps.
     for parameter in language_model.parameters():

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -23,7 +24,8 @@ from model.attention_masks import mask_for
 from model.batch import Batch
 from model.blocks import Projection
 from model.errors import ModelError
-from model.language_parts import body_of, check_parts, word_scores
+from model.frozen_head import FrozenHeadLoss
+from model.language_parts import body_of, check_parts, head_of, word_scores
 from model.projectors import ProjectorConfig
 from model.shared_rows import positions_in_example, predictors
 from model.vision_prefix import VisionPrefix
@@ -200,9 +202,14 @@ class VisionLanguageModel(nn.Module):
     ) -> Float32[Tensor, "target"]:
         """Negative log-likelihood of each target, in nats.
 
-        Long answers go through in chunks whose logits are recomputed in the backward pass, so
-        that memory does not grow with targets times vocabulary.
+        Memory does not grow with targets times vocabulary: behind a frozen output layer the
+        gradient is made with the loss; behind another, long answers go through in chunks whose
+        logits are recomputed in the backward pass.
         """
+        weight = head_of(self.language_model).weight
+        # A sharded weight is whole only while its layer is called in its turn.
+        if states.requires_grad and not weight.requires_grad and not isinstance(weight, DTensor):
+            return FrozenHeadLoss.apply(states, targets, self.logits)
         chunks = zip(states.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
         if len(targets) <= LOGIT_ROWS or not torch.is_grad_enabled():
             return torch.cat([self._nll_rows(*chunk) for chunk in chunks])

@@ -27,7 +27,9 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 MOMENTS_8BIT = 2 * (1 + 4 / 256)
 # Texts about an image of COCO: captions, and conversations (157,712 about 118,287 images).
 CAPTIONS, CONVERSATIONS = 5, 4 / 3
-LOGIT_ROWS = 1024  # rows of logits held at once; a test compares it with model.vlm
+# Rows of logits held at once, behind a frozen output layer and behind one that is trained; a test
+# compares them with the model.
+FROZEN_ROWS, LOGIT_ROWS = 128, 1024
 CHARACTERS = 4  # of a token, at least: gives the tokens of the longest caption
 # Mean text tokens and supervised ones. COCO's captions have about 52 characters, nine verbatim
 # records of LLaVA-Instruct-150K about 620, of which 540 are answers; 4.3 make a token of Phi-2.
@@ -235,7 +237,8 @@ def memory(training: Training) -> Memory:
     else:
         kept += language.layers * layer
     # Of logits, their softmax and the gradient of either, at most three exist at a time.
-    logits = 12 * language.vocabulary * min(rows * text, LOGIT_ROWS)
+    at_once = LOGIT_ROWS if training.method == "full" else FROZEN_ROWS
+    logits = 12 * language.vocabulary * min(rows * text, at_once)
     return Memory(
         weights=element * (frozen - packed)
         + round(NF4 * packed)

@@ -11,6 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 from transformers import PhiConfig, PhiForCausalLM, ViTConfig, ViTModel
 
+import model.frozen_head
 import model.vlm
 from model.errors import ModelError
 from model.projectors import LinearConfig, MixtureConfig, ProjectorConfig, SparseMixtureConfig
@@ -211,6 +212,26 @@ def test_chunked_logits_give_the_same_loss_and_gradients(monkeypatch: pytest.Mon
         losses.append(vlm(make_batch()))
         losses[-1].mean().backward()
         gradients.append([p.grad for p in vlm.parameters()])
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_behind_a_frozen_output_layer_few_rows_have_scores_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model.frozen_head, "ROWS", 8)
+    losses, gradients, seen = [], [], []
+    for frozen in (False, True):
+        vlm, rows = tiny_vlm(), list[int]()
+        vlm.language_model.requires_grad_(not frozen)
+        vlm.language_model.lm_head.register_forward_hook(
+            lambda _module, inputs, _output, rows=rows: rows.append(len(inputs[0]))
+        )
+        losses.append(vlm(make_batch()))
+        losses[-1].mean().backward()
+        gradients.append([p.grad for p in vlm.vision_prefix.parameters()])
+        seen.append(rows)
+    assert seen == [[21], [8, 8, 5]]
     torch.testing.assert_close(losses[0], losses[1])
     torch.testing.assert_close(gradients[0], gradients[1])
 

@@ -20,6 +20,7 @@ from transformers import (
 
 from flows.cli import main
 from flows.commands.hardware import COLUMNS, advice, device_of, rows_of
+from model import frozen_head
 from model import vlm as vlm_module
 from model.flops import size_of
 from model.language import add_lora
@@ -36,6 +37,7 @@ from model.projectors import (
 )
 from model.vlm import VisionLanguageModel, build_vlm, freeze
 from pipeline.costs.training import (
+    FROZEN_ROWS,
     LOGIT_ROWS,
     Method,
     Text,
@@ -184,7 +186,7 @@ def test_what_is_trained_and_worked_is_what_the_model_has(
 
 
 def test_chunks_of_logits_are_the_models() -> None:
-    assert LOGIT_ROWS == vlm_module.LOGIT_ROWS
+    assert (FROZEN_ROWS, LOGIT_ROWS) == (frozen_head.ROWS, vlm_module.LOGIT_ROWS)
 
 
 # -- bytes --------------------------------------------------------------------------------------
