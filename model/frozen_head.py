@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
-# Scores of 128 rows and 49,152 words take 25 MB. glibc gives pieces above 32 MB back to the system
-# each time, which must hand them out anew.
+# Scores of 128 rows and 49,152 words take 25 MB. glibc returns blocks above 32 MB to the system
+# when they are freed, and each new one costs a page fault per page.
 ROWS = 128
 
 

@@ -143,7 +143,7 @@ def add_lora(
     chosen = targets if isinstance(targets, str) else list(targets)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
     if not getattr(language_model, "is_quantized", False):
-        config._register_custom_module({nn.Linear: InPlaceLora})  # the way that peft documents
+        config._register_custom_module({nn.Linear: InPlaceLora})  # documented as experimental
     inject_adapter_in_model(config, language_model)
     # peft gives adapters the type of their layer, and bf16 would swallow most of Adam's steps.
     for parameter in language_model.parameters():

@@ -206,9 +206,10 @@ class VisionLanguageModel(nn.Module):
         gradient is made with the loss; behind another, long answers go through in chunks whose
         logits are recomputed in the backward pass.
         """
-        weight = head_of(self.language_model).weight
+        weights = list(head_of(self.language_model).parameters())
         # A sharded weight is whole only while its layer is called in its turn.
-        if states.requires_grad and not weight.requires_grad and not isinstance(weight, DTensor):
+        fixed = not any(p.requires_grad or isinstance(p, DTensor) for p in weights)
+        if fixed and states.requires_grad:
             return FrozenHeadLoss.apply(states, targets, self.logits)
         chunks = zip(states.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
         if len(targets) <= LOGIT_ROWS or not torch.is_grad_enabled():

@@ -119,7 +119,7 @@ def photos(coco: "Recipe") -> "Recipe":
             "evaluate.questions": 1,
             "evaluate.batch": 100,  # draws captions 1.3 times as fast as 50 on two cores
             "evaluate.max_new_tokens": 32,
-            # CIDEr-D 0.46 to 0.49 instead of 0.36 to 0.40, for five minutes: docs/photographs.md.
+            # CIDEr-D 0.45 to 0.49 instead of 0.33 to 0.40, for five minutes: docs/photographs.md.
             "evaluate.caption_samples": 20,
             "evaluate.likelihood_images": 150,
             "evaluate.pointing_images": 20,

@@ -70,7 +70,7 @@ def test_adapters_in_another_type_than_the_layer_are_left_to_peft() -> None:
 
 
 def test_what_is_switched_off_or_merged_adds_nothing_twice() -> None:
-    theirs, ours = layers()
+    _, ours = layers()
     x = torch.randn(2, 5, 8)
     adapted = ours(x)
     ours.enable_adapters(False)
@@ -79,7 +79,6 @@ def test_what_is_switched_off_or_merged_adds_nothing_twice() -> None:
     ours.merge()
     torch.testing.assert_close(ours(x), adapted)
     assert torch.equal(ours(x), ours.base_layer(x))
-    del theirs
 
 
 def test_other_kinds_of_adapters_are_computed_by_peft() -> None:

@@ -236,6 +236,17 @@ def test_behind_a_frozen_output_layer_few_rows_have_scores_at_once(
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+def test_a_trained_bias_of_the_output_layer_gets_its_gradient() -> None:
+    made = []
+    for fixed in (False, True):
+        vlm = tiny_vlm()
+        head = vlm.language_model.lm_head
+        head.weight.requires_grad_(not fixed)
+        (vlm(make_batch()) * 0.5).mean().backward()
+        made.append(head.bias.grad)
+    torch.testing.assert_close(made[0], made[1])
+
+
 def test_one_batch_overfits() -> None:
     vlm, batch = tiny_vlm(initializer_range=0.02), make_batch((6, 6, 6))
     vlm.train()
