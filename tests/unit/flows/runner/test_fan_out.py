@@ -58,6 +58,7 @@ def losing_one(folder: Path) -> FanOut:
     return spread
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # workers import torch, on a machine that may be busy
 def test_the_stage_on_a_cluster_that_loses_a_worker_gives_the_same_files(tmp_path: Path) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -164,7 +164,9 @@ def test_a_server_does_not_outlive_either_process(tiny_bundle: Path) -> None:
             httpx.get(f"{server.address}/models")
 
 
-@pytest.mark.parametrize("request_to_end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "request_to_end", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_what_was_asked_is_still_answered(tiny_bundle: Path, request_to_end: int) -> None:
     serve = [sys.executable, "-m", "flows.cli", "serve", "--bundle", str(tiny_bundle), "--port=0"]
     with subprocess.Popen(

@@ -215,7 +215,7 @@ class Dying:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("late", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_whenever_it_dies_nothing_that_was_kept_is_tokenized_again(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
