@@ -142,7 +142,7 @@ def _evaluate(parts: Parts, counts: Counts) -> float:
     """Return the texts that are written or read under all conditions, each hidden patch one.
 
     A caption is written once for each image and once without one: two conditions show the same
-    images.
+    images. Without an image there is none to choose.
     """
     part = parts["evaluate"]
     captions = min(part["images"], counts["test_images"] if counts["test_captions"] else 0)
@@ -152,9 +152,10 @@ def _evaluate(parts: Parts, counts: Counts) -> float:
     pointed = min(captions or questions, part["pointing_images"])
     drawn = part.get("caption_samples", 0)  # artifacts of earlier versions have none
     written = (MODELS + drawn) * (captions + 1)  # the last model alone draws
-    read = MODELS * (captions + choices)
+    chosen = (CONDITIONS - 1) * MODELS * choices
     last = questions + min(part["questions"], spoken) + choices
-    return written + CONDITIONS * (read + last) + POINTED * pointed * parts["features"]["patches"]
+    read = CONDITIONS * (MODELS * captions + last) + chosen
+    return written + read + POINTED * pointed * parts["features"]["patches"]
 
 
 _WORK: dict[str, Callable[[Parts, Counts], float]] = {

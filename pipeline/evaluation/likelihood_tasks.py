@@ -79,7 +79,8 @@ def choice_scores(
     """Return for every caption whether its own image makes it likeliest, float64 [image].
 
     Caption i is offered image i and the `choices` - 1 images after it, as on a ring. Of n
-    equally likely images each gets 1 / n, so a blind model scores 1 / `choices`.
+    equally likely images each gets 1 / n. Under `blind` all images are the same one, so that each
+    caption gets 1 / `choices` and nothing is computed.
 
     Args:
         vlm: The model.
@@ -94,6 +95,9 @@ def choice_scores(
     """
     count = len(images)
     choices = min(choices, count)
+    if condition == "blind":
+        tick(count)
+        return np.full(count, 1 / choices)
     nats = np.empty((count, choices))  # of caption i with image i + step
     for start in range(0, count, batch):
         here = np.arange(start, min(start + batch, count))

@@ -95,7 +95,14 @@ def test_the_batch_changes_no_choice(sighted: Assistant, shown: Shown) -> None:
     assert choose(sighted, shown, 3, batch=1) == choose(sighted, shown, 3, batch=99)
 
 
-def test_who_sees_nothing_is_right_by_chance(sighted: Assistant, shown: Shown) -> None:
+def test_without_an_image_all_are_alike_and_nothing_is_read(
+    sighted: Assistant, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patches = shown.show(np.arange(TESTED), "blind")
+    ids = sighted.template.caption(CAPTIONS[0]).input_ids
+    nats = [float(nats_by_hand(sighted.vlm, each, ids).sum()) for each in patches]
+    assert nats == [nats[0]] * TESTED
+    monkeypatch.setattr(type(sighted.vlm), "forward", None)
     assert choose(sighted, shown, 4, "blind") == [0.25] * TESTED
 
 
