@@ -15,5 +15,5 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
 # On CPUs oneDNN keeps the code it has compiled for each shape of a product, 1,024 of them by
 # default. Batches differ in length, so that is gigabytes of code that is hardly used again; a step
-# of training needs some twenty (docs/photographs.md).
+# of training needs some twenty (docs/photograph_trials.md).
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

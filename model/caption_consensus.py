@@ -40,7 +40,8 @@ Grams = dict[tuple[str, ...], float]
 class CaptionConsensus:
     """Training images with their captions, which judge captions of an image.
 
-    `RIDGE` was chosen on training images of Flickr8k, each judged by others (docs/photographs.md).
+    `RIDGE` was chosen on training images of Flickr8k, each judged by others:
+    docs/photograph_trials.md.
 
     Args:
         pooled: Embeddings of the images from `model.training_reference.pool`.

@@ -3,8 +3,8 @@
 `small` needs a network: SmolLM2-135M on 10,000 of COCO's images, meant for one consumer GPU or,
 slowly, a CPU. `photos` is for photographs and needs no network but a package index: captioned
 images in COCO's layout, weights from two packages (`deployments.photo_weights`), two CPU cores.
-docs/photographs.md has the trials that set the rates of pretraining, for both, and what was not
-tried. `small` has not been run at its size.
+docs/photograph_trials.md has the trials that set the rates of pretraining, for both, and what was
+not tried. `small` has not been run at its size.
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ SMOLLM2 = {
     "examples.user_prefix": "<|im_start|>user\n",
     "examples.assistant_prefix": "<|im_end|>\n<|im_start|>assistant\n",
     # The question makes the language model write a caption at all, which the prefix would have to
-    # learn first without it: docs/photographs.md.
+    # learn first without it: docs/photograph_trials.md.
     "examples.caption_question": "Describe the image in one sentence.",
     "pretrain.learning_rate": 3e-4,
     "pretrain.separator_learning_rate": 5e-3,
@@ -45,7 +45,7 @@ PHOTOS_FINETUNE = {
     "finetune.micro_batch": 8,
     "finetune.examples_per_row": 5,
     "finetune.caption_share": 1.0,
-    # 1,900 photographs are soon known by heart: the table in docs/photographs.md.
+    # 1,900 photographs are soon known by heart: the table in docs/photograph_trials.md.
     "finetune.epochs": 3.0,
     "finetune.augment.mirrored": 0.5,
     "finetune.augment.dropped": 0.1,
@@ -119,7 +119,7 @@ def photos(coco: "Recipe") -> "Recipe":
             "evaluate.questions": 1,
             "evaluate.batch": 100,  # draws captions 1.3 times as fast as 50 on two cores
             "evaluate.max_new_tokens": 32,
-            # CIDEr-D 0.45 to 0.49 instead of 0.33 to 0.40, for five minutes: docs/photographs.md.
+            # CIDEr-D 0.42 to 0.49 instead of 0.33 to 0.40, for five minutes: docs/photographs.md.
             "evaluate.caption_samples": 20,
             "evaluate.likelihood_images": 150,
             "evaluate.pointing_images": 20,

@@ -4,7 +4,7 @@
 ClipCap does (Mokady et al. 2021, arXiv 2111.09734), and says how likely held-out captions are with
 their own photograph and with another one: the gap is what the loop has seen. Each option replaces
 one piece by that of the product, so that two runs that differ in one option judge that piece;
-`--ours` is the product's pretraining. docs/photographs.md has what came out.
+`--ours` is the product's pretraining. docs/photograph_trials.md has what came out.
 
 FOLDER is what `python -m deployments.photo_weights FOLDER` leaves; the photographs lie in COCO's
 layout where PHIVISION_PHOTOS says. Features and the unpacked language model are kept in FOLDER.
