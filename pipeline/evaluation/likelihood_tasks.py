@@ -102,18 +102,30 @@ def choice_scores(
     for start in range(0, count, batch):
         here = np.arange(start, min(start + batch, count))
         offered = (here[:, None] - np.arange(choices)) % count  # captions scored with this image
-        ids = [np.array(captions[at].input_ids, np.int64) for at in offered.ravel().tolist()]
-        judged = [np.array(captions[at].supervised, np.bool_) for at in offered.ravel().tolist()]
+        texts = [[captions[at] for at in row] for row in offered.tolist()]
         seen = shown.show(images[here], condition)
-        with torch.inference_mode():
-            texts = collate(seen, ids, judged, [choices] * len(here)).to(device)
-            token_nats = vlm(texts).double().cpu().numpy()
-        ends = np.cumsum([each.sum() for each in judged])[:-1]
-        sums = np.array([each.sum() for each in np.split(token_nats, ends)]).reshape(offered.shape)
-        nats[offered, np.arange(choices)] = sums
+        nats[offered, np.arange(choices)] = _caption_nats(vlm, seen, texts, device)
         tick(len(here))
     best = nats <= nats.min(axis=1, keepdims=True) + TIE
     return best[:, 0] / best.sum(axis=1)
+
+
+def _caption_nats(
+    vlm: VisionLanguageModel,
+    patches: torch.Tensor,
+    captions: Sequence[Sequence[Tokens]],
+    device: str,
+) -> NDArray[np.float64]:
+    """Return the nats of equally many captions about each image, float64 [image, caption]."""
+    each = [caption for some in captions for caption in some]
+    ids = [np.array(caption.input_ids, np.int64) for caption in each]
+    judged = [np.array(caption.supervised, np.bool_) for caption in each]
+    with torch.inference_mode():
+        texts = collate(patches, ids, judged, [len(some) for some in captions]).to(device)
+        token_nats = vlm(texts).double().cpu().numpy()
+    ends = np.cumsum([targets.sum() for targets in judged])[:-1]
+    sums = [nats.sum() for nats in np.split(token_nats, ends)]
+    return np.array(sums).reshape(len(captions), -1)
 
 
 def _fork(first: Sequence[int], second: Sequence[int]) -> tuple[list[int], int, int]:
