@@ -140,7 +140,7 @@ def _positions(recipe: Recipe, prefix: int, captions: int, questions: int) -> fl
     likelihoods = 2 * captions * CAPTION[0] + questions * CONVERSATION[0]
     choices = 2 * asked_images * (prefix + evaluate.choices * CAPTION[0])
     presence = asked_images * (prefix + asked * QUESTION)
-    # Without an image there is nothing to choose.
+    # Under `blind` all images are the same one, and no choice is computed.
     return images + written + CONDITIONS * (likelihoods + presence) + (CONDITIONS - 1) * choices
 
 

@@ -142,7 +142,7 @@ def _evaluate(parts: Parts, counts: Counts) -> float:
     """Return the texts that are written or read under all conditions, each hidden patch one.
 
     A caption is written once for each image and once without one: two conditions show the same
-    images. Without an image there is none to choose.
+    images. Without an image no choice is computed.
     """
     part = parts["evaluate"]
     captions = min(part["images"], counts["test_images"] if counts["test_captions"] else 0)

@@ -161,7 +161,7 @@ def test_a_mixture_goes_through_every_stage_and_each_source_has_scores(
     assert set(statuses(cli.ok("run", "--recipe", str(recipe))).values()) == {"cached"}
 
 
-@pytest.mark.slow  # of two processes: test_materialize.py
+@pytest.mark.slow  # test_materialize.py has two processes at work on one store, too
 def test_two_runs_at_once_make_each_stage_once(
     tiny_store: Path, tiny: Mapping[str, object], tmp_path: Path, prefect_server: Mapping[str, str]
 ) -> None:
