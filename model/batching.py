@@ -9,19 +9,19 @@ as products of another shape round alike.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
+from model.batch_cache import BatchCache, filled
 from model.errors import ModelError
-from model.generation import chooser, left_padded, without_images
-from model.generation_configs import GenerationConfig, GreedyConfig
+from model.generation import left_padded, without_images
+from model.generation_configs import GenerationConfig
 from model.language_parts import body_of
 from model.prefixes import ReadPrefix, behind_prefixes, read_prefix
+from model.token_choice import Chooser, choose, chooser
 from model.vlm import VisionLanguageModel
 
 # Settings of a published language model by which a token's scores depend on the tokens before it.
@@ -73,7 +73,7 @@ class _Row:
     """A text in the batch."""
 
     request: TextRequest
-    draw: Callable[[Tensor], Tensor] | None  # None: greedy
+    choose: Chooser
     written: int = 0
 
 
@@ -91,7 +91,7 @@ class Batcher:
     eos_id: int
     most: int
     _rows: list[_Row] = field(default_factory=list)
-    _cache: DynamicCache | None = None
+    _cache: BatchCache | None = None
     _seen: Tensor | None = None  # which cached positions are no padding, bool [row, position]
     _next: Tensor | None = None  # embeddings of the newest tokens [row, 1, language]
 
@@ -149,7 +149,8 @@ class Batcher:
         seen = torch.where(pictured[:, None], seen, without_images(seen, prompts))
         states = self._read(embeddings, seen, cache)
         _keep_prefixes(requests, embeddings, seen, cache)
-        rows = [self._row(each, embeddings.device) for each in requests]
+        device = embeddings.device
+        rows = [_Row(each, chooser(self.vlm, each.decoding, device)) for each in requests]
         self._add(rows, cache, seen)
         self._write(rows, states)
 
@@ -163,16 +164,11 @@ class Batcher:
             self._next = None
             self._write(self._rows, states)
 
-    def _row(self, request: TextRequest, device: torch.device) -> _Row:
-        if isinstance(request.decoding, GreedyConfig):
-            return _Row(request, None)
-        return _Row(request, chooser(self.vlm, request.decoding, device))
-
     def _read(
         self,
         embeddings: Float[Tensor, "row new language"],
         seen: Bool[Tensor, "row position"],
-        cache: DynamicCache,
+        cache: Cache,
     ) -> Float[Tensor, "row language"]:
         """Return the last hidden state of each row; the cache grows in place."""
         positions = (seen.cumsum(dim=1) - 1).clamp_min(0)[:, -embeddings.shape[1] :]
@@ -188,7 +184,7 @@ class Batcher:
     def _write(self, rows: Sequence[_Row], states: Float[Tensor, "row language"]) -> None:
         """Choose the next token of rows that are the last of the batch; drop those that ended."""
         logits = self.vlm.logits(states)
-        chosen = self._chosen(rows, logits)
+        chosen = choose([row.choose for row in rows], logits)
         goes_on = [
             self._deliver(row, token)
             for row, token in zip(rows, chosen.flatten().tolist(), strict=True)
@@ -197,21 +193,6 @@ class Batcher:
         self._next = made if self._next is None else torch.cat([self._next, made])
         before = len(self._rows) - len(rows)
         self._keep([*range(before), *(before + at for at, on in enumerate(goes_on) if on)])
-
-    def _chosen(
-        self, rows: Sequence[_Row], logits: Float[Tensor, "row word"]
-    ) -> Int[Tensor, "row 1"]:
-        """Choose a token for each row: all greedy ones at once, others by their own draws."""
-        chosen = self._greedy(logits)
-        for at, row in enumerate(rows):
-            if row.draw is not None:
-                chosen[at] = row.draw(logits[at : at + 1])[0]
-        return chosen
-
-    @cached_property
-    def _greedy(self) -> Callable[[Tensor], Tensor]:
-        device = self.vlm.language_model.device
-        return chooser(self.vlm, GreedyConfig(), device)
 
     def _deliver(self, row: _Row, token: int) -> bool:
         """Hand a token over and return whether the text goes on."""
@@ -225,36 +206,30 @@ class Batcher:
     def _add(self, rows: Sequence[_Row], cache: DynamicCache, seen: Tensor) -> None:
         """Put rows behind those of the batch, all padded on the left to the longest."""
         if self._cache is None or self._seen is None:
-            self._cache, self._seen = cache, seen
+            self._cache, self._seen = BatchCache(cache), seen
         else:
+            self._cache.add(cache)
             length = max(self._seen.shape[1], seen.shape[1])
-            # Layer by layer, so that no more than one is in memory twice.
-            for layer, new in zip(_layers(self._cache), _layers(cache), strict=True):
-                layer.keys, layer.values = (
-                    torch.cat([_longer(old, length, 2), _longer(added, length, 2)])
-                    for old, added in ((layer.keys, new.keys), (layer.values, new.values))
-                )
-            self._seen = torch.cat([_longer(each, length, 1) for each in (self._seen, seen)])
+            self._seen = torch.cat([_longer(each, length) for each in (self._seen, seen)])
         self._rows += rows
 
     def _keep(self, places: list[int]) -> None:
         """Keep some rows of the batch, without the padding that all of them have."""
         if len(places) == len(self._rows):
             return
-        self._rows = [self._rows[at] for at in places]
+        order = filled(places)
+        self._rows = [self._rows[at] for at in order]
         if not self._rows:
             self._cache = self._seen = self._next = None
             return
         assert self._cache is not None
         assert self._seen is not None
         assert self._next is not None
-        index = torch.tensor(places, device=self._seen.device)
+        index = torch.tensor(order, device=self._seen.device)
         self._seen, self._next = self._seen[index], self._next[index]
-        start = int(self._seen.any(dim=0).int().argmax())
-        self._seen = self._seen[:, start:]
-        for layer in _layers(self._cache):
-            layer.keys = layer.keys[index, :, start:]
-            layer.values = layer.values[index, :, start:]
+        skipped = int(self._seen.any(dim=0).int().argmax())
+        self._seen = self._seen[:, skipped:]
+        self._cache.keep(order, skipped)
 
 
 def _keep_prefixes(
@@ -275,12 +250,6 @@ def _keep_prefixes(
             request.keep(prefix)
 
 
-def _layers(cache: DynamicCache) -> list[Any]:
-    """Return the layers, each with keys and values [row, head, position, width]."""
-    return cache.layers
-
-
-def _longer(values: Tensor, length: int, dim: int) -> Tensor:
-    """Return values with zeros in front, so that a dimension has this length."""
-    missing = length - values.shape[dim]
-    return nn.functional.pad(values, (*(0, 0) * (values.ndim - 1 - dim), missing, 0))
+def _longer(seen: Bool[Tensor, "row position"], length: int) -> Bool[Tensor, "row longer"]:
+    """Return a mask with padding in front, so that it has this length."""
+    return nn.functional.pad(seen, (length - seen.shape[1], 0))

@@ -11,19 +11,15 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, GenerationMixin, LogitsProcessorList
-from transformers.generation import (
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, GenerationMixin
 
 from model.errors import ModelError
 from model.generation_configs import BeamConfig, GenerationConfig, TopPConfig
 from model.prompt import IMAGE
+from model.token_choice import chooser
 from model.vlm import VisionLanguageModel
 
 
@@ -143,44 +139,6 @@ def _stream_tokens(
                 return
             yield int(token.item())
             attention = nn.functional.pad(attention, (0, 1), value=True)
-
-
-def _drawn(scores: Float[Tensor, "1 word"], generator: torch.Generator) -> Int[Tensor, "1 1"]:
-    """Draw a word with the probability that its score gives it.
-
-    `torch.multinomial` makes a random number for each word of the vocabulary, which takes longer
-    than a small language model; this makes one.
-    """
-    sums = scores.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    # float32 is below 1 by so much that its product is below the last sum.
-    point = torch.rand(1, 1, generator=generator, device=scores.device) * sums[:, -1:]
-    return torch.searchsorted(sums, point, right=True)
-
-
-def chooser(
-    vlm: VisionLanguageModel, decoding: GenerationConfig, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """A function from logits [1, word] to the chosen token [1, 1]; without beams."""
-    settings = vlm.language_model.generation_config
-    suppressed = settings.suppress_tokens if settings is not None else None
-    # The classes and the order of transformers' own generation.
-    steps = LogitsProcessorList()
-    if suppressed:
-        steps.append(SuppressTokensLogitsProcessor(suppressed, str(device)))
-    if isinstance(decoding, TopPConfig):
-        steps.append(TemperatureLogitsWarper(decoding.temperature))
-        if decoding.top_p < 1:  # all words: nothing to sort
-            steps.append(TopPLogitsWarper(decoding.top_p))
-        generator = torch.Generator(device).manual_seed(decoding.seed)
-    no_ids = torch.LongTensor(1, 0)  # these processors look at the scores only
-
-    def choose(logits: Tensor) -> Tensor:
-        scores = steps(no_ids, logits)
-        if not isinstance(decoding, TopPConfig):
-            return scores.argmax(dim=-1, keepdim=True)
-        return _drawn(scores, generator)
-
-    return choose
 
 
 def left_padded(

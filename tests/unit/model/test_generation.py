@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import DynamicCache, PhiConfig, PhiForCausalLM
 
 from model.errors import ModelError
-from model.generation import Generated, chooser, generate, stream
+from model.generation import Generated, generate, stream
 from model.generation_configs import BeamConfig, GenerationConfig, GreedyConfig, TopPConfig
 from model.projectors import MixtureConfig
+from model.token_choice import choose, chooser
 from model.vlm import VisionLanguageModel, build_vlm
 
 VISION, PATCHES, VOCABULARY, EOS = 12, 4, 97, 7
@@ -174,6 +175,24 @@ def test_words_are_drawn_as_often_as_they_are_likely() -> None:
     expected = (logits[0] / 2).softmax(dim=0)
     assert torch.equal(shares > 0, expected > 0)
     assert (shares - expected).abs().max() < 0.01  # three standard deviations
+
+
+def test_rows_chosen_together_choose_as_alone() -> None:
+    vlm, device = tiny_vlm(), torch.device("cpu")
+    vlm.language_model.generation_config.suppress_tokens = SUPPRESSED
+    seeded = TopPConfig(top_p=1.0, temperature=0.7, seed=0)
+    kinds = [
+        *(seeded.model_copy(update={"seed": seed}) for seed in range(20)),
+        GREEDY,
+        TOP_P,
+        GREEDY,
+    ]
+    logits = torch.randn(len(kinds), 40, generator=torch.Generator().manual_seed(0))
+    together, alone = ([chooser(vlm, kind, device) for kind in kinds] for _ in range(2))
+    for _ in range(3):  # a generator goes on
+        expected = torch.cat([each(row[None]) for each, row in zip(alone, logits, strict=True)])
+        assert torch.equal(choose(together, logits), expected)
+    assert len(set(expected[:20].flatten().tolist())) > 1
 
 
 def test_the_nucleus_is_not_cut_by_a_default_top_k() -> None:
