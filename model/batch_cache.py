@@ -13,14 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-SPARE = 32  # positions for which room is made at a time
+SPARE = 16  # positions for which room is made at a time
 
 
 class BatchCache(Cache):
     """The cache of a batch; all rows end at the same position, short ones are padded in front.
 
     Args:
-        first: The cache that the first texts have left.
+        first: The cache that the first texts have left; its tensors are taken over.
     """
 
     def __init__(self, first: Cache) -> None:
@@ -83,8 +83,9 @@ class _RoomyLayer(DynamicLayer):
         """Put rows behind the others, all padded with zeros in front to the longest."""
         if not self._rooms:
             self.lazy_initialization(keys, values)
-            self._rooms = [each.new_empty(0, *each.shape[1:]) for each in (keys, values)]
-            self._end = keys.shape[2]
+            self._rooms = [keys, values]
+            self._show(len(keys), 0, keys.shape[2])
+            return
         rows, length = self._rows + len(keys), keys.shape[2]
         self._make_room(rows, before=max(0, length - (self._end - self._start)), after=0)
         start = min(self._start, self._end - length)

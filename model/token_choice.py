@@ -64,7 +64,10 @@ def choose(choosers: Sequence[Chooser], logits: Float[Tensor, "row word"]) -> In
     for alike in kinds.values():
         for start in range(0, len(alike), _ROWS):
             rows = alike[start : start + _ROWS]
-            chosen[rows] = _choose_alike([choosers[row] for row in rows], logits[rows])
+            first, end = rows[0], rows[-1] + 1
+            # Without a copy where they are neighbours.
+            some = logits[first:end] if end - first == len(rows) else logits[rows]
+            chosen[rows] = _choose_alike([choosers[row] for row in rows], some)
     return chosen
 
 

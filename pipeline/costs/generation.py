@@ -24,6 +24,7 @@ from pipeline.recipe.recipe import Recipe
 
 CONDITIONS = 3  # the own image, another one, none
 POINTED = 2  # of them, those under which patch importance is measured
+SPARE = 16  # positions for which a batch has room beside those of its texts
 NEGATIVES = 3  # sets of absent objects, in questions about presence
 QUESTION = CONVERSATION[0] - CONVERSATION[1]  # mean tokens of the questions
 
@@ -75,7 +76,7 @@ class Writing:
     @property
     def cache(self) -> int:
         """Bytes of the keys and values of full rows."""
-        return self.kept(self.rows * (self.prefix_tokens + self.prompt + self.new))
+        return self.kept(self.rows * (self.prefix_tokens + self.prompt + self.new + SPARE))
 
     def kept(self, positions: float) -> int:
         """Return the bytes of the keys and values of so many positions."""
@@ -178,7 +179,7 @@ def writing_memory(writing: Writing) -> Memory:
     last += (4 + 2 * writing.half) * language.vocabulary * writing.rows
     # The prompt, while the cache has no new token yet; with a mask, as prompts are padded.
     prompt = writing.rows * length * (inside + length)
-    prompt -= writing.cache * writing.new // (length + writing.new)
+    prompt -= writing.cache - writing.kept(writing.rows * length)
     reading = 0
     if writing.read:
         texts = writing.rows * writing.read

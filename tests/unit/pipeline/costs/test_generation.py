@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from flows.commands.hardware import Device, writing_rows
+from model import batch_cache
 from model.language_table import LANGUAGE_MODELS
 from model.projector_costs import projector_costs
-from pipeline.costs.generation import Writing, most_rows, writing_memory, writings
+from pipeline.costs.generation import SPARE, Writing, most_rows, writing_memory, writings
 from pipeline.evaluation.conditions import Shown
 from pipeline.evaluation.likelihood import likelihood
 from pipeline.evaluation.tasks import Task
@@ -64,6 +65,7 @@ def test_the_planned_memory_is_that_of_measured_writing(
     write()
     need = writing_memory(planned)
     assert need.activations + need.transient == pytest.approx(peak_allocated(write), rel=TOLERANCE)
+    assert SPARE == batch_cache.SPARE
 
 
 def shown_images(folder: Path, count: int) -> Shown:
