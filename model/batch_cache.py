@@ -9,7 +9,8 @@ there, no length has to be known before.
 from collections.abc import Sequence
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -40,8 +41,11 @@ class BatchCache(Cache):
             skipped: Positions to drop.
         """
         moved = [place for place, row in enumerate(order) if place != row]
+        pairs = torch.tensor([moved, [order[place] for place in moved]], dtype=torch.long)
+        # To the device once, not once a layer.
+        places, rows = pairs.to(_layers(self)[0].keys.device)
         for layer in _layers(self):
-            layer.keep(moved, [order[place] for place in moved], len(order), skipped)
+            layer.keep(places, rows, len(order), skipped)
 
 
 def filled(kept: Sequence[int]) -> list[int]:
@@ -95,13 +99,19 @@ class _RoomyLayer(DynamicLayer):
             room[self._rows : rows, :, self._end - length : self._end] = states
         self._show(rows, start, self._end)
 
-    def keep(self, places: Sequence[int], movers: Sequence[int], rows: int, skipped: int) -> None:
+    def keep(
+        self,
+        places: Int64[Tensor, " moved"],
+        movers: Int64[Tensor, " moved"],
+        rows: int,
+        skipped: int,
+    ) -> None:
         """Move rows to other places, and show the first `rows` without the first positions."""
         start = self._start + skipped
-        if places:
+        if len(places):
             window = slice(start, self._end)
             for room in self._rooms:
-                room[list(places), :, window] = room[list(movers), :, window]
+                room[places, :, window] = room[movers, :, window]
         self._show(rows, start, self._end)
 
     def _show(self, rows: int, start: int, end: int) -> tuple[Tensor, Tensor]:
