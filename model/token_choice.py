@@ -62,8 +62,10 @@ def choose(choosers: Sequence[Chooser], logits: Float[Tensor, "row word"]) -> In
         kinds.setdefault(each.kind, []).append(row)
     chosen = torch.empty(len(choosers), 1, dtype=torch.long, device=logits.device)
     for alike in kinds.values():
-        for start in range(0, len(alike), _ROWS):
-            rows = alike[start : start + _ROWS]
+        # Only draws need more memory than the scores take.
+        size = _ROWS if choosers[alike[0]].generator else len(alike)
+        for start in range(0, len(alike), size):
+            rows = alike[start : start + size]
             first, end = rows[0], rows[-1] + 1
             # Without a copy where they are neighbours.
             some = logits[first:end] if end - first == len(rows) else logits[rows]
