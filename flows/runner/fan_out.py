@@ -18,7 +18,8 @@ from pipeline.errors import PipelineError
 
 LOST_WORKERS = 3  # workers that one job may lose before it is given up
 LOST_SCHEDULERS = 3  # schedulers that one stage may lose
-TRIM = "MALLOC_TRIM_THRESHOLD_"  # glibc's variable, which Dask sets for its workers
+# Variables of glibc: Dask sets the first for its workers.
+TRIM, ARENAS = "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX"
 
 
 def fan_out(task_runner: str) -> FanOut | None:
@@ -76,13 +77,14 @@ def local_cluster(workers: int) -> Generator[Any]:
 
     Dask has each process give freed memory back to the system at once. Then every forward pass gets
     its memory page by page anew: with ViT-B/32 on a CPU an image took 119 ms of processor, without
-    it 94 (docs/performance.md).
+    it 94 (docs/performance.md). A job runs in a thread, and glibc keeps large blocks for the main
+    thread only, unless all share one arena.
     """
     from dask import config
     from distributed import LocalCluster
 
     name = "distributed.nanny.pre-spawn-environ"
-    kept = {key: value for key, value in config.get(name).items() if key != TRIM}
+    kept = {key: value for key, value in config.get(name).items() if key != TRIM} | {ARENAS: 1}
     with (
         config.set({name: kept}),
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,

@@ -27,6 +27,7 @@ from PIL import Image
 from model.decoding import decode_image
 from model.encoder import PatchEncoder
 from pipeline.data.stored_images import NO_LIMIT
+from pipeline.engine.kept_memory import kept_memory
 from pipeline.errors import PipelineError
 from pipeline.features.known_rows import KnownRow, read_known
 from storage.features.shards import ShardRows, publish_shard
@@ -100,6 +101,7 @@ def make_shards(
     """
     encoder = open_encoder(extraction)
     with ExitStack() as stack:
+        stack.enter_context(kept_memory(extraction.device))
         decoders = stack.enter_context(ThreadPoolExecutor(decoding_threads(extraction)))
         writer = stack.enter_context(ThreadPoolExecutor(1))
         wanted = [job.files[job.rows[at]["sha256"]] for job in jobs for at in job.missing]

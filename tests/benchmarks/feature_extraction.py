@@ -36,6 +36,7 @@ import torch
 from model.decoding import decode_image
 from model.encoder import PatchEncoder
 from pipeline.data.stored_images import NO_LIMIT
+from pipeline.engine.kept_memory import kept_memory
 from pipeline.features.extraction import make_shards, open_encoder
 from storage.features.shards import verify_shard
 from tests.benchmarks.helpers.extraction_inputs import Inputs, add_options
@@ -174,7 +175,8 @@ def bare(inputs: Inputs, folder: Path, precision: str) -> Took:
             encoded = encoder.encode(pixels[: given.images - start])
         encoded.pooled.cpu()  # waits until a GPU has done all of it
 
-    return timed(forward, given.images)
+    with kept_memory(given.device):  # as `make_shards` does: the limit has it, too
+        return timed(forward, given.images)
 
 
 def main() -> None:

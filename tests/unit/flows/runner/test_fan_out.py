@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.runner.fan_out import TRIM, fan_out, local_cluster
+from flows.runner.fan_out import ARENAS, TRIM, fan_out, local_cluster
 from pipeline.engine.stage import FanOut
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
@@ -30,9 +30,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::Depr
 
 def test_workers_keep_memory_that_they_use_again() -> None:
     with local_cluster(1) as cluster, distributed.Client(cluster) as client:
-        (found,) = client.run(os.environ.get, TRIM).values()
+        (trim,) = client.run(os.environ.get, TRIM).values()
+        (arenas,) = client.run(os.environ.get, ARENAS).values()
         (threads,) = client.run(os.environ.get, "OMP_NUM_THREADS").values()
-    assert (found, threads) == (None, "1")
+    assert (trim, arenas, threads) == (None, "1", "1")
 
 
 def dying(function: Callable[[Any], int], folder: Path, job: Any) -> int:
