@@ -16,7 +16,7 @@ def kept_memory(device: str) -> Generator[None]:
 
     glibc gives blocks above 32 MiB back to the system as soon as they are freed, and each page of
     the next one is a page fault: of the processor's time a fifth for ViT-B/32 with batches of 128,
-    and half for a convolutional encoder, whose first layers are large (docs/performance.md). Here
+    and more for a convolutional encoder, whose first layers are large (docs/performance.md). Here
     they are kept, and given back at the end. That takes more memory, for pieces that are not used
     again at once. Other threads than the main one keep theirs only where all share one arena.
 
